@@ -1,0 +1,58 @@
+# Every target sets itself up: a plain clone and Python 3.11 or newer are enough.
+#   make demo       the first picture
+#   make test       what the README says: default tests and doctests
+#   make test-all   slow tests and benchmarks' checks too
+#   make lint       ruff and mypy
+#   make bench      side by side with peers
+#   make clean      remove everything that these made
+# Another interpreter: make test PYTHON=python3.12 (after make clean)
+
+.DEFAULT_GOAL := test
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: demo test test-all lint bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
+
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3 python; do \
+	"$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
+endif
+
+demo: $(VENV)/.ready-demo
+	$(BIN)/python demo/run.py
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer, with venv, is needed and was not found."; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is older than Python 3.11."; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# .ready-demo holds the extra named demo, and so on; each is renewed when the project's requirements change.
+$(VENV)/.ready-%: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "Installing ppl_ext[$*] into $(VENV); the first time takes a minute or two"
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[$*]"
+	@touch $@

@@ -1,0 +1,47 @@
+"""Inference for NumPyro programs: effect handlers and program transformations that compose."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ppl_ext.density import LogDensity, log_mean_exp
+
+# Imported here and not lazily: loading the module ppl_ext.expectation would otherwise hide the function of that name.
+from ppl_ext.expectation import expectation, objective, replicate
+from ppl_ext.program import Draw, Program, log_density, simulate
+
+if TYPE_CHECKING:
+    from ppl_ext import diagnostics, errors, gradients, handlers, infer, objectives
+    from ppl_ext.result import to_arviz
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Draw",
+    "LogDensity",
+    "Program",
+    "diagnostics",
+    "errors",
+    "expectation",
+    "gradients",
+    "handlers",
+    "infer",
+    "log_density",
+    "log_mean_exp",
+    "objective",
+    "objectives",
+    "replicate",
+    "simulate",
+    "to_arviz",
+]
+
+
+def __getattr__(name: str):
+    if name == "to_arviz":  # ArviZ takes seconds to import
+        return import_module("ppl_ext.result").to_arviz
+    if name in __all__:
+        return import_module(f"ppl_ext.{name}")
+    raise AttributeError(f"module 'ppl_ext' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

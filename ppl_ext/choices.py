@@ -1,0 +1,255 @@
+"""One run of a program inside an expectation: who draws each random site, with which key, and what is kept of it.
+
+:class:`Run` is the Messenger that an expectation opens. It draws the sites (so that a rerun with the same key repeats them), marks or
+imposes those whose gradient is not pathwise, and keeps their unscaled, unmasked log probabilities. Subsampling plates draw the same
+indices in every particle and in model and guide alike: the key is made from the plate's name.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.handlers import block
+from numpyro.primitives import _PYRO_STACK, Messenger, prng_key
+
+from ppl_ext.credit import mark
+from ppl_ext.density import LogDensity
+from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
+from ppl_ext.gradients import Constant, Enumerate, Reparameterize, ScoreFunction, Strategy, as_strategy
+from ppl_ext.program import run_in_scan_body, scan_length
+
+AUTOMATIC_SUPPORT = 64  # by default larger supports are not enumerated, nor is a joint of more lanes than this
+
+
+class Choice(NamedTuple):
+    """A random site whose gradient is not pathwise, as one run met it."""
+
+    id: str
+    name: str
+    strategy: Strategy
+    automatic: bool  # nobody chose the strategy, so enumeration may be replaced by the score function
+    support_size: int  # 0 if not to be enumerated
+    node: str | None  # the outermost ``replicate`` around it
+    num_nodes: int  # how many replicates are around it: leading axes of log_prob
+
+
+class Run(Messenger):
+    """See the module; ``forced`` maps a choice's id to indices into its support, ``outputs`` a replicate's id to what it shall return."""
+
+    brings_keys = True
+
+    def __init__(self, key, plate_key, *, forced=None, outputs=None, tracing=False, path="", nodes=()):
+        super().__init__()
+        self.key, self.plate_key = key, plate_key
+        self.forced = {} if forced is None else forced
+        self.outputs = {} if outputs is None else outputs
+        self.tracing, self.path, self.nodes = tracing, path, nodes
+        self.choices: list[Choice] = []
+        self.log_probs: dict[str, jax.Array] = {}
+        self.replicates: dict[str, Any] = {}
+        self.mutable: dict[str, Any] = {}
+        self.pending: dict[str, tuple] = {}
+        self.counts: dict[str, int] = {}
+        self.num_keys = 0
+
+    def next_key(self):
+        self.num_keys += 1
+        return random.fold_in(self.key, self.num_keys)
+
+    def unique(self, name: str) -> str:
+        n = self.counts[name] = self.counts.get(name, 0) + 1
+        return self.path + (name if n == 1 else f"{name}#{n}")
+
+    def process_message(self, msg):
+        kind = msg["type"]
+        if kind == "sample":
+            if msg.get("_control_flow_done"):
+                self._after_scan(msg)
+            elif msg["value"] is None and not msg["is_observed"]:
+                key = msg["kwargs"]["rng_key"]
+                self.draw(msg, self.unique(msg["name"]), self.next_key() if key is None else key, self.forced)
+        elif kind == "plate" and msg["value"] is None:
+            msg["value"] = msg["fn"](*msg["args"], rng_key=random.fold_in(self.plate_key, zlib.crc32(msg["name"].encode())))
+        elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:  # the key of a scan's step wins: this one is the same at all steps
+            msg["kwargs"]["rng_key"] = self.next_key()
+        elif kind == "control_flow" and not msg.get("_ppl_ext_run"):
+            self._control_flow(msg)
+        elif kind == "mutable" and msg["name"] in self.mutable:
+            value = self.mutable[msg["name"]]
+            msg["value"] = value.copy() if isinstance(value, dict) else value
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "mutable":
+            self.mutable[msg["name"]] = msg["value"]
+
+    def draw(self, msg, id, key, forced) -> None:
+        """Give a site its value, and keep what its gradient needs."""
+        fn, sample_shape = msg["fn"], msg["kwargs"]["sample_shape"]
+        strategy, automatic, support = _resolve(msg)
+        if isinstance(strategy, Reparameterize):
+            msg["value"], msg["intermediates"] = fn(rng_key=key, sample_shape=sample_shape, sample_intermediates=True)
+            return
+        if isinstance(strategy, Constant):
+            msg["value"] = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
+            return
+        batch_ndim = len(sample_shape) + len(fn.batch_shape)
+        if id in forced and support is not None:
+            value = jnp.take(support.reshape(support.shape[:1] + fn.event_shape), forced[id], axis=0)
+        else:
+            value = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
+        msg["value"] = mark(value, id, batch_ndim) if self.tracing else value
+        msg["intermediates"] = []
+        size = 0 if support is None else support.shape[0]
+        choice = Choice(id, msg["name"], strategy, automatic, size, self.nodes[0] if self.nodes else None, len(self.nodes))
+        if msg["infer"].get("_ppl_ext_body"):  # in a scan's body; its log probability comes with the stacked site
+            self.pending[id] = (choice,)
+            msg["infer"] = {**msg["infer"], "_ppl_ext_id": id}
+        else:
+            self._keep(choice, unmasked(fn).log_prob(value))
+
+    def _keep(self, choice: Choice, log_prob) -> None:
+        self.choices.append(choice)
+        self.log_probs[choice.id] = log_prob
+
+    def _after_scan(self, msg) -> None:
+        id = msg["infer"].get("_ppl_ext_id")
+        if id in self.pending and not msg["is_observed"]:
+            (choice,) = self.pending.pop(id)
+            self._keep(choice, unmasked(msg["fn"]).log_prob(msg["value"]))
+
+    def _control_flow(self, msg) -> None:
+        msg["_ppl_ext_run"] = True  # runs of enclosing expectations leave it alone
+        prefix = self.unique("scan") + "/"
+        if msg["kwargs"].get("rng_key") is None:
+            msg["kwargs"]["rng_key"] = self.next_key()
+        forced = {i: v for i, v in self.forced.items() if i.startswith(prefix)}
+        if forced and scan_length(msg) is None:
+            run_in_scan_body(msg, lambda _: _Body(self, prefix, forced))
+        else:
+            run_in_scan_body(msg, lambda slices: _Body(self, prefix, slices), forced)
+
+    def replicate(self, fn: Callable, num: int, vectorize: bool):
+        node = self.unique("replicate")
+        if node in self.outputs:
+            return self.outputs[node]
+        key = self.next_key()
+        keys = key[None] if num == 1 else random.split(key, num)
+        forced = {i: v for i, v in self.forced.items() if i.startswith(node + "/")}
+        kept: list[Choice] = []
+
+        def body(key, forced):
+            inner = Run(key, self.plate_key, forced=forced, tracing=self.tracing, path=node + "/", nodes=(*self.nodes, node))
+            inner.mutable = dict(self.mutable)
+            with inner:
+                out = fn()
+            kept[:] = inner.choices
+            return out, inner.log_probs, inner.mutable
+
+        if self.tracing or not vectorize:  # without a carry, a scan shows the data flow that particles are independent
+            out, log_probs, mutable = lax.map(lambda args: body(*args), (keys, forced))
+        elif num == 1:
+            single = body(keys[0], jax.tree.map(lambda x: x[0], forced))
+            out, log_probs, mutable = jax.tree.map(lambda x: jnp.asarray(x)[None], single)
+        else:
+            out, log_probs, mutable = jax.vmap(body)(keys, forced)
+        self.choices += kept
+        self.log_probs |= log_probs
+        self.mutable = jax.tree.map(lambda x: x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], mutable)
+        out = _with_particle_axis(out)
+        self.replicates[node] = out
+        return out
+
+
+class _Body(Messenger):
+    """A :class:`Run` inside the body of a scan, where a site's key comes from the scan."""
+
+    def __init__(self, run: Run, prefix: str, forced):
+        super().__init__()
+        self.run, self.prefix, self.forced = run, prefix, forced
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            raise StrategyError("A scan inside a scan is not supported by NumPyro; move the inner loop into jax.lax.scan without sites.")
+        if msg["type"] == "plate" and msg["value"] is None:
+            self.run.process_message(msg)
+        elif msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
+            key = msg["kwargs"]["rng_key"]
+            msg["infer"] = {**msg["infer"], "_ppl_ext_body": True}
+            self.run.draw(msg, self.prefix + msg["name"], prng_key() if key is None else key, self.forced)
+
+
+def _with_particle_axis(out):
+    def add_axis(x):
+        return LogDensity(x.terms, x.labels, x.batch_ndim + 1) if isinstance(x, LogDensity) else x
+
+    return jax.tree.map(add_axis, out, is_leaf=lambda x: isinstance(x, LogDensity))
+
+
+def unmasked(fn):
+    """The law that a site is really drawn from: masks hide terms of a density, they do not change the draw."""
+    if type(fn).__name__ == "MaskedDistribution":
+        return unmasked(fn.base_dist)
+    if type(fn).__name__ == "ExpandedDistribution":
+        return unmasked(fn.base_dist).expand(fn.batch_shape)
+    return fn
+
+
+def _resolve(msg) -> tuple[Strategy, bool, jax.Array | None]:
+    """The strategy of a site (handler, then annotation, then default) and its support if it is to be enumerated."""
+    fn, name, spec = msg["fn"], msg["name"], msg["infer"].get("gradient")
+    if spec is not None:
+        strategy = as_strategy(spec, name)
+        strategy.check(name, fn)
+        return strategy, False, _support(fn, name) if isinstance(strategy, Enumerate) else None
+    if Reparameterize.serves(fn):
+        return Reparameterize(), True, None
+    if Enumerate.serves(fn):
+        try:
+            support = _support(fn, name)
+        except StrategyError:
+            return ScoreFunction(), True, None
+        if support.shape[0] <= AUTOMATIC_SUPPORT:
+            return Enumerate(), True, support
+    return ScoreFunction(), True, None
+
+
+def _support(fn, name: str) -> jax.Array:
+    try:
+        return fn.enumerate_support(expand=False)
+    except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise StrategyError(
+            f"Site '{name}' cannot be enumerated: the size of its support is not the same known number for every element ({error}). "
+            "Use 'score', or make its total_count a Python integer."
+        ) from error
+
+
+def current_run() -> Run:
+    """The innermost expectation that is being evaluated."""
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, Run):
+            return handler
+        if isinstance(handler, block) and handler.hide_fn({"type": "sample", "name": ""}):
+            break
+    raise HandlerError("replicate works inside an objective or an expectation only: wrap the function in ppl_ext.expectation(...).")
+
+
+def replicate(fn: Callable, num_particles: int, *, vectorize: bool = True):
+    r"""Run ``fn`` independently ``num_particles`` times and stack what it returns along a new first axis.
+
+    :param fn: a function without arguments, with :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` or NumPyro sites inside.
+    :param num_particles: at least 1.
+    :param vectorize: by ``vmap`` (default), or one after another to save memory.
+    :return: ``fn``'s output with a leading axis; a :class:`~ppl_ext.density.LogDensity` over particles if it returns one.
+    :raises HandlerError: outside an expectation.
+
+    >>> import jax, ppl_ext, numpyro, numpyro.distributions as dist
+    >>> mean = ppl_ext.expectation(lambda: replicate(lambda: numpyro.sample("z", dist.Normal(3.0, 0.1)), 500).mean())
+    >>> bool(abs(mean.value(jax.random.key(0)) - 3.0) < 0.1)
+    True
+    """
+    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
+        raise ArgumentError(f"num_particles must be a positive integer, got {num_particles!r}.")
+    return current_run().replicate(fn, num_particles, vectorize)

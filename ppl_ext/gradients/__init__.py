@@ -1,0 +1,49 @@
+"""How one site's gradient is estimated, one strategy a file.
+
+=================== ============ ===================================== ===================================
+strategy            short form   serves                                note
+=================== ============ ===================================== ===================================
+``Reparameterize``  "reparam"    differentiable samplers               default where it serves
+``Enumerate``       "enumerate"  finite discrete                       default for few joint assignments
+``ScoreFunction``   "score"      everything with a density             default otherwise, leave-one-out
+``Constant``        (none)       everything                            the law is held fixed: on purpose only
+=================== ============ ===================================== ===================================
+"""
+
+from numpyro.distributions import Distribution
+
+from ppl_ext.errors import StrategyError
+from ppl_ext.gradients.constant import Constant
+from ppl_ext.gradients.enumerate import Enumerate
+from ppl_ext.gradients.reparameterize import Reparameterize
+from ppl_ext.gradients.score_function import LeaveOneOut, ScoreFunction
+from ppl_ext.gradients.strategy import Strategy
+
+__all__ = ["SHORT_FORMS", "Constant", "Enumerate", "LeaveOneOut", "Reparameterize", "ScoreFunction", "Strategy", "as_strategy", "available"]
+
+SHORT_FORMS: dict[str, Strategy] = {"reparam": Reparameterize(), "score": ScoreFunction(), "enumerate": Enumerate()}
+
+
+def as_strategy(spec, site: str) -> Strategy:
+    """A strategy from itself or its short form; ``site`` names where it stands, for the error.
+
+    >>> as_strategy("enumerate", "z")
+    Enumerate(max_lanes=4096)
+    """
+    if isinstance(spec, Strategy):
+        return spec
+    if isinstance(spec, str) and spec in SHORT_FORMS:
+        return SHORT_FORMS[spec]
+    if isinstance(spec, type) and issubclass(spec, Strategy):
+        raise StrategyError(f"The gradient strategy of '{site}' is a class; give an instance: {spec.__name__}().")
+    raise StrategyError(f"Unknown gradient strategy {spec!r} for '{site}'. Known: {', '.join(map(repr, SHORT_FORMS))}, or a Strategy.")
+
+
+def available(fn: Distribution) -> list[str]:
+    """Short forms of the strategies that can serve a distribution.
+
+    >>> import numpyro.distributions as dist
+    >>> available(dist.Poisson(1.0))
+    ["'score'"]
+    """
+    return [repr(name) for name, strategy in SHORT_FORMS.items() if strategy.serves(fn)]

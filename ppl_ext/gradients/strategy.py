@@ -1,0 +1,30 @@
+"""What a gradient strategy is: a value that says how the gradient through one random site is estimated."""
+
+from abc import ABC, abstractmethod
+
+from numpyro.distributions import Distribution
+
+from ppl_ext.errors import StrategyError
+
+
+class Strategy(ABC):
+    """Immutable, hashable and comparable, so that it can stand in ``infer={"gradient": ...}`` and pass through ``jit`` as a constant."""
+
+    @staticmethod
+    @abstractmethod
+    def serves(fn: Distribution) -> bool:
+        """Whether the mathematics allows this strategy for draws of ``fn``."""
+
+    def check(self, name: str, fn: Distribution) -> None:
+        """Raise :class:`~ppl_ext.errors.StrategyError`, naming the site and what would serve it."""
+        if not self.serves(fn):
+            kind = type(unwrapped(fn)).__name__
+            others = ", ".join(cls.__name__ for cls in Strategy.__subclasses__() if cls.serves(fn))
+            raise StrategyError(f"{self!r} cannot serve site '{name}' ({kind}). Strategies that can: {others}.")
+
+
+def unwrapped(fn: Distribution) -> Distribution:
+    """The distribution below masks and expansions, for its type and properties."""
+    while hasattr(fn, "base_dist") and type(fn).__name__ in ("MaskedDistribution", "ExpandedDistribution", "Independent"):
+        fn = fn.base_dist
+    return fn

@@ -1,0 +1,70 @@
+"""Choose the gradient strategy of sites by name pattern."""
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import equinox as eqx
+from numpyro.primitives import Messenger
+
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.gradients import Strategy, as_strategy
+from ppl_ext.handlers.handler import Handler
+from ppl_ext.program import run_in_scan_body
+
+
+class gradient(Handler):
+    """A program whose sites matching a pattern use the given gradient strategy.
+
+    It wins over ``infer={"gradient": ...}`` on the site, and an outer ``gradient`` over an inner one. Among the patterns of one handler the
+    first match counts. Patterns are those of a shell: ``*``, ``?`` and ``[...]``. Sites inside ``scan`` and ``cond`` are reached.
+
+    :param program: a NumPyro program, usually the guide.
+    :param strategies: dict from pattern to a strategy or its short form (see :mod:`ppl_ext.gradients`).
+    :raises ModelError: when the program runs and a pattern matches none of its latent sites.
+    :raises StrategyError: if a short form is unknown.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> guide = lambda: numpyro.sample("z", dist.Bernoulli(0.3))
+    >>> guide = gradient(guide, {"z*": "enumerate"})
+    """
+
+    program: Callable
+    strategies: tuple[tuple[str, Strategy], ...] = eqx.field(static=True)
+
+    def __init__(self, program: Callable, strategies: dict):
+        if not isinstance(strategies, dict):
+            raise ArgumentTypeError(f"strategies must be a dict from name pattern to strategy, got {type(strategies).__name__}.")
+        if not strategies:
+            raise ArgumentError("strategies is empty; give at least one pattern, such as {'z*': 'score'}.")
+        self.program = program
+        self.strategies = tuple((str(pattern), as_strategy(s, pattern)) for pattern, s in strategies.items())
+
+    def messenger(self) -> Messenger:
+        return _Annotate(self.strategies, set(), set())
+
+    def __call__(self, *args, **kwargs):
+        messenger = self.messenger()
+        with messenger:
+            output = self.program(*args, **kwargs)
+        for pattern, _ in self.strategies:
+            if pattern not in messenger.matched:
+                sites = ", ".join(f"'{s}'" for s in sorted(messenger.seen)) or "none"
+                raise ModelError(f"gradient: the pattern '{pattern}' matches no latent site. Latent sites: {sites}.")
+        return output
+
+
+class _Annotate(Messenger):
+    def __init__(self, strategies, matched: set[str], seen: set[str]):
+        super().__init__()
+        self.strategies, self.matched, self.seen = strategies, matched, seen
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            run_in_scan_body(msg, lambda _: _Annotate(self.strategies, self.matched, self.seen))
+        elif msg["type"] == "sample" and not msg["is_observed"]:
+            name = msg["name"]
+            self.seen.add(name)
+            hits = [(pattern, s) for pattern, s in self.strategies if fnmatchcase(name, pattern)]
+            self.matched.update(pattern for pattern, _ in hits)
+            if hits:
+                msg["infer"] = {**msg["infer"], "gradient": hits[0][1]}

@@ -1,0 +1,31 @@
+"""What a handler is here: an immutable value around a program, which opens a fresh NumPyro Messenger at each call.
+
+A Messenger opened with ``with`` lives on a global stack that a JIT cache cannot see. A value can be passed through ``jit``, ``vmap`` and
+``grad`` instead: its arrays are leaves, and it retraces only when its structure changes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+from numpyro.primitives import Messenger
+
+from ppl_ext.errors import ArgumentTypeError
+
+
+class Handler(eqx.Module):
+    """A program under an effect; it is again a program, and nests with NumPyro's handlers in both directions."""
+
+    program: Callable
+
+    def __check_init__(self):
+        if not callable(self.program):
+            raise ArgumentTypeError(f"{type(self).__name__} wraps a program (a callable), got {type(self.program).__name__}.")
+
+    @abstractmethod
+    def messenger(self) -> Messenger:
+        """A fresh Messenger with this handler's effect."""
+
+    def __call__(self, *args, **kwargs):
+        with self.messenger():
+            return self.program(*args, **kwargs)

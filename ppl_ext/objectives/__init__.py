@@ -1,0 +1,20 @@
+"""Variational objectives, each a short program to read against its formula, each a ``numpyro.infer.elbo.ELBO``.
+
+================= ====================================== ============================== =========================================
+objective         expectation of                         bound of                       when
+================= ====================================== ============================== =========================================
+``ELBO``          log p(y, z) − log q(z)                 log evidence, from below       the default
+``IWELBO``        log mean exp of K log weights          log evidence, from below       a tighter bound, a wider guide
+``Renyi``         the same to the power 1 − α            log evidence, from below for   between the two
+                                                         0 ≤ α < 1
+``ForwardKL``     minus KL(p(z | y) ‖ q), estimated      none                           a guide that covers all modes, discrete
+                                                                                        sites
+================= ====================================== ============================== =========================================
+"""
+
+from ppl_ext.objectives.elbo import ELBO
+from ppl_ext.objectives.forward_kl import ForwardKL
+from ppl_ext.objectives.importance_weighted import IWELBO
+from ppl_ext.objectives.renyi import Renyi
+
+__all__ = ["ELBO", "ForwardKL", "IWELBO", "Renyi"]

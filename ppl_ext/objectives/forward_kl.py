@@ -1,0 +1,39 @@
+"""Forward KL by self-normalised importance sampling: the wake phase of the guide (Bornschein and Bengio 2015, eq. 14)."""
+
+import jax
+import jax.numpy as jnp
+
+from ppl_ext.density import log_mean_exp
+from ppl_ext.expectation import objective, replicate
+from ppl_ext.handlers import detach
+from ppl_ext.program import log_density, simulate
+
+
+@objective
+def ForwardKL(model, guide, num_particles: int = 8):
+    r"""Minus the divergence from the posterior to the guide, KL(p(z | y) ‖ q): a guide that covers the posterior.
+
+    .. math:: -\mathrm{KL} \approx -\sum_k \bar w_k \log \tfrac{p(y, z_k)}{q(z_k)} + \log \tfrac1K \sum_k w_k, \qquad
+        w_k = \tfrac{p(y, z_k)}{q(z_k)}, \; \bar w_k = \tfrac{w_k}{\sum_j w_j}, \; z_k \sim q
+
+    Draws and weights are held fixed, so the gradient is :math:`\sum_k \bar w_k \nabla \log q(z_k)`: it trains the guide only, never
+    differentiates through a draw, and takes discrete sites as they are. Not a bound. Self-normalising biases it by O(1/K); K = 1 has no
+    signal of the posterior.
+
+    :param num_particles: K, at least 1; use many.
+    """
+
+    def particle():
+        draw = simulate(detach(guide))
+        log_p = log_density(detach(model), draw.values)
+        return jax.lax.stop_gradient(log_p.total - draw.log_density.total), log_density(guide, _fixed(draw.values)).total
+
+    log_weights, log_q = replicate(particle, num_particles)
+    weights = jax.nn.softmax(log_weights)
+    # `log_q - stop_gradient(log_q)` is zero: it carries the gradient, while the value is the divergence of the fixed draws.
+    signal = jnp.sum(weights * (log_q - jax.lax.stop_gradient(log_q)))
+    return log_mean_exp(log_weights) - jnp.sum(weights * jnp.where(weights > 0, log_weights, 0.0)) + signal
+
+
+def _fixed(values):
+    return jax.tree.map(jax.lax.stop_gradient, values)

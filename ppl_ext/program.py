@@ -1,0 +1,285 @@
+"""The one idea: a program is a NumPyro model, and it can be simulated and scored.
+
+``simulate(program, *args)`` draws from a program and says how likely the draw was. ``log_density(program, values, *args)`` scores given
+values. Objectives, gradient strategies and inference algorithms are built from these two, so whatever NumPyro accepts as a model (plates,
+subsampling, masks, ``scale``, ``factor``, ``param``, ``scan``, modules, observed sites) works everywhere.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.handlers import seed
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from ppl_ext.density import LogDensity, site_term
+from ppl_ext.errors import ArgumentTypeError, ModelError
+
+
+class Program(eqx.Module):
+    """A NumPyro model together with (some of) its arguments: ``Program(model, args, kwargs)(*more)`` runs it.
+
+    It is itself a NumPyro model: handlers wrap it, and NUTS or SVI take it. Arrays in the arguments are leaves, so a program passes through
+    ``jit`` and ``vmap``.
+    """
+
+    fn: Callable
+    args: tuple = ()
+    kwargs: dict[str, Any] = eqx.field(default_factory=dict)
+
+    def __call__(self, *args, **kwargs):
+        return self.fn(*self.args, *args, **self.kwargs, **kwargs)
+
+
+@jax.tree_util.register_pytree_node_class
+class SiteValues(dict):
+    """Values by site name, remembering which were auxiliary (``infer={"is_auxiliary": True}``) and so concern no other program."""
+
+    def __init__(self, values=(), auxiliary: frozenset[str] = frozenset()):
+        super().__init__(values)
+        self.auxiliary = auxiliary
+
+    def tree_flatten(self):
+        names = tuple(self)
+        return tuple(self[n] for n in names), (names, self.auxiliary)
+
+    @classmethod
+    def tree_unflatten(cls, aux, leaves):
+        return cls(zip(aux[0], leaves, strict=True), aux[1])
+
+
+class Draw(NamedTuple):
+    """What :func:`simulate` returns.
+
+    ``values``: the unobserved sites by name, and the indices a subsampling plate drew, under the plate's name.
+    ``log_density``: a :class:`~ppl_ext.density.LogDensity` of the whole run (latent and observed sites, factors), masks and scales applied.
+    ``output``: what the program returned.
+    """
+
+    values: SiteValues
+    log_density: LogDensity
+    output: Any
+
+
+def run_in_scan_body(msg: dict, wrap: Callable[[dict[str, jax.Array]], Messenger], series: dict[str, jax.Array] | None = None) -> None:
+    """Make a handler work inside the body of a ``scan`` or the branches of a ``cond``, whose sites never reach it otherwise.
+
+    ``wrap(values)`` opens the handler around each execution of the body; ``series`` holds arrays with a leading time axis whose slices are
+    passed as ``values``. They travel as scanned inputs: reverse-mode through an indexed constant would cost O(T) a step.
+    """
+    if msg["fn"] is cond_wrapper:
+        pred, true_fun, false_fun, operand = msg["args"]
+
+        def branch(fn):
+            def run(operand):
+                with wrap({}):
+                    return fn(operand)
+
+            return run
+
+        msg["args"] = (pred, branch(true_fun), branch(false_fun), operand)
+        return
+    if msg["fn"] is not scan_wrapper:
+        raise ModelError(f"Unknown control flow '{getattr(msg['fn'], '__name__', msg['fn'])}': only NumPyro's scan and cond are supported.")
+    fn, init, xs, length, reverse = msg["args"]
+    series = {} if series is None else series
+
+    def body(carry, x_and_values):
+        x, values = x_and_values
+        with wrap(values):
+            return fn(carry, x)
+
+    length = scan_length(msg)
+    msg["args"] = (body, init, (xs, series), length, reverse)
+
+
+def scan_length(msg: dict) -> int | None:
+    """Number of steps of a ``scan`` message; ``None`` for a ``cond``."""
+    if msg["fn"] is cond_wrapper:
+        return None
+    _, _, xs, length, _ = msg["args"]
+    return jax.tree.leaves(xs)[0].shape[0] if length is None else length
+
+
+class _Record(Messenger):
+    """Keep the final message of every site of a run. (NumPyro's ``trace`` reports duplicates by a bare assertion.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.sites: OrderedDict[str, dict] = OrderedDict()
+
+    def process_message(self, msg):
+        draws = msg["type"] in ("sample", "plate") and msg["value"] is None and msg["kwargs"]["rng_key"] is None
+        if draws and not any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK):
+            raise ModelError(
+                f"No random key to draw {msg['type']} '{msg['name']}'. Pass rng_key=..., or wrap the program in numpyro.handlers.seed."
+            )
+
+    def postprocess_message(self, msg):
+        if "name" not in msg:
+            return
+        name = msg["name"]
+        if msg["type"] in ("sample", "deterministic") and name in self.sites:
+            raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
+        self.sites[name] = msg.copy()
+
+    def plate_scales(self) -> dict[str, float]:
+        out = {}
+        for name, site in self.sites.items():
+            if site["type"] == "plate":
+                size, subsample_size = site["args"]
+                out[name] = 1.0 if not subsample_size else size / subsample_size
+        return out
+
+    def log_density(self) -> LogDensity:
+        scales = self.plate_scales()
+        pairs = [site_term(s, scales) for s in self.sites.values() if s["type"] == "sample"]
+        return LogDensity(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), 0)
+
+
+class _Impose(Messenger):
+    """Give latent sites and subsampling plates their values, inside ``scan`` too, and refuse to draw what was not given."""
+
+    def __init__(self, values, seen: set[str], in_scan: bool = False):
+        super().__init__()
+        self.values, self.seen, self.in_scan = values, seen, in_scan
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            length = scan_length(msg)
+            values = dict(self.values)
+            series = {n: v for n, v in values.items() if length is not None and jnp.shape(v)[:1] == (length,)}
+            # A body site takes its slice; a site of the same shape at every step (no time axis) takes the value whole.
+            run_in_scan_body(msg, lambda slices: _ImposeStep(values, slices, self.seen), series)
+        elif msg["type"] == "sample" and not msg.get("_control_flow_done"):
+            self._sample(msg, self.values)
+        elif msg["type"] in ("plate", "param") and msg["value"] is None and msg["name"] in self.values:
+            self.seen.add(msg["name"])
+            msg["value"] = self.values[msg["name"]]
+
+    def _sample(self, msg, values):
+        name = msg["name"]
+        if name in values:
+            if msg["is_observed"]:
+                raise ModelError(
+                    f"Site '{name}' is observed in the program, so it takes no value. Leave it out, or pass the data as `obs`."
+                )
+            self.seen.add(name)
+            msg["value"] = _checked(name, values[name], msg["fn"].shape(msg["kwargs"]["sample_shape"]))
+        elif msg["value"] is None and not msg["is_observed"]:
+            hint = ""
+            if msg["infer"].get("enumerate") == "parallel":
+                hint = (
+                    " (it is marked for enumeration in the model; give the guide a site of that name, with infer={'gradient': 'enumerate'})"
+                )
+            raise ModelError(
+                f"No value for latent site '{name}'{hint}. Given: {_listed(values)}. If these come from a guide, it misses '{name}'."
+            )
+
+
+class _ImposeStep(_Impose):
+    def __init__(self, values, slices, seen):
+        super().__init__(values, seen, True)
+        self.slices = slices
+
+    def _sample(self, msg, values):
+        name, shape = msg["name"], msg["fn"].shape(msg["kwargs"]["sample_shape"])
+        whole = values.get(name)
+        if name in self.slices and (whole is None or jnp.ndim(whole) != len(shape)):
+            values = {**values, name: self.slices[name]}
+        super()._sample(msg, values)
+
+
+def _listed(names) -> str:
+    names = [f"'{n}'" for n in names]
+    return ", ".join(names) if names else "none"
+
+
+def _checked(name: str, value, shape: tuple[int, ...]):
+    """A value fits a site if their shapes agree up to leading axes of size one."""
+    given = jnp.shape(value)
+    n = max(len(given), len(shape))
+    if (1,) * (n - len(given)) + given != (1,) * (n - len(shape)) + tuple(shape):
+        raise ModelError(
+            f"Shapes disagree at site '{name}': the program expects {tuple(shape)}, the value has {given}. Check the plates of model and guide."
+        )
+    return value
+
+
+def _check_program(program) -> None:
+    if not callable(program):
+        raise ArgumentTypeError(f"A program is a callable with NumPyro primitives, got {type(program).__name__}.")
+
+
+def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwargs) -> Draw:
+    r"""Draw the unobserved sites of a program and score the run.
+
+    .. math:: z \sim \prod_s p(z_s \mid z_{<s}), \qquad \ell = \sum_s \text{scale}_s \cdot \text{mask}_s \cdot \log p(z_s \mid z_{<s})
+
+    with the log density :math:`\ell` over all sample sites, observed ones and factors included.
+
+    :param program: a NumPyro model or guide; ``args`` and ``kwargs`` are passed to it.
+    :param rng_key: needed outside :func:`ppl_ext.expectation` and ``numpyro.handlers.seed``, which bring their own.
+    :return: :class:`Draw`.
+    :raises ModelError: if two sites share a name, or no key is to be had.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> draw = simulate(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0)), rng_key=jax.random.key(0))
+    >>> bool(draw.log_density.total == dist.Normal(0.0, 1.0).log_prob(draw.values["z"]))
+    True
+    """
+    _check_program(program)
+    run = program if rng_key is None else seed(program, rng_key)
+    with (record := _Record()):
+        output = run(*args, **kwargs)
+    values, auxiliary = {}, set()
+    for name, site in record.sites.items():
+        if site["type"] == "sample" and not site["is_observed"]:
+            values[name] = site["value"]
+            if site["infer"].get("is_auxiliary"):
+                auxiliary.add(name)
+        elif site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+            values[name] = site["value"]
+            auxiliary.add(name)
+    return Draw(SiteValues(values, frozenset(auxiliary)), record.log_density(), output)
+
+
+def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.Array | None = None, **kwargs) -> LogDensity:
+    r"""The log density of a program at given values of its unobserved sites.
+
+    .. math:: \sum_s \text{scale}_s \cdot \text{mask}_s \cdot \log p(z_s \mid z_{<s})
+
+    over all sample sites, observed ones and factors included. A subsampling plate takes its indices from ``values`` (as
+    :func:`simulate` returns them); if they are missing it draws them, and the result is then an unbiased estimate.
+
+    :param values: one entry per unobserved site, shaped as the site; sites in ``scan`` have a leading time axis.
+    :param rng_key: only for subsampling without given indices, outside :func:`ppl_ext.expectation`.
+    :return: :class:`~ppl_ext.density.LogDensity`; ``.total`` is the number.
+    :raises ModelError: if a latent site has no value, a value has no site, or shapes disagree. The message names the site.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> model = lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> round(float(log_density(model, {"z": 0.0}, 0.0)), 4)
+    -1.8379
+    """
+    _check_program(program)
+    if not isinstance(values, dict):
+        raise ArgumentTypeError(f"values must be a dict from site names to arrays, got {type(values).__name__}.")
+    run = program if rng_key is None else seed(program, rng_key)
+    seen: set[str] = set()
+    with (record := _Record()), _Impose(values, seen):
+        run(*args, **kwargs)
+    extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
+    # Values of observed sites were refused above; a value for a deterministic site or a param is a misunderstanding too.
+    if extra:
+        latent = [n for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"]]
+        raise ModelError(
+            f"The program has no latent site {_listed(extra)}; it has {_listed(latent)}. If the values come from a guide, rename the site "
+            "or mark it infer={'is_auxiliary': True}."
+        )
+    return record.log_density()

@@ -1,0 +1,198 @@
+"""Credit is sound (no element touches more than its relation admits, by perturbing each) and sharp where a gradient needs it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ppl_ext import credit
+from ppl_ext.credit import collect, mark, spread, trace_credit
+
+SHAPE = (3, 4)
+AT0, AT1 = ("at", 0), ("at", 1)
+
+
+def mixture(z):
+    return jnp.array([1.0, 5.0, 9.0])[jnp.clip(z, 0, 2).astype(int)]
+
+
+def rolled(z):
+    return lax.pad(z, 0.0, [(1, -1, 0), (0, 0, 0)])
+
+
+def running(z):
+    return lax.scan(lambda c, x: (0.5 * c + x, jnp.sin(c) + x), jnp.zeros(4), z)[1]
+
+
+def backwards(z):
+    return lax.scan(lambda c, x: (c + x, c + x), jnp.zeros(4), z, reverse=True)[1]
+
+
+def last_carry(z):
+    return lax.scan(lambda c, x: (0.5 * c + x, x), jnp.zeros(4), z)[0]
+
+
+def two_scans(z):
+    return running(running(z))
+
+
+def newton(z):
+    return lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, 0.5 * s[1] + z), (0, z))[1]
+
+
+def while_until(z):
+    return lax.while_loop(lambda s: jnp.abs(s).max() > 1.0, lambda s: 0.5 * s, z + 3.0)
+
+
+def branches(z):
+    return lax.cond(z.sum() > 0, jnp.sin, jnp.cos, z)
+
+
+CASES = {
+    # name: (function of the site's value, relation expected; None where nothing is promised)
+    "elementwise": (lambda z: jnp.tanh(2 * z + 1) / (1 + z**2), (AT0, AT1)),
+    "where": (lambda z: jnp.where(z > 0, z, jnp.expm1(z)), (AT0, AT1)),
+    "relu": (jax.nn.relu, (AT0, AT1)),
+    "softmax over one axis": (lambda z: jax.nn.softmax(z, axis=1), (AT0, None)),
+    "logsumexp": (lambda z: jax.scipy.special.logsumexp(z, axis=0), (None, AT0)),
+    "sum over one axis": (lambda z: z.sum(1), (AT0, None)),
+    "sum over all": (lambda z: z.sum(), (None, None)),
+    "sum and add back": (lambda z: z + z.sum(0), (None, AT1)),
+    "transpose": (lambda z: z.T * 2, (AT1, AT0)),
+    "new axis": (lambda z: z[:, None, :] + jnp.zeros((3, 2, 4)), (AT0, ("at", 2))),
+    "reshape splitting": (lambda z: z.reshape(3, 2, 2), (AT0, None)),
+    "reshape merging": (lambda z: z.reshape(12), (None, None)),
+    "outer product": (lambda z: z[:, None, :] * z[None, :, :], (None, ("at", 2))),
+    "matrix product": (lambda z: z @ jnp.arange(8.0).reshape(4, 2), (AT0, None)),
+    "product with itself": (lambda z: z @ z.T, (None, None)),
+    "einsum over a batch": (lambda z: jnp.einsum("ij,ijk->ik", z, jnp.ones((3, 4, 2))), (AT0, None)),
+    "indexing a table": (mixture, (AT0, AT1)),
+    "indexed by data": (lambda z: z[jnp.array([2, 0, 1])], (None, AT1)),
+    "take along axis": (lambda z: jnp.take_along_axis(z, jnp.array([[1], [0], [3]]), axis=1), (AT0, None)),
+    "slice": (lambda z: z[1:], (None, AT1)),
+    "flip": (lambda z: z[::-1], (None, AT1)),
+    "shifting pad": (rolled, (None, AT1)),
+    "roll": (lambda z: jnp.roll(z, 1, axis=0), (None, AT1)),
+    "concatenate": (lambda z: jnp.concatenate([z, z], axis=0), (None, AT1)),
+    "cumsum": (lambda z: jnp.cumsum(z, axis=0), (("upto", 0), AT1)),
+    "reverse cumsum": (lambda z: lax.cumsum(z, axis=0, reverse=True), (None, AT1)),
+    "sort": (lambda z: jnp.sort(z, axis=1), None),
+    "argmax": (lambda z: 1.0 * jnp.argmax(z, axis=1), (AT0, None)),
+    "scan": (running, (("upto", 0), AT1)),
+    "scan, reversed": (backwards, (None, AT1)),
+    "last carry": (last_carry, (None, AT0)),
+    "two scans": (two_scans, (("upto", 0), AT1)),
+    "map": (lambda z: lax.map(jnp.sin, z), (AT0, AT1)),
+    "while": (newton, (AT0, AT1)),
+    "while until all": (while_until, (None, None)),
+    "cond": (branches, (None, None)),
+    "inner jit": (jax.jit(lambda z: jnp.exp(z).sum(1)), (AT0, None)),
+    "checkpoint": (jax.checkpoint(jnp.sin), (AT0, AT1)),
+    "vmap": (jax.vmap(lambda row: row @ row), (AT0, None)),
+    "cholesky": (lambda z: jnp.linalg.cholesky(jnp.eye(2) * (1 + z[:, :, None, None] ** 2)), (AT0, AT1)),
+    "convolution": (lambda z: jax.scipy.signal.convolve2d(z, jnp.ones((2, 2)), mode="same"), None),
+    "no dependence": (lambda z: jnp.zeros(3), "absent"),
+}
+
+
+def relation_of(fn):
+    (deps,), met = trace_credit(lambda: [fn(mark(jnp.ones(SHAPE), "z", 2))])
+    assert met == {"z"}
+    return deps.get("z", "absent")
+
+
+def admitted(relation, out_shape):
+    """Which output positions element (i, j) may touch, by its relation."""
+    mask = np.ones(SHAPE + out_shape, bool)
+    for axis, r in enumerate(relation):
+        if r is None:
+            continue
+        kind, a = r
+        i = np.arange(SHAPE[axis]).reshape([-1 if k == axis else 1 for k in range(mask.ndim)])
+        j = np.arange(out_shape[a]).reshape([-1 if k == len(SHAPE) + a else 1 for k in range(mask.ndim)])
+        mask &= (j == i) if kind == "at" else (j >= i)
+    return mask
+
+
+def touched(fn):
+    """Which output positions change when element (i, j) does, over a few points and steps."""
+    points = 2 * jax.random.normal(jax.random.key(0), (2, *SHAPE))
+    moves = jnp.concatenate([step * jnp.eye(12).reshape(12, *SHAPE) for step in (0.7, -2.5, 30.0)])
+
+    @jax.jit
+    def changes(z):
+        base, moved = fn(z), jax.vmap(lambda e: fn(z + e))(moves)
+        return (jnp.abs(moved - base) > 1e-4 * (1 + jnp.abs(base))).reshape(3, *SHAPE, *base.shape).any(0)
+
+    return np.asarray(jax.vmap(changes)(points).any(0))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sound(name):
+    fn, expected = CASES[name]
+    relation = relation_of(fn)
+    reached = touched(fn)
+    if relation == "absent":
+        assert not reached.any()
+    else:
+        assert not (reached & ~admitted(relation, reached.shape[2:])).any()
+
+
+@pytest.mark.parametrize("name", [n for n, (_, expected) in CASES.items() if expected is not None])
+def test_sharp(name):
+    fn, expected = CASES[name]
+    assert relation_of(fn) == expected
+
+
+def test_soundness_check_has_power(monkeypatch):
+    """With a rule that forgets that a shifting pad moves elements, the same check fails."""
+    monkeypatch.setitem(credit._RULES, "pad", credit._axes(lambda eqn, a: a))
+    with pytest.raises(AssertionError):
+        test_sound("shifting pad")
+
+
+def test_mark_inside_loops_gets_their_axes():
+    def chain():
+        def step(carry, _):
+            z = mark(jnp.tanh(carry) * jnp.ones(2), "z", 1)
+            return z.sum(), (z, carry)
+
+        last, (z, before) = lax.scan(step, 0.0, None, length=5)
+        return [z, before, last]
+
+    (z, before, last), met = trace_credit(chain)
+    assert met == {"z"}
+    assert z["z"] == (("upto", 0), None)  # a step feels the sum of the step before
+    assert before["z"] == (("upto", 0), None)
+    assert last["z"] == (None, None)
+
+
+def test_particles_do_not_meet_in_a_map():
+    (out, total), _ = trace_credit(lambda: (lambda z: [z, z.sum()])(lax.map(lambda _: mark(jnp.ones(2), "z", 1), jnp.arange(3))))
+    assert out["z"] == (("at", 0), ("at", 1))
+    assert total["z"] == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("relation", "matrix"),
+    [
+        ((("at", 0),), np.eye(4)),
+        ((("upto", 0),), np.tril(np.ones((4, 4)))),
+        ((None,), np.ones((4, 4))),
+    ],
+)
+def test_spread_and_collect_are_adjoint(relation, matrix):
+    """spread maps site elements to costs by the matrix of who touches whom, collect by its transpose."""
+    x, cost = jnp.array([1.0, 2.0, 5.0, -3.0]), jnp.array([0.5, 1.0, -2.0, 4.0])
+    np.testing.assert_allclose(jnp.broadcast_to(spread(x, relation, 1), (4,)), matrix @ x, rtol=1e-6)
+    np.testing.assert_allclose(collect(cost, relation, (4,)), matrix.T @ cost, rtol=1e-6)
+
+
+def test_spread_moves_axes():
+    x = jnp.arange(6.0).reshape(2, 3)
+    out = spread(x, (("at", 2), ("at", 0)), 3)
+    assert out.shape == (3, 1, 2)
+    np.testing.assert_array_equal(out[:, 0, :], x.T)
+    back = collect(jnp.broadcast_to(out, (3, 5, 2)), (("at", 2), ("at", 0)), (2, 3))
+    np.testing.assert_array_equal(back, 5 * x)

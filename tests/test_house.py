@@ -1,0 +1,300 @@
+"""The rules of the house: which module may import which, what a wheel holds, and what stays out of the tree."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Low to high. A name is a module of ppl_ext or a subpackage; ppl_ext/__init__.py stands above them all.
+FLOORS = (
+    {"errors"},
+    {"density", "program"},
+    {"expectation", "choices", "credit", "lanes", "gradients", "handlers", "diagnostics"},
+    {"algorithms", "result", "objectives"},
+    {"smoothing", "priors", "meta"},
+    {"infer"},
+)
+PILLARS = {"objectives", "smoothing", "priors", "meta"}
+FLOOR_OF = {unit: height for height, floor in enumerate(FLOORS) for unit in floor}
+
+
+# --- the import floors
+
+
+def modules_under(package: Path) -> dict[str, str]:
+    """Dotted name to source text, a package standing for its ``__init__``."""
+    modules = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    return modules
+
+
+def imports_of(source: str, modules: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """Line and dotted target of every import, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    yield node.lineno, alias.name
+            case ast.ImportFrom(level=0, module=str(module)):
+                for alias in node.names:
+                    name = f"{module}.{alias.name}"
+                    yield node.lineno, name if name in modules else module
+            case ast.ImportFrom():
+                yield node.lineno, "." * node.level + (node.module or "")
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield node.lineno, name
+
+
+def packages_loaded_with(target: str, importer: str) -> Iterator[str]:
+    """Packages whose ``__init__`` Python runs on the way to ``target`` and has not begun on the way to ``importer``."""
+    parts = target.split(".")
+    for end in range(2, len(parts)):
+        package = ".".join(parts[:end])
+        if not f"{importer}.".startswith(f"{package}."):
+            yield package
+
+
+def why_not(importer: str, target: str) -> str | None:
+    """The rule that this import breaks, or None."""
+    if target.startswith("."):
+        return "relative import; write it out from ppl_ext"
+    if target.partition(".")[0] == "handlers":
+        return "imports the link at the top level; write ppl_ext.handlers"
+    if target.partition(".")[0] != "ppl_ext" or importer == "ppl_ext":
+        return None
+    if target == "ppl_ext":
+        return "imports ppl_ext itself, which imports everything; name the module"
+    here, there = importer.split(".")[1], target.split(".")[1]
+    if there not in FLOOR_OF:
+        return f"{target} stands on no floor"
+    if FLOOR_OF[there] > FLOOR_OF[here]:
+        return f"{there} stands on a higher floor than {here}"
+    if here in PILLARS and there in PILLARS and here != there:
+        return f"{here} and {there} are pillars, which never import each other"
+    return None
+
+
+def violations(modules: dict[str, str]) -> list[str]:
+    """Every broken import rule among these modules, in words."""
+    found = []
+    graph: dict[str, set[str]] = {}
+    for importer, source in modules.items():
+        if importer != "ppl_ext" and importer.split(".")[1] not in FLOOR_OF:
+            found.append(f"{importer} stands on no floor: give it one in FLOORS, tests/test_house.py")
+            continue
+        edges = graph.setdefault(importer, set())
+        for line, target in dict.fromkeys(imports_of(source, modules)):
+            if reason := why_not(importer, target):
+                found.append(f"{importer}, line {line}: {reason}")
+            edges.update({target, *packages_loaded_with(target, importer)} & modules.keys())
+    graph.pop("ppl_ext", None)
+    try:
+        TopologicalSorter({module: edges - {"ppl_ext"} for module, edges in graph.items()}).prepare()
+    except CycleError as error:
+        found.append("imports go in a circle: " + " <- ".join(error.args[1]))
+    return found
+
+
+def test_imports_keep_to_their_floors():
+    modules = modules_under(ROOT / "ppl_ext")
+    assert "ppl_ext" in modules
+    assert violations(modules) == []
+
+
+ALLOWED = {
+    "ppl_ext": "from ppl_ext.infer import fit",
+    "ppl_ext.errors": "",
+    "ppl_ext.program": "import jax\nfrom ppl_ext.errors import ModelError",
+    "ppl_ext.gradients": "from ppl_ext.gradients.score import ScoreFunction",
+    "ppl_ext.gradients.base": "from ppl_ext import program",
+    "ppl_ext.gradients.score": "from ppl_ext.gradients.base import Strategy",
+    "ppl_ext.handlers": "from numpyro import handlers\nfrom numpyro.handlers import seed",
+    "ppl_ext.objectives": "",
+    "ppl_ext.smoothing": "from ppl_ext.program import Program",
+    "ppl_ext.priors": "",
+    "ppl_ext.infer": "import ppl_ext.smoothing, ppl_ext.priors",
+}
+
+
+def test_the_floors_allow_what_they_should():
+    assert violations(ALLOWED) == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "source", "words"),
+    [
+        ("ppl_ext.errors", "from ppl_ext.program import Program", "higher floor"),
+        ("ppl_ext.errors", "from ppl_ext import program", "higher floor"),
+        ("ppl_ext.errors", "def f():\n    import ppl_ext.program", "line 2: program stands on a higher floor"),
+        ("ppl_ext.errors", "import importlib\nimportlib.import_module('ppl_ext.infer')", "higher floor"),
+        ("ppl_ext.priors", "from ppl_ext.smoothing import PaRIS", "pillars"),
+        ("ppl_ext.smoothing", "from ppl_ext.objectives import ELBO", "pillars"),
+        ("ppl_ext.infer", "from ppl_ext import simulate", "imports ppl_ext itself"),
+        ("ppl_ext.infer", "import ppl_ext", "imports ppl_ext itself"),
+        ("ppl_ext.infer", "from ppl_ext.nowhere import thing", "no floor"),
+        ("ppl_ext.stray", "", "no floor"),
+        ("ppl_ext.infer", "from .fit import fit", "relative import"),
+        ("ppl_ext.infer", "from . import fit", "relative import"),
+        ("ppl_ext.infer", "import handlers", "the link"),
+        ("ppl_ext.infer", "from handlers.gradient import gradient", "the link"),
+        ("ppl_ext.gradients.base", "import ppl_ext.gradients.score", "circle"),
+        ("ppl_ext.gradients.base", "def f():\n    from ppl_ext.gradients import ScoreFunction", "circle"),
+    ],
+)
+def test_a_planted_violation_is_found(importer, source, words):
+    assert any(words in found for found in violations(ALLOWED | {importer: source}))
+
+
+def test_a_circle_through_a_package_that_python_loads_on_the_way_is_found():
+    modules = ALLOWED | {
+        "ppl_ext.expectation": "from ppl_ext.gradients.base import Strategy",
+        "ppl_ext.gradients.base": "",
+        "ppl_ext.gradients.score": "from ppl_ext.expectation import surrogate",
+    }
+    [found] = violations(modules)
+    assert "circle" in found
+
+
+# --- what is built and installed
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """The command's standard output; its whole output in the failure when it fails."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "PYTHONPATH"))}
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the sdist of this tree, and the wheel built from that sdist."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tree)
+    shutil.copytree(ROOT / "ppl_ext", tree / "ppl_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "handlers").symlink_to(os.readlink(ROOT / "handlers"))
+    run("-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
+    return out
+
+
+@pytest.fixture(scope="module")
+def sources() -> set[str]:
+    """Every file of the package that has to reach a user."""
+    package = ROOT / "ppl_ext"
+    return {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")} | {"ppl_ext/py.typed"}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built, sources):
+    [wheel] = built.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert any(name.startswith("ppl_ext/handlers/") for name in names)
+    assert names == sources
+
+
+def test_the_sdist_holds_the_package_and_no_second_handlers(built, sources):
+    [archive] = built.glob("*.tar.gz")
+    with tarfile.open(archive) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert sources | {"pyproject.toml", "README.md", "LICENSE"} <= names
+    assert not [name for name in names if name.startswith("handlers")]
+
+
+def test_an_installed_wheel_brings_no_global_handlers(built, tmp_path):
+    [wheel] = built.glob("*.whl")
+    site = tmp_path / "site"
+    run("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    script = """
+        import importlib.util, sys
+        from pathlib import Path
+        site = sys.argv[1]
+        # An environment for development may have a checkout on its path: that one's link is not the wheel's doing.
+        sys.path[:] = [site, *(path for path in sys.path if not Path(path, "handlers").is_symlink())]
+        import ppl_ext.handlers
+        assert ppl_ext.handlers.__file__.startswith(site), ppl_ext.handlers.__file__
+        assert importlib.util.find_spec("handlers") is None
+    """
+    run("-c", textwrap.dedent(script), site, cwd=tmp_path)
+
+
+# --- the link at the top level
+
+
+def test_handlers_at_the_top_is_a_relative_link_to_the_package():
+    link = ROOT / "handlers"
+    assert link.is_symlink()
+    assert os.readlink(link) == os.path.join("ppl_ext", "handlers")
+    assert link.is_dir()
+
+
+@pytest.mark.parametrize("paths", [[], ["."], ["ppl_ext"]])
+def test_pytest_collects_a_handler_once(tmp_path, paths):
+    package = tmp_path / "ppl_ext" / "handlers"
+    package.mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "ppl_ext" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "twice.py").write_text('def twice(x):\n    """\n    >>> twice(2)\n    4\n    """\n    return 2 * x\n')
+    (tmp_path / "handlers").symlink_to(os.path.join("ppl_ext", "handlers"))
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
+    collected = run("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths, cwd=tmp_path)
+    assert [line for line in collected.splitlines() if "::" in line] == ["ppl_ext/handlers/twice.py::ppl_ext.handlers.twice.twice"]
+
+
+# --- nothing of one machine in the tree
+
+
+def files_of_the_tree() -> list[Path]:
+    """What git would commit; in an unpacked sdist, every file outside hidden and generated folders."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = shutil.which("git") and subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    if listed:
+        paths = [ROOT / name for name in listed.split("\0") if name]
+    else:
+        generated = re.compile(r"(^|/)(\.[^/]+|__pycache__|build|dist|output|[^/]+\.egg-info)/")
+        paths = [path for path in ROOT.rglob("*") if not generated.search(path.relative_to(ROOT).as_posix())]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+
+def machine_paths() -> re.Pattern[str]:
+    """A home, a scratch folder, or where this checkout and this environment happen to lie."""
+    system = {Path(name) for name in ("/", "/usr", "/bin", "/etc", "/dev", "/opt", "/var", "/lib", "/srv", "/mnt")}
+    here = {Path(tempfile.gettempdir()), Path.home(), ROOT, ROOT.parent} - system
+    if sys.prefix != sys.base_prefix:
+        here.add(Path(sys.prefix))
+    known = "|".join(re.escape(path.as_posix()) for path in here)
+    return re.compile(rf"(?<![\w.\-/])(?:/(?:home|Users|root|tmp|private|scratch)|[A-Z]:\\Users|{known})[/\\]\w")
+
+
+def test_no_file_names_a_path_of_one_machine():
+    pattern = machine_paths()
+    assert pattern.search(f"see {ROOT / 'README.md'}") and pattern.search('"' + "/".join(("", "home", "me", "x")))
+    assert not pattern.search("https://example.org/home/me and docs/tmp/x, ./tmp/x")
+    found = []
+    for path in files_of_the_tree():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if pattern.search(line):
+                found.append(f"{path.relative_to(ROOT)}, line {number}: {line.strip()[:100]}")
+    assert found == []
