@@ -41,12 +41,13 @@ class Run(Messenger):
 
     brings_keys = True
 
-    def __init__(self, key, plate_key, *, forced=None, outputs=None, tracing=False, path="", nodes=()):
+    def __init__(self, key, plate_key, *, forced=None, outputs=None, tracing=False, vectorize=True, path=""):
         super().__init__()
         self.key, self.plate_key = key, plate_key
         self.forced = {} if forced is None else forced
         self.outputs = {} if outputs is None else outputs
-        self.tracing, self.path, self.nodes = tracing, path, nodes
+        self.tracing, self.vectorize, self.path = tracing, vectorize, path
+        self.nodes: tuple[str, ...] = ()
         self.choices: list[Choice] = []
         self.log_probs: dict[str, jax.Array] = {}
         self.replicates: dict[str, Any] = {}
@@ -131,36 +132,45 @@ class Run(Messenger):
         else:
             run_in_scan_body(msg, lambda slices: _Body(self, prefix, slices), forced)
 
-    def replicate(self, fn: Callable, num: int, vectorize: bool):
+    def replicate(self, fn: Callable, num: int, vectorize: bool | None):
         node = self.unique("replicate")
+        key = self.next_key() if num > 1 else self.key
         if node in self.outputs:
             return self.outputs[node]
-        key = self.next_key()
-        keys = key[None] if num == 1 else random.split(key, num)
         forced = {i: v for i, v in self.forced.items() if i.startswith(node + "/")}
         kept: list[Choice] = []
 
         def body(key, forced):
-            inner = Run(key, self.plate_key, forced=forced, tracing=self.tracing, path=node + "/", nodes=(*self.nodes, node))
-            inner.mutable = dict(self.mutable)
+            inner = self._inside(node, key, forced)
             with inner:
                 out = fn()
             kept[:] = inner.choices
+            if num == 1:
+                self.num_keys = inner.num_keys
             return out, inner.log_probs, inner.mutable
 
-        if self.tracing or not vectorize:  # without a carry, a scan shows the data flow that particles are independent
-            out, log_probs, mutable = lax.map(lambda args: body(*args), (keys, forced))
-        elif num == 1:
-            single = body(keys[0], jax.tree.map(lambda x: x[0], forced))
+        if num == 1 and not self.tracing:
+            single = body(key, jax.tree.map(lambda x: x[0], forced))
             out, log_probs, mutable = jax.tree.map(lambda x: jnp.asarray(x)[None], single)
+        elif self.tracing or not (self.vectorize if vectorize is None else vectorize):
+            # While tracing for credit, too: a scan without a carry shows the data flow that particles are independent.
+            keys = key[None] if num == 1 else random.split(key, num)
+            out, log_probs, mutable = lax.map(lambda args: body(*args), (keys, forced))
         else:
-            out, log_probs, mutable = jax.vmap(body)(keys, forced)
+            out, log_probs, mutable = jax.vmap(body)(random.split(key, num), forced)
         self.choices += kept
         self.log_probs |= log_probs
         self.mutable = jax.tree.map(lambda x: x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], mutable)
         out = _with_particle_axis(out)
         self.replicates[node] = out
         return out
+
+    def _inside(self, node: str, key, forced) -> "Run":
+        run = Run(key, self.plate_key, forced=forced, tracing=self.tracing, vectorize=self.vectorize, path=node + "/")
+        run.nodes, run.mutable = (*self.nodes, node), dict(self.mutable)
+        if key is self.key:  # a single particle goes on with the same stream of keys
+            run.num_keys = self.num_keys
+        return run
 
 
 class _Body(Messenger):
@@ -210,10 +220,12 @@ def _resolve(msg) -> tuple[Strategy, bool, jax.Array | None]:
         try:
             support = _support(fn, name)
         except StrategyError:
-            return ScoreFunction(), True, None
-        if support.shape[0] <= AUTOMATIC_SUPPORT:
+            support = None
+        if support is not None and support.shape[0] <= AUTOMATIC_SUPPORT:
             return Enumerate(), True, support
-    return ScoreFunction(), True, None
+    strategy = ScoreFunction()
+    strategy.check(name, fn)
+    return strategy, True, None
 
 
 def _support(fn, name: str) -> jax.Array:
@@ -221,8 +233,8 @@ def _support(fn, name: str) -> jax.Array:
         return fn.enumerate_support(expand=False)
     except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise StrategyError(
-            f"Site '{name}' cannot be enumerated: the size of its support is not the same known number for every element ({error}). "
-            "Use 'score', or make its total_count a Python integer."
+            f"Site '{name}' cannot be enumerated: its support is not one known list for every element ({type(error).__name__}: {error}). "
+            "Use 'score'; or make its total_count a Python integer, or put its elements in a plate instead of .to_event()."
         ) from error
 
 
@@ -236,12 +248,13 @@ def current_run() -> Run:
     raise HandlerError("replicate works inside an objective or an expectation only: wrap the function in ppl_ext.expectation(...).")
 
 
-def replicate(fn: Callable, num_particles: int, *, vectorize: bool = True):
+def replicate(fn: Callable, num_particles: int, *, vectorize: bool | None = None):
     r"""Run ``fn`` independently ``num_particles`` times and stack what it returns along a new first axis.
 
     :param fn: a function without arguments, with :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` or NumPyro sites inside.
     :param num_particles: at least 1.
-    :param vectorize: by ``vmap`` (default), or one after another to save memory.
+    :param vectorize: by ``vmap``, or one after another to save memory; by default as the objective's ``vectorize_particles`` says: by
+        ``vmap``.
     :return: ``fn``'s output with a leading axis; a :class:`~ppl_ext.density.LogDensity` over particles if it returns one.
     :raises HandlerError: outside an expectation.
 

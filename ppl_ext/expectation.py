@@ -42,12 +42,12 @@ __all__ = ["Expectation", "Objective", "estimate", "expectation", "objective", "
 _stop = lax.stop_gradient
 
 
-def estimate(fn: Callable[[], Any], rng_key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+def estimate(fn: Callable[[], Any], rng_key: jax.Array, vectorize: bool = True) -> tuple[jax.Array, dict[str, Any]]:
     """One unbiased estimate of ``E[fn()]``, differentiable as such, and the mutable state that the run left behind."""
     plate_key, key = random.fold_in(rng_key, 0), rng_key
 
     def run(**options) -> tuple[list[jax.Array], Run]:
-        with (r := Run(key, plate_key, **options)):
+        with (r := Run(key, plate_key, vectorize=vectorize, **options)):
             return _terms(fn()), r
 
     terms, base = run()
@@ -128,7 +128,7 @@ def _others_mean(choice: Choice, shape, terms, credit: list[Deps]) -> jax.Array 
     if any(relation[0] is None or relation[0][0] != "at" for _, relation in mine):
         return None
     cost = sum((collect(_stop(c), relation, shape) for c, relation in mine), start=jnp.zeros(shape))
-    return (cost.sum(0) - cost) / (shape[0] - 1)
+    return (cost.sum(0, keepdims=True) - cost) / (shape[0] - 1)
 
 
 def _baselines(run, terms, base: Run, credit: list[Deps]) -> dict[str, jax.Array | None]:
@@ -248,6 +248,8 @@ class Objective(NumPyroELBO):
         for name, value in self.options.items():
             if name.startswith("num_") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ArgumentError(f"{type(self).__name__}({name}=...) must be a positive integer, got {value!r}.")
+        if not isinstance(vectorize_particles, bool):
+            raise ArgumentTypeError(f"{type(self).__name__}(vectorize_particles=...) must be True or False, got {vectorize_particles!r}.")
         super().__init__(num_particles=self.options.get("num_particles", 1), vectorize_particles=vectorize_particles)
 
     def __repr__(self) -> str:
@@ -269,7 +271,7 @@ class Objective(NumPyroELBO):
             _refuse_open_handlers(repr(self))
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
-        value, mutable = estimate(lambda: type(self).body(model, guide, **self.options), rng_key)
+        value, mutable = estimate(lambda: type(self).body(model, guide, **self.options), rng_key, self.vectorize_particles)
         return {"loss": -value, "mutable_state": mutable or None}
 
 

@@ -205,9 +205,7 @@ def _checked(name: str, value, shape: tuple[int, ...]):
     given = jnp.shape(value)
     n = max(len(given), len(shape))
     if (1,) * (n - len(given)) + given != (1,) * (n - len(shape)) + tuple(shape):
-        raise ModelError(
-            f"Shapes disagree at site '{name}': the program expects {tuple(shape)}, the value has {given}. Check the plates of model and guide."
-        )
+        raise ModelError(f"Shapes disagree at site '{name}': the program expects {tuple(shape)}, the value has {given}. Check the plates.")
     return value
 
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
+import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
 from ppl_ext.errors import ArgumentTypeError
-from ppl_ext.gradients.strategy import Strategy
+from ppl_ext.gradients.strategy import Strategy, unwrapped
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class ScoreFunction(Strategy):
 
     .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}[\nabla_\theta f(z) + (f(z) - b)\,\nabla_\theta \log q_\theta(z)]
 
-    Serves every distribution with a density. Each element of the draw is charged only with the cost terms it touches (an element of a
-    plate with its own slice, a time step with the steps to come), as :mod:`ppl_ext.credit` finds from the data flow. ``log q`` is never
-    scaled or masked here; the costs are.
+    Serves every distribution with a density whose support does not move with its parameters (so no Delta, Uniform or truncation). Each
+    element of the draw is charged only with the cost terms it touches (an element of a plate with its own slice, a time step with the
+    steps to come), as :mod:`ppl_ext.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
 
     :param baseline: :class:`LeaveOneOut` (default) or ``None``.
 
@@ -42,4 +43,19 @@ class ScoreFunction(Strategy):
 
     @staticmethod
     def serves(fn: Distribution) -> bool:
+        return not _support_moves(fn)
+
+
+def _support_moves(fn: Distribution) -> bool:
+    """Whether the support depends on real parameters: then the derivative of the density misses what crosses the boundary."""
+    fn = unwrapped(fn)
+    if isinstance(fn, _MOVING) or "Truncated" in type(fn).__name__:
         return True
+    if isinstance(fn, dist.TransformedDistribution):
+        return _support_moves(fn.base_dist)
+    if isinstance(fn, dist.MixtureSameFamily):
+        return _support_moves(fn.component_distribution)
+    return False
+
+
+_MOVING = (dist.Delta, dist.Uniform, dist.Pareto, dist.ImproperUniform)

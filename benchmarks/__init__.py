@@ -1,0 +1,1 @@
+"""Side by side with peers: one process, the same inputs, compile and run apart, printed as ratios."""

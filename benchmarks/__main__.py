@@ -1,0 +1,30 @@
+"""Run every benchmark, or the ones named: ``python -m benchmarks``, ``python -m benchmarks vae --quick``."""
+
+import argparse
+import importlib
+import pkgutil
+
+import benchmarks
+
+_NOT_BENCHMARKS = {"__main__", "harness"}
+
+
+def available() -> list[str]:
+    """Names of the benchmarks: every module of this package that is not the machinery."""
+    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in _NOT_BENCHMARKS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(available())} (default all)")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and compilations; still 100 timed calls each")
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(available()))
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(available())}")
+    for name in options.names or available():
+        importlib.import_module(f"benchmarks.{name}").main(quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The demo: one model, many algorithms, one report. ``make demo`` runs it."""

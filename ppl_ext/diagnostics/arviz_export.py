@@ -1,0 +1,197 @@
+"""The report every inference gives, as ArviZ reads it. Only this module knows ArviZ 0.23 from 1.x.
+
+ArviZ 0.23 (what Python 3.11 gets) keeps a report in an ``InferenceData``, ArviZ 1.x in an xarray ``DataTree``. Both hold
+one xarray ``Dataset`` per group, so the datasets are built here and only the container differs.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ppl_ext.diagnostics.likelihood import Terms
+from ppl_ext.diagnostics.sites import Site
+from ppl_ext.errors import ArgumentError
+
+SAMPLE_GROUPS = ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats", "log_likelihood")
+DATA_GROUPS = ("observed_data", "constant_data")
+RESERVED = ("chain", "draw", "step")
+
+Arrays = Mapping[str, Any]
+
+
+def build_report(
+    groups: Mapping[str, Arrays | None],
+    *,
+    terms: Mapping[str, Terms] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Build the ArviZ report from plain dictionaries of arrays.
+
+    :param groups: by group, arrays by variable. Groups of draws (posterior, posterior_predictive, prior,
+        prior_predictive, sample_stats) are (chain, draw, ...); observed_data and constant_data are plain; vi_trace is
+        (chain, step, ...). Empty groups are left out. A "/" in a name, which netCDF keeps for itself, becomes a ".".
+    :param terms: the log likelihood. Masked elements are dropped, since leave-one-out would count them: such a variable
+        has one axis ``<site>_seen``, labelled by what is left of the plate (or, over several axes, by one coordinate
+        ``<site>_<axis>`` each).
+    :param dims: by variable, the names of the axes behind the group's own; by default ``<variable>_dim_0`` and so on.
+    :param coords: by axis name, labels; by default 0, 1, 2, ...
+    :param attrs: what to write on the report and on its posterior. ``None`` values are left out.
+    :raises ArgumentError: if an axis has not as many labels as entries.
+    :return: ``arviz.InferenceData`` with ArviZ 0.23, ``xarray.DataTree`` with 1.x.
+
+    >>> import numpy as np
+    >>> report = build_report({"posterior": {"mu": np.zeros((2, 5, 3))}}, dims={"mu": ["country"]})
+    >>> dict(report.posterior["mu"].sizes)
+    {'chain': 2, 'draw': 5, 'country': 3}
+    """
+    dims, coords = dict(dims or {}), dict(coords or {})
+    datasets: dict[str, xr.Dataset] = {}
+    for group, variables in groups.items():
+        leading = () if group in DATA_GROUPS else ("chain", "step") if group == "vi_trace" else ("chain", "draw")
+        arrays = [_array(name, x, leading, dims.get(name), coords) for name, x in (variables or {}).items()]
+        if arrays:
+            datasets[group] = _dataset(arrays)
+    terms = {name: t for name, t in (terms or {}).items() if not t.masked.all()}
+    if terms:
+        datasets["log_likelihood"] = _dataset([_likelihood(name, t, dims, coords) for name, t in terms.items()])
+    attributes = _attributes(attrs or {})
+    if "posterior" in datasets:
+        datasets["posterior"].attrs.update(attributes)
+    return _container(datasets, attributes)
+
+
+def site_dims(sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    """Names for the axes of each site: its plates, ``time`` for the steps of a ``scan``, the user's event names, else
+    ``<site>_dim_0`` and so on. Scans of other lengths than the first get ``time_<length>``."""
+    lengths = [s.shape[0] for s in sites.values() if s.in_scan and s.shape]
+    return {s.name: _site_dims(s, sites, lengths[:1]) for s in sites.values() if s.kind not in ("param", "mutable")}
+
+
+def _site_dims(site: Site, sites: Mapping[str, Site], lengths: Sequence[int]) -> list[str]:
+    names: list[str | None] = [None] * len(site.shape)
+    batch = len(site.shape) - site.event_ndim
+    for plate in site.plates:
+        axis = batch + plate.dim
+        if 0 <= axis and site.shape[axis] == plate.size:
+            names[axis] = _free(plate.name, "_plate", sites)
+    if site.in_scan and names and names[0] is None:
+        names[0] = _free("time" if site.shape[0] == lengths[0] else f"time_{site.shape[0]}", "_axis", sites)
+    if site.event_dims and len(site.event_dims) == site.event_ndim:
+        names[batch:] = [_free(name, "_event", sites) for name in site.event_dims]
+    count = iter(range(len(names)))
+    return [f"{site.name}_dim_{next(count)}" if name is None else name for name in names]
+
+
+def _free(name: str, suffix: str, sites: Mapping[str, Site]) -> str:
+    """xarray takes a variable named like an axis for that axis's labels."""
+    return name + suffix if name in sites or name in RESERVED else name
+
+
+def _name(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | None, coords: Mapping) -> xr.DataArray:
+    x = np.asarray(x)
+    rest = x.shape[len(leading) :]
+    names = list(dims or [])[: len(rest)]
+    names += [f"{name}_dim_{i}" for i in range(len(rest) - len(names))]
+    labels = {}
+    for axis, size in zip(names, rest, strict=True):
+        if axis in coords and len(coords[axis]) != size:
+            raise ArgumentError(f"coords has {len(coords[axis])} labels for the axis '{axis}', which has length {size} in '{name}'.")
+        labels[_name(axis)] = np.asarray(coords.get(axis, np.arange(size)))
+    for axis, size in zip(leading, x.shape, strict=False):
+        labels[axis] = np.arange(size)
+    return xr.DataArray(x, dims=[*leading, *map(_name, names)], coords=labels, name=_name(name))
+
+
+def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coords: Mapping) -> xr.DataArray:
+    if term.plates is None:
+        axes = list(dims.get(term.sites[0], []))[: term.masked.ndim]
+    else:
+        axes = [p if not p.startswith("_pyro_dim") else f"{name}_dim_{i}" for i, p in enumerate(term.plates)]
+    whole = _array(name, term.values, ("chain", "draw"), axes, coords)
+    if not term.masked.any():
+        return whole
+    axes = [str(d) for d in whole.dims[2:]]
+    seen = f"{_name(name)}_seen"
+    kept = np.nonzero(~term.masked)
+    labels: dict[str, Any] = {"chain": whole["chain"].values, "draw": whole["draw"].values}
+    if len(axes) == 1:
+        labels[seen] = whole[axes[0]].values[kept[0]]
+    else:
+        labels[seen] = np.arange(len(kept[0]))
+        labels |= {f"{_name(name)}_{a}": (seen, whole[a].values[i]) for a, i in zip(axes, kept, strict=True)}
+    return xr.DataArray(term.values[:, :, ~term.masked], dims=["chain", "draw", seen], coords=labels, name=_name(name))
+
+
+def _dataset(arrays: Sequence[xr.DataArray]) -> xr.Dataset:
+    """One dataset; an axis whose size or labels another variable disputes is renamed after its variable."""
+    taken: dict[str, np.ndarray] = {}
+    variables: dict[str, xr.DataArray] = {}
+    for x in arrays:
+        renames = {}
+        for axis in map(str, x.dims):
+            labels = x[axis].values
+            if axis in taken and not np.array_equal(taken[axis], labels):
+                renames[axis] = f"{x.name}_{axis}"
+            else:
+                taken[axis] = labels
+        variables[str(x.name)] = x.rename(renames) if renames else x
+    return xr.Dataset(variables)
+
+
+def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """netCDF holds strings, numbers and flat arrays of them."""
+    out: dict[str, Any] = {}
+    for name, value in attrs.items():
+        if value is None:
+            continue
+        if isinstance(value, str):
+            out[name] = value
+            continue
+        array = np.asarray(value)
+        if array.dtype.kind == "b":
+            array = array.astype(np.int64)
+        out[name] = str(value) if array.dtype.kind not in "iuf" else array.item() if array.ndim == 0 else array.ravel()
+    return out
+
+
+def _container(datasets: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Any:
+    import arviz  # seconds, and with 0.23 a warning: only those who export pay
+
+    # Asking 1.x whether it has an InferenceData would make it warn.
+    if arviz.__version__.startswith("0."):
+        groups: dict[str, Any] = dict(datasets)
+        return arviz.InferenceData(attrs=attrs, **groups)
+    tree = xr.DataTree.from_dict(datasets)
+    tree.attrs = attrs
+    return tree
+
+
+def arviz_version() -> str:
+    import arviz
+
+    return arviz.__version__
+
+
+def write_report(report: Any, path: str | os.PathLike) -> Path:
+    """Write a report as netCDF: to a file beside ``path``, then renamed, so that ``path`` is never half a report.
+
+    ``arviz.from_netcdf`` reads it.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        report.to_netcdf(str(partial), engine="h5netcdf")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,264 @@
+"""Draws of a guide on the full plates, and how the model and the guide score them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions.util import cholesky_of_inverse
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.autoguide import AutoGuide, AutoGuideList, AutoLaplaceApproximation
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
+
+from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
+from ppl_ext.diagnostics.sites import (
+    FullPlates,
+    Site,
+    Unconditioned,
+    check_complete,
+    describe,
+    given,
+)
+from ppl_ext.errors import ModelError
+from ppl_ext.program import log_density, simulate
+
+
+class Draws(NamedTuple):
+    """Posterior draws of a guide, on the host.
+
+    ``values``: by site, (chain, draw, *site shape): the model's latent sites, constrained, and its deterministic ones.
+    ``log_p``, ``log_q``, ``log_weights``: (chain, draw), float64 nats: the model's joint density, the guide's density,
+    and their difference, all on the full plates.
+    ``points``: the continuous latent sites at which the guide is a single point (``AutoDelta``). A point has no density:
+    the weights are then those of the other sites given it, and if no other is left, they mean nothing.
+    """
+
+    values: dict[str, np.ndarray]
+    log_p: np.ndarray
+    log_q: np.ndarray
+    log_weights: np.ndarray
+    points: tuple[str, ...] = ()
+
+
+class _Redistribute(Messenger):
+    """Draw one site from another distribution."""
+
+    def __init__(self, name: str, fn: dist.Distribution):
+        super().__init__()
+        self.name, self.distribution = name, fn
+
+    def process_message(self, msg):
+        if msg["type"] == "sample" and msg["name"] == self.name:
+            msg["fn"] = self.distribution
+
+
+def guide_sampler(
+    model: Callable, guide: Callable, params: Mapping[str, Any], num_chains: int, args: tuple, kwargs: Mapping[str, Any]
+) -> Callable[[jax.Array, int], Draws]:
+    """``(rng_key, num_samples) -> Draws`` from a fitted guide, each draw scored; everything on the full plates.
+
+    A finite latent site that the guide leaves to the model is summed out of ``log_p``, exactly; deterministic sites
+    that depend on one have no value and are left out. ``AutoLaplaceApproximation``, whose guide is a point, is drawn
+    from and scored as the normal distribution around it.
+
+    :param params: by param site, leaves (chain, ...).
+    :raises ModelError: if guide or model cannot run on the full plates, or a latent site has no counterpart.
+    """
+    params = dict(params)
+    here = jax.tree.map(lambda x: x[0], params)
+    _set_up(guide, args, kwargs)
+    shapes = _guide_shapes(guide, here, args, kwargs)
+    sites = describe(model, shapes, args, kwargs, here)
+    missing = check_complete(sites, shapes, "The guide gives")
+    score = scorer(model, sites, missing, shapes, args, kwargs)
+
+    def one(params, key):
+        values, log_q = _run_guide(guide, params, args, kwargs, key)
+        log_p, deterministic = score(params, values)
+        return {**values, **deterministic}, log_p, log_q
+
+    shared: Any = params
+    draw = one
+    if isinstance(guide, AutoLaplaceApproximation):
+        shared = (params, _laplace(guide, one, params, num_chains))
+        latent = f"_{guide.prefix}_latent"
+
+        def draw(shared, key):
+            params, (loc, scale_tril) = shared
+            with _Redistribute(latent, dist.MultivariateNormal(loc, scale_tril=scale_tril)):
+                return one(params, key)
+
+    step = over_draws(draw)
+    chunk = default_chunk(s.shape for s in sites.values())
+    continuous = [n for n, s in sites.items() if s.kind == "latent" and not s.finite and n in shapes]
+
+    def sample(rng_key: jax.Array, num_samples: int) -> Draws:
+        keys = jax.random.split(rng_key, (num_chains, num_samples))
+        values, log_p, log_q = map_draws(step, keys, shared, num_chains, num_samples, chunk)
+        log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)
+        points = [n for n in continuous if num_samples > 1 and np.array_equal(values[n].min(1), values[n].max(1))]
+        return Draws(values, log_p, log_q, log_p - log_q, tuple(points))
+
+    return sample
+
+
+def rescored(model: Callable, draws: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Stored draws (chain, draw, ...) with their log joint density (chain, draw), everything on the full plates.
+
+    Finite sites without a draw are summed out. Deterministic sites are computed anew: what a sampler stored was on its
+    minibatch, or (NumPyro's enumeration) one value per value of a finite site. Those below a summed-out site are dropped.
+    """
+    num_chains, num_draws = np.shape(jax.tree.leaves(dict(draws))[0])[:2]
+    one = {name: x[0, 0] for name, x in draws.items()}
+    sites = describe(model, one, args, kwargs)
+    latent = {n: np.asarray(x) for n, x in draws.items() if n in sites and sites[n].kind == "latent"}
+    missing = check_complete(sites, latent, "The draws hold")
+    shapes = {n: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for n, x in latent.items()}
+    score = scorer(model, sites, missing, shapes, args, kwargs)
+    chunk = default_chunk(s.shape for s in sites.values())
+    log_p, deterministic = map_draws(over_draws(lambda _, draw: score({}, draw)), latent, {}, num_chains, num_draws, chunk)
+    others = {n: np.asarray(x) for n, x in draws.items() if n not in sites}
+    return {**latent, **deterministic, **others}, log_p.astype(np.float64)
+
+
+def predictive(
+    model: Callable,
+    draws: Mapping[str, Any],
+    params: Mapping[str, Any],
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Replicated data: the observed sites drawn anew on the full plates, (chain, draw, *site shape).
+
+    Finite latent sites are drawn anew too, as the log likelihood sums them out.
+    """
+    leaves = jax.tree.leaves((dict(params), dict(draws)))
+    if not leaves or not draws:
+        raise ModelError("Replicated data need posterior draws, and there are none.")
+    num_chains, num_draws = np.shape(next(iter(draws.values())))[:2]
+    one, here = {n: x[0, 0] for n, x in draws.items()}, jax.tree.map(lambda x: x[0], dict(params))
+    sites = describe(model, one, args, kwargs, here)
+    latent = {n: x for n, x in draws.items() if n in sites and sites[n].kind == "latent" and not sites[n].finite}
+    observed = [n for n, s in sites.items() if s.kind == "observed"]
+
+    def replicate(params, draw):
+        values, key = draw
+        with FullPlates(), trace() as record:
+            seed(Unconditioned(given(model, values, params)), key)(*args, **kwargs)
+        return {n: record[n]["value"] for n in observed}
+
+    keys = jax.random.split(rng_key, (num_chains, num_draws))
+    chunk = default_chunk(s.shape for s in sites.values())
+    return map_draws(over_draws(replicate), (latent, keys), dict(params), num_chains, num_draws, chunk)
+
+
+def scorer(
+    model: Callable,
+    sites: Mapping[str, Site],
+    missing: tuple[str, ...],
+    shapes: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+) -> Callable:
+    """``(params, values) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite sites summed out.
+
+    :param shapes: of the values. Deterministic sites that depend on a missing site are left out.
+    """
+    keep = {n for n, s in sites.items() if s.kind == "deterministic"}
+    if missing and keep:
+        keep -= _below(model, sites, missing, shapes, args, kwargs)
+
+    def run(params, values):
+        with FullPlates(), trace() as record:
+            program = substitute(model, data=params)
+            log_p = log_density(program, values, *args, rng_key=jax.random.key(0), **kwargs).total
+        return log_p, {n: record[n]["value"] for n in keep}
+
+    def run_summed(params, values):
+        from ppl_ext.diagnostics.enumeration import summed_log_density  # funsor is slow to import
+
+        log_p = summed_log_density(model, values, args, kwargs, params, sites, missing)
+        if not keep:
+            return log_p, {}
+        with FullPlates(), trace() as record:
+            seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
+        return log_p, {n: record[n]["value"] for n in keep}
+
+    return run_summed if missing else run
+
+
+def _below(model, sites, missing, shapes, args, kwargs) -> set[str]:
+    """The deterministic sites that depend on a missing one."""
+    zeros = {n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}
+
+    def run(**drawn):
+        with FullPlates(), trace() as record:
+            seed(given(model, {**zeros, **drawn}), jax.random.key(0))(*args, **kwargs)
+        return {n: record[n]["value"] for n, s in sites.items() if s.kind == "deterministic"}
+
+    sources = eval_provenance(run, **{n: jnp.zeros(sites[n].shape, int) for n in missing})
+    return {n for n, from_ in sources.items() if from_}
+
+
+def _run_guide(guide, params, args, kwargs, key, plates=None):
+    with FullPlates() if plates is None else plates:
+        draw = simulate(substitute(guide, data=params), *args, rng_key=key, **kwargs)
+    values = {n: v for n, v in draw.values.items() if n not in draw.values.auxiliary}
+    return values, draw.log_density.total
+
+
+def _set_up(guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    if isinstance(guide, AutoGuideList) and any(isinstance(g, AutoLaplaceApproximation) for g in guide):
+        raise ModelError("AutoLaplaceApproximation inside AutoGuideList has no joint normal distribution to draw from. Use it alone.")
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        # An automatic guide writes down its model on the first run; under jit it would keep tracers.
+        with FullPlates():
+            seed(guide, jax.random.key(0))(*args, **kwargs)
+
+
+def _guide_shapes(guide, params, args, kwargs) -> dict[str, jax.ShapeDtypeStruct]:
+    plates = FullPlates()
+    try:
+        values, _ = jax.eval_shape(lambda p, k: _run_guide(guide, p, args, kwargs, k, plates), params, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ModelError) or not plates.opened:
+            raise
+        names = ", ".join(map(repr, sorted(plates.opened)))
+        raise ModelError(
+            f"The guide does not run on all of the plate {names} it subsamples ({error}). Give its local params an entry "
+            "for every index of the plate (numpyro.param inside the plate, with event_dim, takes the minibatch's), or "
+            "compute them from the data; and pass the whole data."
+        ) from error
+    return values
+
+
+def _laplace(guide, one, params, num_chains: int):
+    r"""Location and Cholesky factor of the normal distribution :math:`N(z^*, H^{-1})` around each chain's optimum.
+
+    H is the Hessian of -log p(y, z) in unconstrained space, Jacobian included: minus the log weight that a draw at z has
+    under the guide's point.
+    """
+    name = f"{guide.prefix}_loc"
+
+    @jax.jit
+    def curvature(params):
+        def loss(z):
+            _, log_p, log_q = one({**params, name: z}, jax.random.key(0))
+            return log_q - log_p
+
+        return cholesky_of_inverse(guide._hessian_fn(loss, params[name]))
+
+    factors = []
+    for c in range(num_chains):
+        factor = curvature(jax.tree.map(lambda x, c=c: x[c], params))
+        if not np.isfinite(factor).all():
+            raise ModelError(
+                f"The Hessian of chain {c} at its optimum is not positive definite, so there is no Laplace approximation. "
+                "The optimum has not been reached (run more steps), or the posterior is flat there (use AutoNormal)."
+            )
+        factors.append(factor)
+    return params[name], jnp.stack(factors)

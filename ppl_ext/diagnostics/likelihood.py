@@ -1,0 +1,238 @@
+"""Log likelihood of each observation at each posterior draw, finite latent sites summed out."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.handlers import seed, trace
+
+from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
+from ppl_ext.diagnostics.sites import (
+    FullPlates,
+    Site,
+    check_complete,
+    describe,
+    given,
+    observations,
+    refuse_open_handlers,
+)
+from ppl_ext.errors import ArgumentError, ModelError
+
+Units = Literal["observation", "independent"]
+
+
+class Terms(NamedTuple):
+    """The log likelihood terms of one observed site, or of several that go together.
+
+    ``values``: (chain, draw, *shape), NaN where masked. ``masked``: (*shape). ``sites``: the observed sites. ``plates``:
+    the plates along ``shape`` if observations were joined, ``None`` if ``shape`` is the site's own batch shape.
+    """
+
+    values: np.ndarray
+    masked: np.ndarray
+    sites: tuple[str, ...]
+    plates: tuple[str, ...] | None
+
+
+def log_likelihood(
+    model: Callable,
+    samples: Mapping[str, Any],
+    *args: Any,
+    batch_ndims: int = 2,
+    chunk_size: int | None = None,
+    units: Units = "observation",
+    **kwargs: Any,
+) -> dict[str, np.ndarray]:
+    r"""Pointwise log likelihood, with every finite latent site d summed out exactly.
+
+    .. math:: \ell_{si} = \log p(y_i \mid \theta_s) = \log \sum_d p(y_i \mid d, \theta_s)\, p(d \mid \theta_s)
+
+    Finite sites are summed out even if ``samples`` holds draws of them: a term that conditions on a drawn assignment
+    belongs to another model than the one that was fitted, and leave-one-out on it is much too confident. A subsampled
+    plate is evaluated on all of its indices, without scale; so pass the whole data. ``handlers.scale`` does not count,
+    ``factor`` sites are not observations, and masked observations are NaN (leave them out of sums).
+
+    If several observations share a finite site (a class per group, say), they depend on each other given
+    :math:`\theta`. The terms above are then still right, but do not add up to the log likelihood, and leave-one-out
+    must not use them: it needs :math:`\log p(y_i \mid y_{-i}, \theta)`. With ``units="independent"`` such observations
+    are joined into one term, over the plates they do not share; those terms always add up to
+    :math:`\log p(y \mid \theta)`, and ``to_arviz`` uses them.
+
+    :param model: a NumPyro model; ``args`` and ``kwargs`` are passed to it.
+    :param samples: by site, arrays (*batch, *site shape), in NumPyro's constrained space. Other names are ignored.
+    :param batch_ndims: the number of leading batch axes: 2 for (chain, draw).
+    :param chunk_size: draws evaluated at once; by default so many that their factors fill about 16 MB.
+    :param units: "observation", or "independent" to join what a finite site links.
+    :return: by observed site, float arrays (*batch, *site batch shape) in nats. With "independent", joined terms have
+        the axes of the plates they do not share, under the sites' names joined by "+".
+    :raises ArgumentError: if batch axes disagree, or an option has no such value.
+    :raises ModelError: if a latent site has no value and is not finite, a finite site is in ``scan`` (the terms do not
+        exist), or a term of a single observation cannot be had exactly.
+    :raises HandlerError: if a handler is open around the call.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> def mixture(y):
+    ...     w = numpyro.sample("w", dist.Beta(1.0, 1.0))
+    ...     with numpyro.plate("n", 2):
+    ...         z = numpyro.sample("z", dist.Bernoulli(w))
+    ...         numpyro.sample("y", dist.Normal(3.0 * z, 1.0), obs=y)
+    >>> terms = log_likelihood(mixture, {"w": jnp.full((1, 1), 0.5)}, jnp.array([0.0, 3.0]))
+    >>> terms["y"].shape, [round(float(x), 3) for x in terms["y"][0, 0]]
+    ((1, 1, 2), [-1.601, -1.601])
+
+    Source for what leave-one-out needs: Bürkner, Gabry, Vehtari 2021, "Efficient leave-one-out cross-validation for
+    Bayesian non-factorized normal and Student-t models".
+    """
+    if units not in ("observation", "independent"):
+        raise ArgumentError(f"units must be 'observation' or 'independent', got {units!r}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ArgumentError(f"chunk_size must be at least 1, got {chunk_size}.")
+    refuse_open_handlers("log_likelihood")
+    batch = batch_shape(samples, batch_ndims)
+    num_draws = math.prod(batch)
+    draws = {n: np.reshape(np.asarray(v), (1, num_draws, *np.shape(v)[batch_ndims:])) for n, v in samples.items()}
+    terms = pointwise(model, draws, args, kwargs, num_draws=num_draws, chunk_size=chunk_size, units=units)
+    return {name: t.values.reshape(batch + t.values.shape[2:]) for name, t in terms.items()}
+
+
+def batch_shape(samples: Mapping[str, Any], batch_ndims: int) -> tuple[int, ...]:
+    """The leading axes that all samples share."""
+    shapes = {name: np.shape(v)[:batch_ndims] for name, v in samples.items()}
+    if not shapes:
+        return (1,) * batch_ndims
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if len(shape) < batch_ndims or shape != shapes[first]:
+            raise ArgumentError(
+                f"Samples disagree on their {batch_ndims} batch axes: '{first}' has {shapes[first]}, '{name}' {shape}. "
+                "Set batch_ndims to the number of leading axes that are draws."
+            )
+    return shapes[first]
+
+
+def pointwise(
+    model: Callable,
+    draws: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    params: Mapping[str, Any] | None = None,
+    num_draws: int,
+    chunk_size: int | None = None,
+    units: Units = "independent",
+) -> dict[str, Terms]:
+    """:func:`log_likelihood` for arrays (chain, draw, ...), and params (chain, ...); with what an export needs."""
+    params = {} if params is None else dict(params)
+    leaves = jax.tree.leaves((params, dict(draws)))
+    num_chains = np.shape(leaves[0])[0] if leaves else 1
+    one, here = jax.tree.map(lambda x: x[0, 0], dict(draws)), jax.tree.map(lambda x: x[0], params)
+    sites = describe(model, one, args, kwargs, here)
+    draws = {n: v for n, v in draws.items() if n in sites and sites[n].kind == "latent"}
+    finite = frozenset(s.name for s in sites.values() if s.finite)
+    check_complete(sites, {*draws, *finite}, "`samples` hold")
+    observed = [s for s in sites.values() if s.kind == "observed"]
+    if not observed:
+        return {}
+    if finite:
+        plan, size, evaluate = _plan_enumerated(model, one, args, kwargs, here, sites, finite, units)
+    else:
+        plan, size, evaluate = _plan_plain(model, args, kwargs, observed)
+    chunk_size = default_chunk([(size,)]) if chunk_size is None else chunk_size
+    values = map_draws(over_draws(evaluate), draws, params, num_chains, num_draws, chunk_size)
+    masks = observations(model, one, args, kwargs, here)[1] if any(s.masked for s in observed) else {}
+    return {name: _terms(values[name], masks, sites, *plan[name]) for name in plan}
+
+
+def _terms(values, masks, sites, names: tuple[str, ...], plates: tuple[tuple[str, int], ...] | None) -> Terms:
+    """Put NaN where no observation is seen; a joined term is seen if any part of it is."""
+    shape = values.shape[2:]
+    masked = np.ones(shape, bool)
+    for name in names:
+        mask = masks.get(name, np.zeros(sites[name].batch_shape, bool))
+        if plates is not None:
+            kept = [mask.ndim + dim for _, dim in plates]
+            mask = mask.all(axis=tuple(a for a in range(mask.ndim) if a not in kept))
+        masked &= mask
+    if masked.any():
+        values = np.where(masked, np.nan, values)
+    return Terms(values, masked, names, None if plates is None else tuple(name for name, _ in plates))
+
+
+def _plan_plain(model, args, kwargs, observed: list[Site]):
+    """No finite site: the log probability of each observed site as it stands."""
+    names = [s.name for s in observed]
+
+    def evaluate(params, draw):
+        with trace() as record, FullPlates():
+            seed(given(model, draw, params), jax.random.key(0))(*args, **kwargs)
+        return {n: jnp.asarray(record[n]["fn"].log_prob(record[n]["value"])) for n in names}
+
+    return {n: ((n,), None) for n in names}, sum(math.prod(s.shape) for s in observed), evaluate
+
+
+def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str], units: Units):
+    """Which factors make up each term is the same at every draw: decide it once, on shapes."""
+    # Elimination is the only thing here that needs funsor, which takes half a second to import.
+    from ppl_ext.diagnostics.enumeration import eliminate, factor_graph, relevant, to_array
+
+    def graph_at(params, draw):
+        return factor_graph(model, draw, args, kwargs, params, sites, finite)
+
+    graphs = []
+    jax.eval_shape(lambda p, d: graphs.append(graph_at(p, d)), here, one)
+    graph = graphs[0]
+    observed = [s.name for s in sites.values() if s.kind == "observed"]
+    hidden = [n for n in graph.factors if n not in finite and n not in observed]
+    groups: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {}
+    plan: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...] | None]] = {}
+    for name in observed:
+        own = frozenset(graph.dims[name])
+        names: tuple[str, ...]
+        if units == "observation":
+            group, names, keep = relevant(graph, finite, [name], hidden), (name,), own
+            _check_exact(graph, finite, group - {name}, name, own)
+        else:
+            group = relevant(graph, finite, [name], graph.factors)
+            names = tuple(n for n in observed if n in group)
+            keep = frozenset.intersection(*(frozenset(graph.dims[n]) for n in group if n in finite or n in names))
+        label = "+".join(names)
+        groups[label] = (names, group, keep)
+        joined = len(names) > 1 or keep != own
+        order = tuple(sorted(((p, graph.dims[names[0]][p]) for p in keep), key=lambda item: item[1]))
+        plan[label] = (names, order if joined else None)
+
+    def evaluate(params, draw):
+        graph = graph_at(params, draw)
+        out = {}
+        for label, (names, group, keep) in groups.items():
+            value = eliminate(graph, sorted(group), finite, keep)
+            rest = group - frozenset(names)
+            if rest - finite:
+                # Latent sites below a finite one tell of it already: condition on them.
+                value = value - eliminate(graph, sorted(rest), finite, keep)
+            order = plan[label][1]
+            if order is None:
+                out[label] = to_array(value, graph.dims[names[0]], sites[names[0]].batch_shape)
+            else:
+                shape = tuple(graph.factors[names[0]].inputs[p].size for p, _ in order)
+                out[label] = to_array(value, {p: i - len(order) for i, (p, _) in enumerate(order)}, shape)
+        return out
+
+    return plan, graph.size, evaluate
+
+
+def _check_exact(graph, finite, rest: frozenset[str], name: str, own: frozenset[str]) -> None:
+    """One observation at a time is exact if what else is known of its finite sites lies in its own plate elements."""
+    evidence = [n for n in rest if n not in finite]
+    if not evidence:
+        return
+    spans = {frozenset(graph.dims[n]) & own for n in rest if n in finite}
+    spans_beyond = [n for n in evidence if not all(frozenset(graph.dims[n]) & own <= span for span in spans)]
+    if len(spans) > 1 or spans_beyond:
+        raise ModelError(
+            f"Single terms of '{name}' cannot be had exactly: the latent site {', '.join(map(repr, sorted(evidence)))} "
+            "depends on finite sites that several observations share. Use units='independent'."
+        )

@@ -1,0 +1,103 @@
+"""What a report needs to know of a run, whatever made it."""
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import MCMC
+
+from ppl_ext.diagnostics.draws import rescored
+from ppl_ext.errors import ArgumentError
+
+
+class Run(NamedTuple):
+    """What the report needs to know of a run of any kind."""
+
+    model: Callable | None
+    args: tuple
+    kwargs: dict[str, Any]
+    params: dict[str, Any]
+    values: dict[str, np.ndarray]
+    sample_stats: dict[str, np.ndarray]
+    traces: dict[str, np.ndarray]
+    attrs: dict[str, Any]
+
+
+_ARVIZ_NAMES = {
+    "num_steps": "n_steps",
+    "accept_prob": "acceptance_rate",
+    "mean_accept_prob": "mean_acceptance_rate",
+    "adapt_state.step_size": "step_size",
+}
+
+
+def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, model_kwargs: Any) -> Run:
+    """A finished MCMC run, each draw scored by the log joint density, deterministic sites on the full plates.
+
+    :raises ArgumentError: if it has not run.
+    """
+    try:
+        samples = mcmc.get_samples(group_by_chain=True)
+    except (AssertionError, AttributeError, TypeError) as error:  # NumPyro reads its own missing state
+        raise ArgumentError("This MCMC has not run yet: call mcmc.run(rng_key, ...) first.") from error
+    if hasattr(samples, "_asdict"):
+        samples = samples._asdict()
+    if not isinstance(samples, dict):
+        # A kernel on a bare potential function: the leaves have no names of their own.
+        samples = {f"param_{i}": x for i, x in enumerate(jax.tree.leaves(samples))}
+    values = {n: np.asarray(x) for n, x in samples.items()}
+    model = getattr(mcmc.sampler, "model", None) if model is None else model
+    args = tuple(mcmc._args if model_args is None else model_args)
+    kwargs = dict(mcmc._kwargs if model_kwargs is None else model_kwargs)
+    stats: dict[str, np.ndarray] = {}
+    for name, x in mcmc.get_extra_fields(group_by_chain=True).items():
+        if isinstance(x, np.ndarray | jax.Array) and np.ndim(x) == 2:
+            stats[_ARVIZ_NAMES.get(name, name)] = np.asarray(x)
+    if "n_steps" in stats:
+        stats["tree_depth"] = np.log2(stats["n_steps"]).astype(np.int64) + 1
+    if model is not None and values:
+        values, stats["lp"] = rescored(model, values, args, kwargs)
+    attrs = {
+        "kernel": type(mcmc.sampler).__name__,
+        "model": None if model is None else name_of(model),
+        "num_warmup": mcmc.num_warmup,
+        "num_samples": mcmc.num_samples,
+        "thinning": mcmc.thinning,
+    }
+    return Run(model, args, kwargs, {}, values, stats, {}, attrs)
+
+
+def seed_numbers(rng_key: jax.Array | None) -> np.ndarray | None:
+    """A key of either kind as plain numbers."""
+    if rng_key is None:
+        return None
+    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(rng_key) if typed else rng_key)
+
+
+def objective_name(objective: Any) -> str:
+    """Its repr, unless that is Python's own, which names an address."""
+    text = repr(objective)
+    return type(objective).__name__ if " object at 0x" in text else text
+
+
+def name_of(fn: Any) -> str:
+    """A function's name; of another callable, its type's."""
+    if isinstance(fn, functools.partial):
+        return name_of(fn.func)
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def versions() -> dict[str, Any]:
+    """Of what made the run."""
+    found: dict[str, Any] = {"inference_library": "ppl_ext"}
+    for name, package in (("inference_library", "ppl-ext"), ("numpyro", "numpyro"), ("jax", "jax")):
+        try:
+            found[f"{name}_version"] = version(package)
+        except PackageNotFoundError:  # run from a checkout
+            continue
+    return found

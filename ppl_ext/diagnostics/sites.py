@@ -1,0 +1,280 @@
+"""What a model's sites look like (kind, plates, shapes), and how to run it on whole plates.
+
+Diagnostics judge a fit on all of the data: a subsampled plate is therefore opened to its full size, so that no draw is
+scored on a minibatch of its own and no scale stands in for data that were not seen.
+"""
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.handlers import seed, substitute
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from ppl_ext.errors import HandlerError, ModelError
+from ppl_ext.program import run_in_scan_body
+
+
+class PlateAxis(NamedTuple):
+    """A plate as a site sees it: its name, its axis counted from the right of the batch shape, its full size."""
+
+    name: str
+    dim: int
+    size: int
+
+
+class Site(NamedTuple):
+    """One site of a model run on its full plates.
+
+    ``kind``: "latent", "observed", "factor", "deterministic", "param" or "mutable".
+    ``shape``: of the value; ``batch_shape`` and ``event_ndim``: of the distribution at that value (for a deterministic
+    site the batch shape is what its plates span). A site of a ``scan`` has its steps as the leading axis.
+    ``finite``: a latent site whose values can be listed. ``masked``: some mask is on it. ``event_dims``: names the user
+    gave the event's axes (``infer={"event_dims": [...]}``).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    batch_shape: tuple[int, ...]
+    event_ndim: int
+    plates: tuple[PlateAxis, ...]
+    finite: bool
+    auxiliary: bool
+    in_scan: bool
+    masked: bool
+    event_dims: tuple[str, ...]
+
+
+class FullPlates(Messenger):
+    """Run every plate on all of its indices, in order, whatever ``subsample_size`` it asks for; in ``scan`` too.
+
+    ``opened`` collects the names of the plates that were subsampled.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> def model(x):
+    ...     with numpyro.plate("rows", 6, subsample_size=2) as rows:
+    ...         return x[rows]
+    >>> with (plates := FullPlates()):
+    ...     model(jnp.arange(6.0)).shape, plates.opened
+    ((6,), {'rows'})
+    """
+
+    def __init__(self, opened: set[str] | None = None):
+        super().__init__()
+        self.opened: set[str] = set() if opened is None else opened
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            run_in_scan_body(msg, lambda *_: FullPlates(self.opened))
+        elif msg["type"] == "plate":
+            size, subsample_size = msg["args"]
+            if subsample_size not in (None, size):
+                self.opened.add(msg["name"])
+            msg["args"], msg["value"] = (size, size), jnp.arange(size)
+
+
+class Unconditioned(Messenger):
+    """Draw observed sites anew instead of reading the data; in ``scan`` too, where NumPyro's handler does nothing."""
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            run_in_scan_body(msg, lambda *_: Unconditioned())
+        elif msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
+            msg["is_observed"], msg["value"] = False, None
+
+
+class _Recorder(Messenger):
+    """Keep the final message of every site, and which of them came out of a ``scan``."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages: dict[str, dict] = {}
+        self.scanned: set[str] = set()
+        self._scanning = False
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            self._scanning = msg["fn"] is scan_wrapper
+
+    def postprocess_message(self, msg):
+        if "name" in msg:
+            self.messages[msg["name"]] = msg.copy()
+            if self._scanning and msg.get("_control_flow_done"):
+                self.scanned.add(msg["name"])
+
+
+def given(model: Callable, values: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Callable:
+    """The model with these latent sites and params imposed; other names in ``values`` (deterministic sites) are ignored.
+
+    The values of deterministic and observed sites are functions of the rest on the full plates, so stored ones may not
+    override them.
+    """
+
+    def value(site):
+        return values.get(site["name"]) if site["type"] == "sample" and not site["is_observed"] else None
+
+    model = substitute(model, substitute_fn=value)
+    return substitute(model, data=dict(params)) if params else model
+
+
+def refuse_open_handlers(what: str) -> None:
+    """Compiled functions would ignore a handler around the call, or keep it for good."""
+    if _PYRO_STACK:
+        names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
+        raise HandlerError(f"{what} is compiled, so it cannot see the open handlers ({names}). Wrap the model or guide instead.")
+
+
+def is_factor(msg: Mapping[str, Any]) -> bool:
+    """Whether a sample message comes from ``numpyro.factor``."""
+    fn = msg["fn"]
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Unit)
+
+
+def mask_of(fn: dist.Distribution) -> Any:
+    """The mask on a distribution, over its batch shape; ``None`` if nothing is masked.
+
+    Where an event is made of batch axes (``to_event``), the event counts as seen if any part of it is.
+    """
+    if isinstance(fn, dist.MaskedDistribution):
+        inner = mask_of(fn.base_dist)
+        own = None if fn._mask is True else jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
+        return inner if own is None else own if inner is None else own & inner
+    if isinstance(fn, dist.ExpandedDistribution):
+        inner = mask_of(fn.base_dist)
+        return None if inner is None else jnp.broadcast_to(inner, fn.batch_shape)
+    if isinstance(fn, dist.Independent):
+        inner = mask_of(fn.base_dist)
+        axes = tuple(range(-fn.reinterpreted_batch_ndims, 0))
+        return inner if inner is None or not axes else inner.any(axis=axes)
+    return None
+
+
+def describe(
+    model: Callable, values: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], params: Mapping | None = None
+) -> dict[str, Site]:
+    """The sites of a model on its full plates, by name and in order, without computing anything.
+
+    :param values: one draw of the latent sites, arrays or ``jax.ShapeDtypeStruct``. Missing sites are drawn.
+    :raises ModelError: if a value has not its site's shape, or the model cannot run on a plate it subsamples.
+    """
+    record, plates = _Recorder(), FullPlates()
+
+    def run(values, params):
+        with record, plates:
+            seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
+        return 0
+
+    try:
+        jax.eval_shape(run, dict(values), dict(params or {}))
+    except (TypeError, ValueError) as error:
+        _explain(record, plates.opened, error)
+        raise
+    _explain(record, plates.opened, None)
+    found = {name: _site(msg, name in record.scanned) for name, msg in record.messages.items() if msg["type"] in _KINDS}
+    return {name: site for name, site in found.items() if site is not None}
+
+
+def _explain(record: "_Recorder", opened: set[str], error: Exception | None) -> None:
+    """Say in the user's words why a model does not run on its full plates."""
+    remedy = (
+        f" It subsamples {', '.join(map(repr, sorted(opened)))}; here it runs on all of it, so pass the whole data, and "
+        "give local latent sites a value for every index."
+        if opened
+        else ""
+    )
+    for name, msg in record.messages.items():
+        if msg["type"] == "sample" and msg["is_observed"]:
+            batch = np.shape(msg["value"])[: np.ndim(msg["value"]) - msg["fn"].event_dim]
+            if not _fits(batch, msg, opened):
+                raise ModelError(f"Site '{name}' has batch shape {tuple(msg['fn'].batch_shape)}, but its data {batch}.{remedy}") from error
+        elif msg["type"] == "sample":
+            expected, got = tuple(msg["fn"].shape()), tuple(np.shape(msg["value"]))
+            if expected != got:
+                raise ModelError(f"Site '{name}' has shape {expected} in the model, but its value {got}.{remedy}") from error
+    if error is not None and opened and not isinstance(error, ModelError):
+        raise ModelError(f"The model does not run on its full plates ({error}).{remedy}") from error
+
+
+def _fits(batch: tuple[int, ...], msg: dict, opened: set[str]) -> bool:
+    """Data may be broadcast over a site, but one element is not the whole of a plate that was subsampled."""
+    try:
+        np.broadcast_shapes(batch, msg["fn"].batch_shape)
+    except ValueError:
+        return False
+    plates = [f for f in msg["cond_indep_stack"] if f.name in opened and f.size > 1 and -f.dim <= len(batch)]
+    return all(batch[f.dim] != 1 for f in plates)
+
+
+_KINDS = ("sample", "deterministic", "param", "mutable")
+
+
+def _site(msg: dict, in_scan: bool) -> Site | None:
+    sample = msg["type"] == "sample"
+    kind = msg["type"]
+    if sample:
+        kind = "latent" if not msg["is_observed"] else "factor" if is_factor(msg) else "observed"
+    # A param or mutable site may hold a whole network; only arrays have a shape to report.
+    shape = np.shape(msg["value"]) if kind not in ("param", "mutable") else ()
+    stack = () if kind in ("param", "mutable") else msg["cond_indep_stack"]
+    plates = tuple(sorted((PlateAxis(f.name, f.dim, f.size) for f in stack), key=lambda p: p.dim))
+    event_ndim = msg["fn"].event_dim if sample else 0
+    if sample:
+        batch_shape = np.broadcast_shapes(msg["fn"].batch_shape, shape[: len(shape) - event_ndim])
+    else:
+        span = max((-p.dim for p in plates), default=0) + in_scan
+        batch_shape, event_ndim = shape[:span], max(len(shape) - span, 0)
+    return Site(
+        name=msg["name"],
+        kind=kind,
+        shape=shape,
+        batch_shape=tuple(batch_shape),
+        event_ndim=event_ndim,
+        plates=plates,
+        finite=kind == "latent" and bool(msg["fn"].has_enumerate_support),
+        auxiliary=sample and bool(msg["infer"].get("is_auxiliary")),
+        in_scan=in_scan,
+        masked=sample and mask_of(msg["fn"]) is not None,
+        event_dims=tuple(msg["infer"].get("event_dims", ())) if sample else (),
+    )
+
+
+def observations(
+    model: Callable, values: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], params: Mapping | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The data a model sees on its full plates, and where each element is masked out (True), by observed site."""
+
+    @jax.jit
+    def run(values, params):
+        with (record := _Recorder()), FullPlates():
+            seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
+        data, masked = {}, {}
+        for name, msg in record.messages.items():
+            if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
+                data[name] = jnp.asarray(msg["value"])
+                seen = mask_of(msg["fn"])
+                batch = data[name].shape[: data[name].ndim - msg["fn"].event_dim]
+                shape = jnp.broadcast_shapes(msg["fn"].batch_shape, batch)
+                masked[name] = jnp.zeros(shape, bool) if seen is None else jnp.broadcast_to(~seen, shape)
+        return data, masked
+
+    data, masked = jax.device_get(run(dict(values), dict(params or {})))
+    return data, masked
+
+
+def check_complete(sites: Mapping[str, Site], values: Container[str], whose: str) -> tuple[str, ...]:
+    """The finite latent sites without a value; any other latent site without one is an error."""
+    missing = [s for s in sites.values() if s.kind == "latent" and s.name not in values]
+    lost = [f"'{s.name}'" for s in missing if not s.finite]
+    if lost:
+        raise ModelError(
+            f"{whose} no value for the latent site {', '.join(lost)}. Only sites with finitely many values can be summed "
+            "out: give it a value, or a site of that name in the guide."
+        )
+    return tuple(s.name for s in missing)

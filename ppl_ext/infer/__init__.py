@@ -1,0 +1,7 @@
+"""Running inference: NumPyro's ``SVI`` and ``MCMC`` take what this library makes; :func:`fit` is ``SVI`` with restarts and a report."""
+
+from ppl_ext.infer.checkpoint import Checkpoint
+from ppl_ext.infer.fit import Progress, fit
+from ppl_ext.infer.stopping import Plateau
+
+__all__ = ["Checkpoint", "Plateau", "Progress", "fit"]

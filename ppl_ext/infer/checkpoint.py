@@ -1,0 +1,105 @@
+"""Save a run as it goes, and go on from there to the last bit: a file of plain arrays, replaced whole or not at all."""
+
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_ext.errors import ArgumentError
+
+_FORMAT = "ppl_ext run 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run saves its state, and every how many steps at least.
+
+    If the file exists, the run continues from it; to begin anew, delete it. The state (parameters, optimiser, keys, losses) is stored as
+    plain arrays, never pickled, and written to a file beside it that then takes its place, so that a kill at any moment leaves a whole one.
+
+    :param path: the file.
+    :param every: steps between two saves; the run saves at the end, too.
+    """
+
+    path: str | os.PathLike
+    every: int = 1000
+
+    def __post_init__(self):
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ArgumentError(f"Checkpoint(every=...) must be a positive integer, got {self.every!r}.")
+
+    def save(self, state: Any, losses: np.ndarray, about: dict[str, Any]) -> None:
+        """Replace the file by this state; ``about`` describes the run, for :meth:`load` to compare."""
+        leaves = jax.tree.leaves(state)
+        header = {"format": _FORMAT, "about": about, "structure": _structure(state)}
+        path = Path(self.path)
+        arrays: dict[str, Any] = {f"leaf_{i}": _numbers(x) for i, x in enumerate(leaves)}
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, header=np.array(json.dumps(header)), losses=losses, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def load(self, like: Any, about: dict[str, Any]) -> tuple[Any, np.ndarray] | None:
+        """The saved state, in the structure of ``like``, and the losses so far; ``None`` if there is no file.
+
+        :raises ArgumentError: if the file is damaged, of something else, or of another run; it says what differs.
+        """
+        path = Path(self.path)
+        if not path.exists():
+            return None
+        try:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                if header.get("format") != _FORMAT:
+                    raise KeyError("format")
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise ArgumentError(
+                f"'{path}' is no whole checkpoint of a run ({type(error).__name__}: {error}). Delete it to begin anew."
+            ) from error
+        structure = _structure(like)
+        missing, extra = [x for x in structure if x not in header["structure"]], [x for x in header["structure"] if x not in structure]
+        differences = [(key, header["about"].get(key), value) for key, value in about.items()]
+        differences.append(
+            ("state", ", ".join(extra[:3]) or "smaller", ", ".join(missing[:3]) or "smaller") if missing or extra else ("", 0, 0)
+        )
+        for what, saved, wanted in differences:
+            if saved != wanted:
+                raise ArgumentError(f"'{path}' is of another run: its {what} is {saved}, here {wanted}. Delete it or take another path.")
+        leaves, treedef = jax.tree.flatten(like)
+        restored = [_array(arrays[f"leaf_{i}"], x) for i, x in enumerate(leaves)]
+        return jax.tree.unflatten(treedef, restored), arrays["losses"]
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _structure(state: Any) -> list[str]:
+    """Name, shape and type of every leaf."""
+    paths = jax.tree_util.tree_flatten_with_path(state)[0]
+    return [f"{jax.tree_util.keystr(path)}: {x.dtype}{list(x.shape)}" for path, x in paths]
+
+
+def _numbers(x: jax.Array) -> np.ndarray:
+    numbers = np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+    # bfloat16 and its kin mean nothing to npz; they go by their bits.
+    return np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}") if numbers.dtype.kind == "V" else numbers
+
+
+def _array(numbers: np.ndarray, like: jax.Array) -> jax.Array:
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(numbers), impl=jax.random.key_impl(like))
+    return jnp.asarray(numbers.view(like.dtype) if numbers.dtype != like.dtype else numbers)

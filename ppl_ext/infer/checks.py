@@ -1,0 +1,98 @@
+"""What can be known to be wrong before a run starts, or after one broke down: in the user's words, naming the site."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import numpyro
+from numpyro.handlers import seed, substitute, trace
+
+from ppl_ext.errors import ArgumentTypeError, NonFiniteError, PplExtError
+from ppl_ext.program import log_density, simulate
+
+
+def check_data(args: tuple, kwargs: dict) -> None:
+    """Model arguments must be what JAX can trace; tables of pandas are not, and fail far from here."""
+    for where, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"argument '{k}'", v) for k, v in kwargs.items())]:
+        for leaf in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "to_numpy")):
+            if hasattr(leaf, "to_numpy"):
+                kind = f"{type(leaf).__module__.split('.')[0]} {type(leaf).__name__}"
+                raise ArgumentTypeError(f"Model {where} is a {kind}, which JAX cannot trace; pass .to_numpy() instead.")
+
+
+def densities_by_site(model: Callable, guide: Callable, args: tuple, kwargs: dict, key, params: dict) -> dict[str, dict[str, jax.Array]]:
+    """Score one draw of the guide under guide and model, site by site."""
+    with numpyro.validation_enabled(False):  # NumPyro's own checks raise without the site's name
+        draw = simulate(substitute(guide, data=params), *args, rng_key=key, **kwargs)
+        joint = log_density(substitute(model, data=params), draw.values, *args, rng_key=key, **kwargs)
+    return {"guide": draw.log_density.by_site, "model": joint.by_site}
+
+
+def check_fit_together(model: Callable, guide: Callable, rng_key, args: tuple, kwargs: dict) -> None:
+    """NumPyro failed to set a run up, in its own words: where the cause is that model and guide do not fit together, name the site.
+
+    :raises PplExtError: if that is the cause.
+    """
+    try:
+        densities_by_site(model, guide, args, kwargs, rng_key, {})
+    except PplExtError:
+        raise
+    except Exception:  # the caller goes on with NumPyro's own error
+        pass
+
+
+def check_first_step(by_site, model: Callable, guide: Callable, params: dict, rng_key, args: tuple, kwargs: dict) -> None:
+    """Score draws of the guide: sites must match, shapes agree, and every density be finite.
+
+    :param by_site: :func:`densities_by_site` of many keys and the parameters, compiled.
+    :raises ModelError: if model and guide do not fit together.
+    :raises NonFiniteError: if a site's log density is not finite at the initial parameters, or its data hold NaN.
+    """
+    reason = non_finite_site(by_site, model, guide, params, rng_key, args, kwargs)
+    if reason is not None:
+        raise NonFiniteError(f"Before the first step, {reason}")
+
+
+def non_finite_site(by_site, model, guide, params, rng_key, args, kwargs, num_draws: int = 4, gradients: bool = False) -> str | None:
+    """Say which site first has a log density (or gradient of it) that is not finite; ``None`` if all are finite."""
+    keys = jax.random.split(rng_key, num_draws)
+    values = by_site(keys, params)
+    for program in ("guide", "model"):
+        for name, value in values[program].items():
+            bad = ~np.isfinite(np.asarray(value))
+            if bad.any():
+                k = int(np.argmax(bad))
+                why = _why(model, guide, params, keys[k], args, kwargs, program, name)
+                share = f"{bad.sum()} of {num_draws} draws of the guide"
+                return f"the log density of site '{name}' in the {program} is {value[k]} ({share}). {why}"
+    if gradients:
+        floats = {k: v for k, v in params.items() if all(np.issubdtype(np.asarray(x).dtype, np.floating) for x in jax.tree.leaves(v))}
+        for program in ("guide", "model"):
+            for name in values[program]:
+                # Site by site: a zero cotangent of one site times an infinite slope of another would be NaN for both.
+                slopes = jax.grad(lambda p, program=program, name=name: by_site(keys, {**params, **p})[program][name].sum())(floats)
+                for param, slope in slopes.items():
+                    if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(slope)):
+                        return (
+                            f"the gradient of the log density of site '{name}' in the {program} by the parameter '{param}' is not finite."
+                        )
+    return None
+
+
+def _why(model, guide, params, key, args, kwargs, program: str, name: str) -> str:
+    """The likely cause of a density that is not finite: NaN in the data, a value outside the support, or the parameters."""
+    with numpyro.validation_enabled(False):
+        draw = simulate(substitute(guide, data=params), *args, rng_key=key, **kwargs)
+        run = guide if program == "guide" else model
+        site = trace(substitute(seed(run, key), data={**params, **draw.values})).get_trace(*args, **kwargs)[name]
+    value = np.asarray(site["value"])
+    if site["is_observed"] and np.isnan(value).any():
+        return f"Its data hold {np.isnan(value).sum()} NaN of {value.size}: drop them, or mask them with numpyro.handlers.mask."
+    try:
+        outside = ~np.asarray(site["fn"].support(site["value"]))
+    except (NotImplementedError, TypeError):
+        outside = np.zeros((), bool)
+    if outside.any():
+        source = "Its data" if site["is_observed"] else "Values drawn for it"
+        return f"{source} lie outside the support of {type(site['fn']).__name__} in {outside.sum()} of {outside.size} places."
+    return f"Look at the parameters that {type(site['fn']).__name__} gets there."

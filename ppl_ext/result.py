@@ -1,0 +1,281 @@
+"""What every inference returns, and one ArviZ report for all of them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import MCMC
+from numpyro.infer.svi import SVIRunResult
+
+from ppl_ext.diagnostics.draws import Draws, guide_sampler, predictive
+from ppl_ext.diagnostics.likelihood import Terms, pointwise
+from ppl_ext.diagnostics.params_file import write_params
+from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, seed_numbers, versions
+from ppl_ext.diagnostics.sites import describe, observations, refuse_open_handlers
+from ppl_ext.diagnostics.summary import importance, sentences, table
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit:
+    """A fitted guide: what :func:`ppl_ext.infer.fit` returns. Chains are independent restarts.
+
+    :param params: by ``param`` site, constrained values; every leaf is (chain, ...).
+    :param losses: (chain, step), what was minimised, in nats.
+    :param args: arguments of model and guide, as are ``kwargs``. Where a plate was subsampled by passing minibatches,
+        put the whole data here before asking for draws: ``dataclasses.replace(result, args=(data,))``.
+    :param rng_key: the key of the run; draws use keys folded from it unless given their own.
+    :param stop_reason: why the run ended.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> from numpyro.infer import SVI, Trace_ELBO
+    >>> from numpyro.infer.autoguide import AutoNormal
+    >>> def model(y):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> guide = AutoNormal(model)
+    >>> run = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO()).run(jax.random.key(0), 300, 2.0, progress_bar=False)
+    >>> params = jax.tree.map(lambda x: x[None], run.params)
+    >>> result = Fit(params, run.losses[None], model, guide, Trace_ELBO(), (2.0,), rng_key=jax.random.key(0))
+    >>> draws = result.sample(num_samples=500)
+    >>> draws.values["mu"].shape, bool(abs(draws.values["mu"].mean() - 1.0) < 0.2)
+    ((1, 500), True)
+    """
+
+    params: dict[str, Any]
+    losses: np.ndarray
+    model: Callable
+    guide: Callable
+    objective: Any
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    rng_key: jax.Array | None = None
+    num_steps: int | None = None
+    compile_seconds: float | None = None
+    run_seconds: float | None = None
+    stop_reason: str = "completed"
+
+    @property
+    def num_chains(self) -> int:
+        return np.shape(self.losses)[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"Fit({objective_name(self.objective)}, {name_of(self.guide)}, num_chains={self.num_chains}, num_steps={self._steps}, "
+            f"stop_reason={self.stop_reason!r})"
+        )
+
+    @property
+    def _steps(self) -> int:
+        return np.shape(self.losses)[1] if self.num_steps is None else self.num_steps
+
+    def _key(self, rng_key: jax.Array | None) -> jax.Array:
+        if rng_key is not None:
+            return rng_key
+        # Away from the keys of the run itself, which are splits of its key.
+        return jax.random.fold_in(jax.random.key(0) if self.rng_key is None else self.rng_key, 0x5A)
+
+    def sample(self, rng_key: jax.Array | None = None, num_samples: int = 1000) -> Draws:
+        r"""Draw from the guide, on the full plates, and weigh each draw against the model.
+
+        .. math:: z \sim q, \qquad \log w = \log p(y, z) - \log q(z)
+
+        Subsampled plates are evaluated on all of their indices by guide and model, so that all draws are scored on the
+        same data. Finite sites that the guide leaves to the model are summed out of p. ``AutoLaplaceApproximation`` is
+        drawn from, and scored as, its normal distribution rather than the point it is fitted with.
+
+        :param num_samples: draws per chain.
+        :return: :class:`~ppl_ext.diagnostics.draws.Draws`: ``values`` by site (chain, draw, ...), constrained, the
+            model's deterministic sites among them; ``log_p``, ``log_q`` and ``log_weights`` (chain, draw) in nats.
+        :raises ModelError: if guide or model cannot run on the full plates, or their sites do not match.
+        :raises HandlerError: if a handler is open around the call.
+        """
+        if not isinstance(num_samples, int | np.integer) or num_samples < 1:
+            raise ArgumentError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        refuse_open_handlers("sample")
+        return self._sampler(self._key(rng_key), int(num_samples))
+
+    @cached_property
+    def _sampler(self) -> Callable[[jax.Array, int], Draws]:
+        # Compiled by the first call; the summary, the report and the file need no second compilation.
+        return guide_sampler(self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs)
+
+    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, **options: Any) -> Any:
+        """The ArviZ report of this fit; ``options`` are those of :func:`to_arviz`."""
+        return to_arviz(self, rng_key=rng_key, num_samples=num_samples, **options)
+
+    def print_summary(self, rng_key: jax.Array | None = None, num_samples: int = 1000) -> None:
+        """Print the posterior, R-hat between restarts, and whether to believe it: ELBO ± standard error, Pareto k,
+        importance ESS and a verdict in words."""
+        draws = self.sample(rng_key, num_samples)
+        print(table(draws.values))
+        print(f"\n{objective_name(self.objective)} with {name_of(self.guide)}, {self._steps} steps, {self.stop_reason}.")
+        print(sentences(draws, importance(draws)))
+
+    def save(self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = 1000) -> Path:
+        """Write the ArviZ report to ``path`` (netCDF) and the params beside it (``<path>.params.npz``).
+
+        Each file is written aside and then renamed, the report last: if it is there, both are whole.
+        ``arviz.from_netcdf`` reads the report, :func:`~ppl_ext.diagnostics.params_file.read_params` the params. Nothing
+        is pickled.
+
+        :return: the path of the report.
+        """
+        from ppl_ext.diagnostics.arviz_export import write_report
+
+        path = Path(path)
+        report = self.to_arviz(rng_key, num_samples)
+        write_params(self.params, path.with_name(path.name + ".params.npz"))
+        return write_report(report, path)
+
+
+def to_arviz(
+    result: Any,
+    *,
+    model: Callable | None = None,
+    guide: Callable | None = None,
+    model_args: tuple | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    rng_key: jax.Array | None = None,
+    num_samples: int = 1000,
+    log_likelihood: bool | None = None,
+    posterior_predictive: bool | Mapping[str, Any] = False,
+    prior: Mapping[str, Any] | None = None,
+    constant_data: Mapping[str, Any] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """The ArviZ report of a run of any kind, in one shape.
+
+    Groups: ``posterior`` on the full plates; ``log_likelihood`` with finite latent sites summed out and masked
+    observations left out, in terms that are independent given the other sites (so leave-one-out may use them);
+    ``observed_data``; ``sample_stats`` with ``lp``, the log joint density in constrained space, and for a guide
+    ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``, and ``energy``, ``num_steps``,
+    ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names; ``vi_trace`` with the loss by ``step``.
+    Axes are named after plates, ``time`` for a ``scan``. Attributes say how the run was made and, for a guide, its
+    Pareto k and importance ESS.
+
+    R-hat between the restarts of a guide means something; within one, where draws are independent, it does not. Leave-
+    one-out from a guide's draws takes them for posterior draws, so it is as good as its Pareto k.
+
+    :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult``.
+    :param model: the model; needed for an ``SVIRunResult``, as is ``guide``. Otherwise that of the run.
+    :param model_args: arguments of model and guide; by default those of the run. Pass the whole data here if the run
+        saw minibatches.
+    :param num_samples: draws per chain from a guide.
+    :param log_likelihood: ``None``: if it exists (if not, the attribute ``log_likelihood_omitted`` says why); True: raise
+        if it does not; False: leave it out.
+    :param posterior_predictive: draws (chain, draw, ...) by site, or True to replicate the observed sites.
+    :param prior: draws (chain, draw, ...) by site.
+    :param constant_data: arrays by name, such as covariates.
+    :param coords: labels by axis. :param dims: names of axes by site, instead of the plates'.
+    :raises HandlerError: if a handler is open around the call.
+    :return: ``arviz.InferenceData``; with ArviZ 1.x an ``xarray.DataTree``.
+    :raises ArgumentTypeError: if ``result`` is none of these.
+    :raises ArgumentError: if something that is needed is missing.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> from numpyro.infer import MCMC, NUTS
+    >>> def model(y):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("rows", 3):
+    ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> mcmc = MCMC(NUTS(model), num_warmup=50, num_samples=50, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), jax.numpy.array([0.0, 1.0, 2.0]))
+    >>> dict(to_arviz(mcmc).log_likelihood["y"].sizes)
+    {'chain': 1, 'draw': 50, 'rows': 3}
+    """
+    from ppl_ext.diagnostics.arviz_export import arviz_version, build_report, site_dims
+
+    refuse_open_handlers("to_arviz")
+    key = rng_key
+    if isinstance(result, SVIRunResult):
+        result = _fit_of(result, model, guide, model_args, model_kwargs)
+    if isinstance(result, Fit):
+        changes: dict[str, Any] = {"model": model, "guide": guide, "args": model_args, "kwargs": model_kwargs}
+        changes = {name: x for name, x in changes.items() if x is not None}
+        result = replace(result, **changes) if changes else result
+        key = result._key(rng_key)
+        run = _run_of_fit(result, key, num_samples)
+    elif isinstance(result, MCMC):
+        run = run_of_mcmc(result, model, model_args, model_kwargs)
+    else:
+        raise ArgumentTypeError(f"to_arviz takes a Fit, a numpyro MCMC or an SVIRunResult, got {type(result).__name__}.")
+    groups: dict[str, Any] = {"posterior": run.values, "sample_stats": run.sample_stats, "vi_trace": run.traces}
+    groups |= {"prior": prior, "constant_data": constant_data}
+    attrs, names, terms = dict(run.attrs), {}, {}
+    if run.model is not None:
+        one = {n: x[0, 0] for n, x in run.values.items()}
+        here = jax.tree.map(lambda x: x[0], run.params)
+        sites = describe(run.model, one, run.args, run.kwargs, here)
+        names = site_dims(sites)
+        groups["observed_data"] = observations(run.model, one, run.args, run.kwargs, here)[0]
+        if log_likelihood is not False:
+            try:
+                terms = _terms(run, run.model)
+            except ModelError as error:
+                if log_likelihood:
+                    raise
+                attrs["log_likelihood_omitted"] = str(error)
+        if posterior_predictive is True:
+            key = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+            posterior_predictive = predictive(run.model, run.values, run.params, key, run.args, run.kwargs)
+    elif posterior_predictive is True:
+        raise ArgumentError("posterior_predictive=True needs the model; this run has none. Pass model=...")
+    if posterior_predictive:
+        groups["posterior_predictive"] = posterior_predictive
+    attrs |= versions() | {"arviz_version": arviz_version()}
+    return build_report(groups, terms=terms, dims={**names, **(dims or {})}, coords=coords, attrs=attrs)
+
+
+def _terms(run: Run, model: Callable) -> dict[str, Terms]:
+    num_draws = next(iter(run.values.values())).shape[1] if run.values else 1
+    return pointwise(model, run.values, run.args, run.kwargs, params=run.params, num_draws=num_draws)
+
+
+def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit:
+    missing = [name for name, x in (("model", model), ("guide", guide)) if x is None]
+    if missing:
+        raise ArgumentError(f"An SVIRunResult does not know its {' and '.join(missing)}: pass {'=, '.join(missing)}=.")
+    params = dict(result.params)
+    state = result.state
+    if getattr(state, "mutable_state", None):
+        params |= state.mutable_state
+    return Fit(
+        params=jax.tree.map(lambda x: jnp.asarray(x)[None], params),
+        losses=np.asarray(result.losses)[None],
+        model=model,
+        guide=guide,
+        objective=None,
+        args=() if model_args is None else tuple(model_args),
+        kwargs=dict(model_kwargs or {}),
+        rng_key=getattr(state, "rng_key", None),
+    )
+
+
+def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> Run:
+    draws = fit.sample(key, num_samples)
+    weights = importance(draws)
+    attrs = {
+        "objective": None if fit.objective is None else objective_name(fit.objective),
+        "guide": name_of(fit.guide),
+        "model": name_of(fit.model),
+        "num_steps": fit._steps,
+        "stop_reason": fit.stop_reason,
+        "compile_seconds": fit.compile_seconds,
+        "run_seconds": fit.run_seconds,
+        "elbo": weights.elbo,
+        "elbo_standard_error": weights.elbo_se,
+        "pareto_k": weights.pareto_k,
+        "importance_ess": weights.ess,
+        "point_sites": ", ".join(draws.points) or None,
+        "seed": seed_numbers(fit.rng_key),
+    }
+    stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weights}
+    return Run(fit.model, fit.args, fit.kwargs, fit.params, draws.values, stats, {"loss": np.asarray(fit.losses)}, attrs)
