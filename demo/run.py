@@ -76,7 +76,7 @@ def run_radon(data: dict, clock: CompileClock) -> list[Run]:
     }
     runs = [run_nuts("Radon", models.radon, data, clock)]
     for name, objective in objectives.items():
-        runs.append(run_fit("Radon", name, models.radon, models.radon_guide, objective, data, step_size=0.03, steps=8000))
+        runs.append(run_fit("Radon", name, models.radon, models.radon_guide, objective, data, step_size=0.03, steps=6000))
     return runs
 
 

@@ -134,8 +134,8 @@ DICE = {"a": jnp.array(0.3), "c": jnp.array([0.1, -0.4, 0.2]), "scale": jnp.arra
 
 
 def test_enumeration_needs_no_luck():
-    for seed in (0, 1):
-        close(once(two_dice, DICE, seed), exactly(two_dice_by_hand, DICE))
+    both = replicates(two_dice, DICE, 2)
+    close(both, jax.tree.map(lambda x: jnp.stack([x, x]), exactly(two_dice_by_hand, DICE)))
 
 
 def test_the_hessian_of_an_enumerated_program_is_exact():
@@ -184,15 +184,17 @@ def test_what_is_impossible_counts_for_nothing(law, p):
     assert float(expectation(program).value(jax.random.key(0), jnp.array(p))) == pytest.approx(2.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_the_gradient_at_a_probability_of_zero_or_one(p):
-    """The probability of the impossible outcome still has a slope."""
+@pytest.mark.parametrize("strategy", [SCORE, Enumerate()], ids=["score", "enumerate"])
+def test_odds_that_saturate(strategy):
+    """Where a probability rounds to zero or one, values stay exact and gradients small and finite."""
 
-    def program(p):
-        z = numpyro.sample("z", dist.Categorical(probs=jnp.stack([1 - p, p])), infer={"gradient": "enumerate"})
-        return jnp.array([2.0, 5.0])[z]
+    def program(logit):
+        return 2.0 + 3.0 * numpyro.sample("z", dist.Bernoulli(logits=logit), infer={"gradient": strategy})
 
-    close(once(program, p), (2.0 + 3.0 * p, 3.0))
+    for logit, exact in ((-120.0, 2.0), (120.0, 5.0)):
+        value, grad = expectation(program).value_and_grad(jax.random.key(0), jnp.array(logit))
+        assert float(value) == exact
+        assert abs(float(grad)) < 1e-6
 
 
 # --- pairs of strategies on dependent sites --------------------------------------------------------------------------------------------
@@ -234,8 +236,13 @@ def pair(first, second):
     return program, by_hand
 
 
-@pytest.mark.parametrize("second", KINDS)
-@pytest.mark.parametrize("first", KINDS)
+SCORED_NORMAL = [(f, s) for f in KINDS for s in KINDS if "score normal" in (f, s)]
+NEEDED = [(f, s) for f in KINDS for s in KINDS if "score normal" not in (f, s)] + [("score normal", "reparam normal")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [*NEEDED, *(pytest.param(*p, marks=pytest.mark.slow) for p in SCORED_NORMAL if p not in NEEDED)]
+)
 def test_every_pair_of_strategies(first, second):
     program, by_hand = pair(first, second)
     assert_unbiased(replicates(program, PAIR), exactly(by_hand, PAIR))

@@ -63,7 +63,7 @@ print(az.summary(reports["NUTS"], var_names=["coefficient"], kind="stats"))
 # the importance weights is over 0.7, because a guide of independent coefficients cannot follow correlated ones.
 
 # %%
-STEPS = 10_000
+STEPS = 6000
 guide = AutoNormal(regression, init_loc_fn=init_to_median)
 optim = optax.adam(optax.cosine_decay_schedule(0.05, STEPS))
 
@@ -175,13 +175,16 @@ for name, strategic_guide in strategies.items():
     means = " ".join(f"{mean:6.2f}" for mean in gradients.mean(0))
     print(f"{name:<10} gradient by the logits: mean {means}   sd {sds}")
 
+# %% [markdown]
+# The two means agree to within their errors (the sds over the square root of 500). Enumeration has a sixth of the noise, for 64 evaluations
+# of the model where the score function takes one; a fit with either ends in the same place.
+
 # %%
-optim = optax.adam(optax.cosine_decay_schedule(0.05, 2000))
-for name, strategic_guide in strategies.items():
-    result = fit(jax.random.key(3), selection, strategic_guide, objective, optim, 2000, basic, serum, progress, progress_bar=False)
-    switches = result.sample(num_samples=1000).values["included"].mean((0, 1))
-    print(f"{name:<10} ELBO {-result.losses[:, -200:].mean():.2f}, probability of inclusion:", end="  ")
-    print("  ".join(f"{measurement} {probability:.2f}" for measurement, probability in zip(names[4:], switches, strict=True)))
+optim = optax.adam(optax.cosine_decay_schedule(0.1, 1000))
+result = fit(jax.random.key(3), selection, strategies["enumerate"], objective, optim, 1000, basic, serum, progress, progress_bar=False)
+switches = result.sample(num_samples=1000).values["included"].mean((0, 1))
+print("Probability of inclusion:")
+print("  ".join(f"{measurement} {probability:.2f}" for measurement, probability in zip(names[4:], switches, strict=True)))
 
 # %% [markdown]
 # ## Where next
