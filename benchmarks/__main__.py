@@ -17,7 +17,7 @@ def available() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(available())} (default all)")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and compilations; still 100 timed calls each")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and compilations, still 100 timed calls each; prints only")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(available()))
     if unknown:

@@ -76,17 +76,22 @@ def paired_ratio(times: np.ndarray, reference: np.ndarray) -> Ratio:
     return Ratio(float(median), (float(lower), float(upper)), (float(low), float(high)))
 
 
-def time_compilations(case: Case, repeats: int, rng: random.Random) -> dict[str, np.ndarray]:
-    """Seconds to trace, lower and compile each contender, ``repeats`` fresh times, interleaved."""
+def time_compilations(case: Case, repeats: int, rng: random.Random) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
+    """Seconds to trace, lower and compile each contender, ``repeats`` fresh times, interleaved; and the flops of what came out.
+
+    The flops are XLA's count, where the backend has one: free of noise, they show whether contenders do the same work.
+    """
     key = jax.random.key(0)
     seconds: dict[str, list[float]] = {name: [] for name in case.contenders}
+    flops: dict[str, float | None] = {}
     for _ in range(repeats):
         for name in rng.sample(list(case.contenders), len(case.contenders)):
             jax.clear_caches()
             start = time.perf_counter()
-            _fresh_jit(case.contenders[name]).lower(key, *case.args).compile()
+            compiled = _fresh_jit(case.contenders[name]).lower(key, *case.args).compile()
             seconds[name].append(time.perf_counter() - start)
-    return {name: np.asarray(values) for name, values in seconds.items()}
+            flops[name] = (compiled.cost_analysis() or {}).get("flops")
+    return {name: np.asarray(values) for name, values in seconds.items()}, flops
 
 
 def time_calls(case: Case, calls: int, warm_up: int, rng: random.Random) -> dict[str, np.ndarray]:
@@ -114,9 +119,10 @@ def run(
     calls: int = 200,
     warm_up: int = 10,
     compilations: int = 7,
+    save: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Time every case, print one table of ratios and verdicts, and write ``benchmarks/results/<benchmark>.json``.
+    """Time every case, print one table of ratios and verdicts, and save it as ``benchmarks/results/<benchmark>.json``.
 
     :param targets: which pairs of contenders the table compares, and the ratio aimed at.
     :param calls: timed calls of each contender in each case, at least 100.
@@ -139,13 +145,14 @@ def run(
     print(f"{benchmark}: {description}\n{_describe(report)}\n")
     _print_header(targets)
     for case in cases:
-        compile_seconds = time_compilations(case, compilations, rng)
+        compile_seconds, flops = time_compilations(case, compilations, rng)
         run_seconds = time_calls(case, calls, warm_up, rng)
         seconds = {"run": run_seconds, "compile": compile_seconds}
-        report["cases"][case.name] = _summarise(seconds, targets)
+        report["cases"][case.name] = {**_summarise(seconds, targets), "flops": flops}
         _print_case(case.name, report["cases"][case.name], targets)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{benchmark}.json").write_text(json.dumps(report, indent=1) + "\n")
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{benchmark}.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -185,7 +192,9 @@ def _print_case(name: str, case: dict[str, Any], targets: Sequence[Target]) -> N
     medians = case["median_seconds"]
     print(f"{name}")
     for contender, run_seconds in medians["run"].items():
-        print(f"  {contender:<16} run {run_seconds * 1e3:9.3f} ms   compile {medians['compile'][contender]:7.3f} s")
+        flops = case["flops"][contender]
+        work = "" if flops is None else f"   {flops / 1e6:10.1f} Mflop"
+        print(f"  {contender:<16} run {run_seconds * 1e3:9.3f} ms   compile {medians['compile'][contender]:7.3f} s{work}")
     for number, ratio in enumerate(case["ratios"], start=1):
         low, high = ratio["quartiles"]
         print(

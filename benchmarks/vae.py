@@ -120,6 +120,7 @@ def main(quick: bool = False) -> None:
             harness.Target("ppl_ext", "numpyro", "compile", 1.3),
         ],
         description="value and gradient of the negative ELBO of a VAE (10-200-784), one sample per image",
-        calls=100 if quick else 200,
+        calls=100 if quick else 300,
         compilations=3 if quick else 7,
+        save=not quick,
     )

@@ -50,6 +50,8 @@ class LogDensity(eqx.Module):
     labels: tuple[Label, ...] = eqx.field(static=True)
     batch_ndim: int = eqx.field(static=True, default=0)
 
+    __array_ufunc__ = None  # or NumPy would make `array * log_density` an array of log densities
+
     @property
     def total(self) -> jax.Array:
         """The density itself: an array over particles, a scalar without them."""

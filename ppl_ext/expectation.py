@@ -189,14 +189,20 @@ class Expectation(eqx.Module):
     def value(self, rng_key: jax.Array, *args, **kwargs) -> jax.Array:
         """An unbiased estimate; differentiable, with unbiased derivatives."""
         _refuse_open_handlers("Expectation.value")
-        return _value(self.fn, rng_key, args, kwargs)
+        return _value(self.fn, rng_key, *_traceable((args, kwargs)))
 
     def value_and_grad(self, rng_key: jax.Array, *args, **kwargs) -> tuple[jax.Array, Any]:
         """An unbiased estimate and an unbiased estimate of its gradient by the first argument."""
         _refuse_open_handlers("Expectation.value_and_grad")
         if not args:
             raise ArgumentError("value_and_grad differentiates by the first argument after rng_key, and there is none.")
+        args, kwargs = _traceable((args, kwargs))
         return _value_and_grad(args[0], self.fn, rng_key, args[1:], kwargs)
+
+
+def _traceable(tree):
+    """Python's floats as arrays, so that another number does not compile again."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, tree)
 
 
 @eqx.filter_jit

@@ -106,6 +106,16 @@ def scan_length(msg: dict) -> int | None:
     return jax.tree.leaves(xs)[0].shape[0] if length is None else length
 
 
+class _NoKey(Messenger):
+    """Refuse to draw: there is no key."""
+
+    def process_message(self, msg):
+        if msg["type"] in ("sample", "plate") and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
+            raise ModelError(
+                f"No random key to draw {msg['type']} '{msg['name']}'. Pass rng_key=..., or wrap the program in handlers.seed."
+            )
+
+
 class _Record(Messenger):
     """Keep the final message of every site of a run. (NumPyro's ``trace`` reports duplicates by a bare assertion.)"""
 
@@ -114,11 +124,11 @@ class _Record(Messenger):
         self.sites: OrderedDict[str, dict] = OrderedDict()
 
     def process_message(self, msg):
-        draws = msg["type"] in ("sample", "plate") and msg["value"] is None and msg["kwargs"]["rng_key"] is None
-        if draws and not any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK):
-            raise ModelError(
-                f"No random key to draw {msg['type']} '{msg['name']}'. Pass rng_key=..., or wrap the program in numpyro.handlers.seed."
-            )
+        if any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK):
+            return
+        if msg["type"] == "control_flow" and not msg["kwargs"]["substitute_stack"]:
+            run_in_scan_body(msg, lambda _: _NoKey())
+        _NoKey().process_message(msg)
 
     def postprocess_message(self, msg):
         if "name" not in msg:
@@ -145,9 +155,9 @@ class _Record(Messenger):
 class _Impose(Messenger):
     """Give latent sites and subsampling plates their values, inside ``scan`` too, and refuse to draw what was not given."""
 
-    def __init__(self, values, seen: set[str], in_scan: bool = False):
+    def __init__(self, values, seen: set[str]):
         super().__init__()
-        self.values, self.seen, self.in_scan = values, seen, in_scan
+        self.values, self.seen = values, seen
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
@@ -155,7 +165,11 @@ class _Impose(Messenger):
             values = dict(self.values)
             series = {n: v for n, v in values.items() if length is not None and jnp.shape(v)[:1] == (length,)}
             # A body site takes its slice; a site of the same shape at every step (no time axis) takes the value whole.
-            run_in_scan_body(msg, lambda slices: _ImposeStep(values, slices, self.seen), series)
+            # What handlers outside the body will condition or substitute there needs no value; a function may do so to any site.
+            later = [held for _, held in msg["kwargs"]["substitute_stack"]]
+            lenient = any(not isinstance(held, dict) for held in later)
+            given = {n for held in later if isinstance(held, dict) for n in held}
+            run_in_scan_body(msg, lambda slices: _ImposeStep(values, slices, self.seen, None if lenient else given), series)
         elif msg["type"] == "sample" and not msg.get("_control_flow_done"):
             self._sample(msg, self.values)
         elif msg["type"] in ("plate", "param") and msg["value"] is None and msg["name"] in self.values:
@@ -183,12 +197,14 @@ class _Impose(Messenger):
 
 
 class _ImposeStep(_Impose):
-    def __init__(self, values, slices, seen):
-        super().__init__(values, seen, True)
-        self.slices = slices
+    def __init__(self, values, slices, seen, given_later: set[str] | None):
+        super().__init__(values, seen)
+        self.slices, self.given_later = slices, given_later
 
     def _sample(self, msg, values):
         name, shape = msg["name"], msg["fn"].shape(msg["kwargs"]["sample_shape"])
+        if name not in values and (self.given_later is None or name in self.given_later):
+            return
         whole = values.get(name)
         if name in self.slices and (whole is None or jnp.ndim(whole) != len(shape)):
             values = {**values, name: self.slices[name]}

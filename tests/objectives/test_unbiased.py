@@ -3,7 +3,7 @@
 Each case averages 20,000 independent replicates and compares value and every gradient coordinate with an oracle that
 sums over all outcomes (``tests/oracles.py``), within 4.5 standard errors estimated from the replicates. Keys are fixed,
 so a case passes or fails for good. Over fresh keys a correct estimator would fail one coordinate with probability 7e-6:
-the default cases have about 750 coordinates and so a false alarm rate of about 0.5%, the slow ones about 3,700 and 2.5%.
+the default cases have about 650 coordinates and so a false alarm rate of about 0.4%, the slow ones about 3,700 and 2.5%.
 
 Whether the assertion can fail is tested too: with a wrong sign, weight, scale or baseline it does, and it does with
 NumPyro's own objectives on the programs where those are known to be wrong, while it accepts them where they are right.
@@ -77,10 +77,14 @@ def check(problem, objective, num_particles, strategy):
 
 DISCRETE = tuple(name for name, problem in PROBLEMS.items() if problem.finite_sites)
 SMALL = tuple(name for name in DISCRETE if name != "many_coins")
+TANGLED = (
+    *("chain", "coin_normal_coin", "plated", "plated_local", "subsampled", "subsampled_local", "scaled", "masked"),
+    *("scanned", "scan_output", "coupled_plate", "relayed", "conditional_site", "counts"),
+)
 
 CASES = (
     *((name, "elbo", 1, "score") for name in DISCRETE),
-    *((name, "iwelbo", 2, "leave-one-out") for name in SMALL),
+    *((name, "iwelbo", 2, "leave-one-out") for name in TANGLED),
     *((name, "elbo", 3, "leave-one-out") for name in ("one_bernoulli", "plated", "subsampled", "scanned")),
     *((name, "elbo", 1, "enumerate") for name in ("subsampled", "coin_normal_coin", "bernoulli_then_normal")),
     *((name, "renyi", 2, "score") for name in ("plated", "subsampled_local", "scaled", "scanned")),
