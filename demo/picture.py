@@ -111,7 +111,7 @@ def _draw_course(axis, runs: list[Run], width: int = 101) -> None:
         for chain in -run.losses:
             smooth = np.convolve(chain, np.ones(width) / width, mode="valid")
             axis.plot(np.arange(smooth.size) + width // 2, smooth, color=_COLOURS[run.name], lw=0.9, alpha=0.75)
-            highest, early = max(highest, smooth[-1]), min(early, smooth[smooth.size // 10])
+            highest, early = max(highest, smooth[-1]), min(early, smooth[smooth.size // 6])
         axis.plot([], [], color=_COLOURS[run.name], lw=2, label=f"{run.name}, {run.losses.shape[0]} restarts")
     axis.set_ylim(early, highest + 0.08 * (highest - early))  # the first steps would flatten the rest
     axis.set(title="Bounds while fitting", xlabel="step", ylabel=f"objective, nats (running mean of {width} steps)")

@@ -17,6 +17,8 @@ from numpyro.distributions.util import is_identically_one
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
+_stop = jax.lax.stop_gradient
+
 
 class Plate(NamedTuple):
     """A plate as a term sees it: where its axis lies, and N/B if it was subsampled."""
@@ -170,7 +172,7 @@ def log_mean_exp(log_weights):
             raise ArgumentError(
                 "log_mean_exp needs an axis of particles, got a scalar; use `replicate(fn, num_particles)` to draw several."
             )
-        return _logsumexp(log_weights, axis=0) - math.log(log_weights.shape[0])
+        return _log_mean_exp(log_weights)
     if log_weights.batch_ndim != 1:
         raise ArgumentError(f"log_mean_exp needs one axis of particles, got {log_weights.batch_ndim}; see `replicate`.")
     if not log_weights.terms:
@@ -188,5 +190,13 @@ def log_mean_exp(log_weights):
     total = sum(summed[1:], start=summed[0])
     if scale != 1:
         total = total / scale
-    value = _logsumexp(total, axis=0) - math.log(total.shape[0])
+    value = _log_mean_exp(total)
     return LogDensity((scale * value if scale != 1 else value,), (Label("", common),), 0)
+
+
+def _log_mean_exp(x: jax.Array) -> jax.Array:
+    """Over the first axis; where every weight is zero, −inf with a gradient of zero and not NaN (enumeration meets such cases)."""
+    value = _logsumexp(_stop(x), axis=0)
+    sane = jnp.isfinite(value)
+    value = jnp.where(sane, _logsumexp(jnp.where(sane[None], x, 0.0), axis=0), value)
+    return value - math.log(x.shape[0])

@@ -102,7 +102,8 @@ def _surrogate(terms, choices: list[Choice], log_probs, credit: list[Deps], base
         total += jnp.sum(cost * _one(sum(felt[1:], start=felt[0])) if felt else cost)
     for choice in choices:
         if (b := baselines.get(choice.id)) is not None:
-            total -= jnp.sum((_one(log_probs[choice.id]) - 1) * _stop(b))
+            # Without particle k the others may all be impossible (−inf): such a baseline is of no use, and any constant is unbiased.
+            total -= jnp.sum((_one(log_probs[choice.id]) - 1) * _stop(jnp.where(jnp.isfinite(b), b, 0.0)))
     return total
 
 
