@@ -216,6 +216,11 @@ def _concatenate(eqn, deps, loops):
     return [_join(*moved)]
 
 
+def _stack(eqn, deps, loops):
+    axis = eqn.params["axis"]
+    return [_join(*[_move(d, lambda a: a + (a >= axis)) for d in deps])]
+
+
 def _cumulative(eqn, deps, loops):
     axis, reverse = eqn.params["axis"], eqn.params["reverse"]
 
@@ -353,6 +358,9 @@ _RULES = (
         "split": _axes(lambda e, a: None if a == e.params["axis"] else a),
         "pad": _axes(_padded),
         "top_k": _axes(lambda e, a: a if a < e.invars[0].aval.ndim - 1 else None),
+        "tile": _axes(lambda e, a: a if e.params["reps"][a] == 1 else None),
+        "unstack": _axes(lambda e, a: None if a == e.params["axis"] else a - (a > e.params["axis"])),
+        "stack": _stack,
         "concatenate": _concatenate,
         "dot_general": _dot,
         "gather": _gather,

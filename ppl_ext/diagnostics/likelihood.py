@@ -19,7 +19,7 @@ from ppl_ext.diagnostics.sites import (
     observations,
     refuse_open_handlers,
 )
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ArgumentError, ModelError, PplExtError
 
 Units = Literal["observation", "independent"]
 
@@ -182,7 +182,16 @@ def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], fin
         return factor_graph(model, draw, args, kwargs, params, sites, finite)
 
     graphs = []
-    jax.eval_shape(lambda p, d: graphs.append(graph_at(p, d)), here, one)
+    try:
+        jax.eval_shape(lambda p, d: graphs.append(graph_at(p, d)), here, one)
+    except PplExtError:
+        raise
+    except (TypeError, ValueError) as error:  # NumPyro gives an enumerated site an axis more, to the left of its plates
+        sites_named = ", ".join(f"'{n}'" for n in sorted(finite))
+        raise ModelError(
+            f"The finite sites {sites_named} cannot be summed out: the model does not run with all their values side by side "
+            f"(does it contract them over their plate?): {str(error).splitlines()[0]}"
+        ) from error
     graph = graphs[0]
     observed = [s.name for s in sites.values() if s.kind == "observed"]
     hidden = [n for n in graph.factors if n not in finite and n not in observed]

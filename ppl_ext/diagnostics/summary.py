@@ -75,8 +75,8 @@ def table(values: Mapping[str, np.ndarray]) -> str:
 
     >>> import numpy as np
     >>> print(table({"mu": np.array([[1.0, 2.0, 3.0]])}))
-          mean        sd        5%       50%       95%
-    mu    2.00      1.00      1.10      2.00      2.90
+            mean        sd        5%       50%       95%
+    mu      2.00      1.00      1.10      2.00      2.90
     """
     rows: list[tuple[str, list[float]]] = []
     hidden: list[str] = []
@@ -91,8 +91,8 @@ def table(values: Mapping[str, np.ndarray]) -> str:
             hidden.append(f"{name}: {flat.shape[-1] - MAX_ROWS} more rows; see arviz.summary(result.to_arviz()).")
     width = max((len(label) for label, _ in rows), default=0)
     header = ["mean", "sd", "5%", "50%", "95%"] + (["r_hat"] if num_chains > 1 else [])
-    lines = [" " * (width - 2) + "".join(f"{h:>10}" for h in header)]
-    lines += [f"{label:<{width}}" + "".join(f"{_number(v):>10}" for v in row)[2:] for label, row in rows]
+    lines = [" " * width + "".join(f"{h:>10}" for h in header)]
+    lines += [f"{label:<{width}}" + "".join(f"{_number(v):>10}" for v in row) for label, row in rows]
     return "\n".join(lines + hidden)
 
 

@@ -407,3 +407,16 @@ def test_numpyro_is_left_as_it_was_found():
         with numpyro.plate("n", 2):
             numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)), infer={"enumerate": "parallel"})
     assert trace["z"]["value"].shape == (2,)
+
+
+def test_a_finite_site_contracted_over_its_plate_is_refused_by_name():
+    """A product over the plate cannot run with all values of the site side by side; NumPyro's error for that is about dot_general."""
+
+    def model(y):
+        with numpyro.plate("features", 3):
+            chosen = numpyro.sample("chosen", dist.Bernoulli(0.5))
+        with numpyro.plate("rows", 4):
+            numpyro.sample("y", dist.Normal(jnp.ones((4, 3)) @ chosen.astype(float), 1.0), obs=y)
+
+    with pytest.raises(ModelError, match="'chosen' cannot be summed out"):
+        log_likelihood(model, {"chosen": np.ones((1, 2, 3), int)}, np.zeros(4, np.float32))
