@@ -138,8 +138,7 @@ def run(
         "description": description,
         "calls": calls,
         "compilations": compilations,
-        "versions": _versions(),
-        "hardware": _hardware(),
+        **environment(),
         "cases": {},
     }
     print(f"{benchmark}: {description}\n{_describe(report)}\n")
@@ -201,6 +200,11 @@ def _print_case(name: str, case: dict[str, Any], targets: Sequence[Target]) -> N
             f"  ratio {number}: {ratio['median']:6.3f}  (quartiles {low:.3f} to {high:.3f})  aim {ratio['at_most']:g}  {ratio['verdict']}"
         )
     print(flush=True)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides the code: versions and hardware."""
+    return {"versions": _versions(), "hardware": _hardware()}
 
 
 def _versions() -> dict[str, str]:

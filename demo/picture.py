@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from demo.report import Run
+from ppl_ext.diagnostics import plot_elbo, plot_forest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
@@ -57,18 +58,9 @@ def _draw_forest(figure, runs: list[Run]) -> None:
     title = "Radon: one model, four algorithms (mean, 50 % and 94 % intervals)"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     axes = figure.subplots(1, len(labels), sharey=True)
-    for axis, (site, label) in zip(axes, labels.items(), strict=True):
-        for row, run in enumerate(runs):
-            draws, colour = run.draws(site), _COLOURS[run.name]
-            axis.plot(np.quantile(draws, [0.03, 0.97]), [row, row], color=colour, lw=1.6)
-            axis.plot(np.quantile(draws, [0.25, 0.75]), [row, row], color=colour, lw=5, solid_capstyle="butt")
-            axis.plot(draws.mean(), row, "o", color="white", mec=colour, mew=1.6, ms=6)
-        axis.axvline(runs[0].draws(site).mean(), color="0.8", lw=1, zorder=0)
-        axis.set_title(label, fontweight="normal", fontsize=10.5)
-        axis.set_yticks(range(len(runs)), [run.name for run in runs])
-        axis.tick_params(axis="y", length=0)
-        axis.margins(x=0.08)
-    axes[0].set_ylim(len(runs) - 0.4, -0.6)
+    plot_forest({run.name: run.report for run in runs}, list(labels), axes, labels=labels, colors=_COLOURS)
+    for axis in axes:
+        axis.set_title(axis.get_title(loc="left"), fontweight="normal", fontsize=10.5)
 
 
 def _draw_pooling(axis, runs: list[Run], counties: pd.DataFrame) -> None:
@@ -102,20 +94,12 @@ def _draw_pooling(axis, runs: list[Run], counties: pd.DataFrame) -> None:
     axis.set_ylim(0.3, raw.max() + 0.25)
 
 
-def _draw_course(axis, runs: list[Run], width: int = 101) -> None:
-    """The objective by step, one line per restart, smoothed by a running mean."""
-    highest, early = -np.inf, np.inf
+def _draw_course(axis, runs: list[Run]) -> None:
+    """The objective by step, one line per restart."""
     for run in runs:
-        if run.losses is None:
-            continue
-        for chain in -run.losses:
-            smooth = np.convolve(chain, np.ones(width) / width, mode="valid")
-            axis.plot(np.arange(smooth.size) + width // 2, smooth, color=_COLOURS[run.name], lw=0.9, alpha=0.75)
-            highest, early = max(highest, smooth[-1]), min(early, smooth[smooth.size // 6])
-        axis.plot([], [], color=_COLOURS[run.name], lw=2, label=f"{run.name}, {run.losses.shape[0]} restarts")
-    axis.set_ylim(early, highest + 0.08 * (highest - early))  # the first steps would flatten the rest
-    axis.set(title="Bounds while fitting", xlabel="step", ylabel=f"objective, nats (running mean of {width} steps)")
-    axis.legend(loc="lower right")
+        if run.losses is not None:
+            plot_elbo(run.losses, axis, noise=False, label=run.name, color=_COLOURS[run.name])
+    axis.set_title("Bounds while fitting")
 
 
 def _draw_mixture(axis, runs: list[Run], eruptions: pd.DataFrame) -> None:

@@ -10,7 +10,8 @@ from ppl_ext.expectation import expectation, objective, replicate
 from ppl_ext.program import Draw, Program, log_density, simulate
 
 if TYPE_CHECKING:
-    from ppl_ext import diagnostics, errors, gradients, handlers, infer, objectives
+    from ppl_ext import algorithms, diagnostics, errors, gradients, handlers, infer, objectives
+    from ppl_ext.algorithms import marginal, normalize
     from ppl_ext.result import to_arviz
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "Draw",
     "LogDensity",
     "Program",
+    "algorithms",
     "diagnostics",
     "errors",
     "expectation",
@@ -27,6 +29,8 @@ __all__ = [
     "infer",
     "log_density",
     "log_mean_exp",
+    "marginal",
+    "normalize",
     "objective",
     "objectives",
     "replicate",
@@ -36,6 +40,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name in ("marginal", "normalize"):
+        return getattr(import_module("ppl_ext.algorithms"), name)
     if name == "to_arviz":  # ArviZ takes seconds to import
         return import_module("ppl_ext.result").to_arviz
     if name in __all__:

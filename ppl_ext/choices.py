@@ -15,10 +15,24 @@ from jax import lax, random
 from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger, prng_key
 
+from ppl_ext.arguments import check_count, check_flag, check_function
 from ppl_ext.credit import mark
 from ppl_ext.density import LogDensity
-from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
-from ppl_ext.gradients import Constant, Enumerate, Reparameterize, ScoreFunction, Strategy, as_strategy
+from ppl_ext.errors import HandlerError, StrategyError
+from ppl_ext.explain import check_outside, trace_state
+from ppl_ext.gradients import (
+    Constant,
+    Enumerate,
+    EnumerateLocally,
+    LocalStrategy,
+    MeasureValued,
+    Reparameterize,
+    ScoreFunction,
+    Strategy,
+    as_strategy,
+    finite_support,
+)
+from ppl_ext.laws import log_prob, prob
 from ppl_ext.program import run_in_scan_body, scan_length
 
 AUTOMATIC_SUPPORT = 64  # by default larger supports are not enumerated, nor is a joint of more lanes than this
@@ -30,26 +44,64 @@ class Choice(NamedTuple):
     id: str
     name: str
     strategy: Strategy
-    automatic: bool  # nobody chose the strategy, so enumeration may be replaced by the score function
+    automatic: bool  # nobody chose the strategy, so joint enumeration may be replaced by local, and that by the score function
     support_size: int  # 0 if not to be enumerated
     node: str | None  # the outermost ``replicate`` around it
-    num_nodes: int  # how many replicates are around it: leading axes of log_prob
+    num_nodes: int  # how many replicates are around it: its leading axes
+
+
+class Law(NamedTuple):
+    """What a random site's gradient needs of the law that it was drawn from, element by element; ``None`` where its strategy needs none."""
+
+    log_prob: Any
+    prob: Any = None
+    coefficients: Any = None  # of a local strategy, with branches as the last axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.coefficients.shape[:-1] if self.log_prob is None else self.log_prob.shape
+
+
+class Assigned(NamedTuple):
+    """Elements of a site get these outcomes, by their place in the support."""
+
+    outcome: jax.Array
+
+
+class Replaced(NamedTuple):
+    """Elements of a site get this branch of their local strategy: 0 is their own draw, others are alternatives."""
+
+    branch: jax.Array
+
+
+class ForkError(Exception):
+    """A run met an enumerated site that must have one concrete outcome, since the program branches on it in Python."""
+
+    def __init__(self, id: str, name: str, support):
+        self.id, self.name, self.support = id, name, support
 
 
 class Run(Messenger):
-    """See the module; ``forced`` maps a choice's id to indices into its support, ``outputs`` a replicate's id to what it shall return."""
+    """See the module.
+
+    ``forced`` maps a choice's id to :class:`Assigned` or :class:`Replaced`, ``outputs`` a replicate's id to what it shall return.
+    ``concrete`` is ``None``, or maps the ids of enumerated sites to outcomes that Python can branch on; a further such site raises
+    :class:`ForkError`.
+    """
 
     brings_keys = True
 
-    def __init__(self, key, plate_key, *, forced=None, outputs=None, tracing=False, vectorize=True, path=""):
+    def __init__(self, key, plate_key, *, forced=None, outputs=None, concrete=None, tracing=False, vectorize=True, path=""):
         super().__init__()
-        self.key, self.plate_key = key, plate_key
+        self.key, self.plate_key, self.state = key, plate_key, trace_state()
         self.forced = {} if forced is None else forced
         self.outputs = {} if outputs is None else outputs
+        self.concrete, self.weight, self.can_fork = concrete, jnp.ones(()), False
         self.tracing, self.vectorize, self.path = tracing, vectorize, path
         self.nodes: tuple[str, ...] = ()
+        self.lanes_around = False  # several particles run this code at once
         self.choices: list[Choice] = []
-        self.log_probs: dict[str, jax.Array] = {}
+        self.laws: dict[str, Law] = {}
         self.replicates: dict[str, Any] = {}
         self.mutable: dict[str, Any] = {}
         self.pending: dict[str, tuple] = {}
@@ -89,6 +141,12 @@ class Run(Messenger):
     def draw(self, msg, id, key, forced) -> None:
         """Give a site its value, and keep what its gradient needs."""
         fn, sample_shape = msg["fn"], msg["kwargs"]["sample_shape"]
+        msg["intermediates"] = []  # also says that the site was drawn here and not given a value
+        if getattr(unmasked(fn), "draws_itself", False):
+            # Other random sites determine it, and those have the strategies; only "held fixed" means something here.
+            fixed = isinstance(msg["infer"].get("gradient"), Constant)
+            msg["value"] = lax.stop_gradient(fn(rng_key=None)) if fixed else fn(rng_key=None)
+            return
         strategy, automatic, support = _resolve(msg)
         if isinstance(strategy, Reparameterize):
             msg["value"], msg["intermediates"] = fn(rng_key=key, sample_shape=sample_shape, sample_intermediates=True)
@@ -96,30 +154,54 @@ class Run(Messenger):
         if isinstance(strategy, Constant):
             msg["value"] = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
             return
-        batch_ndim = len(sample_shape) + len(fn.batch_shape)
-        if id in forced and support is not None:
-            value = jnp.take(support.reshape(support.shape[:1] + fn.event_shape), forced[id], axis=0)
+        if not msg["infer"].get("_ppl_ext_body"):
+            check_outside(self.state, msg["name"])
+        law = elements(fn if not sample_shape else fn.expand((*sample_shape, *fn.batch_shape)))
+        inside = bool(msg["infer"].get("_ppl_ext_body"))
+        forkable = support is not None and isinstance(strategy, Enumerate) and not (law.batch_shape or self.lanes_around or inside)
+        self.can_fork |= forkable
+        if forkable and self.concrete is not None:
+            if id not in self.concrete:
+                raise ForkError(id, msg["name"], support)
+            msg["value"] = self.concrete[id]
+            self.weight = self.weight * prob(law, msg["value"])
+            return
+        given = forced.get(id)
+        if isinstance(given, Assigned):
+            value = jnp.take(jnp.asarray(support), given.outcome, axis=0)
         else:
             value = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
-        msg["value"] = mark(value, id, batch_ndim) if self.tracing else value
-        msg["intermediates"] = []
+        if isinstance(given, Replaced):
+            local = strategy if isinstance(strategy, LocalStrategy) else EnumerateLocally()
+            branch = given.branch.reshape(given.branch.shape + (1,) * law.event_dim)
+            for number, other in enumerate(local.alternatives(law, random.fold_in(key, 1), value), 1):
+                value = jnp.where(branch == number, lax.stop_gradient(other), value)
+        msg["value"] = mark(value, id, len(law.batch_shape)) if self.tracing else value
         size = 0 if support is None else support.shape[0]
         choice = Choice(id, msg["name"], strategy, automatic, size, self.nodes[0] if self.nodes else None, len(self.nodes))
-        if msg["infer"].get("_ppl_ext_body"):  # in a scan's body; its log probability comes with the stacked site
+        if inside:  # its law comes with the stacked site
             self.pending[id] = (choice,)
             msg["infer"] = {**msg["infer"], "_ppl_ext_id": id}
         else:
-            self._keep(choice, unmasked(fn).log_prob(value))
+            self._keep(choice, law, value)
 
-    def _keep(self, choice: Choice, log_prob) -> None:
+    def _keep(self, choice: Choice, law, value) -> None:
+        strategy = choice.strategy
+        local = (
+            strategy if isinstance(strategy, LocalStrategy) else EnumerateLocally() if choice.support_size and choice.automatic else None
+        )
         self.choices.append(choice)
-        self.log_probs[choice.id] = log_prob
+        self.laws[choice.id] = Law(
+            None if isinstance(strategy, LocalStrategy) else log_prob(law, value),
+            prob(law, value) if choice.support_size else None,
+            None if local is None else local.coefficients(choice.name, law, value),
+        )
 
     def _after_scan(self, msg) -> None:
         id = msg["infer"].get("_ppl_ext_id")
         if id in self.pending and not msg["is_observed"]:
             (choice,) = self.pending.pop(id)
-            self._keep(choice, unmasked(msg["fn"]).log_prob(msg["value"]))
+            self._keep(choice, elements(msg["fn"]), msg["value"])
 
     def _control_flow(self, msg) -> None:
         msg["_ppl_ext_run"] = True  # runs of enclosing expectations leave it alone
@@ -141,33 +223,38 @@ class Run(Messenger):
         kept: list[Choice] = []
 
         def body(key, forced):
-            inner = self._inside(node, key, forced)
+            inner = self._inside(node, key, forced, num)
             with inner:
                 out = fn()
             kept[:] = inner.choices
             if num == 1:
                 self.num_keys = inner.num_keys
-            return out, inner.log_probs, inner.mutable
+            self.can_fork |= inner.can_fork
+            return out, inner.laws, inner.mutable, inner.weight
 
         if num == 1 and not self.tracing:
             single = body(key, jax.tree.map(lambda x: x[0], forced))
-            out, log_probs, mutable = jax.tree.map(lambda x: jnp.asarray(x)[None], single)
+            out, laws, mutable, weight = jax.tree.map(lambda x: jnp.asarray(x)[None], single)
         elif self.tracing or not (self.vectorize if vectorize is None else vectorize):
             # While tracing for credit, too: a scan without a carry shows the data flow that particles are independent.
             keys = key[None] if num == 1 else random.split(key, num)
-            out, log_probs, mutable = lax.map(lambda args: body(*args), (keys, forced))
+            out, laws, mutable, weight = lax.map(lambda args: body(*args), (keys, forced))
         else:
-            out, log_probs, mutable = jax.vmap(body)(random.split(key, num), forced)
+            out, laws, mutable, weight = jax.vmap(body)(random.split(key, num), forced)
         self.choices += kept
-        self.log_probs |= log_probs
+        self.laws |= laws
+        self.weight = self.weight * weight.prod()  # of one particle: among several nothing forks
         self.mutable = jax.tree.map(lambda x: x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], mutable)
         out = _with_particle_axis(out)
         self.replicates[node] = out
         return out
 
-    def _inside(self, node: str, key, forced) -> "Run":
-        run = Run(key, self.plate_key, forced=forced, tracing=self.tracing, vectorize=self.vectorize, path=node + "/")
+    def _inside(self, node: str, key, forced, num: int) -> "Run":
+        run = Run(
+            key, self.plate_key, forced=forced, concrete=self.concrete, tracing=self.tracing, vectorize=self.vectorize, path=node + "/"
+        )
         run.nodes, run.mutable = (*self.nodes, node), dict(self.mutable)
+        run.lanes_around = self.lanes_around or num > 1
         if key is self.key:  # a single particle goes on with the same stream of keys
             run.num_keys = self.num_keys
         return run
@@ -207,13 +294,28 @@ def unmasked(fn):
     return fn
 
 
+def elements(fn):
+    """The law that a site is drawn from, element by element: without masks, ``.to_event`` axes again axes of the batch."""
+    match type(fn).__name__:
+        case "MaskedDistribution":
+            return elements(fn.base_dist)
+        case "Independent":
+            return elements(fn.base_dist)
+        case "ExpandedDistribution":
+            inner = elements(fn.base_dist)
+            return inner.expand((*fn.batch_shape, *inner.batch_shape[len(fn.base_dist.batch_shape) :]))
+    return fn
+
+
 def _resolve(msg) -> tuple[Strategy, bool, jax.Array | None]:
-    """The strategy of a site (handler, then annotation, then default) and its support if it is to be enumerated."""
+    """The strategy of a site (handler, then annotation, then default) and its support if it is to be enumerated jointly."""
     fn, name, spec = msg["fn"], msg["name"], msg["infer"].get("gradient")
     if spec is not None:
         strategy = as_strategy(spec, name)
         strategy.check(name, fn)
-        return strategy, False, _support(fn, name) if isinstance(strategy, Enumerate) else None
+        finite = isinstance(strategy, Enumerate | EnumerateLocally) or (isinstance(strategy, MeasureValued) and strategy.enumerates(fn))
+        support = _support(fn, name) if finite else None
+        return strategy, False, support if isinstance(strategy, Enumerate) else None
     if Reparameterize.serves(fn):
         return Reparameterize(), True, None
     if Enumerate.serves(fn):
@@ -230,11 +332,12 @@ def _resolve(msg) -> tuple[Strategy, bool, jax.Array | None]:
 
 def _support(fn, name: str) -> jax.Array:
     try:
-        return fn.enumerate_support(expand=False)
+        return finite_support(elements(fn))
     except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise StrategyError(
-            f"Site '{name}' cannot be enumerated: its support is not one known list for every element ({type(error).__name__}: {error}). "
-            "Use 'score'; or make its total_count a Python integer, or put its elements in a plate instead of .to_event()."
+            f"Site '{name}' cannot be enumerated: its support is not one known list for every element ({type(error).__name__}: {reason}). "
+            "Use 'score', or make its total_count one Python integer."
         ) from error
 
 
@@ -263,6 +366,8 @@ def replicate(fn: Callable, num_particles: int, *, vectorize: bool | None = None
     >>> bool(abs(mean.value(jax.random.key(0)) - 3.0) < 0.1)
     True
     """
-    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-        raise ArgumentError(f"num_particles must be a positive integer, got {num_particles!r}.")
+    check_function("replicate: fn", fn)
+    check_count("replicate: num_particles", num_particles)
+    if vectorize is not None:
+        check_flag("replicate: vectorize", vectorize)
     return current_run().replicate(fn, num_particles, vectorize)

@@ -15,7 +15,7 @@ A site that is absent does not touch the array. Rules per JAX primitive move rel
 loses them, which costs variance and never correctness.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,17 +57,18 @@ def trace_credit(fn: Callable[[], list[jax.Array]]) -> tuple[list[Deps], set[str
     return _jaxpr(closed.jaxpr, [{} for _ in closed.jaxpr.invars], Loops(0, met)), met
 
 
-def spread(x: jax.Array, relation: tuple[Relation, ...], ndim: int) -> jax.Array:
-    """Bring elements of a site to the positions of a cost that they touch, adding up where several touch one."""
+def spread(x: jax.Array, relation: tuple[Relation, ...], ndim: int, times: bool = False) -> jax.Array:
+    """Bring elements of a site to the positions of a cost that they touch, adding up (or multiplying) where several touch one."""
+    reduce, accumulate = (jnp.prod, jnp.cumprod) if times else (jnp.sum, jnp.cumsum)
     kept = []
     for axis in reversed(range(x.ndim)):
         match relation[axis]:
             case ("at", a):
                 kept.append((a, axis))
             case ("upto", a):
-                x = jnp.cumsum(x, axis=axis)
+                x = accumulate(x, axis=axis)
                 kept.append((a, axis))
-    x = jnp.sum(x, axis=tuple(set(range(x.ndim)) - {axis for _, axis in kept}), keepdims=True)
+    x = reduce(x, axis=tuple(set(range(x.ndim)) - {axis for _, axis in kept}), keepdims=True)
     kept.sort()
     x = jnp.transpose(x, [axis for _, axis in kept] + [a for a in range(x.ndim) if a not in {axis for _, axis in kept}])
     shape = [1] * ndim
@@ -90,6 +91,22 @@ def collect(cost: jax.Array, relation: tuple[Relation, ...], shape: tuple[int, .
     cost = jnp.transpose(cost, axes + [a for a in range(cost.ndim) if a not in axes])
     sizes = iter(cost.shape)
     return jnp.broadcast_to(cost.reshape([1 if rel is None else next(sizes) for rel in relation]), shape)
+
+
+def shared_sums(wanted: Sequence[frozenset[tuple]], make: Callable[..., jax.Array]) -> list[jax.Array | None]:
+    """The sums of ``make(*key)`` over each set of keys, one built on another where sets hold one another; ``None`` for an empty set.
+
+    In a chain of S sites the costs feel 1, 2, ..., S of them: S additions and not S²/2.
+    """
+    sums: dict[frozenset, jax.Array] = {}
+    for keys in sorted(set(wanted), key=len):
+        inner = next((known for known in reversed(sums) if known < keys), frozenset())
+        total = sums.get(inner)
+        for key in sorted(keys - inner, key=str):  # in an order that does not change from process to process
+            total = make(*key) if total is None else total + make(*key)
+        if total is not None:
+            sums[keys] = total
+    return [sums.get(keys) for keys in wanted]
 
 
 # --- the lattice -------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp as _logsumexp
 from numpyro.distributions.util import is_identically_one
 
+from ppl_ext.direction import Estimate, averaged, require
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.laws import log_prob
 
 _stop = jax.lax.stop_gradient
 
@@ -32,6 +34,7 @@ class Plate(NamedTuple):
 class Label(NamedTuple):
     site: str
     plates: tuple[Plate, ...]
+    estimate: Estimate = Estimate()
 
 
 class LogDensity(eqx.Module):
@@ -69,9 +72,6 @@ class LogDensity(eqx.Module):
             out[label.site] = out[label.site] + value if label.site in out else value
         return out
 
-    def _map(self, fn) -> "LogDensity":
-        return LogDensity(tuple(map(fn, self.terms)), self.labels, self.batch_ndim)
-
     def _scalar(self, other, what: str) -> jax.Array:
         if not isinstance(other, int | float | jax.Array) and not hasattr(other, "dtype"):
             raise ArgumentTypeError(f"Cannot {what} a LogDensity and a {type(other).__name__}; use numbers, or `.total` for an array.")
@@ -95,7 +95,7 @@ class LogDensity(eqx.Module):
     __radd__ = __add__
 
     def __neg__(self):
-        return self._map(jnp.negative)
+        return LogDensity(tuple(map(jnp.negative, self.terms)), _scaled(self.labels, -1), self.batch_ndim)
 
     def __sub__(self, other):
         return self + (-other)
@@ -104,8 +104,10 @@ class LogDensity(eqx.Module):
         return (-self) + other
 
     def __mul__(self, other):
+        labels = _scaled(self.labels, other)
         other = self._scalar(other, "multiply")
-        return self._map(lambda x: x * other.reshape(other.shape + (1,) * (x.ndim - other.ndim)))
+        terms = tuple(x * other.reshape(other.shape + (1,) * (x.ndim - other.ndim)) for x in self.terms)
+        return LogDensity(terms, labels, self.batch_ndim)
 
     __rmul__ = __mul__
 
@@ -128,11 +130,42 @@ class LogDensity(eqx.Module):
 def site_term(site: dict, plate_scales: dict[str, float]) -> tuple[jax.Array, Label]:
     """The elementwise log density of one traced sample site, its mask and scale applied, and its label."""
     fn, value, intermediates, scale = site["fn"], site["value"], site["intermediates"], site["scale"]
-    term = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    term = log_prob(fn, value, intermediates)
     if scale is not None and not is_identically_one(scale):
         term = scale * term
     plates = tuple(Plate(f.name, f.dim, f.size, plate_scales[f.name]) for f in site["cond_indep_stack"] if f.name in plate_scales)
-    return jnp.asarray(term), Label(site["name"], plates)
+    estimate = site["infer"].get("_ppl_ext_estimate", Estimate()).times(1.0 if scale is None else scale, positive=True)
+    return jnp.asarray(term), Label(site["name"], plates, estimate)
+
+
+def lower_bound(log_density: LogDensity) -> LogDensity:
+    r"""The same log density, which an objective states to be a lower bound in the mean.
+
+    .. math:: \mathbb{E}[\textstyle\sum_t \pm \log w_t] \le \sum_t \pm \log p_t
+
+    :raises DirectionError: if a term is an estimate that errs upwards (see :mod:`ppl_ext.direction`); the message names it.
+
+    >>> import jax.numpy as jnp
+    >>> float(lower_bound(LogDensity((jnp.array(-1.0),), (Label("z", ()),))).total)
+    -1.0
+    """
+    require("lower", [(label.site, label.estimate) for label in log_density.labels])
+    return log_density
+
+
+def upper_bound(log_density: LogDensity) -> LogDensity:
+    """As :func:`lower_bound`, for an upper bound."""
+    require("upper", [(label.site, label.estimate) for label in log_density.labels])
+    return log_density
+
+
+def _estimated(labels: Sequence[Label]) -> str:
+    """The name of an average of weights: that of its estimated terms, for errors to come."""
+    return ", ".join(dict.fromkeys(label.site for label in labels if label.estimate.kind != "exact"))
+
+
+def _scaled(labels: Sequence[Label], factor) -> tuple[Label, ...]:
+    return tuple(label if label.estimate.kind == "exact" else label._replace(estimate=label.estimate.times(factor)) for label in labels)
 
 
 def _common_plates(labels: Sequence[Label]) -> tuple[Plate, ...]:
@@ -180,6 +213,7 @@ def log_mean_exp(log_weights):
     common = _common_plates(log_weights.labels)
     _warn_if_no_bound(log_weights.labels, common)
     scale = math.prod(p.scale for p in common)
+    estimate = averaged((label.site, label.estimate.times(1 / scale)) for label in log_weights.labels).times(scale)
     summed = []
     for x in log_weights.terms:
         kept = {0} | {x.ndim + p.dim for p in common}
@@ -191,7 +225,7 @@ def log_mean_exp(log_weights):
     if scale != 1:
         total = total / scale
     value = _log_mean_exp(total)
-    return LogDensity((scale * value if scale != 1 else value,), (Label("", common),), 0)
+    return LogDensity((scale * value if scale != 1 else value,), (Label(_estimated(log_weights.labels), common, estimate),), 0)
 
 
 def _log_mean_exp(x: jax.Array) -> jax.Array:

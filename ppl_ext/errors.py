@@ -1,6 +1,6 @@
 """What goes wrong, in the user's words: each error names the site or argument, what was expected, and what to do.
 
-Every type is also a ``ValueError`` or ``TypeError``, so code that catches those keeps working.
+Every type is also a ``ValueError`` or ``TypeError`` (a missing extra an ``ImportError``), so code that catches those keeps working.
 """
 
 from typing import Any
@@ -12,6 +12,10 @@ class PplExtError(Exception):
 
 class ModelError(PplExtError, ValueError):
     """A model, a guide or one of their sites is not what the operation needs."""
+
+
+class ProgramError(ModelError):
+    """A program failed while it ran, with an error of JAX, NumPyro or NumPy: its cause."""
 
 
 class ArgumentError(PplExtError, ValueError):
@@ -26,6 +30,10 @@ class StrategyError(PplExtError, ValueError):
     """A gradient strategy cannot serve a site."""
 
 
+class DirectionError(PplExtError, ValueError):
+    """An estimated density errs to the wrong side, so that what is computed from it would not be a bound."""
+
+
 class HandlerError(PplExtError, ValueError):
     """An effect handler is open where it would be ignored or baked in."""
 
@@ -34,3 +42,7 @@ class NonFiniteError(PplExtError, ValueError):
     """A density, loss or gradient stopped being finite. ``result`` holds the last good state of a run that had begun."""
 
     result: Any = None
+
+
+class MissingExtraError(PplExtError, ImportError):
+    """An optional dependency is not installed. The message names the extra that brings it."""

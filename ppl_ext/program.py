@@ -7,6 +7,7 @@ subsampling, masks, ``scale``, ``factor``, ``param``, ``scan``, modules, observe
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,8 +18,10 @@ from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.handlers import seed
 from numpyro.primitives import _PYRO_STACK, Messenger
 
+from ppl_ext.arguments import check_call, check_key, check_program, check_values
 from ppl_ext.density import LogDensity, site_term
-from ppl_ext.errors import ArgumentTypeError, ModelError
+from ppl_ext.errors import ModelError
+from ppl_ext.explain import check_outside, explained, trace_state
 
 
 class Program(eqx.Module):
@@ -119,11 +122,17 @@ class _NoKey(Messenger):
 class _Record(Messenger):
     """Keep the final message of every site of a run. (NumPyro's ``trace`` reports duplicates by a bare assertion.)"""
 
-    def __init__(self):
+    def __init__(self, program: Callable | None = None):
         super().__init__()
+        self.program = program
         self.sites: OrderedDict[str, dict] = OrderedDict()
+        self.state, self.stands = trace_state(), "before its first site"
 
     def process_message(self, msg):
+        if "name" in msg:
+            self.stands = f"at {'plate' if msg['type'] == 'plate' else 'site'} '{msg['name']}'"
+        if msg["type"] == "sample":
+            check_outside(self.state, msg["name"])
         if any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK):
             return
         if msg["type"] == "control_flow" and not msg["kwargs"]["substitute_stack"]:
@@ -137,6 +146,7 @@ class _Record(Messenger):
         if msg["type"] in ("sample", "deterministic") and name in self.sites:
             raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
         self.sites[name] = msg.copy()
+        self.stands = self.stands.replace("at ", "after ", 1)
 
     def plate_scales(self) -> dict[str, float]:
         out = {}
@@ -147,9 +157,16 @@ class _Record(Messenger):
         return out
 
     def log_density(self) -> LogDensity:
-        scales = self.plate_scales()
-        pairs = [site_term(s, scales) for s in self.sites.values() if s["type"] == "sample"]
+        scales, pairs = self.plate_scales(), []
+        for name, site in self.sites.items():
+            if site["type"] == "sample":
+                with explained(self.program, partial(_where_density, name)):
+                    pairs.append(site_term(site, scales))
         return LogDensity(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), 0)
+
+
+def _where_density(name: str) -> str:
+    return f"where the density of site '{name}' is taken"
 
 
 class _Impose(Messenger):
@@ -192,7 +209,8 @@ class _Impose(Messenger):
                     " (it is marked for enumeration in the model; give the guide a site of that name, with infer={'gradient': 'enumerate'})"
                 )
             raise ModelError(
-                f"No value for latent site '{name}'{hint}. Given: {_listed(values)}. If these come from a guide, it misses '{name}'."
+                f"No value for latent site '{name}'{hint}. Given: {_listed(values)}. If these come from a guide, it misses '{name}', or "
+                "draws it inside a jax.jit of its own."
             )
 
 
@@ -225,9 +243,15 @@ def _checked(name: str, value, shape: tuple[int, ...]):
     return value
 
 
-def _check_program(program) -> None:
-    if not callable(program):
-        raise ArgumentTypeError(f"A program is a callable with NumPyro primitives, got {type(program).__name__}.")
+def _seeded(what: str, program: Callable, rng_key, args: tuple, kwargs: dict) -> Callable:
+    """The program with its key, if there is one; all of it checked."""
+    check_program(f"{what}: program", program)
+    check_call(f"{what}: program", program, args, kwargs)
+    if rng_key is None:
+        return program
+    if not isinstance(rng_key, int):  # a number is a seed to NumPyro
+        check_key(f"{what}: rng_key", rng_key)
+    return seed(program, rng_key)
 
 
 def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwargs) -> Draw:
@@ -247,9 +271,8 @@ def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwarg
     >>> bool(draw.log_density.total == dist.Normal(0.0, 1.0).log_prob(draw.values["z"]))
     True
     """
-    _check_program(program)
-    run = program if rng_key is None else seed(program, rng_key)
-    with (record := _Record()):
+    run = _seeded("simulate", program, rng_key, args, kwargs)
+    with explained(program, lambda: record.stands), (record := _Record(program)):
         output = run(*args, **kwargs)
     values, auxiliary = {}, set()
     for name, site in record.sites.items():
@@ -281,12 +304,10 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
     >>> round(float(log_density(model, {"z": 0.0}, 0.0)), 4)
     -1.8379
     """
-    _check_program(program)
-    if not isinstance(values, dict):
-        raise ArgumentTypeError(f"values must be a dict from site names to arrays, got {type(values).__name__}.")
-    run = program if rng_key is None else seed(program, rng_key)
+    run = _seeded("log_density", program, rng_key, args, kwargs)
+    check_values("log_density: values", values)
     seen: set[str] = set()
-    with (record := _Record()), _Impose(values, seen):
+    with explained(program, lambda: record.stands), (record := _Record(program)), _Impose(values, seen):
         run(*args, **kwargs)
     extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
     # Values of observed sites were refused above; a value for a deterministic site or a param is a misunderstanding too.

@@ -13,11 +13,13 @@ import numpy as np
 from numpyro.infer import MCMC
 from numpyro.infer.svi import SVIRunResult
 
+from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.draws import Draws, guide_sampler, predictive
-from ppl_ext.diagnostics.likelihood import Terms, pointwise
+from ppl_ext.diagnostics.likelihood import Terms, Units, pointwise
 from ppl_ext.diagnostics.params_file import write_params
+from ppl_ext.diagnostics.report_options import check_report_options
 from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, seed_numbers, versions
-from ppl_ext.diagnostics.sites import describe, observations, refuse_open_handlers
+from ppl_ext.diagnostics.sites import describe, observations, refuse_chains, refuse_open_handlers
 from ppl_ext.diagnostics.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 
@@ -96,14 +98,17 @@ class Fit:
         :raises ModelError: if guide or model cannot run on the full plates, or their sites do not match.
         :raises HandlerError: if a handler is open around the call.
         """
-        if not isinstance(num_samples, int | np.integer) or num_samples < 1:
-            raise ArgumentError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        check_count("sample: num_samples", num_samples)
+        if rng_key is not None:
+            check_key("sample: rng_key", rng_key)
         refuse_open_handlers("sample")
         return self._sampler(self._key(rng_key), int(num_samples))
 
     @cached_property
     def _sampler(self) -> Callable[[jax.Array, int], Draws]:
         # Compiled by the first call; the summary, the report and the file need no second compilation.
+        for name, program in (("model", self.model), ("guide", self.guide)):
+            check_call(f"sample: {name}", program, self.args, self.kwargs)
         return guide_sampler(self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs)
 
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, **options: Any) -> Any:
@@ -129,7 +134,11 @@ class Fit:
         """
         from ppl_ext.diagnostics.arviz_export import write_report
 
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise ArgumentTypeError(f"save: path must be the name of a file, got {told(path)}.")
         path = Path(path)
+        if path.is_dir() or not path.parent.is_dir():
+            raise ArgumentError(f"save: path '{path}' must name a file in a folder that exists.")
         report = self.to_arviz(rng_key, num_samples)
         write_params(self.params, path.with_name(path.name + ".params.npz"))
         return write_report(report, path)
@@ -154,10 +163,12 @@ def to_arviz(
     """The ArviZ report of a run of any kind, in one shape.
 
     Groups: ``posterior`` on the full plates; ``log_likelihood`` with finite latent sites summed out and masked
-    observations left out, in terms that are independent given the other sites (so leave-one-out may use them);
-    ``observed_data``; ``sample_stats`` with ``lp``, the log joint density in constrained space, and for a guide
-    ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``, and ``energy``, ``num_steps``,
-    ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names; ``vi_trace`` with the loss by ``step``.
+    observations left out, in terms that are independent given the other sites (so leave-one-out may use them); for a
+    chain (a finite site in ``scan``) instead ``log_predictive_one_step`` with log p(y_t | y_<t), which leave-one-out must
+    not use (see :func:`ppl_ext.diagnostics.loo`); ``observed_data``; ``sample_stats`` with ``lp``, the log joint density
+    in constrained space, and for a guide ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``,
+    and ``energy``, ``num_steps``, ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names;
+    ``vi_trace`` with the loss by ``step``.
     Axes are named after plates, ``time`` for a ``scan``. Attributes say how the run was made and, for a guide, its
     Pareto k and importance ESS.
 
@@ -193,6 +204,20 @@ def to_arviz(
     """
     from ppl_ext.diagnostics.arviz_export import arviz_version, build_report, site_dims
 
+    check_report_options(
+        model=model,
+        guide=guide,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        rng_key=rng_key,
+        num_samples=num_samples,
+        log_likelihood=log_likelihood,
+        posterior_predictive=posterior_predictive,
+        prior=prior,
+        constant_data=constant_data,
+        coords=coords,
+        dims=dims,
+    )
     refuse_open_handlers("to_arviz")
     key = rng_key
     if isinstance(result, SVIRunResult):
@@ -200,13 +225,17 @@ def to_arviz(
     if isinstance(result, Fit):
         changes: dict[str, Any] = {"model": model, "guide": guide, "args": model_args, "kwargs": model_kwargs}
         changes = {name: x for name, x in changes.items() if x is not None}
+        if model_args is not None:
+            changes["args"] = tuple(model_args)
         result = replace(result, **changes) if changes else result
         key = result._key(rng_key)
         run = _run_of_fit(result, key, num_samples)
     elif isinstance(result, MCMC):
         run = run_of_mcmc(result, model, model_args, model_kwargs)
     else:
-        raise ArgumentTypeError(f"to_arviz takes a Fit, a numpyro MCMC or an SVIRunResult, got {type(result).__name__}.")
+        raise ArgumentTypeError(f"to_arviz: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {told(result)}.")
+    if run.model is not None:
+        check_call("to_arviz: model", run.model, run.args, run.kwargs)
     groups: dict[str, Any] = {"posterior": run.values, "sample_stats": run.sample_stats, "vi_trace": run.traces}
     groups |= {"prior": prior, "constant_data": constant_data}
     attrs, names, terms = dict(run.attrs), {}, {}
@@ -217,8 +246,11 @@ def to_arviz(
         names = site_dims(sites)
         groups["observed_data"] = observations(run.model, one, run.args, run.kwargs, here)[0]
         if log_likelihood is not False:
+            chained = [n for n, s in sites.items() if s.finite and s.in_scan]
             try:
-                terms = _terms(run, run.model)
+                terms = _terms(run, run.model, "one_step" if chained else "independent")
+                if any(t.one_step for t in terms.values()):
+                    refuse_chains(chained)
             except ModelError as error:
                 if log_likelihood:
                     raise
@@ -234,9 +266,9 @@ def to_arviz(
     return build_report(groups, terms=terms, dims={**names, **(dims or {})}, coords=coords, attrs=attrs)
 
 
-def _terms(run: Run, model: Callable) -> dict[str, Terms]:
+def _terms(run: Run, model: Callable, units: Units = "independent") -> dict[str, Terms]:
     num_draws = next(iter(run.values.values())).shape[1] if run.values else 1
-    return pointwise(model, run.values, run.args, run.kwargs, params=run.params, num_draws=num_draws)
+    return pointwise(model, run.values, run.args, run.kwargs, params=run.params, num_draws=num_draws, units=units)
 
 
 def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit:

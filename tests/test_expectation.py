@@ -599,7 +599,7 @@ def flat():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ArgumentTypeError, match="takes a function, got float"):
+    with pytest.raises(ArgumentTypeError, match="expectation: fn must be a function, got 0.5"):
         expectation(0.5)
     with pytest.raises(ArgumentError, match="first argument after rng_key"):
         expectation(lambda: 1.0).value_and_grad(jax.random.key(0))

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Low to high. A name is a module of ppl_ext or a subpackage; ppl_ext/__init__.py stands above them all.
 FLOORS = (
     {"errors"},
-    {"density", "program"},
-    {"expectation", "choices", "credit", "lanes", "gradients", "handlers", "diagnostics"},
+    {"arguments", "density", "direction", "explain", "laws", "program"},
+    {"expectation", "surrogate", "baselines", "choices", "credit", "lanes", "gradients", "handlers", "diagnostics"},
     {"algorithms", "result", "objectives"},
     {"smoothing", "priors", "meta"},
     {"infer"},

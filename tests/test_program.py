@@ -671,9 +671,9 @@ def test_no_key_in_scan():
 
 
 def test_no_program_and_no_dict(rng_key):
-    with refused(ArgumentTypeError, "A program is a callable", "int"):
+    with refused(ArgumentTypeError, "program must be a NumPyro program", "got 3"):
         simulate(3, rng_key=rng_key)
-    with refused(ArgumentTypeError, "A program is a callable"):
+    with refused(ArgumentTypeError, "program must be a NumPyro program", "got None"):
         log_density(None, {})
     with refused(ArgumentTypeError, "values must be a dict", "list"):
         log_density(flat, [0.1])

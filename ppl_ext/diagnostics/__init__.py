@@ -1,6 +1,39 @@
-"""What is wrong with a fit: importance weights with their tail, and log likelihoods that sum discrete sites out."""
+"""What is wrong with a fit: importance weights, calibration, log likelihoods that sum discrete sites out, and pictures of it all."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ppl_ext.diagnostics.calibration import Calibration, calibrate
+from ppl_ext.diagnostics.leave_one_out import loo
 from ppl_ext.diagnostics.likelihood import log_likelihood
 from ppl_ext.diagnostics.psis import PSIS, importance_ess, pareto_k_threshold, psis
 
-__all__ = ["PSIS", "importance_ess", "log_likelihood", "pareto_k_threshold", "psis"]
+if TYPE_CHECKING:
+    from ppl_ext.diagnostics.plots import plot_calibration, plot_elbo, plot_ess, plot_forest, plot_functions, plot_khat
+
+__all__ = [
+    "Calibration",
+    "PSIS",
+    "calibrate",
+    "importance_ess",
+    "log_likelihood",
+    "loo",
+    "pareto_k_threshold",
+    "plot_calibration",
+    "plot_elbo",
+    "plot_ess",
+    "plot_forest",
+    "plot_functions",
+    "plot_khat",
+    "psis",
+]
+
+
+def __getattr__(name: str):
+    if name.startswith("plot_") and name in __all__:  # nobody who draws nothing loads the pictures
+        return getattr(import_module("ppl_ext.diagnostics.plots"), name)
+    raise AttributeError(f"module 'ppl_ext.diagnostics' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_ext.diagnostics.likelihood import Terms
+from ppl_ext.diagnostics.likelihood import TIME, Terms
 from ppl_ext.diagnostics.sites import Site
 from ppl_ext.errors import ArgumentError
 
 SAMPLE_GROUPS = ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats", "log_likelihood")
 DATA_GROUPS = ("observed_data", "constant_data")
+ONE_STEP = "log_predictive_one_step"
+"""The group of terms log p(y_t | y_<t). Not in ``log_likelihood``, where ``arviz.loo`` would take them for something else."""
 RESERVED = ("chain", "draw", "step")
 
 Arrays = Mapping[str, Any]
@@ -38,7 +40,7 @@ def build_report(
         (chain, step, ...). Empty groups are left out. A "/" in a name, which netCDF keeps for itself, becomes a ".".
     :param terms: the log likelihood. Masked elements are dropped, since leave-one-out would count them: such a variable
         has one axis ``<site>_seen``, labelled by what is left of the plate (or, over several axes, by one coordinate
-        ``<site>_<axis>`` each).
+        ``<site>_<axis>`` each). One-step-ahead terms go to a group of their own, :data:`ONE_STEP`, with a note.
     :param dims: by variable, the names of the axes behind the group's own; by default ``<variable>_dim_0`` and so on.
     :param coords: by axis name, labels; by default 0, 1, 2, ...
     :param attrs: what to write on the report and on its posterior. ``None`` values are left out.
@@ -58,8 +60,10 @@ def build_report(
         if arrays:
             datasets[group] = _dataset(arrays)
     terms = {name: t for name, t in (terms or {}).items() if not t.masked.all()}
-    if terms:
-        datasets["log_likelihood"] = _dataset([_likelihood(name, t, dims, coords) for name, t in terms.items()])
+    for group, one_step in (("log_likelihood", False), (ONE_STEP, True)):
+        chosen = [_likelihood(name, t, dims, coords) for name, t in terms.items() if t.one_step is one_step]
+        if chosen:
+            datasets[group] = _dataset(chosen)
     attributes = _attributes(attrs or {})
     if "posterior" in datasets:
         datasets["posterior"].attrs.update(attributes)
@@ -117,7 +121,10 @@ def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coord
         axes = list(dims.get(term.sites[0], []))[: term.masked.ndim]
     else:
         axes = [p if not p.startswith("_pyro_dim") else f"{name}_dim_{i}" for i, p in enumerate(term.plates)]
+        axes = [dims[term.sites[0]][0] if p == TIME else p for p in axes]
     whole = _array(name, term.values, ("chain", "draw"), axes, coords)
+    if term.one_step:
+        whole.attrs["terms"] = "log p(y_t | y_<t, parameters), one step ahead along a chain: not for leave-one-out"
     if not term.masked.any():
         return whole
     axes = [str(d) for d in whole.dims[2:]]
@@ -129,7 +136,8 @@ def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coord
     else:
         labels[seen] = np.arange(len(kept[0]))
         labels |= {f"{_name(name)}_{a}": (seen, whole[a].values[i]) for a, i in zip(axes, kept, strict=True)}
-    return xr.DataArray(term.values[:, :, ~term.masked], dims=["chain", "draw", seen], coords=labels, name=_name(name))
+    dims_seen = ["chain", "draw", seen]
+    return xr.DataArray(term.values[:, :, ~term.masked], dims=dims_seen, coords=labels, name=_name(name), attrs=whole.attrs)
 
 
 def _dataset(arrays: Sequence[xr.DataArray]) -> xr.Dataset:
@@ -174,6 +182,17 @@ def _container(datasets: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Any:
     tree = xr.DataTree.from_dict(datasets)
     tree.attrs = attrs
     return tree
+
+
+def variables_of(report: Any) -> dict[str, list[str]] | None:
+    """Names of the variables by group; ``None`` if this is no report."""
+    if isinstance(report, xr.DataTree):
+        return {name: list(map(str, node.data_vars)) for name, node in report.children.items()}
+    import arviz
+
+    if not arviz.__version__.startswith("0.") or not isinstance(report, arviz.InferenceData):
+        return None
+    return {name: list(map(str, report[name].data_vars)) for name in report.groups()}
 
 
 def arviz_version() -> str:

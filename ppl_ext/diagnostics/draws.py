@@ -22,7 +22,7 @@ from ppl_ext.diagnostics.sites import (
     describe,
     given,
 )
-from ppl_ext.errors import ModelError
+from ppl_ext.errors import ModelError, ProgramError
 from ppl_ext.program import log_density, simulate
 
 
@@ -225,7 +225,7 @@ def _guide_shapes(guide, params, args, kwargs) -> dict[str, jax.ShapeDtypeStruct
     try:
         values, _ = jax.eval_shape(lambda p, k: _run_guide(guide, p, args, kwargs, k, plates), params, jax.random.key(0))
     except (TypeError, ValueError) as error:
-        if isinstance(error, ModelError) or not plates.opened:
+        if isinstance(error, ModelError) and not isinstance(error, ProgramError) or not plates.opened:
             raise
         names = ", ".join(map(repr, sorted(plates.opened)))
         raise ModelError(

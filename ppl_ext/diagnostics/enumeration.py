@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 import funsor
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
-from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.contrib.funsor import config_enumerate, enum, plate_to_enum_plate
 from numpyro.contrib.funsor import log_density as _funsor_log_density
-from numpyro.contrib.funsor import trace as packed_trace
 from numpyro.handlers import infer_config, seed
-from numpyro.primitives import Messenger
 
-from ppl_ext.diagnostics.sites import FullPlates, Site, given
+from ppl_ext.diagnostics.enumerated import Enumerated, GivenInScan, Indexed, PackedTrace
+from ppl_ext.diagnostics.sites import FullPlates, Site, given, refuse_chains
 from ppl_ext.errors import ModelError
 
 
@@ -62,49 +59,10 @@ def _add_then_logsumexp(sum_op, product_op, reduced_vars, x, y):
     return product_op(x, y).reduce(sum_op, reduced_vars)
 
 
-class _Enumerate(Messenger):
-    """Correct what NumPyro's enumeration assumes: that supports start at 0, and that no mask lies on a finite site.
-
-    A masked finite site would count each of its K values with weight one, a spurious log K. Unmasked, its factor sums
-    to one, so that the site is simply gone, as it should be.
-    """
-
-    def __init__(self, finite: Iterable[str]):
-        super().__init__()
-        self.finite = frozenset(finite)
-
-    def process_message(self, msg):
-        # Outermost, so this runs when the plates have expanded the distribution and `enum` has set the value.
-        if msg["type"] == "control_flow" and msg["fn"] is scan_wrapper:
-            # The finite sites are outside: an enumerating scan would split its sites in two, for nothing.
-            msg["kwargs"]["enum"] = False
-        if msg["type"] != "sample" or msg["name"] not in self.finite:
-            return
-        fn = msg["fn"]
-        shape = fn.batch_shape
-        while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
-            fn = fn.base_dist
-        msg["fn"] = fn.expand(shape)
-        support = jnp.ravel(_support(msg["name"], fn))
-        msg["value"] = support[msg["value"]]
-
-
-def _support(name: str, fn: dist.Distribution) -> jax.Array:
-    try:
-        return fn.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise ModelError(f"The values of site '{name}' cannot be listed to sum it out: {error}") from error
-
-
-def refuse_chains(sites: Mapping[str, Site], finite: Iterable[str]) -> None:
-    """A finite site inside ``scan`` is a chain: its observations are not independent given the other sites."""
-    chains = [f"'{n}'" for n in finite if sites[n].in_scan]
-    if chains:
-        raise ModelError(
-            f"The finite site {', '.join(chains)} is in a scan: its steps depend on each other, so there is no log "
-            "p(y_t | parameters) apart from the other observations. Terms of that kind do not exist for a chain; only "
-            "log p(y_t | y_<t, parameters) does, which leave-one-out cannot use."
-        )
+def split_by_scan(values: Mapping[str, Any], sites: Mapping[str, Site]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of the sites in a ``scan``, and of the others."""
+    inside = {n: v for n, v in values.items() if n in sites and sites[n].in_scan and sites[n].kind == "latent"}
+    return inside, {n: v for n, v in values.items() if n not in inside}
 
 
 def factor_graph(
@@ -123,14 +81,14 @@ def factor_graph(
     :raises ModelError: if a site in ``scan`` depends on an enumerated one.
     """
     finite = frozenset(finite)
-    refuse_chains(sites, finite)
+    refuse_chains([n for n in finite if sites[n].in_scan])
     # Enumerated axes go to the left of every batch axis, declared as a plate or not.
     rank = max((max([len(s.batch_shape), *(-p.dim for p in s.plates)]) for s in sites.values()), default=0)
     others = {name: v for name, v in values.items() if name not in finite}
     model = infer_config(model, lambda msg: {"enumerate": "parallel"} if msg["name"] in finite else {"enumerate": None})
     model = seed(given(model, others, params), jax.random.key(0))
     # The order matters: a handler acts after those to its right.
-    with plate_to_enum_plate(), packed_trace() as trace, FullPlates(), _Enumerate(finite), enum(None, -rank - 1):
+    with plate_to_enum_plate(), PackedTrace() as trace, FullPlates(), Enumerated(finite), enum(None, -rank - 1):
         model(*args, **kwargs)
     factors, dims, scales = {}, {}, {}
     for name, msg in trace.items():
@@ -203,11 +161,11 @@ def summed_log_density(
     Sites linked through summed ones must share one ``handlers.scale``, which multiplies the log of their sum (as in
     ``TraceEnum_ELBO``). A finite site in ``scan`` is eliminated along the chain by NumPyro.
 
-    :raises ModelError: if linked sites have different scales, or a chain has values that do not start at 0.
+    :raises ModelError: if linked sites have different scales.
     """
     finite = frozenset(finite)
     if any(sites[n].in_scan for n in finite):
-        return _chain_log_density(model, values, args, kwargs, params, sites)
+        return _chain_log_density(model, values, args, kwargs, params, sites, finite)
     graph = factor_graph(model, values, args, kwargs, params, sites, finite)
     total, left = jnp.zeros(()), set(graph.factors)
     while left:
@@ -228,8 +186,9 @@ def _common_scale(graph: Graph, group: frozenset[str]) -> Any:
     )
 
 
-def _chain_log_density(model, values, args, kwargs, params, sites):
+def _chain_log_density(model, values, args, kwargs, params, sites, finite):
     rank = max((-p.dim for s in sites.values() for p in s.plates), default=0)
-    run = given(model, values, params)
+    inside, outside = split_by_scan(values, sites)
+    run = given(GivenInScan(Indexed(model, finite), inside), outside, params)
     with FullPlates(), _LOG_SPACE:
         return _funsor_log_density(enum(config_enumerate(run), -rank - 1), args, dict(kwargs), {})[0]

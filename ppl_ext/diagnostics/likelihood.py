@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import seed, trace
 
+from ppl_ext.arguments import check_call, check_count, check_data, check_program, check_values, told
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.sites import (
     FullPlates,
@@ -21,20 +22,26 @@ from ppl_ext.diagnostics.sites import (
 )
 from ppl_ext.errors import ArgumentError, ModelError, PplExtError
 
-Units = Literal["observation", "independent"]
+Units = Literal["observation", "independent", "one_step"]
+
+
+TIME = "_time"
+"""Stands for the axis of time among the plates of a term; the site that it belongs to knows its name."""
 
 
 class Terms(NamedTuple):
     """The log likelihood terms of one observed site, or of several that go together.
 
     ``values``: (chain, draw, *shape), NaN where masked. ``masked``: (*shape). ``sites``: the observed sites. ``plates``:
-    the plates along ``shape`` if observations were joined, ``None`` if ``shape`` is the site's own batch shape.
+    the plates along ``shape`` if observations were joined, ``None`` if ``shape`` is the site's own batch shape. ``one_step``: the terms are
+    log p(y_t | y_<t), whose first axis is time (:data:`TIME` among the plates).
     """
 
     values: np.ndarray
     masked: np.ndarray
     sites: tuple[str, ...]
     plates: tuple[str, ...] | None
+    one_step: bool = False
 
 
 def log_likelihood(
@@ -61,16 +68,22 @@ def log_likelihood(
     are joined into one term, over the plates they do not share; those terms always add up to
     :math:`\log p(y \mid \theta)`, and ``to_arviz`` uses them.
 
+    The steps of a chain (a finite site in ``scan`` that carries over) are all linked, and no terms of these kinds exist. With
+    ``units="one_step"`` its terms are :math:`\log p(y_t \mid y_{<t}, \theta)`, by the forward algorithm, exactly; they add up to
+    :math:`\log p(y \mid \theta)` too, but say nothing of :math:`p(y_t \mid y_{-t}, \theta)`, so leave-one-out must not use them. Sites
+    beside the chain have terms as with "independent".
+
     :param model: a NumPyro model; ``args`` and ``kwargs`` are passed to it.
     :param samples: by site, arrays (*batch, *site shape), in NumPyro's constrained space. Other names are ignored.
     :param batch_ndims: the number of leading batch axes: 2 for (chain, draw).
     :param chunk_size: draws evaluated at once; by default so many that their factors fill about 16 MB.
-    :param units: "observation", or "independent" to join what a finite site links.
+    :param units: "observation"; "independent" to join what a finite site links; or "one_step" for a chain.
     :return: by observed site, float arrays (*batch, *site batch shape) in nats. With "independent", joined terms have
-        the axes of the plates they do not share, under the sites' names joined by "+".
+        the axes of the plates they do not share, under the sites' names joined by "+"; with "one_step", those of a chain
+        have the axis of time and the plates of the chain's finite sites.
     :raises ArgumentError: if batch axes disagree, or an option has no such value.
     :raises ModelError: if a latent site has no value and is not finite, a finite site is in ``scan`` (the terms do not
-        exist), or a term of a single observation cannot be had exactly.
+        exist; those one step ahead do), or a term cannot be had exactly.
     :raises HandlerError: if a handler is open around the call.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -86,10 +99,16 @@ def log_likelihood(
     Source for what leave-one-out needs: Bürkner, Gabry, Vehtari 2021, "Efficient leave-one-out cross-validation for
     Bayesian non-factorized normal and Student-t models".
     """
-    if units not in ("observation", "independent"):
-        raise ArgumentError(f"units must be 'observation' or 'independent', got {units!r}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ArgumentError(f"chunk_size must be at least 1, got {chunk_size}.")
+    check_program("log_likelihood: model", model)
+    check_values("log_likelihood: samples", samples)
+    check_call("log_likelihood: model", model, args, kwargs)
+    check_data("log_likelihood: model", args, kwargs)
+    if not isinstance(units, str) or units not in ("observation", "independent", "one_step"):
+        raise ArgumentError(f"log_likelihood: units must be 'observation', 'independent' or 'one_step', got {told(units)}.")
+    if chunk_size is not None:
+        check_count("log_likelihood: chunk_size", chunk_size)
+    if type(batch_ndims) is not int or batch_ndims != 0:
+        check_count("log_likelihood: batch_ndims, if not 0,", batch_ndims)
     refuse_open_handlers("log_likelihood")
     batch = batch_shape(samples, batch_ndims)
     num_draws = math.prod(batch)
@@ -136,8 +155,11 @@ def pointwise(
     observed = [s for s in sites.values() if s.kind == "observed"]
     if not observed:
         return {}
-    if finite:
-        plan, size, evaluate = _plan_enumerated(model, one, args, kwargs, here, sites, finite, units)
+    if units == "one_step" and any(sites[n].in_scan for n in finite):
+        plan, size, evaluate = _plan_one_step(model, one, args, kwargs, here, sites, finite)
+    elif finite:
+        names = [s.name for s in observed]
+        plan, size, evaluate = _plan_enumerated(model, one, args, kwargs, here, sites, finite, units, names)
     else:
         plan, size, evaluate = _plan_plain(model, args, kwargs, observed)
     chunk_size = default_chunk([(size,)]) if chunk_size is None else chunk_size
@@ -146,19 +168,19 @@ def pointwise(
     return {name: _terms(values[name], masks, sites, *plan[name]) for name in plan}
 
 
-def _terms(values, masks, sites, names: tuple[str, ...], plates: tuple[tuple[str, int], ...] | None) -> Terms:
+def _terms(values, masks, sites, names: tuple[str, ...], plates: tuple[tuple[str, int], ...] | None, one_step: bool = False) -> Terms:
     """Put NaN where no observation is seen; a joined term is seen if any part of it is."""
     shape = values.shape[2:]
     masked = np.ones(shape, bool)
     for name in names:
         mask = masks.get(name, np.zeros(sites[name].batch_shape, bool))
         if plates is not None:
-            kept = [mask.ndim + dim for _, dim in plates]
+            kept = [0 if plate == TIME else mask.ndim + dim for plate, dim in plates]
             mask = mask.all(axis=tuple(a for a in range(mask.ndim) if a not in kept))
         masked &= mask
     if masked.any():
         values = np.where(masked, np.nan, values)
-    return Terms(values, masked, names, None if plates is None else tuple(name for name, _ in plates))
+    return Terms(values, masked, names, None if plates is None else tuple(name for name, _ in plates), one_step)
 
 
 def _plan_plain(model, args, kwargs, observed: list[Site]):
@@ -173,14 +195,8 @@ def _plan_plain(model, args, kwargs, observed: list[Site]):
     return {n: ((n,), None) for n in names}, sum(math.prod(s.shape) for s in observed), evaluate
 
 
-def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str], units: Units):
-    """Which factors make up each term is the same at every draw: decide it once, on shapes."""
-    # Elimination is the only thing here that needs funsor, which takes half a second to import.
-    from ppl_ext.diagnostics.enumeration import eliminate, factor_graph, relevant, to_array
-
-    def graph_at(params, draw):
-        return factor_graph(model, draw, args, kwargs, params, sites, finite)
-
+def _traced_graph(graph_at, here, one, finite: frozenset[str]):
+    """The factors on shapes alone."""
     graphs = []
     try:
         jax.eval_shape(lambda p, d: graphs.append(graph_at(p, d)), here, one)
@@ -192,9 +208,52 @@ def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], fin
             f"The finite sites {sites_named} cannot be summed out: the model does not run with all their values side by side "
             f"(does it contract them over their plate?): {str(error).splitlines()[0]}"
         ) from error
-    graph = graphs[0]
-    observed = [s.name for s in sites.values() if s.kind == "observed"]
-    hidden = [n for n in graph.factors if n not in finite and n not in observed]
+    return graphs[0]
+
+
+def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str]):
+    """Chains by the forward algorithm; the observed sites beside them as ever."""
+    from ppl_ext.diagnostics.chains import chain_graph, chain_size, find_chains, one_step_terms
+
+    def graph_at(params, draw):
+        return chain_graph(model, draw, args, kwargs, params, sites, finite)
+
+    graph, scan_of = _traced_graph(graph_at, here, one, finite)
+    chains, free = find_chains(graph, scan_of, sites, finite)
+    chained = {n for chain in chains for n in chain.observed}
+    beside = [s for s in sites.values() if s.kind == "observed" and s.name not in chained]
+    plan: dict[str, tuple] = {}
+    evaluate_beside: Callable | None = None
+    size = graph.size + sum(chain_size(graph, chain) for chain in chains)
+    if beside and free:
+        plan, more, evaluate_beside = _plan_enumerated(model, one, args, kwargs, here, sites, free, "independent", [s.name for s in beside])
+        size += more
+    elif beside:
+        plan, more, evaluate_beside = _plan_plain(model, args, kwargs, beside)
+        size += more
+    for chain in chains:
+        dims = graph.dims[chain.observed[0] if chain.steps else f"_PREV_{chain.observed[0]}"]
+        linked = bool(chain.carried or chain.static)  # a finite site of one step alone leaves the steps independent
+        plan["+".join(chain.observed)] = (chain.observed, ((TIME, 0), *((p, dims[p]) for p in chain.kept)), linked)
+
+    def evaluate(params, draw):
+        out = {} if evaluate_beside is None else evaluate_beside(params, draw)
+        graph, _ = graph_at(params, draw)
+        return out | {"+".join(chain.observed): one_step_terms(graph, chain) for chain in chains}
+
+    return plan, size, evaluate
+
+
+def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str], units: Units, observed: list[str]):
+    """Which factors make up each term is the same at every draw: decide it once, on shapes."""
+    # Elimination is the only thing here that needs funsor, which takes half a second to import.
+    from ppl_ext.diagnostics.enumeration import eliminate, factor_graph, relevant, to_array
+
+    def graph_at(params, draw):
+        return factor_graph(model, draw, args, kwargs, params, sites, finite)
+
+    graph = _traced_graph(graph_at, here, one, finite)
+    hidden = [n for n in graph.factors if n not in finite and sites[n].kind != "observed"]
     groups: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {}
     plan: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...] | None]] = {}
     for name in observed:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 MIN_TAIL = 5
@@ -93,6 +94,7 @@ def pareto_k_threshold(num_draws: int) -> float:
 
     Source: Vehtari et al. 2024: the number of draws that a shape k asks for, :math:`S > 10^{1/(1 - k)}`, solved for k.
     """
+    check_count("pareto_k_threshold: num_draws", num_draws)
     return min(1.0 - 1.0 / math.log10(num_draws), 0.7) if num_draws > 1 else -math.inf
 
 
@@ -101,7 +103,7 @@ def _checked(log_weights: Any) -> np.ndarray:
         weights = np.asarray(log_weights)
     except Exception as error:  # JAX's errors for tracers share no public base
         raise ArgumentTypeError(
-            f"log_weights must be concrete numbers, got {type(log_weights).__name__}. PSIS runs on the host: call it "
+            f"log_weights must be an array of concrete numbers, got {told(log_weights)}. PSIS runs on the host: call it "
             "outside jit, vmap and grad."
         ) from error
     if weights.dtype.kind not in "fiu" and not np.can_cast(weights.dtype, np.float64):

@@ -4,7 +4,7 @@ Diagnostics judge a fit on all of the data: a subsampled plate is therefore open
 scored on a minibatch of its own and no scale stands in for data that were not seen.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -278,3 +278,13 @@ def check_complete(sites: Mapping[str, Site], values: Container[str], whose: str
             "out: give it a value, or a site of that name in the guide."
         )
     return tuple(s.name for s in missing)
+
+
+def refuse_chains(names: Sequence[str]) -> None:
+    """Finite sites inside ``scan`` are a chain: its observations are not independent given the other sites."""
+    if names:
+        raise ModelError(
+            f"The finite site {', '.join(map(repr, sorted(names)))} is in a scan: its steps depend on each other, so there is no log "
+            "p(y_t | parameters) apart from the other observations. Terms of that kind do not exist for a chain; only "
+            "log p(y_t | y_<t, parameters) does (units='one_step'), which leave-one-out cannot use."
+        )

@@ -1,13 +1,15 @@
 """How one site's gradient is estimated, one strategy a file.
 
-=================== ============ ===================================== ===================================
-strategy            short form   serves                                note
-=================== ============ ===================================== ===================================
-``Reparameterize``  "reparam"    differentiable samplers               default where it serves
-``Enumerate``       "enumerate"  finite discrete                       default for few joint assignments
-``ScoreFunction``   "score"      everything with a density             default otherwise, leave-one-out
-``Constant``        (none)       everything                            the law is held fixed: on purpose only
-=================== ============ ===================================== ===================================
+==================== =================== ====================================== ===================================
+strategy             short form          serves                                 note
+==================== =================== ====================================== ===================================
+``Reparameterize``   "reparam"           differentiable samplers                default where it serves
+``Enumerate``        "enumerate"         finite discrete                        default for few joint assignments
+``EnumerateLocally`` "enumerate_locally" finite discrete                        default for few elements after that
+``ScoreFunction``    "score"             everything with a density              default otherwise, leave-one-out
+``MeasureValued``    "measure_valued"    the laws of its table                  first derivatives only
+``Constant``         (none)              everything                             the law is held fixed: on purpose only
+==================== =================== ====================================== ===================================
 """
 
 from numpyro.distributions import Distribution
@@ -15,13 +17,37 @@ from numpyro.distributions import Distribution
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients.constant import Constant
 from ppl_ext.gradients.enumerate import Enumerate
+from ppl_ext.gradients.enumerate_locally import EnumerateLocally, finite_support
+from ppl_ext.gradients.local import LocalStrategy, charged
+from ppl_ext.gradients.measure_valued import MeasureValued
 from ppl_ext.gradients.reparameterize import Reparameterize
 from ppl_ext.gradients.score_function import LeaveOneOut, ScoreFunction
 from ppl_ext.gradients.strategy import Strategy
 
-__all__ = ["SHORT_FORMS", "Constant", "Enumerate", "LeaveOneOut", "Reparameterize", "ScoreFunction", "Strategy", "as_strategy", "available"]
+__all__ = [
+    "SHORT_FORMS",
+    "Constant",
+    "Enumerate",
+    "EnumerateLocally",
+    "LeaveOneOut",
+    "LocalStrategy",
+    "MeasureValued",
+    "Reparameterize",
+    "ScoreFunction",
+    "Strategy",
+    "as_strategy",
+    "available",
+    "charged",
+    "finite_support",
+]
 
-SHORT_FORMS: dict[str, Strategy] = {"reparam": Reparameterize(), "score": ScoreFunction(), "enumerate": Enumerate()}
+SHORT_FORMS: dict[str, Strategy] = {
+    "reparam": Reparameterize(),
+    "score": ScoreFunction(),
+    "enumerate": Enumerate(),
+    "enumerate_locally": EnumerateLocally(),
+    "measure_valued": MeasureValued(),
+}
 
 
 def as_strategy(spec, site: str) -> Strategy:
@@ -44,6 +70,6 @@ def available(fn: Distribution) -> list[str]:
 
     >>> import numpyro.distributions as dist
     >>> available(dist.Poisson(1.0))
-    ["'score'"]
+    ["'score'", "'measure_valued'"]
     """
     return [repr(name) for name, strategy in SHORT_FORMS.items() if strategy.serves(fn)]

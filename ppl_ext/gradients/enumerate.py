@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from numpyro.distributions import Distribution
 
-from ppl_ext.errors import ArgumentError
+from ppl_ext.arguments import check_count
 from ppl_ext.gradients.strategy import Strategy
 
 
@@ -28,8 +28,7 @@ class Enumerate(Strategy):
     max_lanes: int = 4096
 
     def __post_init__(self):
-        if not isinstance(self.max_lanes, int) or self.max_lanes < 1:
-            raise ArgumentError(f"Enumerate(max_lanes=...) must be a positive integer, got {self.max_lanes!r}.")
+        check_count("Enumerate(max_lanes=...)", self.max_lanes)
 
     @staticmethod
     def serves(fn: Distribution) -> bool:

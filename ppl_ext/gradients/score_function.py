@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
+from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.gradients.strategy import Strategy, unwrapped
 
@@ -39,7 +40,7 @@ class ScoreFunction(Strategy):
 
     def __post_init__(self):
         if not (self.baseline is None or isinstance(self.baseline, LeaveOneOut)):
-            raise ArgumentTypeError(f"ScoreFunction(baseline=...) takes LeaveOneOut() or None, got {self.baseline!r}.")
+            raise ArgumentTypeError(f"ScoreFunction(baseline=...) takes LeaveOneOut() or None, got {told(self.baseline)}.")
 
     @staticmethod
     def serves(fn: Distribution) -> bool:

@@ -1,6 +1,7 @@
 """What a gradient strategy is: a value that says how the gradient through one random site is estimated."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from numpyro.distributions import Distribution
 
@@ -19,8 +20,16 @@ class Strategy(ABC):
         """Raise :class:`~ppl_ext.errors.StrategyError`, naming the site and what would serve it."""
         if not self.serves(fn):
             kind = type(unwrapped(fn)).__name__
-            others = ", ".join(cls.__name__ for cls in Strategy.__subclasses__() if cls.serves(fn))
+            others = ", ".join(cls.__name__ for cls in _kinds(Strategy) if cls.serves(fn))
             raise StrategyError(f"{self!r} cannot serve site '{name}' ({kind}). Strategies that can: {others}.")
+
+
+def _kinds(cls) -> Iterator[type[Strategy]]:
+    for kind in cls.__subclasses__():
+        if kind.__abstractmethods__:
+            yield from _kinds(kind)
+        else:
+            yield kind
 
 
 def unwrapped(fn: Distribution) -> Distribution:

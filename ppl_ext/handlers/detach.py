@@ -25,6 +25,8 @@ class detach(Handler):
 
 
 class _Detach(Messenger):
+    reaches_inner = True  # the sites inside a marginal or normalize
+
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             run_in_scan_body(msg, lambda _: _Detach())

@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 import equinox as eqx
 from numpyro.primitives import Messenger
 
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.arguments import check_mapping
+from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.gradients import Strategy, as_strategy
 from ppl_ext.handlers.handler import Handler
 from ppl_ext.program import run_in_scan_body
@@ -32,12 +33,11 @@ class gradient(Handler):
     strategies: tuple[tuple[str, Strategy], ...] = eqx.field(static=True)
 
     def __init__(self, program: Callable, strategies: dict):
-        if not isinstance(strategies, dict):
-            raise ArgumentTypeError(f"strategies must be a dict from name pattern to strategy, got {type(strategies).__name__}.")
+        check_mapping("gradient: strategies", strategies, "from name pattern to strategy")
         if not strategies:
-            raise ArgumentError("strategies is empty; give at least one pattern, such as {'z*': 'score'}.")
+            raise ArgumentError("gradient: strategies is empty; give at least one pattern, such as {'z*': 'score'}.")
         self.program = program
-        self.strategies = tuple((str(pattern), as_strategy(s, pattern)) for pattern, s in strategies.items())
+        self.strategies = tuple((pattern, as_strategy(s, pattern)) for pattern, s in strategies.items())
 
     def messenger(self) -> Messenger:
         return _Annotate(self.strategies, set(), set())
@@ -54,6 +54,8 @@ class gradient(Handler):
 
 
 class _Annotate(Messenger):
+    reaches_inner = True  # the sites inside a marginal or normalize, under scoped names
+
     def __init__(self, strategies, matched: set[str], seen: set[str]):
         super().__init__()
         self.strategies, self.matched, self.seen = strategies, matched, seen

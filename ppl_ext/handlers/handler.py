@@ -10,7 +10,7 @@ from collections.abc import Callable
 import equinox as eqx
 from numpyro.primitives import Messenger
 
-from ppl_ext.errors import ArgumentTypeError
+from ppl_ext.arguments import check_program
 
 
 class Handler(eqx.Module):
@@ -19,8 +19,7 @@ class Handler(eqx.Module):
     program: Callable
 
     def __check_init__(self):
-        if not callable(self.program):
-            raise ArgumentTypeError(f"{type(self).__name__} wraps a program (a callable), got {type(self.program).__name__}.")
+        check_program(f"{type(self).__name__}: program", self.program)
 
     @abstractmethod
     def messenger(self) -> Messenger:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.errors import ArgumentError
+from ppl_ext.arguments import check_count, told
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 _FORMAT = "ppl_ext run 1"
 
@@ -32,8 +33,14 @@ class Checkpoint:
     every: int = 1000
 
     def __post_init__(self):
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ArgumentError(f"Checkpoint(every=...) must be a positive integer, got {self.every!r}.")
+        check_count("Checkpoint: every", self.every)
+        if not isinstance(self.path, str | os.PathLike) or not str(self.path):
+            raise ArgumentTypeError(f"Checkpoint: path must be the name of a file, got {told(self.path)}.")
+        path = Path(self.path)
+        if path.is_dir():
+            raise ArgumentError(f"Checkpoint: path '{path}' is a folder; name a file in it, such as '{path / 'run.npz'}'.")
+        if not path.parent.is_dir():
+            raise ArgumentError(f"Checkpoint: path '{path}' is in a folder that does not exist; make '{path.parent}' first.")
 
     def save(self, state: Any, losses: np.ndarray, about: dict[str, Any]) -> None:
         """Replace the file by this state; ``about`` describes the run, for :meth:`load` to compare."""

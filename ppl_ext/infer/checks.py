@@ -7,17 +7,8 @@ import numpy as np
 import numpyro
 from numpyro.handlers import seed, substitute, trace
 
-from ppl_ext.errors import ArgumentTypeError, NonFiniteError, PplExtError
+from ppl_ext.errors import NonFiniteError, PplExtError
 from ppl_ext.program import log_density, simulate
-
-
-def check_data(args: tuple, kwargs: dict) -> None:
-    """Model arguments must be what JAX can trace; tables of pandas are not, and fail far from here."""
-    for where, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"argument '{k}'", v) for k, v in kwargs.items())]:
-        for leaf in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "to_numpy")):
-            if hasattr(leaf, "to_numpy"):
-                kind = f"{type(leaf).__module__.split('.')[0]} {type(leaf).__name__}"
-                raise ArgumentTypeError(f"Model {where} is a {kind}, which JAX cannot trace; pass .to_numpy() instead.")
 
 
 def densities_by_site(model: Callable, guide: Callable, args: tuple, kwargs: dict, key, params: dict) -> dict[str, dict[str, jax.Array]]:

@@ -11,16 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax, random
+from jax.example_libraries.optimizers import Optimizer
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO as NumPyroELBO
+from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
+from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, NonFiniteError
+from ppl_ext.explain import discrete_site, explained
 from ppl_ext.infer.checkpoint import Checkpoint
-from ppl_ext.infer.checks import check_data, check_first_step, check_fit_together, densities_by_site, non_finite_site
+from ppl_ext.infer.checks import check_first_step, check_fit_together, densities_by_site, non_finite_site
 from ppl_ext.result import Fit
 
 CHUNK = 1000  # steps between two looks at the losses, at most
@@ -83,10 +88,11 @@ def fit(
     >>> bool(abs(result.params["mu_auto_loc"][0] - 1.0) < 0.3)
     True
     """
-    _check_arguments(model, guide, objective, num_steps, num_chains)
-    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {type(checkpoint).__name__}.")
-    check_data(args, kwargs)
+    _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_chains)
+    _check_options(progress_bar, init_params, early_stopping, callback, checkpoint)
+    for name, program in (("model", model), ("guide", guide)):
+        check_call(f"fit: {name}", program, args, kwargs)
+    check_data("fit: model", args, kwargs)
     started = time.perf_counter()
     runner = _runner(model, guide, objective, optim)
     data, constants = _split_arguments(args, kwargs)
@@ -145,18 +151,33 @@ def fit(
     return result
 
 
-def _check_arguments(model, guide, objective, num_steps, num_chains) -> None:
+def _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_chains) -> None:
+    # A key out of place is the likeliest slip: NumPyro's `run` takes it first, too, but its model and guide elsewhere.
     for name, value in (("model", model), ("guide", guide)):
-        if not callable(value):
-            raise ArgumentTypeError(f"fit: {name} must be a NumPyro program (a callable), got {type(value).__name__}.")
+        check_program(f"fit: {name}", value)
+    check_key("fit: rng_key, the first argument,", rng_key)
     if isinstance(objective, type) or not isinstance(objective, NumPyroELBO):
-        raise ArgumentTypeError(f"fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got {objective!r}.")
-    for name, value in (("num_steps", num_steps), ("num_chains", num_chains)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ArgumentError(f"fit: {name} must be a positive integer, got {value!r}.")
+        raise ArgumentTypeError(f"fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}.")
+    if not isinstance(optim, _NumPyroOptim | Optimizer | optax.GradientTransformation):
+        raise ArgumentTypeError(f"fit: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.01), got {told(optim)}.")
+    check_count("fit: num_steps", num_steps)
+    check_count("fit: num_chains", num_chains)
     if _PYRO_STACK:
         names = ", ".join(type(h).__name__ for h in _PYRO_STACK)
         raise HandlerError(f"fit is compiled, and would ignore the open handlers ({names}). Wrap the model or guide with them instead.")
+
+
+def _check_options(progress_bar, init_params, early_stopping, callback, checkpoint) -> None:
+    check_flag("fit: progress_bar", progress_bar)
+    if init_params is not None:
+        check_values("fit: init_params", init_params)
+    for name, value in (("early_stopping", early_stopping), ("callback", callback)):
+        if value is not None:
+            check_function(f"fit: {name}", value)
+    if isinstance(early_stopping, type):
+        raise ArgumentTypeError(f"fit: early_stopping must be an instance such as {early_stopping.__name__}(), got {told(early_stopping)}.")
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}.")
 
 
 def _postfix(losses: np.ndarray, chunk: int) -> str:
@@ -194,9 +215,13 @@ class _Runner:
         again = isinstance(self.guide, AutoGuide) and self.guide.prototype_trace is not None
         try:
             first = self.svi.init(keys[0], *args, init_params=init_params, **kwargs)
-        except Exception:
-            check_fit_together(self.svi.model, self.guide, keys[0], args, kwargs)
-            raise
+        except Exception as error:
+            if init_params:
+                self._check_init_shapes(keys[0], init_params, args, kwargs)
+            if discrete_site(error) is None:
+                check_fit_together(self.svi.model, self.guide, keys[0], args, kwargs)
+            with explained(self.guide, lambda: "to be set up"):
+                raise
         self._check_init_params(init_params)
         if again:
             first = self._fresh_svi().init(keys[0], *args, init_params=init_params, **kwargs)
@@ -217,6 +242,16 @@ class _Runner:
         unknown = sorted(set(init_params or {}) - set(known))
         if unknown:
             raise ArgumentError(f"init_params names {unknown}, which are no param sites. There are: {sorted(known)}.")
+
+    def _check_init_shapes(self, rng_key, init_params, args, kwargs) -> None:
+        """If the run can be set up without them, initial values of the wrong shape are the cause."""
+        try:
+            default = self.svi.get_params(self.svi.init(rng_key, *args, **kwargs))
+        except Exception:
+            return
+        for name, value in init_params.items():
+            if name in default and jax.tree.map(jnp.shape, value) != (expected := jax.tree.map(jnp.shape, default[name])):
+                raise ArgumentError(f"fit: init_params gives '{name}' shape {jnp.shape(value)}, but the param has {expected}.") from None
 
     def params(self, states) -> dict[str, Any]:
         """Constrained values by ``param`` site, and those of ``numpyro.mutable`` sites: neither model nor guide runs without them."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppl_ext.errors import ArgumentError
+from ppl_ext.arguments import check_count, check_number, told
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,17 @@ class Plateau:
     z: float = 2.0
 
     def __post_init__(self):
-        if self.window < 20 or self.patience < 1 or self.tolerance < 0 or self.z < 0:
-            raise ArgumentError(f"{self!r}: window must be at least 20, patience at least 1, tolerance and z not negative.")
+        check_count("Plateau: window", self.window)
+        check_count("Plateau: patience", self.patience)
+        check_number("Plateau: tolerance", self.tolerance, at_least=0.0)
+        check_number("Plateau: z", self.z, at_least=0.0)
+        if self.window < 20:
+            raise ArgumentError(f"Plateau: window must be at least 20 steps, got {self.window}: fewer have no standard error to go by.")
 
     def __call__(self, losses: np.ndarray) -> str | None:
         """The reason to stop after ``losses`` (chain, step), or ``None``. It looks at whole windows only."""
+        if getattr(losses, "ndim", None) != 2:
+            raise ArgumentTypeError(f"Plateau: losses must be an array (chain, step), got {told(losses)}.")
         num_windows = losses.shape[1] // self.window
         if num_windows <= self.patience:
             return None

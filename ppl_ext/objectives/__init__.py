@@ -10,6 +10,10 @@ objective         expectation of                         bound of               
 ``ForwardKL``     minus KL(p(z | y) ‖ q), estimated      none                           a guide that covers all modes, discrete
                                                                                         sites
 ================= ====================================== ============================== =========================================
+
+A guide or model may be a :class:`~ppl_ext.algorithms.marginal`: ``ELBO`` is then the (importance-weighted) hierarchical bound and
+``IWELBO``
+the doubly importance-weighted one. The bounds from below refuse estimates that err the wrong way (:mod:`ppl_ext.direction`).
 """
 
 from ppl_ext.objectives.elbo import ELBO

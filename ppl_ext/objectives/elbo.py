@@ -1,5 +1,6 @@
 """Evidence lower bound (Jordan, Ghahramani, Jaakkola, Saul 1999; Wingate and Weber 2013)."""
 
+from ppl_ext.density import lower_bound
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.program import log_density, simulate
 
@@ -20,4 +21,4 @@ def ELBO(model, guide, num_particles: int = 1):
         draw = simulate(guide)
         return log_density(model, draw.values) - draw.log_density
 
-    return replicate(evidence, num_particles).mean()
+    return lower_bound(replicate(evidence, num_particles).mean())

@@ -1,6 +1,6 @@
 """Importance-weighted evidence lower bound (Burda, Grosse, Salakhutdinov 2016, eq. 8)."""
 
-from ppl_ext.density import log_mean_exp
+from ppl_ext.density import log_mean_exp, lower_bound
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.program import log_density, simulate
 
@@ -22,4 +22,4 @@ def IWELBO(model, guide, num_particles: int = 8):
         draw = simulate(guide)
         return log_density(model, draw.values) - draw.log_density
 
-    return log_mean_exp(replicate(log_weight, num_particles))
+    return lower_bound(log_mean_exp(replicate(log_weight, num_particles)))

@@ -1,6 +1,6 @@
 """Variational Rényi bound (Li and Turner 2016, eq. 9)."""
 
-from ppl_ext.density import log_mean_exp
+from ppl_ext.density import log_mean_exp, lower_bound
 from ppl_ext.errors import ArgumentError
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.program import log_density, simulate
@@ -25,4 +25,4 @@ def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
         draw = simulate(guide)
         return log_density(model, draw.values) - draw.log_density
 
-    return log_mean_exp((1 - alpha) * replicate(log_weight, num_particles)) / (1 - alpha)
+    return lower_bound(log_mean_exp((1 - alpha) * replicate(log_weight, num_particles)) / (1 - alpha))

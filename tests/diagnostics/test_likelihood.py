@@ -307,6 +307,22 @@ def test_batch_axes_that_are_no_plates():
     close(log_likelihood(model, {}, jnp.asarray(Y))["y"][0, 0], expected)
 
 
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_a_plate_after_an_axis_that_no_plate_declares(in_scan):
+    def model(y):
+        if in_scan:
+            scan(lambda carry, x: (carry, numpyro.sample("w", dist.Normal(0.0, 1.0), obs=x)), 0.0, jnp.zeros(3))
+        else:
+            numpyro.sample("w", dist.Normal(jnp.zeros(3), 1.0), obs=jnp.zeros(3))
+        with numpyro.plate("n", len(y)):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=y)
+
+    terms = log_likelihood(model, {}, jnp.asarray(Y))
+    close(terms["y"][0, 0], logsumexp(norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0), b=[0.7, 0.3], axis=-1))
+    close(terms["w"][0, 0], norm.logpdf(np.zeros(3)))
+
+
 def test_terms_depend_on_the_params_of_their_chain():
     def model(y):
         loc = numpyro.param("loc", 0.0)

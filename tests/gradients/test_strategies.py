@@ -16,7 +16,9 @@ from ppl_ext.gradients import (
     SHORT_FORMS,
     Constant,
     Enumerate,
+    EnumerateLocally,
     LeaveOneOut,
+    MeasureValued,
     Reparameterize,
     ScoreFunction,
     Strategy,
@@ -24,7 +26,10 @@ from ppl_ext.gradients import (
     available,
 )
 
-STRATEGIES = [Reparameterize(), ScoreFunction(), ScoreFunction(baseline=None), Enumerate(), Enumerate(max_lanes=3), Constant()]
+STRATEGIES = [
+    *(Reparameterize(), ScoreFunction(), ScoreFunction(baseline=None), Enumerate(), Enumerate(max_lanes=3), Constant()),
+    *(EnumerateLocally(), MeasureValued()),
+]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
@@ -40,7 +45,13 @@ def test_strategies_are_values(strategy):
 
 
 def test_short_forms():
-    assert SHORT_FORMS == {"reparam": Reparameterize(), "score": ScoreFunction(LeaveOneOut()), "enumerate": Enumerate()}
+    assert SHORT_FORMS == {
+        "reparam": Reparameterize(),
+        "score": ScoreFunction(LeaveOneOut()),
+        "enumerate": Enumerate(),
+        "enumerate_locally": EnumerateLocally(),
+        "measure_valued": MeasureValued(),
+    }
     for short, strategy in SHORT_FORMS.items():
         assert as_strategy(short, "z") == strategy
 
@@ -64,25 +75,26 @@ def test_wrong_options():
 
 
 # Which strategies serve which law, and which is the default.
+FINITE = {"score", "enumerate", "enumerate_locally"}
 SERVED = {
-    "normal": (dist.Normal(0.0, 1.0), {"reparam", "score"}, Reparameterize),
-    "gamma": (dist.Gamma(2.0, 1.0), {"reparam", "score"}, Reparameterize),
+    "normal": (dist.Normal(0.0, 1.0), {"reparam", "score", "measure_valued"}, Reparameterize),
+    "gamma": (dist.Gamma(2.0, 1.0), {"reparam", "score", "measure_valued"}, Reparameterize),
     "dirichlet": (dist.Dirichlet(jnp.ones(3)), {"reparam", "score"}, Reparameterize),
     "multivariate": (dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), {"reparam", "score"}, Reparameterize),
     "lognormal": (dist.LogNormal(0.0, 1.0), {"reparam", "score"}, Reparameterize),
-    "to_event": (dist.Normal(jnp.zeros(2), 1.0).to_event(1), {"reparam", "score"}, Reparameterize),
-    "masked": (dist.Normal(jnp.zeros(2), 1.0).mask(jnp.array([True, False])), {"reparam", "score"}, Reparameterize),
-    "expanded": (dist.Normal(0.0, 1.0).expand([2]), {"reparam", "score"}, Reparameterize),
-    "bernoulli": (dist.Bernoulli(0.3), {"score", "enumerate"}, Enumerate),
-    "bernoulli logits": (dist.Bernoulli(logits=0.3), {"score", "enumerate"}, Enumerate),
-    "categorical": (dist.Categorical(probs=jnp.ones(3) / 3), {"score", "enumerate"}, Enumerate),
-    "masked coin": (dist.Bernoulli(0.3 * jnp.ones(2)).mask(jnp.array([True, False])), {"score", "enumerate"}, Enumerate),
-    "expanded coin": (dist.Bernoulli(0.3).expand([2]), {"score", "enumerate"}, Enumerate),
-    "binomial": (dist.Binomial(4, 0.3), {"score", "enumerate"}, Enumerate),
-    "large binomial": (dist.Binomial(100, 0.3), {"score", "enumerate"}, ScoreFunction),
-    "discrete uniform": (dist.DiscreteUniform(0, 3), {"score", "enumerate"}, Enumerate),
-    "poisson": (dist.Poisson(1.0), {"score"}, ScoreFunction),
-    "geometric": (dist.Geometric(0.3), {"score"}, ScoreFunction),
+    "to_event": (dist.Normal(jnp.zeros(2), 1.0).to_event(1), {"reparam", "score", "measure_valued"}, Reparameterize),
+    "masked": (dist.Normal(jnp.zeros(2), 1.0).mask(jnp.array([True, False])), {"reparam", "score", "measure_valued"}, Reparameterize),
+    "expanded": (dist.Normal(0.0, 1.0).expand([2]), {"reparam", "score", "measure_valued"}, Reparameterize),
+    "bernoulli": (dist.Bernoulli(0.3), FINITE | {"measure_valued"}, Enumerate),
+    "bernoulli logits": (dist.Bernoulli(logits=0.3), FINITE | {"measure_valued"}, Enumerate),
+    "categorical": (dist.Categorical(probs=jnp.ones(3) / 3), FINITE | {"measure_valued"}, Enumerate),
+    "masked coin": (dist.Bernoulli(0.3 * jnp.ones(2)).mask(jnp.array([True, False])), FINITE | {"measure_valued"}, Enumerate),
+    "expanded coin": (dist.Bernoulli(0.3).expand([2]), FINITE | {"measure_valued"}, Enumerate),
+    "binomial": (dist.Binomial(4, 0.3), FINITE | {"measure_valued"}, Enumerate),
+    "large binomial": (dist.Binomial(100, 0.3), FINITE | {"measure_valued"}, ScoreFunction),
+    "discrete uniform": (dist.DiscreteUniform(0, 3), FINITE, Enumerate),
+    "poisson": (dist.Poisson(1.0), {"score", "measure_valued"}, ScoreFunction),
+    "geometric": (dist.Geometric(0.3), {"score", "measure_valued"}, ScoreFunction),
     "von mises": (dist.VonMises(0.0, 1.0), {"score"}, ScoreFunction),
 }
 

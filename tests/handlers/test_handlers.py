@@ -103,7 +103,7 @@ def test_a_pattern_that_matches_no_latent_site():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ArgumentTypeError, match="dict from name pattern to strategy, got list"):
+    with pytest.raises(ArgumentTypeError, match="dict from name pattern to strategy, got a list"):
         gradient(coin(), ["score"])
     with pytest.raises(ArgumentError, match="strategies is empty"):
         gradient(coin(), {})
@@ -112,7 +112,7 @@ def test_wrong_arguments():
     with pytest.raises(StrategyError, match="is a class; give an instance: ScoreFunction()"):
         gradient(coin(), {"z": ScoreFunction})
     for make in (lambda p: gradient(p, {"z": "score"}), detach):
-        with pytest.raises(ArgumentTypeError, match="wraps a program"):
+        with pytest.raises(ArgumentTypeError, match="program must be a NumPyro program"):
             make(3)
 
 

@@ -50,7 +50,12 @@ def normal_guide(y):
     numpyro.sample("mu", dist.Normal(loc, width))
 
 
-POSTERIOR = {"loc": Y.sum() / 5, "width": np.sqrt(1 / 5)}
+def posterior(prior_width=1.0):
+    precision = 4 + prior_width**-2
+    return {"loc": Y.sum() / precision, "width": precision**-0.5}
+
+
+POSTERIOR = posterior()
 EVIDENCE = multivariate_normal(np.zeros(4), np.eye(4) + 1).logpdf(Y)
 STEPS, DECAY = 5000, optax.adam(optax.exponential_decay(0.05, 1500, 0.1))
 
@@ -61,15 +66,28 @@ STEPS, DECAY = 5000, optax.adam(optax.exponential_decay(0.05, 1500, 0.1))
     ids=lambda o: type(o).__name__,
 )
 def test_a_conjugate_posterior(objective):
-    """Under every bound the loss of the exact posterior is minus the evidence, whatever is drawn. Eight restarts average out the noise."""
-    result = quick(jax.random.key(0), conjugate, normal_guide, objective, DECAY, STEPS, Y, num_chains=8)
-    for name, exact in POSTERIOR.items():
-        np.testing.assert_allclose(result.params[name].mean(), exact, atol=0.02)
-        np.testing.assert_allclose(result.params[name], exact, atol=0.08)
+    """Under every bound the loss of the exact posterior is minus the evidence, whatever is drawn.
+
+    Restarts are replicates: their mean lies within 4.5 of its standard errors of the exact answer, where those errors are small enough to
+    mean something. With 32 restarts (Student's t, 31 degrees of freedom) a right answer fails in 9e-5 of all keys, and in 7e-4 for one of
+    the eight numbers here. A prior 10 % wider moves the posterior by 0.03 and 0.01, ten standard errors or more.
+    """
+    result = quick(jax.random.key(0), conjugate, normal_guide, objective, DECAY, STEPS, Y, num_chains=32)
+    assert_reaches(result.params, POSTERIOR)
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_reaches(result.params, posterior(prior_width=1.1))
     np.testing.assert_allclose(result.losses[:, -200:].mean(1), -EVIDENCE, atol=0.01)
-    assert result.losses.shape == (8, STEPS)
-    assert (result.num_steps, result.stop_reason, result.num_chains) == (STEPS, "completed", 8)
+    assert result.losses.shape == (32, STEPS)
+    assert (result.num_steps, result.stop_reason, result.num_chains) == (STEPS, "completed", 32)
     assert result.compile_seconds > 0 and result.run_seconds > 0
+
+
+def assert_reaches(params, exact):
+    for name, value in exact.items():
+        error = params[name].std(ddof=1) / np.sqrt(len(params[name]))
+        assert error < 0.0035, f"{name}: the restarts are spread too widely to tell, {error:.4f}"
+        off = abs(params[name].mean() - value) / error
+        assert off <= 4.5, f"{name} is {off:.1f} standard errors off"
 
 
 def mixture(y):
@@ -381,7 +399,7 @@ def test_what_is_no_objective_and_no_program():
         run(objective=ELBO)
     with refused(ArgumentTypeError, "objective must be", "3"):
         run(objective=3)
-    with refused(ArgumentTypeError, "model must be a NumPyro program", "NoneType"):
+    with refused(ArgumentTypeError, "model must be a NumPyro program", "None"):
         quick(jax.random.key(0), None, normal_guide, ELBO(), OPTIM, 3, Y)
     with refused(ArgumentTypeError, "guide must be a NumPyro program", "dict"):
         run(guide={})

@@ -1,0 +1,17 @@
+"""Algorithms that estimate the density of some sites of a program and draw the others, and the transformations that use them.
+
+======================= ========================================= ===========================================================
+algorithm               estimate of p(x)                          a draw
+======================= ========================================= ===========================================================
+``ImportanceSampling``  mean of K weights                         one of K, by weight (sampling importance resampling)
+``Enumeration``         exact, for finite free sites              from the exact posterior
+======================= ========================================= ===========================================================
+"""
+
+from ppl_ext.algorithms.algorithm import Algorithm
+from ppl_ext.algorithms.enumeration import Enumeration
+from ppl_ext.algorithms.importance import ImportanceSampling
+from ppl_ext.algorithms.marginal import marginal
+from ppl_ext.algorithms.normalize import normalize
+
+__all__ = ["Algorithm", "Enumeration", "ImportanceSampling", "marginal", "normalize"]

@@ -1,0 +1,78 @@
+"""What is taken off the cost of a scored draw without changing the mean of its gradient."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ppl_ext.choices import Choice, Run
+from ppl_ext.credit import Deps, collect, shared_sums
+from ppl_ext.gradients import ScoreFunction
+
+_stop = jax.lax.stop_gradient
+
+
+def baselines(run, choices: Sequence[Choice], terms, base: Run, credit: list[Deps]) -> dict[str, jax.Array]:
+    """A baseline for each scored site that wants one, by id."""
+    out = others_mean(choices, base, terms, credit)
+    by_node: dict[str, list[Choice]] = {}
+    for choice in choices:
+        if choice.id not in out and choice.node is not None and _leaves_out(choice, base):
+            by_node.setdefault(choice.node, []).append(choice)
+    for node, inside in by_node.items():
+        num = base.laws[inside[0].id].shape[0]
+        costs = _leave_each_out(run, node, base.replicates[node], num)
+
+        def one(k, *costs, inside=inside):
+            sums = collected(inside, _shapes(base), costs, credit)
+            return [jnp.zeros(base.laws[c.id].shape)[k] if x is None else x[k] for c, x in zip(inside, sums, strict=True)]
+
+        out |= {c.id: b for c, b in zip(inside, jax.vmap(one)(jnp.arange(num), *costs), strict=True)}
+    return out
+
+
+def others_mean(choices: Sequence[Choice], run: Run, terms, credit: list[Deps]) -> dict[str, jax.Array]:
+    """Mean cost of the other particles, element by element, for sites of which every cost belongs to one particle."""
+    mine = [c for c in choices if _leaves_out(c, run) and _particles_apart(c, credit)]
+    out = {}
+    for c, cost in zip(mine, collected(mine, _shapes(run), [_stop(t) for t in terms], credit), strict=True):
+        if cost is not None:
+            out[c.id] = (cost.sum(0, keepdims=True) - cost) / (cost.shape[0] - 1)
+    return out
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    return {id: law.shape for id, law in run.laws.items()}
+
+
+def _leaves_out(choice: Choice, run: Run) -> bool:
+    # What is left to score here is a ScoreFunction, or was to be enumerated only if that was cheap.
+    strategy = choice.strategy if isinstance(choice.strategy, ScoreFunction) else ScoreFunction()
+    return strategy.baseline is not None and choice.num_nodes > 0 and run.laws[choice.id].shape[0] > 1
+
+
+def _particles_apart(choice: Choice, credit: list[Deps]) -> bool:
+    relations = [deps[choice.id] for deps in credit if choice.id in deps]
+    return all(relation[0] is not None and relation[0][0] == "at" for relation in relations)
+
+
+def collected(choices: Sequence[Choice], shapes: dict[str, tuple[int, ...]], terms, credit: list[Deps]) -> list[jax.Array | None]:
+    """For each element of each site, the sum of the costs that feel it."""
+    wanted = [frozenset((t, deps[c.id], shapes[c.id]) for t, deps in enumerate(credit) if c.id in deps) for c in choices]
+    return shared_sums(wanted, lambda t, relation, shape: collect(terms[t], relation, shape))
+
+
+def _leave_each_out(run, node: str, outputs, num: int) -> list[jax.Array]:
+    """The program's terms with particle k's output replaced by the mean of the others', for each k."""
+
+    def without(k):
+        def replaced(x):
+            mine = jnp.arange(num).reshape((num,) + (1,) * (x.ndim - 1)) == k
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return jnp.where(mine, jnp.roll(x, 1, axis=0), x)  # integers have no mean: another particle's will do
+            others = jnp.where(mine, 0.0, x).sum(0) / (num - 1)
+            return jnp.where(mine, others, x)
+
+        return run(outputs={node: jax.tree.map(replaced, _stop(outputs))})[0]
+
+    return jax.vmap(without)(jnp.arange(num))
