@@ -37,10 +37,10 @@ class marginal(eqx.Module):
     - :func:`~ppl_ext.log_density` at given x, like NUTS and ``Predictive``: :math:`\mathbb{E}[w] = p(x)`, tagged *unbiased*.
 
     So ``ELBO`` with a marginal guide is the hierarchical bound (Salimans, Kingma, Welling 2015; Ranganath, Tran, Blei 2016) with one
-    particle and the importance-weighted hierarchical bound (Sobolev and Vetrov 2019) with more,
-    and it is a bound with a marginal model too. Inside an expectation the
-    hidden sites are ordinary random sites named ``"marginal/z"``, each with its gradient strategy, so value and gradient are unbiased;
-    elsewhere their randomness comes from ``numpyro.handlers.seed``, which under NUTS is one fixed draw. Marginals nest.
+    particle and the importance-weighted hierarchical bound (Sobolev and Vetrov 2019) with more, and it is a bound with a marginal model
+    too. Inside an expectation the hidden sites are ordinary random sites named ``"marginal/z"``, each with its gradient strategy, so value
+    and gradient are unbiased; elsewhere their randomness comes from ``numpyro.handlers.seed``, which under NUTS is one fixed draw.
+    Marginals nest.
 
     :param program: a NumPyro program; parameters, plates and observed sites are welcome, ``scan`` and subsampled plates are not.
     :param keep: names of latent sites. Their support must not depend on the sites that are summed out.
