@@ -20,6 +20,9 @@ DISAGREE = 1.05
 FEW = 0.25
 """An importance ESS below this part of the draws is worth a word."""
 
+NEARLY_ALL = 0.95
+"""An importance ESS above this part of the draws: weights so even that a heavy tail of them can hardly move a mean or a spread."""
+
 
 class Importance(NamedTuple):
     """How well a guide stands for the posterior, one entry per chain; nats, float64.
@@ -63,6 +66,8 @@ def verdict(pareto_k: float, ess: float, num_draws: int, points: tuple[str, ...]
             words = "fair: importance weights can correct it, but keep few of the draws; a richer guide would keep more"
     elif pareto_k == math.inf and num_draws < 25:
         words = "unknown: too few draws to tell; draw more"
+    elif pareto_k <= 1.0 and ess > NEARLY_ALL * num_draws:
+        words = "fair: nearly all draws count alike, but the largest weights have a heavy tail; take the draws as they are, unweighted"
     elif pareto_k <= 1.0:
         words = "poor: means are roughly right, spreads may not be; try a richer guide or a tighter objective"
     else:

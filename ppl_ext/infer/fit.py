@@ -205,6 +205,7 @@ class _Runner:
     def __init__(self, model, guide, objective, optim):
         self.svi = SVI(model, guide, optim, loss=objective)
         self.guide = guide
+        self.unset = _unset(guide)
         self.steps = jax.jit(self._steps, static_argnums=2, donate_argnums=0)
         self.by_site = jax.jit(self._by_site, static_argnums=1)
 
@@ -230,12 +231,7 @@ class _Runner:
 
     def _fresh_svi(self) -> SVI:
         """An autoguide draws its initial location when it is set up, once; each restart sets up a copy."""
-        guide = self.guide
-        if isinstance(guide, AutoGuide):
-            guide = copy.copy(guide)
-            guide.prototype_trace = None
-            guide = copy.deepcopy(guide)
-        return SVI(self.svi.model, guide, self.svi.optim, loss=self.svi.loss)
+        return SVI(self.svi.model, _unset(self.unset), self.svi.optim, loss=self.svi.loss)
 
     def _check_init_params(self, init_params) -> None:
         known = self.svi.constrain_fn.args[0]
@@ -278,6 +274,18 @@ class _Runner:
             return lax.fori_loop(0, num, step, (state, jnp.zeros(CHUNK), jnp.array(True)))
 
         return jax.vmap(chain)(states)
+
+
+def _unset(guide):
+    """A copy of an autoguide as it was before it was set up; any other guide itself.
+
+    Kept from before the first run: a guide that was set up holds arrays, and to copy these compiles.
+    """
+    if not isinstance(guide, AutoGuide):
+        return guide
+    guide = copy.copy(guide)
+    guide.prototype_trace = None
+    return copy.deepcopy(guide)
 
 
 def _split_arguments(args: tuple, kwargs: dict) -> tuple[list, tuple]:

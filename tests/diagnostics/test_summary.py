@@ -24,6 +24,8 @@ def draws_with(log_weights, values=None, points=()):
         (0.6, 50.0, 100, "poor"),
         (0.69, 5000.0, 10_000, "good"),
         (0.9, 900.0, 1000, "poor"),
+        (0.71, 988.0, 1000, "fair: nearly all draws count alike"),
+        (1.1, 988.0, 1000, "not to be trusted"),
         (1.1, 900.0, 1000, "not to be trusted"),
         (np.inf, 1.0, 1000, "not to be trusted"),
         (np.inf, 5.0, 10, "unknown"),

@@ -183,11 +183,13 @@ def flexible_guide(y, width=1.0, *, power=1, flag=True):
     normal_guide(y)
 
 
-def test_the_second_call_compiles_nothing(caplog):
+@pytest.mark.parametrize("auto", [False, True])
+def test_the_second_call_compiles_nothing(auto, caplog):
     model, objective = Runs(), ELBO()
-    quick(jax.random.key(0), model, flexible_guide, objective, OPTIM, 7, Y)
+    guide = AutoNormal(model) if auto else flexible_guide
+    quick(jax.random.key(0), model, guide, objective, OPTIM, 7, Y)
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        quick(jax.random.key(1), model, flexible_guide, objective, OPTIM, 9, Y + 1)
+        quick(jax.random.key(1), model, guide, objective, OPTIM, 9, Y + 1)
     compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
     assert compiled == []
 
