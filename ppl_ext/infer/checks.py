@@ -1,11 +1,13 @@
 """What can be known to be wrong before a run starts, or after one broke down: in the user's words, naming the site."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
 import numpyro
 from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.autoguide import AutoGuide
 
 from ppl_ext.errors import NonFiniteError, PplExtError
 from ppl_ext.program import log_density, simulate
@@ -19,17 +21,26 @@ def densities_by_site(model: Callable, guide: Callable, args: tuple, kwargs: dic
     return {"guide": draw.log_density.by_site, "model": joint.by_site}
 
 
-def check_fit_together(model: Callable, guide: Callable, rng_key, args: tuple, kwargs: dict) -> None:
-    """NumPyro failed to set a run up, in its own words: where the cause is that model and guide do not fit together, name the site.
+def check_set_up(model: Callable, guide: Callable, rng_key, args: tuple, kwargs: dict) -> None:
+    """NumPyro failed to set a run up, in its own words: where a program or a site is to blame, name it.
 
-    :raises PplExtError: if that is the cause.
+    :raises PplExtError: if one is.
     """
+    programs = (model,) if isinstance(guide, AutoGuide) else (model, guide)
+    for program in programs:
+        simulate(program, *args, rng_key=rng_key, **kwargs)
     try:
-        densities_by_site(model, guide, args, kwargs, rng_key, {})
+        densities_by_site(model, programs[-1], args, kwargs, rng_key, {})
+        by_site = jax.vmap(partial(densities_by_site, model, programs[-1], args, kwargs), in_axes=(0, None))
+        reason = non_finite_site(by_site, model, programs[-1], {}, rng_key, args, kwargs)
     except PplExtError:
         raise
     except Exception:  # the caller goes on with NumPyro's own error
-        pass
+        return
+    if reason is not None:
+        if programs[-1] is model:  # an automatic guide that was not set up has no draws: the prior's were scored
+            reason = reason.replace("in the guide", "in the model").replace("draws of the guide", "draws of the prior")
+        raise NonFiniteError(f"Before the first step, {reason}")
 
 
 def check_first_step(by_site, model: Callable, guide: Callable, params: dict, rng_key, args: tuple, kwargs: dict) -> None:

@@ -25,7 +25,7 @@ from ppl_ext.arguments import check_call, check_count, check_data, check_flag, c
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, NonFiniteError
 from ppl_ext.explain import discrete_site, explained
 from ppl_ext.infer.checkpoint import Checkpoint
-from ppl_ext.infer.checks import check_first_step, check_fit_together, densities_by_site, non_finite_site
+from ppl_ext.infer.checks import check_first_step, check_set_up, densities_by_site, non_finite_site
 from ppl_ext.result import Fit
 
 CHUNK = 1000  # steps between two looks at the losses, at most
@@ -220,7 +220,7 @@ class _Runner:
             if init_params:
                 self._check_init_shapes(keys[0], init_params, args, kwargs)
             if discrete_site(error) is None:
-                check_fit_together(self.svi.model, self.guide, keys[0], args, kwargs)
+                check_set_up(self.svi.model, self.guide, keys[0], args, kwargs)
             with explained(self.guide, lambda: "to be set up"):
                 raise
         self._check_init_params(init_params)

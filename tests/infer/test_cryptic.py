@@ -17,7 +17,7 @@ from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 import ppl_ext
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, ProgramError, StrategyError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError, ProgramError, StrategyError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO
 
@@ -239,3 +239,38 @@ def test_a_mistake_in_the_users_own_code_stays_as_it_is():
 
     with pytest.raises(KeyError, match="a column of mine"):
         ELBO().loss(KEY, {}, model, guide)
+
+
+def bad_prior():
+    """ValueError: Normal distribution got invalid scale parameter."""
+    numpyro.sample("mu", dist.Normal(0.0, -1.0))
+
+
+def bad_likelihood():
+    """ValueError: Poisson distribution got invalid rate parameter."""
+    numpyro.sample("y", dist.Poisson(0.0 * numpyro.sample("mu", dist.Normal(0.0, 1.0)) - 3.0), obs=1)
+
+
+def bad_shapes():
+    """ValueError: Incompatible shapes for broadcasting."""
+    numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)) * jnp.ones(3), jnp.ones(2)), obs=1.0)
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize(
+    ("model", "where"), [(bad_prior, "before its first site"), (bad_likelihood, "after site 'mu'"), (bad_shapes, "after site 'mu'")]
+)
+def test_a_distribution_that_cannot_be_names_the_program_and_the_place(model, where, automatic):
+    with pytest.raises(ProgramError, match=f"'{model.__name__}' failed {where}: ValueError"):
+        by_fit(model, AutoNormal(model) if automatic else guide)
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+def test_data_outside_the_support_under_an_automatic_guide(automatic):
+    """RuntimeError: Cannot find valid initial parameters. Please check your model again."""
+
+    def model():
+        numpyro.sample("y", dist.Poisson(jnp.exp(numpyro.sample("mu", dist.Normal(0.0, 1.0)))), obs=-1)
+
+    with pytest.raises(NonFiniteError, match=r"site 'y' in the model is -inf .*outside the support of Poisson in 1 of 1 places"):
+        by_fit(model, AutoNormal(model) if automatic else guide)
