@@ -1,9 +1,9 @@
 """Ten thousand steps of a small model: ``ppl_ext.infer.fit`` with its progress bar, a bare jitted scan, and NumPyro's ``SVI.run``.
 
-The scan is what someone would write by hand: ``lax.scan`` over ``SVI.update``, compiled once, no bar, no check, no stop at a NaN. All do the
-same steps with the same objective and optimiser. "Steps" is the time from the first step to the last, bar included; "call" is a whole second
-call: setting up guide and optimiser, the checks before the first step and the steps. ``SVI.run`` compiles at every call. Compilations in
-the second call of ``fit`` are counted, not timed.
+The scan is what someone would write by hand: ``lax.scan`` over ``SVI.update``, compiled once, no bar, no check, no stop at a NaN. All do
+the same steps with the same objective and optimiser. "Steps" is the time from the first step to the last, bar included; "call" is a whole
+second call: setting up guide and optimiser, the checks before the first step and the steps. ``SVI.run`` compiles at every call.
+Compilations in the second call of ``fit`` are counted, not timed.
 """
 
 import json
