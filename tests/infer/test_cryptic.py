@@ -266,6 +266,7 @@ def test_a_distribution_that_cannot_be_names_the_program_and_the_place(model, wh
 
 
 @pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.filterwarnings("ignore:Out-of-support values")  # says NumPyro, of nothing in particular
 def test_data_outside_the_support_under_an_automatic_guide(automatic):
     """RuntimeError: Cannot find valid initial parameters. Please check your model again."""
 
