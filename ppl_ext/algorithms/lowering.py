@@ -1,0 +1,278 @@
+"""Runs of the two parts of a model with a ``scan``: what stands before it, and one step of its body.
+
+:class:`Before` runs the model up to the scan, takes its ``control_flow`` message (the body f, the first carry, the scanned inputs) and the
+handlers that lie around it. :func:`run_step` runs f once on one carry. Neither lets a message out, except for parameters in the first run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.distributions.batch_util import promote_batch_shape
+from numpyro.distributions.util import is_identically_one
+from numpyro.handlers import block, condition, substitute
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger
+
+from ppl_ext.algorithms.missing import observed_term
+from ppl_ext.choices import unmasked
+from ppl_ext.density import site_term
+from ppl_ext.errors import ModelError
+from ppl_ext.explain import check_outside, trace_state
+from ppl_ext.program import _checked
+
+
+class Inputs(NamedTuple):
+    """What a step takes from outside: the model's scanned input, values that handlers around the scan give, and its number."""
+
+    x: Any
+    given: dict[str, jax.Array]
+    number: jax.Array
+
+
+class Scan(NamedTuple):
+    """A scan as a model wrote it, with the handlers around it; ``scales`` holds their effect on the densities of sites."""
+
+    body: Callable
+    init: Any
+    xs: Inputs
+    length: int
+    stack: tuple[tuple[str, Any], ...]
+    scales: dict[str, Any]
+
+
+class Reached(BaseException):
+    """A run that is of use up to the scan only stands at it; no `except Exception` of a model is to stop this."""
+
+
+class Terms(NamedTuple):
+    """Log densities of a run's sites: latent ones, observed ones, and the latent ones' own law where scale makes that another."""
+
+    latent: jax.Array
+    observed: jax.Array
+    drawn: jax.Array
+
+
+class _Sites(Messenger):
+    """Give the latent sites of a run their values, or draw them, and record every site."""
+
+    def __init__(self, values: dict[str, Any], key):
+        super().__init__()
+        self.values, self.key, self.state = values, key, trace_state()
+        self.sites: dict[str, dict] = {}
+        self.latent: list[str] = []  # neither observed nor given by a handler inside
+        self.num_keys, self.stands = 0, "before its first site"
+
+    def next_key(self):
+        if self.key is None:
+            raise ModelError("The model asks for a random key of its own; make it a function of its arguments and sites.")
+        self.num_keys += 1
+        return random.fold_in(self.key, self.num_keys)
+
+    def process_message(self, msg):
+        kind = msg["type"]
+        if "name" in msg:
+            self.stands = f"at {'plate' if kind == 'plate' else 'site'} '{msg['name']}'"
+        if kind == "sample":
+            self.sample(msg)
+            msg["stop"] = True
+        elif kind == "plate":
+            if msg["args"][1] not in (None, msg["args"][0]):
+                raise ModelError(
+                    f"Plate '{msg['name']}' is subsampled: a filter needs all of it, since the log of a minibatch's density is no unbiased "
+                    "estimate of the density. Use the full data."
+                )
+            msg["stop"] = True
+        elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:
+            msg["kwargs"]["rng_key"], msg["stop"] = self.next_key(), True
+        elif kind == "deterministic":
+            msg["stop"] = True
+
+    def sample(self, msg) -> None:
+        name = msg["name"]
+        check_outside(self.state, name)
+        if name in self.sites:
+            raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
+        if msg["value"] is not None or msg["is_observed"]:
+            return
+        self.latent.append(name)
+        if name in self.values:
+            shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
+            msg["value"] = jnp.reshape(_checked(name, self.values[name], shape), shape)
+        else:
+            key = msg["kwargs"]["rng_key"]
+            msg["value"] = unmasked(msg["fn"])(rng_key=self.next_key() if key is None else key, sample_shape=msg["kwargs"]["sample_shape"])
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "sample":
+            self.sites[msg["name"]] = msg.copy()
+            self.stands = f"after site '{msg['name']}'"
+
+    def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
+        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too."""
+        sums = [jnp.zeros(()), jnp.zeros(()), jnp.zeros(())]
+        for name, site in self.sites.items():
+            outer = scales.get(name, 1.0)
+            if name in latent:
+                site = {**site, "fn": unmasked(site["fn"])} if bare else site
+                sums[0] += outer * jnp.sum(site_term(site, {})[0])
+                sums[2] += jnp.sum(site_term({**site, "scale": None}, {})[0])
+            elif name not in self.latent:
+                sums[1] += outer * jnp.sum(observed_term(site))
+        return Terms(*sums)
+
+
+class Before(_Sites):
+    """The model up to its scan; ``params`` (values of ``param`` sites) is filled by the first run and read by the later ones."""
+
+    def __init__(self, values: dict[str, Any], key, params: dict[str, Any], first: bool = False):
+        super().__init__(values, key)
+        self.params, self.first = params, first
+        self.scan: Scan | None = None
+        self.step: _Step | None = None
+        self.stacked: dict[str, Any] = {}
+
+    def process_message(self, msg):
+        kind = msg["type"]
+        if kind == "control_flow":
+            self._take(msg)
+            msg["stop"] = True
+        elif kind in ("param", "mutable") and not self.first:
+            msg["value"], msg["stop"] = self.params[msg["name"]], True
+        elif kind == "mutable":
+            raise ModelError(f"'{msg['name']}' is numpyro.mutable state, which has no value for each particle. Carry it through the scan.")
+        elif self.scan is not None and kind == "sample":
+            if not msg.get("_control_flow_done"):
+                raise ModelError(
+                    f"Site '{msg['name']}' stands after the scan, so it is no part of a state-space model. Move it before the scan, or "
+                    "into the step (a term at the last time only: scan a column of zeros with a one at its end)."
+                )
+            msg["stop"] = True
+        else:
+            super().process_message(msg)
+
+    def postprocess_message(self, msg):
+        if msg.get("_control_flow_done"):
+            if msg["type"] == "sample":
+                self._around(msg)
+        elif msg["type"] == "param":
+            self.params[msg["name"]] = msg["value"]
+        else:
+            super().postprocess_message(msg)
+
+    def _around(self, msg) -> None:
+        """What handlers around the scan did to a site, which they meet with its time axis."""
+        name, scale = msg["name"], msg["scale"]
+        if msg["fn"] is not self.stacked[name]:
+            raise ModelError(f"A handler around the scan masks or changes site '{name}' at all times at once; open it inside the step.")
+        if scale is not None and jnp.ndim(scale):
+            raise ModelError(f"A handler around the scan scales site '{name}' by an array; scale by a number, or inside the step.")
+        assert self.scan is not None
+        if scale is not None and not is_identically_one(scale):
+            self.scan.scales[name] = scale
+
+    def _take(self, msg) -> None:
+        if msg["fn"] is not scan_wrapper:
+            raise ModelError(
+                f"The model has a {msg['fn'].__name__.removesuffix('_wrapper')} before its scan; a state-space form needs jnp.where there."
+            )
+        if self.scan is not None:
+            raise ModelError("The model has two scans; a state-space form has one. Let one scan step through both series.")
+        body, init, xs, length, reverse = msg["args"]
+        if reverse:
+            raise ModelError("The scan runs with reverse=True; flip its inputs, jax.tree.map(lambda x: x[::-1], xs), and scan forwards.")
+        length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
+        stack = tuple((kind, _values_of(held)) for kind, held in msg["kwargs"]["substitute_stack"])
+        series = {n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)}
+        init = jax.tree.map(_strong, init)
+        self.scan = Scan(body, init, Inputs(jax.tree.map(jnp.asarray, xs), series, jnp.arange(length)), length, stack, {})
+        if not self.first:
+            raise Reached
+        carry, y, self.step = self._first_step()
+        _check_carry(init, carry)
+        ys = jax.tree.map(lambda a: jnp.broadcast_to(a, (length, *jnp.shape(a))), y)
+        msg["value"] = (length, None, init), (self._stack(length), ys)
+
+    def _first_step(self):
+        assert self.scan is not None
+        x = jax.tree.map(lambda a: a[0] if len(a) else jnp.zeros(a.shape[1:], a.dtype), self.scan.xs)
+        return run_step(self.scan, self.scan.init, x, {}, self.next_key())
+
+    def _stack(self, length: int) -> PytreeTrace:
+        """The sites of all steps as handlers around a scan expect them; only their shapes are right."""
+        assert self.step is not None
+        trace = PytreeTrace({n: {**s, "scale": None, "infer": dict(s["infer"])} for n, s in self.step.sites.items()})
+        trace = jax.tree.map(lambda a: jnp.broadcast_to(a, (length, *jnp.shape(a))), trace)
+        for name, site in trace.trace.items():
+            site["fn"] = self.stacked[name] = promote_batch_shape(site["fn"])
+        return trace
+
+
+def _strong(x) -> jax.Array:
+    """An array whose dtype is its own, and not Python's: the carry of a loop."""
+    x = jnp.asarray(x)
+    return lax.convert_element_type(x, x.dtype)
+
+
+def _values_of(held) -> dict[str, Any]:
+    if callable(held):
+        raise ModelError("A handler with a function (substitute_fn, condition_fn) lies around the scan; give it a dict of values.")
+    return {n: v["value"] if isinstance(v, dict) else v for n, v in held.items()}  # those of replay are traced sites
+
+
+def _check_carry(init, carry) -> None:
+    before, after = str(jax.tree.structure(init)), str(jax.tree.structure(carry))
+    if before != after:
+        raise ModelError(
+            f"The step returns a carry of another structure ({after}) than the scan begins with ({before}). Its first output must be the "
+            "new state."
+        )
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(init), jax.tree.leaves(carry), strict=True):
+        new = jnp.asarray(new)
+        if old.shape != new.shape or (old.dtype != new.dtype and not new.weak_type):
+            raise ModelError(
+                f"The step turns entry '{jax.tree_util.keystr(path)}' of the carry from {old.dtype}{list(old.shape)} into "
+                f"{new.dtype}{list(new.shape)}; make the first carry what the step returns."
+            )
+
+
+class _Step(_Sites):
+    """One run of the body of a scan."""
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            raise ModelError("The step has a scan or cond of NumPyro inside; use jax.lax.scan without sites, or jnp.where.")
+        if msg["type"] in ("param", "mutable"):
+            raise ModelError(f"'{msg['name']}' ({msg['type']}) stands inside the step; declare it before the scan.")
+        super().process_message(msg)
+
+
+def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None) -> tuple[Any, Any, _Step]:
+    """The new carry, the output and the record of one step; latent sites take their values, or are drawn with the key."""
+    body = scan.body
+    for kind, held in scan.stack:
+
+        def given(msg, held=held):
+            return _at_step(msg, held, inputs)
+
+        body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, substitute_fn=given)
+    with block(), (record := _Step(values, key)):
+        new, output = body(carry, inputs.x)
+    return new, output, record
+
+
+def _at_step(msg, held: dict[str, Any], inputs: Inputs):
+    if msg["type"] != "sample" or msg["name"] not in held:
+        return None
+    name, rank = msg["name"], len(msg["fn"].shape(msg["kwargs"]["sample_shape"]))
+    if jnp.ndim(held[name]) == rank:
+        return held[name]
+    if name not in inputs.given or jnp.ndim(inputs.given[name]) != rank:
+        raise ModelError(
+            f"The values given for site '{name}' have the shape {jnp.shape(held[name])}, which is neither one step's nor that of all "
+            "steps. Give one for every step; NaN for what was not observed."
+        )
+    return inputs.given[name]

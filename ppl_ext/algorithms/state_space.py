@@ -1,0 +1,268 @@
+r"""A NumPyro model with one ``scan`` as a state-space model: what a filter or smoother needs of it, one particle at a time.
+
+.. math:: p(x_0) \prod_t \underbrace{m(x_t \mid c_{t-1})}_{\text{latent sites of a step}} \;
+          \underbrace{g(y_t \mid c_{t-1}, x_t)}_{\text{observed sites, factors}}, \qquad c_t = \text{the new carry}
+
+:func:`lower` runs the model up to the scan and returns a :class:`StateSpace`. It works inside ``jit`` and ``grad``: the result is a closure
+over the traced parameters and data, made anew in every trace; do not pass it into a jitted function, but what it is made from.
+
+- A *particle* is a :class:`Particle`: the carry, and the values of the step's latent sites that led to it (zeros at time 0).
+- Sites before the scan are *parameters*, which have one value for all particles, or *initial sites*, which each particle draws. A given
+  value makes a site a parameter; of the others, those that reach the first carry are initial sites, and a value is missing for the rest.
+- A site that a handler inside the model gives a value (``condition``, ``substitute``, ``replay``), before the scan or in it, is no latent
+  site: in the step and where it is observed it counts in g.
+- NaN in an observed site means "not seen" (:mod:`ppl_ext.algorithms.missing`); a mask on observations works too. A mask on a *latent* site
+  of a step is lifted: what it hides is drawn from its law, so that padded series and ``obs_mask`` do what they should.
+- ``scan`` steps forward, once; another scan, a scan or ``cond`` inside, ``reverse=True``, subsampled plates and sites after the scan are
+  refused.
+
+Everything below works on one particle; ``jax.vmap`` makes N of it::
+
+    ss = lower(model, (y,), {}, {"phi": 0.9})
+    start = jax.vmap(lambda key: ss.initial(ss.draw_initial(key)))(random.split(key, N))      # Start(particle, log_initial, log_emission)
+    x_t = ss.inputs(t)                                                                         # or jax.lax.scan over ss.xs
+    particles, log_weights = jax.vmap(lambda key, p: ss.propagate(key, p, x_t))(keys, start.particle)
+    step = ss.step(particle, values, x_t)                                    # Step(particle, log_transition, log_emission) at given values
+
+For streaming, see :func:`time_slice` and :func:`check_streams`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from numpyro.handlers import block
+
+from ppl_ext.algorithms.dependence import Uses, find_uses
+from ppl_ext.algorithms.lowering import Before, Inputs, Reached, run_step
+from ppl_ext.arguments import check_call, check_program, check_values
+from ppl_ext.errors import ModelError
+from ppl_ext.explain import explained
+from ppl_ext.program import _listed
+
+
+class Particle(NamedTuple):
+    """The state after a step: the carry of the scan, and the latent sites of the step by name."""
+
+    carry: Any
+    sites: dict[str, jax.Array]
+
+
+class Start(NamedTuple):
+    """A particle at time 0. ``log_initial`` is the density of its initial sites, ``log_emission`` that of what is observed before the
+    scan."""
+
+    particle: Particle
+    log_initial: jax.Array
+    log_emission: jax.Array
+
+
+class Step(NamedTuple):
+    """A particle after a step with given latent values, their density m, and the density g of what the step observes."""
+
+    particle: Particle
+    log_transition: jax.Array
+    log_emission: jax.Array
+
+
+class Site(NamedTuple):
+    """A site as it looks at one time: ``fn`` is its law in the first run (for its kind and support), ``plates`` its plate frames."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    fn: Any
+    plates: tuple
+
+
+class StateSpace:
+    """See the module. Made by :func:`lower`.
+
+    ``parameters``: values by name. ``parameter_sites``, ``initial_sites``, ``step_sites`` (latent ones), ``initial_observed``,
+    ``step_observed``: :class:`Site` by name. ``xs``: inputs of all steps (a pytree with a leading time axis, for ``lax.scan``),
+    ``num_steps``: how many. ``log_prior``: log density of the parameters.
+    """
+
+    def __init__(self, rerun: Callable, first: Before, initial: tuple[str, ...], uses: Uses):
+        assert first.scan is not None and first.step is not None
+        self._rerun, self._scan, self._uses = rerun, first.scan, uses
+        self.num_steps, self.xs = first.scan.length, first.scan.xs
+        before, step = first.sites, first.step.sites
+        given = [n for n, s in before.items() if not s["is_observed"] and n not in initial]
+        self.parameters = {n: before[n]["value"] for n in given}
+        self.parameter_sites = {n: _site(before[n]) for n in given}
+        self.initial_sites = {n: _site(before[n]) for n in initial}
+        self.initial_observed = {n: _site(s) for n, s in before.items() if s["is_observed"]}
+        self.step_sites = {n: _site(step[n]) for n in first.step.latent}
+        self.step_observed = {n: _site(s) for n, s in step.items() if n not in first.step.latent}
+        self.log_prior = first.terms(frozenset(given), {}, bare=False).latent
+
+    def inputs(self, t) -> Inputs:
+        """The inputs of step t, counted from 0."""
+        return jax.tree.map(lambda a: a[t], self.xs)
+
+    def draw_initial(self, key) -> dict[str, jax.Array]:
+        """The initial sites of one particle, from their laws."""
+        before = self._rerun({}, key)
+        return {n: before.sites[n]["value"] for n in self.initial_sites}
+
+    def initial(self, values: Mapping[str, Any]) -> Start:
+        """The particle at time 0 whose initial sites have these values."""
+        return self._start(self._rerun(values, None))[0]
+
+    def start(self, key) -> tuple[Particle, dict[str, jax.Array], jax.Array]:
+        """A particle at time 0 drawn from the laws of its initial sites, their values, and its log weight (see :meth:`propagate`)."""
+        before = self._rerun({}, key)
+        start, drawn = self._start(before)
+        values = {n: before.sites[n]["value"] for n in self.initial_sites}
+        return start.particle, values, start.log_emission + start.log_initial - drawn
+
+    def _start(self, before: Before) -> tuple[Start, jax.Array]:
+        assert before.scan is not None
+        terms = before.terms(frozenset(self.initial_sites), {})
+        sites = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()}
+        return Start(Particle(before.scan.init, sites), terms.latent, terms.observed), terms.drawn
+
+    def propagate(self, key, particle: Particle, x_t: Inputs) -> tuple[Particle, jax.Array]:
+        """One step with the latent sites drawn from their laws, and the log weight g. (Where ``handlers.scale`` makes a latent site count
+        for more or less than its law, the weight makes up for that.)"""
+        carry, _, step = run_step(self._scan, particle.carry, x_t, {}, key)
+        terms = step.terms(frozenset(self.step_sites), self._scan.scales)
+        return self._particle(carry, step), terms.observed + terms.latent - terms.drawn
+
+    def step(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> Step:
+        """One step from a particle's carry with given values of the latent sites."""
+        carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
+        terms = step.terms(frozenset(self.step_sites), self._scan.scales)
+        return Step(self._particle(carry, step), terms.latent, terms.observed)
+
+    def _particle(self, carry, step) -> Particle:
+        carry = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), carry, self._scan.init)
+        return Particle(carry, {n: step.sites[n]["value"] for n in self.step_sites})
+
+    @cached_property
+    def not_markov(self) -> str | None:
+        """Why the latent sites of a step do not determine the state after it; ``None`` if they do.
+
+        Then m(x_t | c_{t−1}) alone says whether a particle can follow another, and backward kernels may be used.
+        """
+        if not self._uses.carry:
+            return None
+        return (
+            f"The new carry depends on the old one beyond the step's latent sites ({_listed(self.step_sites)}): part of the state follows "
+            "from the past without noise, so no other past leads to it."
+        )
+
+    @property
+    def emission_uses_carry(self) -> bool:
+        """Whether the emission density depends on the previous state as well; then a backward kernel weighs m g and not m alone."""
+        return self._uses.emission
+
+
+def _site(msg: dict) -> Site:
+    value = jnp.asarray(msg["value"])
+    return Site(msg["name"], value.shape, value.dtype, msg["fn"], tuple(msg["cond_indep_stack"]))
+
+
+def lower(
+    model: Callable,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    initial: tuple[str, ...] | None = None,
+) -> StateSpace:
+    """The state-space form of a NumPyro model with one ``scan``.
+
+    :param parameters: constrained values of sites before the scan, one for all particles.
+    :param initial: names of sites before the scan that each particle draws; by default those that reach the first carry and are not given.
+    :raises ModelError: if the model has no state-space form, a parameter has no value, or a value has no site. The message says which.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     phi = numpyro.sample("phi", dist.Uniform(-1, 1))
+    ...     def step(x, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(phi * x, 1.0))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> ss = lower(model, (jnp.zeros(5),), {}, {"phi": 0.9})
+    >>> list(ss.initial_sites), list(ss.step_sites), list(ss.step_observed), ss.num_steps, ss.not_markov
+    (['x0'], ['x'], ['y'], 5, None)
+    """
+    kwargs, values = dict(kwargs or {}), dict(parameters or {})
+    check_program("lower: model", model)
+    check_call("lower: model", model, tuple(args), kwargs)
+    check_values("lower: parameters", values)
+    values = {n: jnp.asarray(v) for n, v in values.items()}
+    params: dict[str, Any] = {}
+    first = Before(values, random.key(0), params, first=True)
+    with explained(model, lambda: first.stands), first:
+        model(*args, **kwargs)
+    if first.scan is None:
+        raise ModelError("The model has no numpyro.contrib.control_flow.scan, so there is no series to filter.")
+    if unknown := [n for n in values if n not in first.latent]:
+        raise ModelError(f"No latent site {_listed(unknown)} before the scan to give a value; there is {_listed(first.latent)}.")
+
+    def rerun(more: Mapping[str, Any], key) -> Before:
+        with block(), (before := Before({**values, **more}, key, params)):
+            try:
+                model(*args, **kwargs)
+            except Reached:
+                return before
+        raise ModelError("The model came to its scan the first time and not the second; it must run the same way every time.")
+
+    free = [n for n in first.latent if n not in values]
+    if initial is not None and (unknown := [n for n in initial if n not in free]):
+        raise ModelError(f"initial names {_listed(unknown)}; of the sites before the scan {_listed(free)} have no given value.")
+    uses = find_uses(rerun, first, free)
+    chosen = tuple(n for n in free if n in (uses.reaches_init if initial is None else initial))
+    if missing := [n for n in free if n not in chosen]:
+        raise ModelError(
+            f"Parameter {_listed(missing)} has no value: give one in parameters={{...}} (the initial state is {_listed(chosen)})."
+        )
+    if leaks := [n for n in chosen if n in uses.leaks]:
+        raise ModelError(
+            f"Site {_listed(leaks)} has a value of its own for each particle, but the step uses it without the carry. Give it a value as a "
+            "parameter, or carry it through the scan."
+        )
+    return StateSpace(rerun, first, chosen, uses)
+
+
+def time_slice(tree: Any) -> Any:
+    """Data of one time as a series of length 1: what a model is called with when data arrive one at a time.
+
+    >>> time_slice({"y": jnp.zeros(3)})["y"].shape
+    (1, 3)
+    """
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], tree)
+
+
+def check_streams(
+    model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None, parameters: Mapping[str, Any] | None = None
+) -> None:
+    """Whether a model may be called with one time slice after another (``args`` and ``kwargs`` hold one, see :func:`time_slice`).
+
+    Outside ``jit``, with an example slice.
+
+    :raises ModelError: if the scan has other than one step for it, or the model makes an input of its own that changes with time, such as
+        ``jnp.arange(T)``, which would start anew with every slice.
+    """
+    space = lower(model, args, kwargs, parameters)
+    if space.num_steps != 1:
+        raise ModelError(f"Called with one time slice, the model's scan has {space.num_steps} steps; the slice must be its whole series.")
+    args, kwargs = jax.tree.map(lambda a: jnp.concatenate([a, a]) if jnp.shape(a)[:1] == (1,) else a, (tuple(args), dict(kwargs or {})))
+    try:
+        two = lower(model, args, kwargs, parameters).xs.x
+    except ModelError:  # an argument of length 1 that is no series: the model cannot be asked in this way
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(two):
+        if len(leaf) == 2 and bool(jnp.any((leaf[0] != leaf[1]) & ~(jnp.isnan(leaf[0]) & jnp.isnan(leaf[1])))):
+            raise ModelError(
+                f"The scan's input {jax.tree_util.keystr(path)} changes with time though the data do not: the model makes it itself (say "
+                "by jnp.arange), and it would start anew with every slice. Pass it to the model as data."
+            )
