@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from ppl_ext.choices import Choice, Run
 from ppl_ext.credit import Deps, collect, shared_sums
-from ppl_ext.gradients import ScoreFunction
+from ppl_ext.gradients import LeaveOneOut
 
 _stop = jax.lax.stop_gradient
 
 
 def baselines(run, choices: Sequence[Choice], terms, base: Run, credit: list[Deps]) -> dict[str, jax.Array]:
-    """A baseline for each scored site that wants one, by id."""
+    """Leave-one-out baselines of the scored sites that want one, by id."""
     out = others_mean(choices, base, terms, credit)
     by_node: dict[str, list[Choice]] = {}
     for choice in choices:
@@ -46,9 +46,8 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
 
 
 def _leaves_out(choice: Choice, run: Run) -> bool:
-    # What is left to score here is a ScoreFunction, or was to be enumerated only if that was cheap.
-    strategy = choice.strategy if isinstance(choice.strategy, ScoreFunction) else ScoreFunction()
-    return strategy.baseline is not None and choice.num_nodes > 0 and run.laws[choice.id].shape[0] > 1
+    wants = isinstance(choice.baseline, LeaveOneOut) and run.laws[choice.id].baseline is None
+    return wants and choice.num_nodes > 0 and run.laws[choice.id].shape[0] > 1
 
 
 def _particles_apart(choice: Choice, credit: list[Deps]) -> bool:

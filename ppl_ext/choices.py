@@ -24,6 +24,8 @@ from ppl_ext.gradients import (
     Constant,
     Enumerate,
     EnumerateLocally,
+    Learned,
+    LeaveOneOut,
     LocalStrategy,
     MeasureValued,
     Reparameterize,
@@ -32,6 +34,7 @@ from ppl_ext.gradients import (
     as_strategy,
     finite_support,
 )
+from ppl_ext.gradients.baseline import SUFFIX, Baseline, fitted
 from ppl_ext.laws import log_prob, prob
 from ppl_ext.program import run_in_scan_body, scan_length
 
@@ -49,6 +52,11 @@ class Choice(NamedTuple):
     node: str | None  # the outermost ``replicate`` around it
     num_nodes: int  # how many replicates are around it: its leading axes
 
+    @property
+    def baseline(self) -> Baseline | None:
+        """What is left to score is a ScoreFunction, or was to be enumerated only if that was cheap."""
+        return self.strategy.baseline if isinstance(self.strategy, ScoreFunction) else LeaveOneOut()
+
 
 class Law(NamedTuple):
     """What a random site's gradient needs of the law that it was drawn from, element by element; ``None`` where its strategy needs none."""
@@ -56,6 +64,7 @@ class Law(NamedTuple):
     log_prob: Any
     prob: Any = None
     coefficients: Any = None  # of a local strategy, with branches as the last axis
+    baseline: Any = None  # one that was known before the draw: given at the site, or learned
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,6 +114,8 @@ class Run(Messenger):
         self.replicates: dict[str, Any] = {}
         self.mutable: dict[str, Any] = {}
         self.pending: dict[str, tuple] = {}
+        self.series: dict[str, jax.Array] = {}  # baselines that a scan's body stated, step by step
+        self.drawn: dict[str, Any] = {}  # latent sites so far, for baselines that are functions of them
         self.counts: dict[str, int] = {}
         self.num_keys = 0
 
@@ -135,8 +146,21 @@ class Run(Messenger):
             msg["value"] = value.copy() if isinstance(value, dict) else value
 
     def postprocess_message(self, msg):
-        if msg["type"] == "mutable":
+        kind = msg["type"]
+        if kind == "mutable":
             self.mutable[msg["name"]] = msg["value"]
+        elif kind == "deterministic":
+            self._learned(msg["name"], msg["value"])
+        elif kind == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done"):
+            self.drawn[msg["name"]] = msg["value"]
+        elif kind == "control_flow" and msg.get("_ppl_ext_run") is self and scan_length(msg) is not None:
+            out, (trace, (ys, self.series)) = msg["value"]
+            msg["value"] = out, (trace, ys)
+
+    def _learned(self, name: str, value) -> None:
+        for c in self.choices:
+            if c.name + SUFFIX == name and isinstance(c.baseline, Learned) and self.laws[c.id].baseline is None:
+                self.laws[c.id] = self.laws[c.id]._replace(baseline=fitted(c.name, value, self.laws[c.id].shape))
 
     def draw(self, msg, id, key, forced) -> None:
         """Give a site its value, and keep what its gradient needs."""
@@ -183,9 +207,10 @@ class Run(Messenger):
             self.pending[id] = (choice,)
             msg["infer"] = {**msg["infer"], "_ppl_ext_id": id}
         else:
-            self._keep(choice, law, value)
+            stated = msg["infer"].get("baseline")
+            self._keep(choice, law, value, None if stated is None else _stated(msg, stated, law, self.drawn))
 
-    def _keep(self, choice: Choice, law, value) -> None:
+    def _keep(self, choice: Choice, law, value, baseline=None) -> None:
         strategy = choice.strategy
         local = (
             strategy if isinstance(strategy, LocalStrategy) else EnumerateLocally() if choice.support_size and choice.automatic else None
@@ -195,24 +220,34 @@ class Run(Messenger):
             None if isinstance(strategy, LocalStrategy) else log_prob(law, value),
             prob(law, value) if choice.support_size else None,
             None if local is None else local.coefficients(choice.name, law, value),
+            baseline if isinstance(choice.baseline, LeaveOneOut) else None,
         )
 
     def _after_scan(self, msg) -> None:
         id = msg["infer"].get("_ppl_ext_id")
         if id in self.pending and not msg["is_observed"]:
             (choice,) = self.pending.pop(id)
-            self._keep(choice, elements(msg["fn"]), msg["value"])
+            self._keep(choice, elements(msg["fn"]), msg["value"], self.series.get(id))
 
     def _control_flow(self, msg) -> None:
-        msg["_ppl_ext_run"] = True  # runs of enclosing expectations leave it alone
+        msg["_ppl_ext_run"] = self  # runs of enclosing expectations leave it alone
         prefix = self.unique("scan") + "/"
         if msg["kwargs"].get("rng_key") is None:
             msg["kwargs"]["rng_key"] = self.next_key()
         forced = {i: v for i, v in self.forced.items() if i.startswith(prefix)}
-        if forced and scan_length(msg) is None:
+        if scan_length(msg) is None:
             run_in_scan_body(msg, lambda _: _Body(self, prefix, forced))
-        else:
-            run_in_scan_body(msg, lambda slices: _Body(self, prefix, slices), forced)
+            return
+        given: dict[str, jax.Array] = {}  # baselines that the body states: they leave it beside its outputs
+        run_in_scan_body(msg, lambda slices: _Body(self, prefix, slices, given), forced)
+        body, *rest = msg["args"]
+
+        def with_baselines(carry, x):
+            given.clear()
+            carry, y = body(carry, x)
+            return carry, (y, dict(given))
+
+        msg["args"] = (with_baselines, *rest)
 
     def replicate(self, fn: Callable, num: int, vectorize: bool | None):
         node = self.unique("replicate")
@@ -221,6 +256,7 @@ class Run(Messenger):
             return self.outputs[node]
         forced = {i: v for i, v in self.forced.items() if i.startswith(node + "/")}
         kept: list[Choice] = []
+        drawn = dict(self.drawn)
 
         def body(key, forced):
             inner = self._inside(node, key, forced, num)
@@ -243,6 +279,7 @@ class Run(Messenger):
             out, laws, mutable, weight = jax.vmap(body)(random.split(key, num), forced)
         self.choices += kept
         self.laws |= laws
+        self.drawn = drawn
         self.weight = self.weight * weight.prod()  # of one particle: among several nothing forks
         self.mutable = jax.tree.map(lambda x: x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], mutable)
         out = _with_particle_axis(out)
@@ -253,7 +290,7 @@ class Run(Messenger):
         run = Run(
             key, self.plate_key, forced=forced, concrete=self.concrete, tracing=self.tracing, vectorize=self.vectorize, path=node + "/"
         )
-        run.nodes, run.mutable = (*self.nodes, node), dict(self.mutable)
+        run.nodes, run.mutable, run.drawn = (*self.nodes, node), dict(self.mutable), dict(self.drawn)
         run.lanes_around = self.lanes_around or num > 1
         if key is self.key:  # a single particle goes on with the same stream of keys
             run.num_keys = self.num_keys
@@ -263,9 +300,9 @@ class Run(Messenger):
 class _Body(Messenger):
     """A :class:`Run` inside the body of a scan, where a site's key comes from the scan."""
 
-    def __init__(self, run: Run, prefix: str, forced):
+    def __init__(self, run: Run, prefix: str, forced, given: dict[str, jax.Array] | None = None):
         super().__init__()
-        self.run, self.prefix, self.forced = run, prefix, forced
+        self.run, self.prefix, self.forced, self.given = run, prefix, forced, given
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
@@ -274,8 +311,21 @@ class _Body(Messenger):
             self.run.process_message(msg)
         elif msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
             key = msg["kwargs"]["rng_key"]
-            msg["infer"] = {**msg["infer"], "_ppl_ext_body": True}
-            self.run.draw(msg, self.prefix + msg["name"], prng_key() if key is None else key, self.forced)
+            stated = msg["infer"].get("baseline")
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "baseline"} | {"_ppl_ext_body": True}
+            id = self.prefix + msg["name"]
+            self.run.draw(msg, id, prng_key() if key is None else key, self.forced)
+            if stated is not None and id in self.run.pending:
+                if self.given is None:
+                    raise StrategyError(f"Site '{msg['name']}' states a baseline inside cond, from which it cannot leave; use another one.")
+                law = elements(msg["fn"])
+                self.given[id] = _stated(msg, stated, law, self.run.drawn)
+
+
+def _stated(msg, baseline, law, drawn: dict[str, Any]) -> jax.Array:
+    """The baseline that a site states, element by element. (A time axis in front comes with the scan.)"""
+    value = baseline(dict(drawn)) if callable(baseline) else baseline
+    return lax.stop_gradient(fitted(msg["name"], value, law.batch_shape, len(msg["fn"].batch_shape) + len(msg["kwargs"]["sample_shape"])))
 
 
 def _with_particle_axis(out):

@@ -33,6 +33,10 @@ class JointLanes(eqx.Module):
     sizes: dict[str, int] = eqx.field(static=True)
     joint: dict[str, tuple[int, ...]] = eqx.field(static=True)
 
+    @property
+    def total(self) -> int:
+        return math.prod(self.sizes.values())
+
     def weights(self, terms, run: Run, credit: list[Deps]) -> list[jax.Array]:
         """For each cost, the probability of this lane's assignment of the sites it feels; the others are averaged over."""
         out = []

@@ -33,6 +33,7 @@ from ppl_ext.density import LogDensity
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
 from ppl_ext.gradients import charged
 from ppl_ext.lanes import LocalLanes, plan_lanes
+from ppl_ext.predictions import moved, predictions, regression, targets
 
 _stop = lax.stop_gradient
 LANES_AT_ONCE = 128  # of alternatives; more run in chunks
@@ -99,7 +100,10 @@ def _estimate(run) -> tuple[jax.Array, dict[str, Any]]:
     plan = plan_lanes(base, credit)
     if not plan.joint.forced:
         local = _local(run, terms, base, credit, plan.local, lambda terms, run: terms, {})
-        return _surrogate(terms, plan.scored, base, credit, baselines(run, plan.scored, terms, base, credit)) + local, base.mutable
+        taken_off = baselines(run, plan.scored, terms, base, credit) | predictions(plan.scored, base)
+        costs = targets(plan.scored, base, terms, credit)
+        total = _surrogate(terms, plan.scored, base, credit, taken_off) + local + regression(plan.scored, base, costs)
+        return total, moved(plan.scored, base, costs)
 
     def weighed(terms, r: Run):
         weights = plan.joint.weights(terms, r, credit)
@@ -109,9 +113,16 @@ def _estimate(run) -> tuple[jax.Array, dict[str, Any]]:
         terms, r = run(forced=forced)
         terms = weighed(terms, r)
         local = _local(run, terms, r, credit, plan.local, weighed, forced)
-        return _surrogate(terms, plan.scored, r, credit, others_mean(plan.scored, r, terms, credit)) + local
+        # The lanes' costs add up to what is predicted. Any share of it may be taken off in a lane that no later draw decides: equal ones.
+        share = {id: b / lanes for id, b in predictions(plan.scored, r).items()}
+        costs = {id: c * lanes for id, c in targets(plan.scored, r, terms, credit).items()}
+        taken_off = others_mean(plan.scored, r, terms, credit) | share
+        total = _surrogate(terms, plan.scored, r, credit, taken_off) + local + regression(plan.scored, r, costs) / lanes
+        return total, {id: c / lanes for id, c in costs.items()}
 
-    return jax.vmap(lane)(plan.joint.forced).sum(), base.mutable
+    lanes = plan.joint.total
+    totals, costs = jax.vmap(lane)(plan.joint.forced)
+    return totals.sum(), moved(plan.scored, base, {id: c.sum(0) for id, c in costs.items()})
 
 
 def _terms(out) -> list[jax.Array]:

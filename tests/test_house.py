@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
     {"arguments", "density", "direction", "explain", "laws", "program"},
-    {"expectation", "surrogate", "baselines", "choices", "credit", "lanes", "gradients", "handlers", "diagnostics"},
+    {"expectation", "surrogate", "baselines", "choices", "credit", "lanes", "predictions", "gradients", "handlers", "diagnostics"},
     {"algorithms", "result", "objectives"},
     {"smoothing", "priors", "meta"},
     {"infer"},

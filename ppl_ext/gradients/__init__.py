@@ -10,18 +10,22 @@ strategy             short form          serves                                 
 ``MeasureValued``    "measure_valued"    the laws of its table                  first derivatives only
 ``Constant``         (none)              everything                             the law is held fixed: on purpose only
 ==================== =================== ====================================== ===================================
+
+Baselines of ``ScoreFunction``: ``LeaveOneOut`` (default), ``MovingAverage``, ``Learned``, ``None``; or ``infer={"baseline": value}`` at the
+site.
 """
 
 from numpyro.distributions import Distribution
 
 from ppl_ext.errors import StrategyError
+from ppl_ext.gradients.baseline import Kept, Learned, LeaveOneOut, MovingAverage
 from ppl_ext.gradients.constant import Constant
 from ppl_ext.gradients.enumerate import Enumerate
 from ppl_ext.gradients.enumerate_locally import EnumerateLocally, finite_support
 from ppl_ext.gradients.local import LocalStrategy, charged
 from ppl_ext.gradients.measure_valued import MeasureValued
 from ppl_ext.gradients.reparameterize import Reparameterize
-from ppl_ext.gradients.score_function import LeaveOneOut, ScoreFunction
+from ppl_ext.gradients.score_function import ScoreFunction
 from ppl_ext.gradients.strategy import Strategy
 
 __all__ = [
@@ -29,9 +33,12 @@ __all__ = [
     "Constant",
     "Enumerate",
     "EnumerateLocally",
+    "Kept",
+    "Learned",
     "LeaveOneOut",
     "LocalStrategy",
     "MeasureValued",
+    "MovingAverage",
     "Reparameterize",
     "ScoreFunction",
     "Strategy",

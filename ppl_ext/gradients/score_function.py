@@ -1,4 +1,4 @@
-"""The score-function estimator (Williams 1992), with a baseline that leaves the draw itself out (Kool, van Hoof, Welling 2019)."""
+"""The score-function estimator (Williams 1992), with a baseline that does not depend on the draw (:mod:`ppl_ext.gradients.baseline`)."""
 
 from dataclasses import dataclass, field
 
@@ -7,17 +7,8 @@ from numpyro.distributions import Distribution
 
 from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentTypeError
+from ppl_ext.gradients.baseline import Baseline, LeaveOneOut
 from ppl_ext.gradients.strategy import Strategy, unwrapped
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    r"""Baseline for particle k made from the other particles of :func:`ppl_ext.replicate`.
-
-    For objectives linear in the particles' costs it is the mean cost of the others, element by element. For any other objective F it is
-    F with particle k's output replaced by the mean of the others' outputs; for importance-weighted bounds that is VIMCO (Mnih and
-    Rezende 2016, eq. 8, geometric mean). With a single particle there is nothing to leave out, and the baseline is zero.
-    """
 
 
 @dataclass(frozen=True)
@@ -30,17 +21,24 @@ class ScoreFunction(Strategy):
     element of the draw is charged only with the cost terms it touches (an element of a plate with its own slice, a time step with the
     steps to come), as :mod:`ppl_ext.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
 
-    :param baseline: :class:`LeaveOneOut` (default) or ``None``.
+    :param baseline: what is taken off the cost: :class:`~ppl_ext.gradients.LeaveOneOut` (default),
+        :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned` or ``None``. In place of the default, a site may
+        state a baseline of its own, ``infer={"baseline": b}``: an array that broadcasts to the site's batch shape, or a function from a
+        dict of the latent sites drawn before it to one. It is made before the draw and so cannot depend on it. In units of what the
+        program returns: under an average over K particles each draw is charged with a K-th of its particle's cost.
 
     >>> ScoreFunction(baseline=None)
     ScoreFunction(baseline=None)
     """
 
-    baseline: LeaveOneOut | None = field(default=LeaveOneOut())
+    baseline: Baseline | None = field(default=LeaveOneOut())
 
     def __post_init__(self):
-        if not (self.baseline is None or isinstance(self.baseline, LeaveOneOut)):
-            raise ArgumentTypeError(f"ScoreFunction(baseline=...) takes LeaveOneOut() or None, got {told(self.baseline)}.")
+        if not (self.baseline is None or isinstance(self.baseline, Baseline)):
+            raise ArgumentTypeError(
+                f"ScoreFunction(baseline=...) takes LeaveOneOut(), MovingAverage(), Learned() or None, got {told(self.baseline)}. A value "
+                "of your own goes to the site, as infer={'baseline': value}."
+            )
 
     @staticmethod
     def serves(fn: Distribution) -> bool:

@@ -10,6 +10,7 @@ from ppl_ext.arguments import check_mapping
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.gradients import Strategy, as_strategy
 from ppl_ext.handlers.handler import Handler
+from ppl_ext.handlers.keeping import Keeping
 from ppl_ext.program import run_in_scan_body
 
 
@@ -18,6 +19,9 @@ class gradient(Handler):
 
     It wins over ``infer={"gradient": ...}`` on the site, and an outer ``gradient`` over an inner one. Among the patterns of one handler the
     first match counts. Patterns are those of a shell: ``*``, ``?`` and ``[...]``. Sites inside ``scan`` and ``cond`` are reached.
+
+    It also declares what the baselines of score-function sites keep between steps (:class:`~ppl_ext.gradients.MovingAverage`,
+    :class:`~ppl_ext.gradients.Learned`; chosen here or by annotation): sites ``"<site>_baseline"``, which ``SVI`` finds in the program.
 
     :param program: a NumPyro program, usually the guide.
     :param strategies: dict from pattern to a strategy or its short form (see :mod:`ppl_ext.gradients`).
@@ -40,7 +44,7 @@ class gradient(Handler):
         self.strategies = tuple((pattern, as_strategy(s, pattern)) for pattern, s in strategies.items())
 
     def messenger(self) -> Messenger:
-        return _Annotate(self.strategies, set(), set())
+        return _Annotate(self.strategies)
 
     def __call__(self, *args, **kwargs):
         messenger = self.messenger()
@@ -50,23 +54,48 @@ class gradient(Handler):
             if pattern not in messenger.matched:
                 sites = ", ".join(f"'{s}'" for s in sorted(messenger.seen)) or "none"
                 raise ModelError(f"gradient: the pattern '{pattern}' matches no latent site. Latent sites: {sites}.")
+        messenger.keeping.declare()
         return output
 
 
 class _Annotate(Messenger):
     reaches_inner = True  # the sites inside a marginal or normalize, under scoped names
 
-    def __init__(self, strategies, matched: set[str], seen: set[str]):
+    def __init__(self, strategies):
         super().__init__()
-        self.strategies, self.matched, self.seen = strategies, matched, seen
+        self.strategies, self.matched, self.seen, self.keeping = strategies, set(), set(), Keeping()
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Annotate(self.strategies, self.matched, self.seen))
+            run_in_scan_body(msg, lambda _: _AnnotateBody(self))
         elif msg["type"] == "sample" and not msg["is_observed"]:
-            name = msg["name"]
-            self.seen.add(name)
-            hits = [(pattern, s) for pattern, s in self.strategies if fnmatchcase(name, pattern)]
-            self.matched.update(pattern for pattern, _ in hits)
-            if hits:
-                msg["infer"] = {**msg["infer"], "gradient": hits[0][1]}
+            self.annotate(msg)
+            self.keeping.expect(msg)
+
+    def annotate(self, msg):
+        name = msg["name"]
+        self.seen.add(name)
+        hits = [(pattern, s) for pattern, s in self.strategies if fnmatchcase(name, pattern)]
+        self.matched.update(pattern for pattern, _ in hits)
+        if hits:
+            msg["infer"] = {**msg["infer"], "gradient": hits[0][1], "_ppl_ext_keeper": self.keeping.token}
+        elif "_ppl_ext_keeper" not in msg["infer"]:
+            msg["infer"] = {**msg["infer"], "_ppl_ext_keeper": self.keeping.token}
+
+    def postprocess_message(self, msg):
+        self.keeping.met(msg)
+
+
+class _AnnotateBody(Messenger):
+    """The same inside a scan's body or a branch of ``cond``, whose sites come out once more when it is over."""
+
+    def __init__(self, outside: _Annotate):
+        super().__init__()
+        self.outside = outside
+
+    def process_message(self, msg):
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            self.outside.annotate(msg)
+
+    def postprocess_message(self, msg):
+        self.outside.keeping.met_plate(msg)
