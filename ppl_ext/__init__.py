@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ppl_ext.density import LogDensity, log_mean_exp
 
 # Imported here and not lazily: loading the module ppl_ext.expectation would otherwise hide the function of that name.
-from ppl_ext.expectation import expectation, objective, replicate
+from ppl_ext.expectation import carried, expectation, objective, replicate
 from ppl_ext.program import Draw, Program, log_density, simulate
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "LogDensity",
     "Program",
     "algorithms",
+    "carried",
     "diagnostics",
     "errors",
     "expectation",

@@ -6,7 +6,7 @@ indices in every particle and in model and guide alike: the key is made from the
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger, prng_key
 from ppl_ext.arguments import check_count, check_flag, check_function
 from ppl_ext.credit import mark
 from ppl_ext.density import LogDensity
-from ppl_ext.errors import HandlerError, StrategyError
+from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
 from ppl_ext.explain import check_outside, trace_state
 from ppl_ext.gradients import (
     Constant,
@@ -95,10 +95,13 @@ class Run(Messenger):
 
     ``forced`` maps a choice's id to :class:`Assigned` or :class:`Replaced`, ``outputs`` a replicate's id to what it shall return.
     ``concrete`` is ``None``, or maps the ids of enumerated sites to outcomes that Python can branch on; a further such site raises
-    :class:`ForkError`.
+    :class:`ForkError`. ``given`` holds the state that an objective carries from step to step (``None``: it cannot), and ``started``,
+    if it is a dict, collects what such state begins with.
     """
 
     brings_keys = True
+    given: Mapping[str, Any] | None = None
+    started: dict[str, Any] | None = None
 
     def __init__(self, key, plate_key, *, forced=None, outputs=None, concrete=None, tracing=False, vectorize=True, path=""):
         super().__init__()
@@ -144,6 +147,8 @@ class Run(Messenger):
         elif kind == "mutable" and msg["name"] in self.mutable:
             value = self.mutable[msg["name"]]
             msg["value"] = value.copy() if isinstance(value, dict) else value
+        elif kind == "mutable" and _PYRO_STACK[-1] is self and self.given is not None:  # of the objective itself
+            msg["value"] = self.carry(msg["name"], msg["value"])
 
     def postprocess_message(self, msg):
         kind = msg["type"]
@@ -286,11 +291,31 @@ class Run(Messenger):
         self.replicates[node] = out
         return out
 
+    def carry(self, name: str, init):
+        """See :func:`carried`."""
+        if self.given is None:
+            raise HandlerError(f"carried({name!r}) keeps state between the steps of an objective; an expectation has no steps.")
+        if self.nodes:
+            raise HandlerError(f"carried({name!r}) is inside replicate: particles have no steps. Keep the state outside of it.")
+        if name not in self.mutable:
+            if name in self.given:
+                value = self.given[name]
+            elif self.started is not None:
+                value = self.started[name] = init() if callable(init) else init
+            else:
+                raise ArgumentError(
+                    f"The objective carries '{name}' from step to step, and no value of it is given. ppl_ext.infer.fit starts it; with "
+                    "NumPyro, write SVI(model, objective.carried_by(guide, model), optim, objective)."
+                )
+            self.mutable[name] = dict(value) if isinstance(value, dict) else value
+        return self.mutable[name]
+
     def _inside(self, node: str, key, forced, num: int) -> "Run":
         run = Run(
             key, self.plate_key, forced=forced, concrete=self.concrete, tracing=self.tracing, vectorize=self.vectorize, path=node + "/"
         )
         run.nodes, run.mutable, run.drawn = (*self.nodes, node), dict(self.mutable), dict(self.drawn)
+        run.given, run.started = self.given, self.started
         run.lanes_around = self.lanes_around or num > 1
         if key is self.key:  # a single particle goes on with the same stream of keys
             run.num_keys = self.num_keys
@@ -399,6 +424,32 @@ def current_run() -> Run:
         if isinstance(handler, block) and handler.hide_fn({"type": "sample", "name": ""}):
             break
     raise HandlerError("replicate works inside an objective or an expectation only: wrap the function in ppl_ext.expectation(...).")
+
+
+def carried(name: str, init: Any) -> dict[str, Any]:
+    """State that an objective carries from one step to the next, through the mutable state of NumPyro's ``SVI``.
+
+    It returns a dict, as ``numpyro.mutable`` does: what the objective writes into it is what the next step reads. An unbiased estimate may
+    depend on the state of the steps before, and must not depend on what this step's own draws make of it.
+
+    :param name: its name among the mutable state; no parameter may have the same.
+    :param init: what it starts from: a dict of arrays, or a function that returns one and may sample.
+    :raises ArgumentError: if nobody started the state: see :meth:`ppl_ext.expectation.Objective.carried_by`.
+    :raises HandlerError: outside an objective, or inside :func:`replicate`.
+
+    >>> import jax, numpyro, optax, numpyro.distributions as dist, ppl_ext
+    >>> @ppl_ext.objective
+    ... def Counted(model, guide):
+    ...     count = carried("count", {"steps": jnp.zeros(())})
+    ...     count["steps"] += 1.0
+    ...     return -simulate(guide).log_density
+    >>> from ppl_ext import simulate
+    >>> program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))
+    >>> result = ppl_ext.infer.fit(jax.random.key(0), program, program, Counted(), optax.sgd(0.1), 5, progress_bar=False)
+    >>> float(result.params["count"]["steps"][0])
+    5.0
+    """
+    return current_run().carry(name, init)
 
 
 def replicate(fn: Callable, num_particles: int, *, vectorize: bool | None = None):

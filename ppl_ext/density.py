@@ -6,7 +6,8 @@ taken element by element over a plate, and the gradient of a random choice is ch
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import equinox as eqx
@@ -16,7 +17,7 @@ from jax.scipy.special import logsumexp as _logsumexp
 from numpyro.distributions.util import is_identically_one
 
 from ppl_ext.direction import Estimate, averaged, require
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.laws import log_prob
 
 _stop = jax.lax.stop_gradient
@@ -71,6 +72,38 @@ class LogDensity(eqx.Module):
             value = jnp.sum(x, axis=tuple(range(self.batch_ndim, x.ndim)))
             out[label.site] = out[label.site] + value if label.site in out else value
         return out
+
+    def weigh(self, weights: dict[str, float | jax.Array]) -> "LogDensity":
+        """The terms of each site multiplied by the weight of the first name pattern (that of a shell) that fits; the others unchanged.
+
+        >>> x = LogDensity((jnp.array(-1.0), jnp.array(-2.0)), (Label("z", ()), Label("y", ())))
+        >>> {k: float(v) for k, v in x.weigh({"z*": 0.5}).by_site.items()}
+        {'z': -0.5, 'y': -2.0}
+
+        :raises ModelError: if a pattern fits no site.
+        """
+        sites = dict.fromkeys(label.site for label in self.labels)
+        for pattern in weights:
+            if not any(fnmatchcase(site, pattern) for site in sites):
+                raise ModelError(f"No site of this log density fits '{pattern}'. Its sites: {', '.join(map(repr, sites)) or 'none'}.")
+        parts = [LogDensity((x,), (label,), self.batch_ndim) for x, label in zip(self.terms, self.labels, strict=True)]
+        factors = [next((w for p, w in weights.items() if fnmatchcase(label.site, p)), 1) for label in self.labels]
+        parts = [part if isinstance(w, int) and w == 1 else part * w for part, w in zip(parts, factors, strict=True)]
+        return LogDensity(tuple(p.terms[0] for p in parts), tuple(p.labels[0] for p in parts), self.batch_ndim)
+
+    def select(self, *patterns: str) -> "LogDensity":
+        """The terms of the sites whose name fits one of the patterns (those of a shell), the others left out.
+
+        >>> x = LogDensity((jnp.array(-1.0), jnp.array(-2.0)), (Label("z", ()), Label("y", ())))
+        >>> float(x.select("z").total)
+        -1.0
+
+        :raises ModelError: if a pattern fits no site.
+        """
+        self.weigh(dict.fromkeys(patterns, 1))  # names what fits nothing
+        kept = [any(fnmatchcase(label.site, p) for p in patterns) for label in self.labels]
+        pick = lambda xs: tuple(x for x, k in zip(xs, kept, strict=True) if k)  # noqa: E731
+        return LogDensity(pick(self.terms), pick(self.labels), self.batch_ndim)
 
     def _scalar(self, other, what: str) -> jax.Array:
         if not isinstance(other, int | float | jax.Array) and not hasattr(other, "dtype"):
@@ -179,7 +212,7 @@ def _warn_if_no_bound(labels: Sequence[Label], common: Sequence[Plate]) -> None:
         warnings.warn(
             f"Plate '{plate.name}' is subsampled (every term times {plate.scale:g}) but does not hold every site, so a log of an average "
             "of weights is no bound on the evidence here. Put all sites in the plate, use the full data, or use ELBO.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -199,21 +232,49 @@ def log_mean_exp(log_weights):
     >>> float(log_mean_exp(jnp.zeros(8)))
     0.0
     """
+    return per_element(_log_mean_exp, log_weights)
+
+
+def per_element(fn: Callable[..., jax.Array], log_weights, *others):
+    r"""A function of K particles' log weights, separately for each element of the plates that hold every site.
+
+    .. math:: \sum_{e} s \, f\big(\ell_1[e], \dots, \ell_K[e]\big)
+
+    It is what :func:`log_mean_exp` does with :math:`f` the log of the average, for other bounds that are made of particles. A subsampled
+    plate's N/B = s multiplies outside; inside, log weights are those of single elements.
+
+    :param fn: from arrays of shape (K, ...), one of each log density, to an array of shape (...). It must increase with each weight, and
+        be a bound wherever a log of an average of the weights is one, for the estimate's direction to be right.
+    :param log_weights: as in :func:`log_mean_exp`.
+    :param others: more of them, over the same particles.
+
+    >>> largest = lambda x: x.max(axis=0)
+    >>> float(per_element(largest, jnp.array([1.0, 3.0, 2.0])))
+    3.0
+    """
     if not isinstance(log_weights, LogDensity):
-        log_weights = jnp.asarray(log_weights)
-        if log_weights.ndim == 0:
+        arrays = [jnp.asarray(x) for x in (log_weights, *others)]
+        if any(x.ndim == 0 for x in arrays):
             raise ArgumentError(
                 "log_mean_exp needs an axis of particles, got a scalar; use `replicate(fn, num_particles)` to draw several."
             )
-        return _log_mean_exp(log_weights)
-    if log_weights.batch_ndim != 1:
-        raise ArgumentError(f"log_mean_exp needs one axis of particles, got {log_weights.batch_ndim}; see `replicate`.")
+        return fn(*arrays)
+    every = (log_weights, *others)
+    for x in every:
+        if x.batch_ndim != 1:
+            raise ArgumentError(f"log_mean_exp needs one axis of particles, got {x.batch_ndim}; see `replicate`.")
     if not log_weights.terms:
         return LogDensity((), (), 0)
-    common = _common_plates(log_weights.labels)
+    common = _common_plates([label for x in every for label in x.labels])
     _warn_if_no_bound(log_weights.labels, common)
     scale = math.prod(p.scale for p in common)
     estimate = averaged((label.site, label.estimate.times(1 / scale)) for label in log_weights.labels).times(scale)
+    value = fn(*[_merged(x, common, scale) for x in every])
+    return LogDensity((scale * value if scale != 1 else value,), (Label(_estimated(log_weights.labels), common, estimate),), 0)
+
+
+def _merged(log_weights: LogDensity, common: Sequence[Plate], scale: float) -> jax.Array:
+    """One array over particles and the elements of the common plates, its subsampling scale taken off."""
     summed = []
     for x in log_weights.terms:
         kept = {0} | {x.ndim + p.dim for p in common}
@@ -222,10 +283,7 @@ def log_mean_exp(log_weights):
         x = x.reshape(x.shape[:1] + x.shape[max(1, x.ndim + (common[0].dim if common else 0)) :])
         summed.append(x)
     total = sum(summed[1:], start=summed[0])
-    if scale != 1:
-        total = total / scale
-    value = _log_mean_exp(total)
-    return LogDensity((scale * value if scale != 1 else value,), (Label(_estimated(log_weights.labels), common, estimate),), 0)
+    return total / scale if scale != 1 else total
 
 
 def _log_mean_exp(x: jax.Array) -> jax.Array:

@@ -11,9 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.handlers import substitute
+from jax import random
+from numpyro.handlers import block, substitute
 from numpyro.infer.elbo import ELBO as NumPyroELBO
-from numpyro.primitives import _PYRO_STACK
+from numpyro.primitives import _PYRO_STACK, mutable, prng_key
 
 from ppl_ext.arguments import (
     check_call,
@@ -27,13 +28,13 @@ from ppl_ext.arguments import (
     check_program,
     told,
 )
-from ppl_ext.choices import Run, replicate
+from ppl_ext.choices import Run, carried, replicate
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
 from ppl_ext.explain import explained
 from ppl_ext.program import Program
 from ppl_ext.surrogate import estimate
 
-__all__ = ["Expectation", "Objective", "estimate", "expectation", "objective", "replicate"]
+__all__ = ["Expectation", "Objective", "carried", "estimate", "expectation", "objective", "replicate"]
 
 
 def _refuse_open_handlers(what: str) -> None:
@@ -165,8 +166,43 @@ class Objective(NumPyroELBO):
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
         with explained(type(self).body):
-            value, mutable = estimate(lambda: type(self).body(model, guide, **self.options), rng_key, self.vectorize_particles)
-        return {"loss": -value, "mutable_state": mutable or None}
+            value, state = estimate(lambda: self(model, guide), rng_key, self.vectorize_particles, param_map)
+        return {"loss": -value, "mutable_state": state or None}
+
+    def __call__(self, model, guide):
+        """The objective of two programs that have their arguments, as part of another objective or of an expectation."""
+        return type(self).body(model, guide, **self.options)
+
+    def initial_state(self, rng_key, param_map, model, guide, *args, **kwargs) -> dict[str, Any]:
+        """What the objective carries from step to step (:func:`~ppl_ext.expectation.carried`) before the first one; empty for most."""
+        model = Program(substitute(model, data=param_map), args, kwargs)
+        guide = Program(substitute(guide, data=param_map), args, kwargs)
+        run = Run(rng_key, random.fold_in(rng_key, 0))
+        run.given, run.started = param_map, {}
+        with block(), run, explained(type(self).body):
+            self(model, guide)
+        return run.started
+
+    def carried_by(self, guide: Callable, model: Callable) -> Callable:
+        """The guide, with the objective's state as ``numpyro.mutable`` sites: what ``SVI`` takes for an objective that carries state.
+
+        ``SVI(model, objective.carried_by(guide, model), optim, objective)``. :func:`ppl_ext.infer.fit` does it by itself.
+        """
+        return _Carrier(guide, model, self)
+
+
+class _Carrier(eqx.Module):
+    program: Callable
+    model: Callable
+    objective: Objective = eqx.field(static=True)
+
+    def __call__(self, *args, **kwargs):
+        output = self.program(*args, **kwargs)
+        # Inside an objective its own body reads and writes the state; without a key this is no setting-up.
+        if not any(isinstance(h, Run) for h in _PYRO_STACK) and (key := prng_key() if _PYRO_STACK else None) is not None:
+            for name, init in self.objective.initial_state(key, {}, self.model, self.program, *args, **kwargs).items():
+                mutable(name, init)
+        return output
 
 
 def objective(body: Callable) -> type[Objective]:

@@ -18,7 +18,7 @@ run again under the same keys with the sites' values or the particles' outputs r
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,13 +45,19 @@ _NOT_CONCRETE = (
 )
 
 
-def estimate(fn: Callable[[], Any], rng_key: jax.Array, vectorize: bool = True) -> tuple[jax.Array, dict[str, Any]]:
-    """One unbiased estimate of ``E[fn()]``, differentiable as such, and the mutable state that the run left behind."""
+def estimate(
+    fn: Callable[[], Any], rng_key: jax.Array, vectorize: bool = True, given: Mapping[str, Any] | None = None
+) -> tuple[jax.Array, dict[str, Any]]:
+    """One unbiased estimate of ``E[fn()]``, differentiable as such, and the mutable state that the run left behind.
+
+    :param given: the state that ``fn`` carries from step to step, if it may carry any.
+    """
 
     def runner(concrete=None):
         def run(**options) -> tuple[list[jax.Array], Run]:
             with (r := Run(rng_key, random.fold_in(rng_key, 0), vectorize=vectorize, concrete=concrete, **options)):
                 runs.append(r)
+                r.given = given
                 terms = _terms(fn())
                 return (terms if concrete is None else [t * r.weight for t in terms]), r
 

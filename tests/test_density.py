@@ -12,8 +12,9 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from ppl_ext import LogDensity, expectation, log_density, log_mean_exp, replicate, simulate
-from ppl_ext.density import Label, Plate
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.density import Label, Plate, per_element
+from ppl_ext.direction import Estimate
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 
 OUTER, INNER = Plate("outer", -2, 2, 1.0), Plate("inner", -1, 3, 1.0)
 RNG = np.random.default_rng(0)
@@ -107,6 +108,43 @@ def test_mean_over_two_particle_axes():
     x = LogDensity(terms, (Label("b", (INNER,)),), 2)
     assert x.total.shape == (4, 5)
     close(x.mean().total, terms[0].sum(-1).mean())
+
+
+def test_weighing_and_selecting_by_site():
+    x = single()
+    weighed = x.weigh({"a": 2.0, "*": jnp.asarray(0.5)})
+    close(weighed.by_site["a"], 2 * x.by_site["a"])
+    close(weighed.by_site["b"], 0.5 * x.by_site["b"])
+    assert weighed.labels == x.labels
+    close(x.weigh({"b": 3}).total, x.by_site["a"] + 3 * x.by_site["b"])
+    close(x.weigh({}).total, x.total)
+    close(x.select("b").total, x.by_site["b"])
+    close(x.select("[ab]").total, x.total)
+    assert x.select("a").labels == (x.labels[0], x.labels[2])
+    over_particles = particles().weigh({"b": jnp.arange(4.0)})
+    close(over_particles.by_site["b"], jnp.arange(4.0) * particles().by_site["b"])
+    for method in (lambda: x.select("c"), lambda: x.weigh({"a": 1.0, "c*": 2.0})):
+        with pytest.raises(ModelError, match=r"fits 'c\*?'. Its sites: 'a', 'b'"):
+            method()
+
+
+def test_a_weighed_estimate_keeps_its_direction():
+    x = LogDensity((jnp.zeros(()), jnp.zeros(())), (Label("a", (), Estimate("unbiased")), Label("b", ())))
+    assert [label.estimate.errs for label in x.weigh({"a": -2.0}).labels] == ["upper", "exact"]
+
+
+def test_per_element_of_several_log_densities():
+    """The weighted mean of one by the weights of another, in each element of the plate that holds all, times N/B."""
+    plate = Plate("n", -1, 3, 2.0)
+    rng = np.random.default_rng(2)
+    ell, other = (LogDensity((jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),), (Label("a", (plate,)),), 1) for _ in range(2))
+    given = per_element(lambda a, b: jnp.sum(jax.nn.softmax(a, axis=0) * b, axis=0), ell, other)
+    weights = jax.nn.softmax(ell.terms[0] / 2, axis=0)
+    close(given.terms[0], 2 * jnp.sum(weights * other.terms[0] / 2, axis=0))
+    assert given.labels[0].plates == (plate,)
+    whole = LogDensity((jnp.zeros((4,)),), (Label("b", ()),), 1)  # outside the plate: no elements at all
+    with pytest.warns(UserWarning, match="'n' is subsampled"):
+        close(per_element(lambda a, b: a.sum(0) + b.sum(0), ell, whole).total, ell.total.sum())
 
 
 def test_the_empty_density():

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, NonFiniteError
+from ppl_ext.expectation import Objective
 from ppl_ext.explain import discrete_site, explained
 from ppl_ext.infer.checkpoint import Checkpoint
 from ppl_ext.infer.checks import check_first_step, check_set_up, densities_by_site, non_finite_site
@@ -99,6 +100,7 @@ def fit(
     states = runner.init(rng_key, num_chains, init_params, args, kwargs)
     first = jax.tree.map(lambda x: x[0], runner.params(states))
     check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
+    states = runner.carrying(states, args, kwargs)
     states, _, _ = jax.block_until_ready(runner.steps(states, data, constants, 0))  # compiles
     compiled = time.perf_counter()
 
@@ -206,6 +208,7 @@ class _Runner:
         self.svi = SVI(model, guide, optim, loss=objective)
         self.guide = guide
         self.unset = _unset(guide)
+        self.carries = isinstance(objective, Objective)  # until the first state turns out empty
         self.steps = jax.jit(self._steps, static_argnums=2, donate_argnums=0)
         self.by_site = jax.jit(self._by_site, static_argnums=1)
 
@@ -228,6 +231,22 @@ class _Runner:
             first = self._fresh_svi().init(keys[0], *args, init_params=init_params, **kwargs)
         others = [self._fresh_svi().init(key, *args, init_params=init_params, **kwargs) for key in keys[1:]]
         return jax.tree.map(lambda *x: jnp.stack(x), first, *others)
+
+    def carrying(self, states, args, kwargs):
+        """The states, with what the objective itself carries from step to step."""
+        if not self.carries:
+            return states
+
+        def start(state):
+            params = self.svi.get_params(state) | (state.mutable_state or {})
+            key = random.fold_in(state.rng_key, 0)
+            started = self.svi.loss.initial_state(key, params, self.svi.model, self.guide, *args, **kwargs)
+            return jax.tree.map(jnp.asarray, started)
+
+        # Most objectives carry nothing: then this is traced, and nothing runs.
+        started = jax.jit(jax.vmap(start))(states)
+        self.carries = bool(started)
+        return states._replace(mutable_state={**started, **(states.mutable_state or {})} or None)
 
     def _fresh_svi(self) -> SVI:
         """An autoguide draws its initial location when it is set up, once; each restart sets up a copy."""
