@@ -1,0 +1,101 @@
+r"""What a backward kernel is: a way to choose, for particles of one step, the particle of the step before that they came from.
+
+.. math:: B(i, j) \propto \omega_j \, m(x_j, x'_i)
+
+with the weights ω and particles x of the step before, and the transition density m of the model whatever the proposal was
+(Olsson and Westerborn 2017, eq. 6). Where the emission depends on the state before, it belongs to m.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 1 << 18
+"""Entries of the matrix of pairs that are held at a time."""
+
+
+class Pairs(NamedTuple):
+    """Two neighbouring clouds, as a backward kernel sees them.
+
+    :param log_weights: (N,) of the particles before, unnormalised.
+    :param ancestors: (M,) the particle before that each new one was moved from.
+    :param log_pair: ``(j, i)``, two integer arrays of one shape, to log m(x_j, x'_i) of that shape.
+    :param log_bound: a number that log m does not exceed for any of these pairs; only ``hybrid`` reads it.
+    """
+
+    log_weights: jax.Array
+    ancestors: jax.Array
+    log_pair: Callable[[jax.Array, jax.Array], jax.Array]
+    log_bound: jax.Array | None = None
+
+
+class Tally(NamedTuple):
+    """What went wrong in drawing.
+
+    :param fallbacks: rows of B that were zero throughout and fell back to the ancestor.
+    :param excess: by how many nats a pair exceeded the bound it should have kept; at most 0 where all did.
+    """
+
+    fallbacks: jax.Array
+    excess: jax.Array
+
+
+class BackwardKernel(ABC):
+    """How to draw from B, and how to average under it."""
+
+    needs_bound = False
+
+    @abstractmethod
+    def draw(self, rng_key: jax.Array, pairs: Pairs, lanes: jax.Array, num_draws: int) -> tuple[jax.Array, Tally]:
+        """Indices (L, num_draws) of particles before, for the new particles ``lanes`` (L,)."""
+
+    def average(self, rng_key: jax.Array, pairs: Pairs, value: Callable, num_draws: int) -> tuple[Any, Tally]:
+        """The mean of ``value(j, i)`` over j from B, for every new particle i: leaves (M, ...).
+
+        :param value: two integer arrays of one shape to a pytree whose leaves begin with that shape.
+        """
+        lanes = jnp.arange(len(pairs.ancestors))
+        drawn, tally = self.draw(rng_key, pairs, lanes, num_draws)
+        values = value(drawn, jnp.broadcast_to(lanes[:, None], drawn.shape))
+        return jax.tree.map(lambda x: x.mean(1), values), tally
+
+
+def no_bound_needed(fallbacks: jax.Array) -> Tally:
+    return Tally(fallbacks, jnp.full((), -jnp.inf))
+
+
+def log_rows(pairs: Pairs, lanes: jax.Array) -> jax.Array:
+    """Rows (L, N) of log ω + log m; NaN, the density of a state that a model cannot score, is a zero weight."""
+    earlier = jnp.arange(len(pairs.log_weights))
+    j, i = jnp.broadcast_arrays(earlier[None, :], lanes[:, None])
+    return known(pairs.log_weights[None, :] + pairs.log_pair(j, i))
+
+
+def known(log_density: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
+
+
+def probabilities(log_rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows normalised (zero throughout where no entry is finite), and which rows those are."""
+    top = log_rows.max(-1, keepdims=True)
+    weights = jnp.where(jnp.isneginf(top), 0.0, jnp.exp(log_rows - jnp.where(jnp.isneginf(top), 0.0, top)))
+    total = weights.sum(-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0), jnp.isneginf(top[..., 0])
+
+
+def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never one of weight 0."""
+    sums = jnp.cumsum(weights)
+    found = jnp.searchsorted(sums, uniforms * sums[-1], side="right")
+    # A product that rounds up to the whole sum would end past the last weight that is not zero.
+    return jnp.minimum(found, jnp.searchsorted(sums, sums[-1], side="left")).astype(jnp.int32)
+
+
+def in_blocks(fn: Callable, lanes: Any, width: int) -> Any:
+    """``fn`` of one lane, for all along the leading axis of ``lanes``; ``width`` numbers a lane, and few lanes, are held at a time."""
+    size = max(1, BLOCK // max(width, 1))
+    short = len(jax.tree.leaves(lanes)[0]) <= size
+    return jax.vmap(fn)(lanes) if short else jax.lax.map(fn, lanes, batch_size=size)

@@ -1,0 +1,69 @@
+"""What smoothing asks of a state-space model: particles to move and to weigh, and the density of one state after another."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from ppl_ext.smoothing.backward import BackwardKernel, Pairs
+
+
+class Particles(NamedTuple):
+    """States of a step, every leaf (N, ...): ``carry`` is what the next step sees of them, ``sites`` what was sampled."""
+
+    carry: Any
+    sites: Any
+
+
+class Space(Protocol):
+    """A model with its parameters and a proposal. ``inputs`` are what a step is given from outside, its observations among them."""
+
+    def initial(self, rng_key: jax.Array, num: int) -> Particles:
+        """Draw the states before the first step."""
+
+    def weigh_initial(self, particles: Particles) -> jax.Array:
+        """Log weights (N,) of those states: model over proposal."""
+
+    def move(self, rng_key: jax.Array, carry: Any, inputs: Any) -> Particles:
+        """Draw each particle's next state."""
+
+    def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
+        """Log incremental weights (N,): transition times emission over proposal, at ``particles`` that came from ``carry``."""
+
+    def log_pair(self, carry: Any, particles: Particles, inputs: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """``(j, i)`` to log m(carry_j, particle_i), with the emission where that depends on the carry."""
+
+    def log_bound(self, carry: Any, inputs: Any) -> jax.Array | None:
+        """A number that ``log_pair`` never exceeds from these carries; None where none is known."""
+
+
+class Functional(NamedTuple):
+    """Terms of an additive functional, of one pair of states: ``initial(particle)`` and ``step(inputs, carry, particle)``."""
+
+    initial: Callable[[Particles], Any]
+    step: Callable[[Any, Any, Particles], Any]
+
+
+def terms(step: Callable, inputs: Any, carry: Any, particles: Particles) -> Callable[[jax.Array, jax.Array], Any]:
+    """A functional's step for pairs: ``(j, i)`` to leaves that begin with the shape of the two index arrays."""
+
+    def increment(j, i):
+        earlier, later = (jax.tree.map(lambda x, at=at: x[at.ravel()], tree) for at, tree in ((j, carry), (i, particles)))
+        values = jax.vmap(lambda before, after: step(inputs, before, after))(earlier, later)
+        return jax.tree.map(lambda x: x.reshape(j.shape + x.shape[1:]), values)
+
+    return increment
+
+
+def pairs_of(
+    space: Space,
+    kernel: BackwardKernel,
+    carry: Any,
+    particles: Particles,
+    inputs: Any,
+    log_weights: jax.Array,
+    ancestors: jax.Array,
+) -> Pairs:
+    """Two neighbouring clouds for a backward kernel, with the bound if it reads one."""
+    bound = space.log_bound(carry, inputs) if kernel.needs_bound else None
+    return Pairs(log_weights, ancestors, space.log_pair(carry, particles, inputs), bound)

@@ -1,0 +1,93 @@
+r"""Additive functionals, carried along with the particles: τ, one value each.
+
+.. math:: \tau_t^i = \int B_t(i, dj) \, (\tau_{t-1}^j + \tilde h_t(x_{t-1}^j, x_t^i)), \qquad
+    \mathbb{E}[h_T \mid y_{1:T}] \approx \sum_i \bar\omega_T^i \tau_T^i
+
+How the integral is taken is the backward kernel's business (Olsson and Westerborn 2017, algorithm 2, for draws).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppl_ext.smoothing.backward import BackwardKernel, Pairs, Tally
+
+
+class Statistic(NamedTuple):
+    """Values of the particles, less a part that all of them share.
+
+    The values of a sum over T steps grow as T while their spread stays; kept together they would lose the spread, and then the
+    increments, to rounding. So their weighted mean moves into ``shared``, which is summed with compensation.
+
+    :param values: leaves (N, ...). :param shared: leaves (...). :param lost: leaves (...), what rounding took from ``shared``.
+    """
+
+    values: Any
+    shared: Any
+    lost: Any
+
+
+def start(values: Any) -> Statistic:
+    """From the values of the first particles, leaves (N, ...)."""
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), values)
+    return Statistic(values, zero, zero)
+
+
+def advance(
+    rng_key: jax.Array, statistic: Statistic, kernel: BackwardKernel, pairs: Pairs, increment: Callable, num_draws: int
+) -> tuple[Statistic, Tally]:
+    """One step: ``increment(j, i)`` is the functional's new term, leaves beginning with the shape of the two index arrays."""
+
+    def value(j, i):
+        return jax.tree.map(lambda tau, term: tau[j] + term, statistic.values, increment(j, i))
+
+    values, tally = kernel.average(rng_key, pairs, value, num_draws)
+    return statistic._replace(values=values), tally
+
+
+def centre(statistic: Statistic, log_weights: jax.Array) -> Statistic:
+    """Move the weighted mean of the values into the part that all share."""
+    mean = average(statistic.values, log_weights)
+    added = jax.tree.map(lambda total, lost, x: _compensated(total, lost, x), statistic.shared, statistic.lost, mean)
+    shared = jax.tree.map(lambda x, both: both[0], mean, added)
+    lost = jax.tree.map(lambda x, both: both[1], mean, added)
+    return Statistic(jax.tree.map(lambda x, m: x - m, statistic.values, mean), shared, lost)
+
+
+def estimate(statistic: Statistic, log_weights: jax.Array) -> Any:
+    """The expectation under the weights, leaves (...)."""
+    mean = average(statistic.values, log_weights)
+    return jax.tree.map(lambda total, lost, m: total + (m - lost), statistic.shared, statistic.lost, mean)
+
+
+def average(values: Any, log_weights: jax.Array) -> Any:
+    """Weighted mean over particles; plain where no weight is left."""
+    weights = relative(log_weights)
+    weights = weights / weights.sum()
+
+    def mean(x):
+        beside = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
+        return jnp.where(beside > 0, beside * x, 0).sum(0)
+
+    return jax.tree.map(mean, values)
+
+
+def _compensated(total: jax.Array, lost: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Kahan's sum: the new total, and what it has lost."""
+    x = x - lost
+    new = total + x
+    return new, (new - total) - x
+
+
+def relative(log_weights: jax.Array) -> jax.Array:
+    """Weights (N,) over the largest of them; all one where no weight is left."""
+    top = log_weights.max()
+    return jnp.where(jnp.isneginf(top), 1.0, jnp.exp(log_weights - jnp.where(jnp.isneginf(top), 0.0, top)))
+
+
+def effective(log_weights: jax.Array) -> jax.Array:
+    """Effective sample size, (Σω)² / Σω²."""
+    weights = relative(log_weights)
+    return weights.sum() ** 2 / jnp.sum(weights**2)
