@@ -22,7 +22,7 @@ from ppl_ext.choices import unmasked
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import check_outside, trace_state
-from ppl_ext.program import _checked
+from ppl_ext.program import _checked, _listed
 
 
 class Inputs(NamedTuple):
@@ -49,11 +49,13 @@ class Reached(BaseException):
 
 
 class Terms(NamedTuple):
-    """Log densities of a run's sites: latent ones, observed ones, and the latent ones' own law where scale makes that another."""
+    """Log densities of a run's sites: latent ones, observed ones, the law that the latent ones are drawn from, and ``latent - drawn``,
+    which is zero unless a scale makes it another."""
 
     latent: jax.Array
     observed: jax.Array
     drawn: jax.Array
+    rescaled: jax.Array
 
 
 class _Sites(Messenger):
@@ -63,14 +65,14 @@ class _Sites(Messenger):
         super().__init__()
         self.values, self.key, self.state = values, key, trace_state()
         self.sites: dict[str, dict] = {}
-        self.latent: list[str] = []  # neither observed nor given by a handler inside
+        self.latent: list[str] = []
+        self.given: list[str] = []  # latent by themselves, but a handler inside gave them a value
         self.num_keys, self.stands = 0, "before its first site"
 
-    def next_key(self):
+    def next_key(self, number: int):
         if self.key is None:
             raise ModelError("The model asks for a random key of its own; make it a function of its arguments and sites.")
-        self.num_keys += 1
-        return random.fold_in(self.key, self.num_keys)
+        return random.fold_in(self.key, number)
 
     def process_message(self, msg):
         kind = msg["type"]
@@ -87,24 +89,27 @@ class _Sites(Messenger):
                 )
             msg["stop"] = True
         elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:
-            msg["kwargs"]["rng_key"], msg["stop"] = self.next_key(), True
+            self.num_keys += 1
+            msg["kwargs"]["rng_key"], msg["stop"] = self.next_key(self.num_keys), True
         elif kind == "deterministic":
             msg["stop"] = True
 
     def sample(self, msg) -> None:
-        name = msg["name"]
+        name, key = msg["name"], msg["kwargs"]["rng_key"]
+        self.num_keys += 1  # whether the site is drawn or not: so the others' draws do not depend on that
         check_outside(self.state, name)
         if name in self.sites:
             raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
         if msg["value"] is not None or msg["is_observed"]:
+            self.given += [] if msg["is_observed"] else [name]
             return
         self.latent.append(name)
         if name in self.values:
             shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
             msg["value"] = jnp.reshape(_checked(name, self.values[name], shape), shape)
         else:
-            key = msg["kwargs"]["rng_key"]
-            msg["value"] = unmasked(msg["fn"])(rng_key=self.next_key() if key is None else key, sample_shape=msg["kwargs"]["sample_shape"])
+            key = self.next_key(self.num_keys) if key is None else key
+            msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample":
@@ -113,16 +118,21 @@ class _Sites(Messenger):
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
         """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too."""
-        sums = [jnp.zeros(()), jnp.zeros(()), jnp.zeros(())]
+        total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)
             if name in latent:
                 site = {**site, "fn": unmasked(site["fn"])} if bare else site
-                sums[0] += outer * jnp.sum(site_term(site, {})[0])
-                sums[2] += jnp.sum(site_term({**site, "scale": None}, {})[0])
+                law = jnp.sum(site_term({**site, "scale": None}, {})[0])
+                drawn += law
+                if name in scales or not (site["scale"] is None or is_identically_one(site["scale"])):
+                    counted = outer * jnp.sum(site_term(site, {})[0])
+                    rescaled += counted - law
+                    law = counted
+                total += law
             elif name not in self.latent:
-                sums[1] += outer * jnp.sum(observed_term(site))
-        return Terms(*sums)
+                observed += outer * jnp.sum(observed_term(site))
+        return Terms(total, observed, drawn, rescaled)
 
 
 class Before(_Sites):
@@ -186,6 +196,7 @@ class Before(_Sites):
             raise ModelError("The scan runs with reverse=True; flip its inputs, jax.tree.map(lambda x: x[::-1], xs), and scan forwards.")
         length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
         stack = tuple((kind, _values_of(held)) for kind, held in msg["kwargs"]["substitute_stack"])
+        stack += (("substitute", {n: v for n, v in self.values.items() if n not in self.sites}),)
         series = {n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)}
         init = jax.tree.map(_strong, init)
         self.scan = Scan(body, init, Inputs(jax.tree.map(jnp.asarray, xs), series, jnp.arange(length)), length, stack, {})
@@ -199,7 +210,7 @@ class Before(_Sites):
     def _first_step(self):
         assert self.scan is not None
         x = jax.tree.map(lambda a: a[0] if len(a) else jnp.zeros(a.shape[1:], a.dtype), self.scan.xs)
-        return run_step(self.scan, self.scan.init, x, {}, self.next_key())
+        return run_step(self.scan, self.scan.init, x, {}, self.next_key(0))
 
     def _stack(self, length: int) -> PytreeTrace:
         """The sites of all steps as handlers around a scan expect them; only their shapes are right."""
@@ -276,3 +287,35 @@ def _at_step(msg, held: dict[str, Any], inputs: Inputs):
             "steps. Give one for every step; NaN for what was not observed."
         )
     return inputs.given[name]
+
+
+class _Proposal(_Sites):
+    """A run of a proposal: parameters have their values from outside already."""
+
+    def __init__(self, key, params: dict[str, Any]):
+        super().__init__({}, key)
+        self.params = params
+
+    def process_message(self, msg):
+        if msg["type"] == "param" and msg["name"] in self.params:
+            msg["value"], msg["stop"] = self.params[msg["name"]], True
+        else:
+            super().process_message(msg)
+
+
+def draw_sites(what: str, program: Callable, args: tuple, key, wanted, params: dict[str, Any] | None = None):
+    """Values of the wanted sites from another program, and the log density that they were drawn with."""
+    with block(), (record := _Proposal(key, params or {})):
+        program(*args)
+    if set(record.latent) != set(wanted) or len(record.sites) > len(record.latent):
+        raise ModelError(
+            f"{what} must draw {_listed(wanted)} and nothing else; it has the sites {_listed(record.sites)}. Its parameters go in as its "
+            "arguments, and it observes nothing."
+        )
+    values = {}
+    for name in wanted:
+        value, site = record.sites[name]["value"], wanted[name]
+        if jnp.shape(value) != site.shape:
+            raise ModelError(f"{what} draws site '{name}' with the shape {jnp.shape(value)}; the model's has {site.shape}.")
+        values[name] = value
+    return values, record.terms(frozenset(record.latent), {}).drawn

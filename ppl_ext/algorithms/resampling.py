@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
+from ppl_ext.algorithms.compensated import Sum, two_sum
 from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentError
 
@@ -106,13 +107,6 @@ def scheme_of(where: str, scheme: str | Scheme) -> Scheme:
     return SCHEMES[scheme]
 
 
-def _two_sum(a, b):
-    """Sums of pairs (value, error), exact to the square of the precision (Knuth)."""
-    total = a[0] + b[0]
-    part = total - a[0]
-    return total, (a[0] - (total - part)) + (b[0] - part) + a[1] + b[1]
-
-
 def _rows(x: jax.Array) -> jax.Array:
     side = math.ceil(math.sqrt(len(x)))
     return jnp.pad(x, (0, side * -(-len(x) // side) - len(x))).reshape(-1, side)
@@ -122,7 +116,7 @@ def _total(x: jax.Array) -> jax.Array:
     if len(x) <= _ONE_LEVEL:
         return x.sum()
     rows = _rows(x).sum(1)
-    return lax.associative_scan(_two_sum, (rows, jnp.zeros_like(rows)))[0][-1]
+    return lax.associative_scan(two_sum, Sum(rows, jnp.zeros_like(rows))).high[-1]
 
 
 def _cumulated(x: jax.Array, num: int) -> _Position:
@@ -131,9 +125,9 @@ def _cumulated(x: jax.Array, num: int) -> _Position:
         sums = jnp.cumsum(x)
         return _split(jnp.zeros((), x.dtype), sums * (num / sums[-1]), len(x))
     inner = jnp.cumsum(_rows(x), axis=1)
-    total = lax.associative_scan(_two_sum, (inner[:, -1], jnp.zeros_like(inner[:, -1])))[0][-1]
+    total = lax.associative_scan(two_sum, Sum(inner[:, -1], jnp.zeros_like(inner[:, -1]))).high[-1]
     inner = inner * (num / total)
-    high, low = lax.associative_scan(_two_sum, (inner[:, -1], jnp.zeros_like(inner[:, -1])))
+    high, low = lax.associative_scan(two_sum, Sum(inner[:, -1], jnp.zeros_like(inner[:, -1])))
     low = low + ((num - high[-1]) - low[-1]) * (high / num)  # the factor num / total is rounded, too
     high, low = (jnp.pad(part[:-1], (1, 0))[:, None] for part in (high, low))
     return _split(jnp.floor(high), (high - jnp.floor(high)) + low + inner, len(x))

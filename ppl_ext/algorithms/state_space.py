@@ -29,7 +29,7 @@ For streaming, see :func:`time_slice` and :func:`check_streams`.
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from jax import random
 from numpyro.handlers import block
 
 from ppl_ext.algorithms.dependence import Uses, find_uses
-from ppl_ext.algorithms.lowering import Before, Inputs, Reached, run_step
+from ppl_ext.algorithms.lowering import Before, Inputs, Reached, Terms, run_step
 from ppl_ext.arguments import check_call, check_program, check_values
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained
@@ -113,31 +113,40 @@ class StateSpace:
         """The particle at time 0 whose initial sites have these values."""
         return self._start(self._rerun(values, None))[0]
 
+    def initial_terms(self, values: Mapping[str, Any]) -> tuple[Particle, Terms]:
+        """As :meth:`initial`, with the parts of the density that a weight is made of."""
+        start, terms = self._start(self._rerun(values, None))
+        return start.particle, terms
+
     def start(self, key) -> tuple[Particle, dict[str, jax.Array], jax.Array]:
         """A particle at time 0 drawn from the laws of its initial sites, their values, and its log weight (see :meth:`propagate`)."""
         before = self._rerun({}, key)
-        start, drawn = self._start(before)
+        start, terms = self._start(before)
         values = {n: before.sites[n]["value"] for n in self.initial_sites}
-        return start.particle, values, start.log_emission + start.log_initial - drawn
+        return start.particle, values, terms.observed + terms.rescaled
 
-    def _start(self, before: Before) -> tuple[Start, jax.Array]:
+    def _start(self, before: Before) -> tuple[Start, Terms]:
         assert before.scan is not None
         terms = before.terms(frozenset(self.initial_sites), {})
         sites = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()}
-        return Start(Particle(before.scan.init, sites), terms.latent, terms.observed), terms.drawn
+        return Start(Particle(before.scan.init, sites), terms.latent, terms.observed), terms
 
     def propagate(self, key, particle: Particle, x_t: Inputs) -> tuple[Particle, jax.Array]:
         """One step with the latent sites drawn from their laws, and the log weight g. (Where ``handlers.scale`` makes a latent site count
         for more or less than its law, the weight makes up for that.)"""
         carry, _, step = run_step(self._scan, particle.carry, x_t, {}, key)
         terms = step.terms(frozenset(self.step_sites), self._scan.scales)
-        return self._particle(carry, step), terms.observed + terms.latent - terms.drawn
+        return self._particle(carry, step), terms.observed + terms.rescaled
 
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> Step:
         """One step from a particle's carry with given values of the latent sites."""
+        particle, terms = self.step_terms(particle, values, x_t)
+        return Step(particle, terms.latent, terms.observed)
+
+    def step_terms(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> tuple[Particle, Terms]:
+        """As :meth:`step`, with the parts of the density that a weight is made of."""
         carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
-        terms = step.terms(frozenset(self.step_sites), self._scan.scales)
-        return Step(self._particle(carry, step), terms.latent, terms.observed)
+        return self._particle(carry, step), step.terms(frozenset(self.step_sites), self._scan.scales)
 
     def _particle(self, carry, step) -> Particle:
         carry = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), carry, self._scan.init)
@@ -173,12 +182,14 @@ def lower(
     kwargs: Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any] | None = None,
     *,
-    initial: tuple[str, ...] | None = None,
+    initial: tuple[str, ...] | Literal["rest"] | None = None,
 ) -> StateSpace:
     """The state-space form of a NumPyro model with one ``scan``.
 
-    :param parameters: constrained values of sites before the scan, one for all particles.
-    :param initial: names of sites before the scan that each particle draws; by default those that reach the first carry and are not given.
+    :param parameters: constrained values of sites before the scan, one for all particles. Values for sites of the step, with a time axis,
+        are taken as given there: such a site counts in g.
+    :param initial: names of sites before the scan that each particle draws; ``"rest"`` for all that have no value; by default those of them
+        that reach the first carry.
     :raises ModelError: if the model has no state-space form, a parameter has no value, or a value has no site. The message says which.
 
     >>> import numpyro, numpyro.distributions as dist
@@ -205,8 +216,12 @@ def lower(
         model(*args, **kwargs)
     if first.scan is None:
         raise ModelError("The model has no numpyro.contrib.control_flow.scan, so there is no series to filter.")
-    if unknown := [n for n in values if n not in first.latent]:
-        raise ModelError(f"No latent site {_listed(unknown)} before the scan to give a value; there is {_listed(first.latent)}.")
+    assert first.step is not None
+    if unknown := [n for n in values if n not in first.latent and n not in first.step.given]:
+        raise ModelError(
+            f"No latent site {_listed(unknown)} to give a value; there is {_listed(first.latent)} before the scan, and "
+            f"{_listed([*first.step.latent, *first.step.given])} in its step."
+        )
 
     def rerun(more: Mapping[str, Any], key) -> Before:
         with block(), (before := Before({**values, **more}, key, params)):
@@ -217,10 +232,11 @@ def lower(
         raise ModelError("The model came to its scan the first time and not the second; it must run the same way every time.")
 
     free = [n for n in first.latent if n not in values]
-    if initial is not None and (unknown := [n for n in initial if n not in free]):
+    if initial not in (None, "rest") and (unknown := [n for n in initial or () if n not in free]):
         raise ModelError(f"initial names {_listed(unknown)}; of the sites before the scan {_listed(free)} have no given value.")
     uses = find_uses(rerun, first, free)
-    chosen = tuple(n for n in free if n in (uses.reaches_init if initial is None else initial))
+    wanted = uses.reaches_init if initial is None else free if initial == "rest" else initial
+    chosen = tuple(n for n in free if n in wanted)
     if missing := [n for n in free if n not in chosen]:
         raise ModelError(
             f"Parameter {_listed(missing)} has no value: give one in parameters={{...}} (the initial state is {_listed(chosen)})."

@@ -408,7 +408,7 @@ def test_refused(model):
 def test_wrong_arguments():
     with pytest.raises(ArgumentError, match="lower: model 'plain' takes"):
         lower(plain)
-    with pytest.raises(ModelError, match="No latent site 'psi' before the scan"):
+    with pytest.raises(ModelError, match="No latent site 'psi' to give a value"):
         lower(plain, (Y,), {}, {"phi": 0.7, "sigma": 0.8, "psi": 1.0})
     with pytest.raises(ModelError, match="initial names 'phi'"):
         lower(plain, (Y,), {}, {"phi": 0.7, "sigma": 0.8}, initial=("phi",))
