@@ -7,6 +7,7 @@ indices in every particle and in model and guide alike: the key is made from the
 
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from ppl_ext.arguments import check_count, check_flag, check_function
 from ppl_ext.credit import mark
 from ppl_ext.density import LogDensity
 from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
-from ppl_ext.explain import check_outside, trace_state
+from ppl_ext.explain import check_outside, rolled, trace_state
 from ppl_ext.gradients import (
     Constant,
     Enumerate,
@@ -158,7 +159,7 @@ class Run(Messenger):
             self._learned(msg["name"], msg["value"])
         elif kind == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done"):
             self.drawn[msg["name"]] = msg["value"]
-        elif kind == "control_flow" and msg.get("_ppl_ext_run") is self and scan_length(msg) is not None:
+        elif kind == "control_flow" and msg.get("_ppl_ext_run") is self and isinstance(msg["fn"], partial):  # a scan, as below
             out, (trace, (ys, self.series)) = msg["value"]
             msg["value"] = out, (trace, ys)
 
@@ -252,7 +253,7 @@ class Run(Messenger):
             carry, y = body(carry, x)
             return carry, (y, dict(given))
 
-        msg["args"] = (with_baselines, *rest)
+        msg["fn"], msg["args"] = partial(rolled, msg["fn"]), (with_baselines, *rest)
 
     def replicate(self, fn: Callable, num: int, vectorize: bool | None):
         node = self.unique("replicate")
@@ -279,7 +280,7 @@ class Run(Messenger):
         elif self.tracing or not (self.vectorize if vectorize is None else vectorize):
             # While tracing for credit, too: a scan without a carry shows the data flow that particles are independent.
             keys = key[None] if num == 1 else random.split(key, num)
-            out, laws, mutable, weight = lax.map(lambda args: body(*args), (keys, forced))
+            out, laws, mutable, weight = rolled(lax.map, lambda args: body(*args), (keys, forced))
         else:
             out, laws, mutable, weight = jax.vmap(body)(random.split(key, num), forced)
         self.choices += kept
@@ -327,11 +328,13 @@ class _Body(Messenger):
 
     def __init__(self, run: Run, prefix: str, forced, given: dict[str, jax.Array] | None = None):
         super().__init__()
-        self.run, self.prefix, self.forced, self.given = run, prefix, forced, given
+        self.run, self.prefix, self.forced, self.given, self.state = run, prefix, forced, given, trace_state()
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             raise StrategyError("A scan inside a scan is not supported by NumPyro; move the inner loop into jax.lax.scan without sites.")
+        if msg["type"] == "sample":
+            check_outside(self.state, msg["name"])
         if msg["type"] == "plate" and msg["value"] is None:
             self.run.process_message(msg)
         elif msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:

@@ -30,7 +30,7 @@ from ppl_ext.arguments import (
 )
 from ppl_ext.choices import Run, carried, replicate
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
-from ppl_ext.explain import explained
+from ppl_ext.explain import explained, past_inner_jits
 from ppl_ext.program import Program
 from ppl_ext.surrogate import estimate
 
@@ -177,11 +177,15 @@ class Objective(NumPyroELBO):
         """What the objective carries from step to step (:func:`~ppl_ext.expectation.carried`) before the first one; empty for most."""
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
-        run = Run(rng_key, random.fold_in(rng_key, 0))
-        run.given, run.started = param_map, {}
-        with block(), run, explained(type(self).body):
-            self(model, guide)
-        return run.started
+
+        def attempt() -> dict[str, Any]:
+            run = Run(rng_key, random.fold_in(rng_key, 0))
+            run.given, run.started = param_map, {}
+            with block(), run, explained(type(self).body):
+                self(model, guide)
+            return run.started
+
+        return past_inner_jits(attempt)
 
     def carried_by(self, guide: Callable, model: Callable) -> Callable:
         """The guide, with the objective's state as ``numpyro.mutable`` sites: what ``SVI`` takes for an objective that carries state.

@@ -111,14 +111,52 @@ def name_of(program: Any) -> str:
     return type(program).__name__
 
 
+class InsideError(ModelError):
+    """A site is sampled inside a transformation of JAX within its program."""
+
+
 def check_outside(state: Any, name: str) -> None:
     """Refuse a site inside a transformation of JAX that was opened after ``state`` was taken: its value could not leave it."""
     if get_opaque_trace_state() != state:
-        raise ModelError(
+        raise InsideError(
             f"Site '{name}' is sampled inside jax.vmap, jax.jit, jax.grad, jax.lax.scan or another transformation within the program, "
             "and its value and density cannot leave it. Use numpyro.plate instead of vmap, numpyro.contrib.control_flow's scan and cond "
             "instead of those of jax.lax, and leave an inner jit away: the whole program is compiled anyway."
         )
+
+
+# Part of the key of every cache of traces: a jitted function that was traced elsewhere, its sites under other handlers, is traced anew.
+_here = jax.make_user_context(default_value=False)
+
+
+def past_inner_jits(run: Callable[[], Any], again: bool = True, checked: bool = True) -> Any:
+    """What ``run()`` returns. If a site of it lies inside a ``jax.jit``, it runs again (if it may) with every such ``jit`` left away.
+
+    JAX then unrolls the program's ``jax.lax`` loops too; those of NumPyro and our own stay (:func:`rolled`).
+
+    :param checked: every site met here is checked by :func:`check_outside`, so that no trace with a site in it is ever kept.
+    """
+    with _here(checked):
+        try:
+            return run()
+        except (InsideError, ProgramError, jax.errors.UnexpectedTracerError) as error:
+            other = isinstance(error, ProgramError) and not isinstance(error.__cause__, jax.errors.UnexpectedTracerError)
+            if other or not again or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+                raise
+        with jax.disable_jit():
+            return run()
+
+
+def rolled(loop: Callable, body: Callable, *args, **kwargs) -> Any:
+    """``loop(body, ...)`` as a loop even where ``jit`` is left away, as it goes on to be in the body."""
+    disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+
+    def as_outside(*args):
+        with jax.disable_jit(disabled):
+            return body(*args)
+
+    with jax.disable_jit(False):
+        return loop(as_outside, *args, **kwargs)
 
 
 trace_state = get_opaque_trace_state

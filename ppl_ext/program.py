@@ -21,7 +21,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from ppl_ext.arguments import check_call, check_key, check_program, check_values
 from ppl_ext.density import LogDensity, site_term
 from ppl_ext.errors import ModelError
-from ppl_ext.explain import check_outside, explained, trace_state
+from ppl_ext.explain import check_outside, explained, past_inner_jits, trace_state
 
 
 class Program(eqx.Module):
@@ -87,7 +87,7 @@ def run_in_scan_body(msg: dict, wrap: Callable[[dict[str, jax.Array]], Messenger
 
         msg["args"] = (pred, branch(true_fun), branch(false_fun), operand)
         return
-    if msg["fn"] is not scan_wrapper:
+    if getattr(msg["fn"], "args", (msg["fn"],))[0] is not scan_wrapper:  # or what an expectation inside made of it
         raise ModelError(f"Unknown control flow '{getattr(msg['fn'], '__name__', msg['fn'])}': only NumPyro's scan and cond are supported.")
     fn, init, xs, length, reverse = msg["args"]
     series = {} if series is None else series
@@ -174,9 +174,11 @@ class _Impose(Messenger):
 
     def __init__(self, values, seen: set[str]):
         super().__init__()
-        self.values, self.seen = values, seen
+        self.values, self.seen, self.state = values, seen, trace_state()
 
     def process_message(self, msg):
+        if msg["type"] == "sample":
+            check_outside(self.state, msg["name"])
         if msg["type"] == "control_flow":
             length = scan_length(msg)
             values = dict(self.values)
@@ -254,6 +256,11 @@ def _seeded(what: str, program: Callable, rng_key, args: tuple, kwargs: dict) ->
     return seed(program, rng_key)
 
 
+def _past_inner_jits(attempt: Callable) -> Any:
+    """As :func:`~ppl_ext.explain.past_inner_jits`; with handlers open, which have seen the first run, it is theirs to run again."""
+    return past_inner_jits(attempt, again=not _PYRO_STACK)
+
+
 def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwargs) -> Draw:
     r"""Draw the unobserved sites of a program and score the run.
 
@@ -272,8 +279,13 @@ def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwarg
     True
     """
     run = _seeded("simulate", program, rng_key, args, kwargs)
-    with explained(program, lambda: record.stands), (record := _Record(program)):
-        output = run(*args, **kwargs)
+
+    def attempt():
+        record = _Record(program)
+        with explained(program, lambda: record.stands), record:
+            return record, run(*args, **kwargs)
+
+    record, output = _past_inner_jits(attempt)
     values, auxiliary = {}, set()
     for name, site in record.sites.items():
         if site["type"] == "sample" and not site["is_observed"]:
@@ -306,9 +318,14 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
     """
     run = _seeded("log_density", program, rng_key, args, kwargs)
     check_values("log_density: values", values)
-    seen: set[str] = set()
-    with explained(program, lambda: record.stands), (record := _Record(program)), _Impose(values, seen):
-        run(*args, **kwargs)
+
+    def attempt():
+        record, seen = _Record(program), set[str]()
+        with explained(program, lambda: record.stands), record, _Impose(values, seen):
+            run(*args, **kwargs)
+        return record, seen
+
+    record, seen = _past_inner_jits(attempt)
     extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
     # Values of observed sites were refused above; a value for a deterministic site or a param is a misunderstanding too.
     if extra:

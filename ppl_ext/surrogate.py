@@ -31,6 +31,7 @@ from ppl_ext.choices import AUTOMATIC_SUPPORT, Choice, ForkError, Run
 from ppl_ext.credit import Deps, shared_sums, spread, trace_credit
 from ppl_ext.density import LogDensity
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
+from ppl_ext.explain import past_inner_jits
 from ppl_ext.gradients import charged
 from ppl_ext.lanes import LocalLanes, plan_lanes
 from ppl_ext.predictions import moved, predictions, regression, targets
@@ -63,13 +64,16 @@ def estimate(
 
         return run
 
+    def attempt():
+        try:
+            return _estimate(runner())
+        except _NOT_CONCRETE as error:
+            if not any(r.can_fork for r in runs):
+                raise
+            return _fork(runner, error)
+
     runs: list[Run] = []
-    try:
-        return _estimate(runner())
-    except _NOT_CONCRETE as error:
-        if not any(r.can_fork for r in runs):
-            raise
-        return _fork(runner, error)
+    return past_inner_jits(attempt)
 
 
 def _fork(runner, error: Exception) -> tuple[jax.Array, dict[str, Any]]:

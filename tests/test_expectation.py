@@ -19,7 +19,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.primitives import mutable
 
 from ppl_ext import expectation, log_density, log_mean_exp, replicate, simulate
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, StrategyError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
 from ppl_ext.gradients import Enumerate, LeaveOneOut, Reparameterize, ScoreFunction
 from ppl_ext.objectives import ELBO
 from tests.oracles import assert_unbiased, gaussian, quick_jit, z_scores
@@ -425,17 +425,6 @@ def test_inner_jit_relu_and_while_loop(strategy):
         return (1 - sigmoid(p)) * 7.0 + sigmoid(p) * hit
 
     assert_unbiased(replicates(program, 0.4), exactly(by_hand, 0.4))
-
-
-def test_a_scored_site_under_an_inner_jit_is_not_silently_constant():
-    """In genjax its gradient is zero."""
-
-    def program(p):
-        return 3.0 * jax.jit(lambda q: coin(q, "score"))(p)
-
-    # It is refused today; were it served, the gradient would have to be right.
-    with pytest.raises((jax.errors.UnexpectedTracerError, StrategyError, ModelError)):
-        expectation(program).value_and_grad(jax.random.key(0), jnp.array(0.4))
 
 
 # --- parameters, keys, compilation -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, NonFiniteError
 from ppl_ext.expectation import Objective
-from ppl_ext.explain import discrete_site, explained
+from ppl_ext.explain import discrete_site, explained, past_inner_jits
 from ppl_ext.infer.checkpoint import Checkpoint
 from ppl_ext.infer.checks import check_first_step, check_set_up, densities_by_site, non_finite_site
 from ppl_ext.result import Fit
@@ -218,7 +218,7 @@ class _Runner:
         # A guide that an earlier fit set up would start its first chain where that one did.
         again = isinstance(self.guide, AutoGuide) and self.guide.prototype_trace is not None
         try:
-            first = self.svi.init(keys[0], *args, init_params=init_params, **kwargs)
+            first = past_inner_jits(lambda: self.svi.init(keys[0], *args, init_params=init_params, **kwargs), checked=False)
         except Exception as error:
             if init_params:
                 self._check_init_shapes(keys[0], init_params, args, kwargs)
@@ -228,8 +228,8 @@ class _Runner:
                 raise
         self._check_init_params(init_params)
         if again:
-            first = self._fresh_svi().init(keys[0], *args, init_params=init_params, **kwargs)
-        others = [self._fresh_svi().init(key, *args, init_params=init_params, **kwargs) for key in keys[1:]]
+            first = self._restart(keys[0], init_params, args, kwargs)
+        others = [self._restart(key, init_params, args, kwargs) for key in keys[1:]]
         return jax.tree.map(lambda *x: jnp.stack(x), first, *others)
 
     def carrying(self, states, args, kwargs):
@@ -247,6 +247,9 @@ class _Runner:
         started = jax.jit(jax.vmap(start))(states)
         self.carries = bool(started)
         return states._replace(mutable_state={**started, **(states.mutable_state or {})} or None)
+
+    def _restart(self, key, init_params, args, kwargs):
+        return past_inner_jits(lambda: self._fresh_svi().init(key, *args, init_params=init_params, **kwargs), checked=False)
 
     def _fresh_svi(self) -> SVI:
         """An autoguide draws its initial location when it is set up, once; each restart sets up a copy."""
