@@ -31,6 +31,7 @@ __all__ = [
     "log_density",
     "log_mean_exp",
     "marginal",
+    "meta",
     "normalize",
     "objective",
     "objectives",

@@ -209,6 +209,17 @@ class NIW(eqx.Module):
             matrix = block_diag(*self.split(matrix))
         return NIW(loc, mean_precision, matrix, self.df + total, self.blocks)
 
+    def towards(self, other: "NIW", rate: float | jax.Array) -> "NIW":
+        r"""A natural-gradient step: natural parameters :math:`(l, lm, V + lmm^\top, n)` mixed, ``rate`` of them other's (Hoffman et al.
+        2013, eq. 22). Written so that nothing cancels: :math:`V = (1-\rho) V_a + \rho V_b + \tfrac{(1-\rho) l_a \rho l_b}{l} r r^\top`
+        with r the difference of the means."""
+        a, b = (1 - rate) * self.mean_precision, rate * other.mean_precision
+        r = self.loc - other.loc
+        matrix = (1 - rate) * self.scale_matrix + rate * other.scale_matrix
+        between = a * b / (a + b) * (r**2 if self.diagonal else block_diag(*self.split(jnp.outer(r, r))))
+        loc = (a * self.loc + b * other.loc) / (a + b)
+        return NIW(loc, a + b, matrix + between, (1 - rate) * self.df + rate * other.df, self.blocks)
+
     def predictive(self) -> dist.Distribution:
         r"""The law of a new episode's θ, with event shape (d,): a Student-t (Gelman et al. 2013, section 3.6) with :math:`n_0 - d + 1`
         degrees of freedom, location m₀ and scale matrix :math:`\frac{l_0 + 1}{l_0 (n_0 - d + 1)} V_0`. Blocks are independent, d then

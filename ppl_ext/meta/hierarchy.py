@@ -1,0 +1,77 @@
+"""An episode model laid out over episodes: local fits, the bound they give, and the shared law's update."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+
+from ppl_ext.meta.episode import EpisodeForm, EpisodeLoss, Rows
+from ppl_ext.meta.local import Gaussian, LocalSolver, Quadratic, closed_form, expected
+from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.stream import Batch
+
+POINT = 1e6
+"""How many episodes stand for infinitely many: the shared law is then a point, and its divergence from the prior weighs nothing."""
+
+
+class Terms(NamedTuple):
+    """The bound's parts, per episode: expected loss, expected divergence from the shared law, and what the globals cost."""
+
+    loss: jax.Array
+    divergence: jax.Array
+    globals: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        return self.loss + self.divergence + self.globals
+
+
+class Hierarchy(eqx.Module):
+    """An episode model laid out over episodes: what :func:`lift` becomes once it has seen one. All its methods are pure."""
+
+    form: EpisodeForm
+    prior: NIW
+    num_episodes: float = eqx.field(static=True)
+    row_plates: tuple[str, ...] = eqx.field(static=True)
+
+    def loss(self, shared: Mapping[str, Any], args: tuple, length: jax.Array) -> EpisodeLoss:
+        """One episode's negative log likelihood, as a function of θ."""
+        return EpisodeLoss(self.form, dict(shared), args, {}, Rows(self.row_plates, length) if self.row_plates else None)
+
+    def fits(self, niw: NIW, shared: Mapping[str, Any], batch: Batch, solver: LocalSolver, rng_key: jax.Array) -> Quadratic:
+        """A local fit of each episode of a batch, held fixed under differentiation."""
+        niw, shared = jax.lax.stop_gradient((niw, dict(shared)))
+        precision = niw.expected_precision()
+
+        def one(args, length, key):
+            return solver(self.loss(shared, args, length), niw.loc, precision, key)
+
+        return jax.lax.stop_gradient(jax.vmap(one)(batch.args, batch.lengths, jax.random.split(rng_key, batch.lengths.shape[0])))
+
+    def terms(self, niw: NIW, shared: Mapping[str, Any], batch: Batch, fits: Quadratic, noise: jax.Array | None = None) -> Terms:
+        r"""The bound to be minimised, for each episode of a batch on average.
+
+        .. math:: \tfrac1B \sum_i \big[ \mathbb{E}_{q_i} \ell_i(\theta) + \mathbb{E}_q \mathrm{KL}(q_i \| N(\mu, \Sigma)) \big]
+            + \tfrac1N \big[ \mathrm{KL}(q(\mu, \Sigma) \| p(\mu, \Sigma)) - \log p(\text{shared}) \big]
+
+        :math:`q_i` follows from the fits and ``niw`` in closed form, and gradients flow through that.
+        """
+        q = jax.vmap(partial(closed_form, niw=niw))(fits)
+
+        def one(q, args, length):
+            return expected(self.loss(shared, args, length), q, noise)
+
+        loss = jax.vmap(one)(q, batch.args, batch.lengths).mean()
+        divergence = jax.vmap(niw.expected_kl)(q.mean, q.covariance).mean()
+        first = jax.tree.map(lambda x: x[0], batch.args)
+        of_globals = (niw.kl(self.prior) if math.isfinite(self.num_episodes) else 0.0) - self.form.log_prior_of_shared(shared, first, {})
+        weight = 1 / self.num_episodes if math.isfinite(self.num_episodes) else 0.0
+        return Terms(loss, divergence, weight * of_globals)
+
+    def update(self, niw: NIW, q: Gaussian, rate: jax.Array | float) -> NIW:
+        """A natural-gradient step of the shared law towards what these episodes, standing for all, would make of the prior."""
+        total = min(self.num_episodes, POINT)
+        return niw.towards(self.prior.posterior(q.mean, q.covariance, total), rate)

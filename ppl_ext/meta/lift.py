@@ -1,0 +1,181 @@
+"""Lift an episode model into a hierarchy over a stream of episodes (Kim and Hospedales 2024)."""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ppl_ext.arguments import check_key, check_program, told
+from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.explain import name_of
+from ppl_ext.meta.episode import episode_form, traced
+from ppl_ext.meta.fit import MetaFit, fit
+from ppl_ext.meta.hierarchy import Hierarchy
+from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
+
+
+class Lifted(eqx.Module):
+    """An episode model with its local and shared sites named; see :func:`lift`."""
+
+    model: Callable = eqx.field(static=True)
+    local: tuple[str, ...] = eqx.field(static=True)
+    shared: tuple[str, ...] | None = eqx.field(static=True)
+    structure: str = eqx.field(static=True)
+    num_episodes: float | None = eqx.field(static=True)
+    prior: NIW | None
+    keep_prior: bool = eqx.field(static=True)
+
+    def hierarchy(self, stream: EpisodeStream | SimulatedStream, rng_key: jax.Array | None = None) -> Hierarchy:
+        """The hierarchy over a stream, from a trace of its first episode.
+
+        :raises ModelError: if a named site does not fit, or if rows to be padded are in no plate.
+        """
+        if not isinstance(stream, EpisodeStream | SimulatedStream):
+            raise ArgumentError(f"lift: episodes must be an EpisodeStream or a SimulatedStream, got {told(stream)}.")
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        longest = int(np.argmax(stream.lengths)) if isinstance(stream, EpisodeStream) else 0
+        form = episode_form(self.model, self.local, self.shared, stream[longest], {}, rng_key, self.keep_prior)
+        if self.num_episodes is None and isinstance(stream, SimulatedStream):
+            raise ArgumentError("lift: a simulator has no end of episodes: say num_episodes=..., how many the data stand for, or math.inf.")
+        num = float(len(stream)) if isinstance(stream, EpisodeStream) and self.num_episodes is None else float(self.num_episodes or 1)
+        return Hierarchy(form, self._prior(form.dim), num, self._row_plates(stream, rng_key))
+
+    def _prior(self, d: int) -> NIW:
+        if self.prior is not None:
+            if self.prior.dim != d:
+                raise ArgumentError(f"lift: prior is over {self.prior.dim} dimensions, the local sites have {d}.")
+            if self.prior.structure != self.structure and d > 1:
+                raise ArgumentError(f"lift: prior is {self.prior.structure}, structure is '{self.structure}'.")
+            return self.prior
+        if self.structure == "diagonal":
+            return NIW(jnp.zeros(d), 0.01, jnp.ones(d), 2.0)
+        return NIW(jnp.zeros(d), 0.01, jnp.eye(d), d + 1.0)
+
+    def _row_plates(self, stream, rng_key) -> tuple[str, ...]:
+        if not any(stream.ragged):
+            return ()
+        long, short = int(np.argmax(stream.lengths)), int(np.argmin(stream.lengths))
+        sites = traced(self.model, stream[long], {}, rng_key)
+        rows = int(stream.lengths[long])
+        plates = [n for n, s in sites.items() if s["type"] == "plate" and s["args"][0] == rows]
+        # A plate of that size by chance keeps it in an episode of another length.
+        other = jax.tree.map(lambda x: x[0], stream.batch([short], pad_to=rows + 1).args)
+        again = traced(self.model, other, {}, rng_key)
+        plates = [n for n in plates if again[n]["args"][0] == rows + 1]
+        for name, site in sites.items():
+            if site["type"] != "sample":
+                continue
+            inside = any(f.name in plates for f in site["cond_indep_stack"])
+            if site["is_observed"] and not inside and jnp.shape(site["value"]) != jnp.shape(again[name]["value"]):
+                raise ModelError(
+                    f"The episode model '{name_of(self.model)}': site '{name}' has a row for each row of the episode. Episodes differ in "
+                    "length, so they are padded, and the padding is masked by a plate over the rows: there is none. Put the site into "
+                    "numpyro.plate('rows', len(data))."
+                )
+        return tuple(plates)
+
+    def fit(self, rng_key: jax.Array, stream: EpisodeStream | SimulatedStream, **options) -> MetaFit:
+        """Train over a stream: :func:`ppl_ext.meta.fit.fit` of :meth:`hierarchy`, which has the options."""
+        check_key("fit: rng_key, the first argument,", rng_key)
+        of_form, of_steps = jax.random.split(rng_key)
+        return fit(self.hierarchy(stream, of_form), of_steps, stream, **options)
+
+    def as_model(self, stream: EpisodeStream, hierarchy: Hierarchy | None = None) -> Callable[[], None]:
+        """The very same hierarchy as a plain NumPyro model without arguments, which NUTS and SVI take.
+
+        Sites: ``"covariance"`` (or ``"variance"``, if diagonal), ``"mean"``, the shared sites under their own names, and ``"theta"`` in
+        the plate ``"episodes"``, with the local sites as deterministic ones stacked by episode.
+        """
+        built = self.hierarchy(stream) if hierarchy is None else hierarchy
+        form, prior = built.form, built.prior
+        batch = stream.batch(np.arange(len(stream)))
+
+        def model():
+            covariance = _sample_covariance(prior)
+            mean = numpyro.sample("mean", _normal(prior.loc, covariance / prior.mean_precision))
+            params = {n: numpyro.param(n, v) for n, v in form.params.items()}
+            latent = [numpyro.sample(f"_{s.name}", dist.ImproperUniform(dist.constraints.real, (), (s.size,))) for s in form.shared_sites]
+            shared = {"params": params, "latent": jnp.concatenate(latent) if latent else jnp.zeros(0)}
+            for name, value in form.shared_values(shared).items():
+                numpyro.deterministic(name, value)
+            numpyro.factor("_shared", form.log_prior_of_shared(shared, jax.tree.map(lambda x: x[0], batch.args), {}))
+            with numpyro.plate("episodes", len(stream)):
+                theta = numpyro.sample("theta", _normal(mean, covariance))
+                losses = jax.vmap(lambda t, args, length: built.loss(shared, args, length)(t))(theta, batch.args, batch.lengths)
+                numpyro.factor("_episodes", -losses)
+            for name, value in jax.vmap(form.values)(theta).items():
+                numpyro.deterministic(name, value)
+
+        return model
+
+
+def lift(
+    model: Callable,
+    local: Sequence[str],
+    shared: Sequence[str] | None = None,
+    structure: str = "full",
+    num_episodes: float | None = None,
+    prior: NIW | None = None,
+    keep_prior: bool = False,
+) -> Lifted:
+    r"""Lift a model of one episode into a hierarchy over many, with a Normal-Inverse-Wishart law that they share.
+
+    .. math:: \mu, \Sigma \sim \mathrm{NIW}(\text{prior}), \quad \theta_i \sim N(\mu, \Sigma), \quad
+        D_i \sim p(D \mid \theta_i, \text{shared})
+
+    θ is the vector of the local sites, each in unconstrained space; their own priors are replaced by :math:`N(\mu, \Sigma)`, or with
+    ``keep_prior`` kept as a factor, with its Jacobian.
+
+    :param model: a NumPyro model of one episode; its arguments are the episode.
+    :param local: names of latent sites that each episode has its own of.
+    :param shared: names of ``param`` and latent sites that all episodes have in common, estimated as points; default: all others.
+    :param structure: of Σ: ``"full"``, ``"diagonal"``, or ``"block"`` (give ``prior`` with ``blocks``).
+    :param num_episodes: N, how many episodes the hierarchy has; default: the stream's number. The divergence of the shared law from the
+        prior weighs 1/N an episode; ``math.inf`` drops it and makes the shared law a point (empirical Bayes), an explicit choice.
+    :param prior: a :class:`NIW` over θ; default: location 0, mean precision 0.01, unit scale matrix, the least df with a finite mean.
+    :raises ArgumentError: for options that do not fit together.
+
+    >>> import numpy as np, numpyro, numpyro.distributions as dist
+    >>> from ppl_ext.meta import EpisodeStream
+    >>> def episode(y):
+    ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("rows", len(y)):
+    ...         numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+    >>> stream = EpisodeStream([np.ones(3, np.float32), np.zeros(2, np.float32)])
+    >>> lift(episode, local=["level"]).hierarchy(stream).form.dim
+    1
+    """
+    check_program("lift: model", model)
+    for name, names in (("local", local), ("shared", shared)):
+        if names is not None and (isinstance(names, str) or not all(isinstance(n, str) for n in names)):
+            raise ArgumentError(f"lift: {name} must be a list of site names, got {told(names)}.")
+    if structure not in ("full", "diagonal", "block"):
+        raise ArgumentError(f"lift: structure is 'full', 'diagonal' or 'block', got {told(structure)}.")
+    if structure == "block" and prior is None:
+        raise ArgumentError("lift: structure='block' needs prior=NIW(..., blocks=...), which says where the blocks are.")
+    if prior is not None and not isinstance(prior, NIW):
+        raise ArgumentError(f"lift: prior must be a ppl_ext.meta.NIW, got {told(prior)}.")
+    if num_episodes is not None and not num_episodes >= 1:
+        raise ArgumentError(f"lift: num_episodes must be at least 1, got {told(num_episodes)}.")
+    return Lifted(model, tuple(local), None if shared is None else tuple(shared), structure, num_episodes, prior, keep_prior)
+
+
+def _normal(mean: jax.Array, covariance: jax.Array) -> dist.Distribution:
+    if covariance.ndim == 1:
+        return dist.Normal(mean, jnp.sqrt(covariance)).to_event(1)
+    return dist.MultivariateNormal(mean, covariance_matrix=covariance)
+
+
+def _sample_covariance(prior: NIW) -> jax.Array:
+    laws = prior.covariance_law()
+    if not isinstance(laws, list):
+        return numpyro.sample("variance", laws)
+    if len(laws) == 1:
+        return numpyro.sample("covariance", laws[0])
+    blocks = [numpyro.sample(f"covariance_{i}", law) for i, law in enumerate(laws)]
+    return numpyro.deterministic("covariance", jax.scipy.linalg.block_diag(*blocks))

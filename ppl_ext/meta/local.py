@@ -1,0 +1,82 @@
+"""One episode's Gaussian in closed form, from a quadratic model of its log likelihood (Kim and Hospedales 2024, section 3).
+
+Near its local fit an episode's negative log likelihood is ½ θᵀAθ − bᵀθ + c. Against the shared Gaussian with expected precision P₀ and
+location m₀ the best q(θ) = N(m, V) has V = (A + P₀)⁻¹ and m = V(b + P₀m₀). A and b are constants of differentiation; gradients for m₀ and
+P₀ flow through these two equations alone.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
+
+from ppl_ext.meta.niw import NIW
+
+
+class Quadratic(NamedTuple):
+    """A local fit: ``precision`` A, shape (d, d) or (d,), and ``linear`` b, shape (d,). No data: both are zero."""
+
+    precision: jax.Array
+    linear: jax.Array
+
+
+class LocalSolver(eqx.Module):
+    """How an episode's negative log likelihood becomes a quadratic."""
+
+    @abstractmethod
+    def __call__(
+        self, neg_log_lik: Callable[[jax.Array], jax.Array], mean: jax.Array, precision: jax.Array, rng_key: jax.Array
+    ) -> Quadratic:
+        """Fit one episode.
+
+        :param neg_log_lik: θ ↦ −log p(D | θ), θ of shape (d,).
+        :param mean: m₀, where local iterates start.
+        :param precision: P₀ = E Σ⁻¹, shape (d, d) or (d,).
+        """
+
+
+class Gaussian(NamedTuple):
+    """q(θ) = N(mean, covariance), shapes (d,) and (d, d) or (d,)."""
+
+    mean: jax.Array
+    covariance: jax.Array
+
+
+def closed_form(fit: Quadratic, niw: NIW) -> Gaussian:
+    """The episode's Gaussian against the shared law; differentiable by ``niw``, not by the fit."""
+    fit = jax.lax.stop_gradient(fit)
+    prior = niw.expected_precision()
+    if fit.precision.ndim == prior.ndim == 1:
+        covariance = 1 / (fit.precision + prior)
+        return Gaussian(covariance * (fit.linear + prior * niw.loc), covariance)
+    a, p = (jnp.diag(x) if x.ndim == 1 else x for x in (fit.precision, prior))
+    factor = cho_factor(a + p, lower=True)
+    mean = cho_solve(factor, fit.linear + p @ niw.loc)
+    return Gaussian(mean, cho_solve(factor, jnp.eye(niw.dim, dtype=mean.dtype)))
+
+
+def through(theta: jax.Array, precision: jax.Array, mean: jax.Array, prior: jax.Array) -> Quadratic:
+    """The quadratic with the given curvature whose closed form has its mean at ``theta``.
+
+    A diagonal curvature at a point that is no optimum would otherwise make a whole Newton step in every coordinate at once and overshoot.
+    """
+    pull = prior * (theta - mean) if prior.ndim == 1 else prior @ (theta - mean)
+    own = precision * theta if precision.ndim == 1 else precision @ theta
+    return Quadratic(precision, own + pull)
+
+
+def expected(fn: Callable[[jax.Array], jax.Array], q: Gaussian, noise: jax.Array | None = None) -> jax.Array:
+    r"""E fn(θ) under q: over ``noise`` (n, d) standard normal draws, antithetic; without, over the 2d points
+    :math:`m \pm \sqrt d\, L e_j` of the spherical-radial rule, exact for polynomials of degree three."""
+    d = q.mean.shape[0]
+    points = jnp.sqrt(jnp.asarray(d, q.mean.dtype)) * jnp.eye(d, dtype=q.mean.dtype) if noise is None else noise
+    points = jnp.concatenate([points, -points])
+    if q.covariance.ndim == 1:
+        at = q.mean + points * jnp.sqrt(q.covariance)
+    else:
+        at = q.mean + points @ jnp.linalg.cholesky(q.covariance).T
+    return jax.vmap(fn)(at).mean(0)
