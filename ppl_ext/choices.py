@@ -117,6 +117,7 @@ class Run(Messenger):
         self.laws: dict[str, Law] = {}
         self.replicates: dict[str, Any] = {}
         self.mutable: dict[str, Any] = {}
+        self.carries: dict[str, Any] = {}  # of the mutable state, what the objective itself writes to: particles neither see nor copy it
         self.pending: dict[str, tuple] = {}
         self.series: dict[str, jax.Array] = {}  # baselines that a scan's body stated, step by step
         self.drawn: dict[str, Any] = {}  # latent sites so far, for baselines that are functions of them
@@ -287,7 +288,8 @@ class Run(Messenger):
         self.laws |= laws
         self.drawn = drawn
         self.weight = self.weight * weight.prod()  # of one particle: among several nothing forks
-        self.mutable = jax.tree.map(lambda x: x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], mutable)
+        merged = jax.tree.map(lambda x: x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0], mutable)
+        self.mutable = {**merged, **self.carries}
         out = _with_particle_axis(out)
         self.replicates[node] = out
         return out
@@ -308,14 +310,18 @@ class Run(Messenger):
                     f"The objective carries '{name}' from step to step, and no value of it is given. ppl_ext.infer.fit starts it; with "
                     "NumPyro, write SVI(model, objective.carried_by(guide, model), optim, objective)."
                 )
-            self.mutable[name] = dict(value) if isinstance(value, dict) else value
+            self.mutable[name] = self.carries[name] = dict(value) if isinstance(value, dict) else value
         return self.mutable[name]
 
     def _inside(self, node: str, key, forced, num: int) -> "Run":
         run = Run(
             key, self.plate_key, forced=forced, concrete=self.concrete, tracing=self.tracing, vectorize=self.vectorize, path=node + "/"
         )
-        run.nodes, run.mutable, run.drawn = (*self.nodes, node), dict(self.mutable), dict(self.drawn)
+        run.nodes, run.mutable, run.drawn = (
+            (*self.nodes, node),
+            {k: v for k, v in self.mutable.items() if k not in self.carries},
+            dict(self.drawn),
+        )
         run.given, run.started = self.given, self.started
         run.lanes_around = self.lanes_around or num > 1
         if key is self.key:  # a single particle goes on with the same stream of keys

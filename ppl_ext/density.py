@@ -6,7 +6,7 @@ taken element by element over a plate, and the gradient of a random choice is ch
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -101,9 +101,16 @@ class LogDensity(eqx.Module):
         :raises ModelError: if a pattern fits no site.
         """
         self.weigh(dict.fromkeys(patterns, 1))  # names what fits nothing
-        kept = [any(fnmatchcase(label.site, p) for p in patterns) for label in self.labels]
-        pick = lambda xs: tuple(x for x, k in zip(xs, kept, strict=True) if k)  # noqa: E731
-        return LogDensity(pick(self.terms), pick(self.labels), self.batch_ndim)
+        return self.split([label.site for label in self.labels if any(fnmatchcase(label.site, p) for p in patterns)])[0]
+
+    def split(self, sites: Collection[str]) -> tuple["LogDensity", "LogDensity"]:
+        """The terms of these sites, by their exact names, and the others."""
+
+        def part(inside: bool) -> LogDensity:
+            pairs = [(x, label) for x, label in zip(self.terms, self.labels, strict=True) if (label.site in sites) == inside]
+            return LogDensity(tuple(x for x, _ in pairs), tuple(label for _, label in pairs), self.batch_ndim)
+
+        return part(True), part(False)
 
     def _scalar(self, other, what: str) -> jax.Array:
         if not isinstance(other, int | float | jax.Array) and not hasattr(other, "dtype"):
@@ -206,9 +213,13 @@ def _common_plates(labels: Sequence[Label]) -> tuple[Plate, ...]:
     return tuple(sorted(first.intersection(*rest), key=lambda p: p.dim))
 
 
-def _warn_if_no_bound(labels: Sequence[Label], common: Sequence[Plate]) -> None:
-    inside = {p for label in labels for p in label.plates if not is_identically_one(p.scale)} - set(common)
-    for plate in sorted(inside):
+def uneven_plates(labels: Sequence[Label]) -> list[Plate]:
+    """Subsampled plates that hold some of the sites and not all."""
+    return sorted({p for label in labels for p in label.plates if not is_identically_one(p.scale)} - set(_common_plates(labels)))
+
+
+def _warn_if_no_bound(labels: Sequence[Label]) -> None:
+    for plate in uneven_plates(labels):
         warnings.warn(
             f"Plate '{plate.name}' is subsampled (every term times {plate.scale:g}) but does not hold every site, so a log of an average "
             "of weights is no bound on the evidence here. Put all sites in the plate, use the full data, or use ELBO.",
@@ -235,7 +246,7 @@ def log_mean_exp(log_weights):
     return per_element(_log_mean_exp, log_weights)
 
 
-def per_element(fn: Callable[..., jax.Array], log_weights, *others):
+def per_element(fn: Callable[..., jax.Array], log_weights, *others, direction: Callable[..., Estimate] = averaged):
     r"""A function of K particles' log weights, separately for each element of the plates that hold every site.
 
     .. math:: \sum_{e} s \, f\big(\ell_1[e], \dots, \ell_K[e]\big)
@@ -243,10 +254,11 @@ def per_element(fn: Callable[..., jax.Array], log_weights, *others):
     It is what :func:`log_mean_exp` does with :math:`f` the log of the average, for other bounds that are made of particles. A subsampled
     plate's N/B = s multiplies outside; inside, log weights are those of single elements.
 
-    :param fn: from arrays of shape (K, ...), one of each log density, to an array of shape (...). It must increase with each weight, and
-        be a bound wherever a log of an average of the weights is one, for the estimate's direction to be right.
+    :param fn: from arrays of shape (K, ...), one of each log density, to an array of shape (...).
     :param log_weights: as in :func:`log_mean_exp`.
     :param others: more of them, over the same particles.
+    :param direction: which way the result errs, from the sites and estimates of ``log_weights``; by default as a log of an average of
+        weights does.
 
     >>> largest = lambda x: x.max(axis=0)
     >>> float(per_element(largest, jnp.array([1.0, 3.0, 2.0])))
@@ -266,9 +278,9 @@ def per_element(fn: Callable[..., jax.Array], log_weights, *others):
     if not log_weights.terms:
         return LogDensity((), (), 0)
     common = _common_plates([label for x in every for label in x.labels])
-    _warn_if_no_bound(log_weights.labels, common)
+    _warn_if_no_bound(log_weights.labels)
     scale = math.prod(p.scale for p in common)
-    estimate = averaged((label.site, label.estimate.times(1 / scale)) for label in log_weights.labels).times(scale)
+    estimate = direction((label.site, label.estimate.times(1 / scale)) for label in log_weights.labels).times(scale)
     value = fn(*[_merged(x, common, scale) for x in every])
     return LogDensity((scale * value if scale != 1 else value,), (Label(_estimated(log_weights.labels), common, estimate),), 0)
 

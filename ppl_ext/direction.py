@@ -15,7 +15,7 @@ So log p̂ − log q̂ is a lower bound in the mean where p̂ is unbiased and q�
 Grosse, Ghahramani and Adams 2015 for both).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,25 @@ def averaged(parts: Iterable[tuple[str, Estimate]]) -> Estimate:
         f"This average of weights would be no bound. {_listed(estimates)}. A weight wants unbiased densities above the line "
         f"and reciprocal ones below, to a power of at most one. {_REMEDY} To average the numbers all the same, pass an array: `.total`."
     )
+
+
+def powered(order: float) -> Callable[[Iterable[tuple[str, Estimate]]], Estimate]:
+    r"""What the log of :math:`\mathbb{E}[w^n]`, n ≥ 1, is for such terms of log w: a bound from above, since x ↦ xʳ is convex for r ≥ 1 and
+    r ≤ 0.
+
+    :raises DirectionError: if a term is of another kind, so that it would err to neither side for certain.
+    """
+
+    def direction(parts: Iterable[tuple[str, Estimate]]) -> Estimate:
+        estimates = [(site, e) for site, e in parts if e.kind != "exact"]
+        for site, e in estimates:
+            power = order * e.power * (-1 if e.kind == "reciprocal" else 1)
+            convex = e.kind in ("unbiased", "reciprocal") and e.power != 0 and (power >= 1 or power <= 0)
+            if not (convex or e.errs == "upper"):
+                raise DirectionError(f"A power of this weight would be no upper bound. {_listed([(site, e)])}.")
+        return Estimate("upper") if estimates else Estimate()
+
+    return direction
 
 
 def require(direction: str, parts: Iterable[tuple[str, Estimate]]) -> None:

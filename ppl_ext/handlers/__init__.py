@@ -3,5 +3,7 @@
 from ppl_ext.handlers.detach import detach
 from ppl_ext.handlers.gradient import gradient
 from ppl_ext.handlers.handler import Handler
+from ppl_ext.handlers.reparameterized import reparameterized
+from ppl_ext.handlers.unobserved import unobserved
 
-__all__ = ["Handler", "detach", "gradient"]
+__all__ = ["Handler", "detach", "gradient", "reparameterized", "unobserved"]

@@ -1,24 +1,29 @@
 """Evidence lower bound (Jordan, Ghahramani, Jaakkola, Saul 1999; Wingate and Weber 2013)."""
 
 from ppl_ext.density import lower_bound
+from ppl_ext.divergence import evidence, known_sites
 from ppl_ext.expectation import objective, replicate
-from ppl_ext.program import log_density, simulate
 
 
 @objective
-def ELBO(model, guide, num_particles: int = 1):
+def ELBO(model, guide, num_particles: int = 1, analytic_kl: bool = False, stick_the_landing: bool = False):
     r"""Lower bound on the evidence, an average over draws of the guide.
 
     .. math:: \log p(y) \ge \mathbb{E}_{z \sim q} [\log p(y, z) - \log q(z)]
 
     The gap is KL(q ‖ p(z | y)). ``num_particles`` changes the noise, not the bound. Serves every gradient strategy; with two particles or
-    more, score-function sites have a leave-one-out baseline.
+    more, score-function sites have a leave-one-out baseline. The two options change the noise alone, too:
+
+    - ``analytic_kl``: :math:`\mathbb{E}_q[\log p(z_s \mid \cdot) - \log q(z_s \mid \cdot)] = -\mathrm{KL}(q_s \| p_s)` site by site,
+      where that divergence is known and neither law can depend on z_s itself (:func:`ppl_ext.divergence.known_sites`): Normal,
+      MultivariateNormal, LogNormal, Gamma, Exponential, Beta, Dirichlet, Bernoulli, Categorical, Binomial, and what an automatic guide of
+      NumPyro makes of such. Every other site keeps its sampled term.
+    - ``stick_the_landing`` (Roeder, Wu, Duvenaud 2017, eq. 6): the guide's parameters are held fixed in log q, whose gradient by them has
+      the mean zero. The gradient then vanishes, noise and all, where the guide is the posterior. Observed sites and factors of the guide,
+      estimated densities among them, keep their gradient.
 
     :param num_particles: draws per estimate, at least 1.
     """
-
-    def evidence():
-        draw = simulate(guide)
-        return log_density(model, draw.values) - draw.log_density
-
-    return lower_bound(replicate(evidence, num_particles).mean())
+    known = known_sites(model, guide) if analytic_kl else frozenset()
+    log_ratio = replicate(lambda: evidence(model, guide, known, hold=stick_the_landing)[0], num_particles)
+    return lower_bound(log_ratio.mean())

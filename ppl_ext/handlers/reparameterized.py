@@ -1,0 +1,66 @@
+"""Insist on pathwise gradients."""
+
+import math
+
+import equinox as eqx
+from numpyro.distributions.util import is_identically_one
+from numpyro.primitives import Messenger
+
+from ppl_ext.choices import _resolve
+from ppl_ext.errors import ModelError, StrategyError
+from ppl_ext.gradients import Reparameterize
+from ppl_ext.handlers.handler import Handler
+from ppl_ext.program import run_in_scan_body
+
+
+class reparameterized(Handler):
+    """A program all of whose draws are differentiable functions of noise; any other site is refused by name.
+
+    For objectives whose gradient estimator is right for such sites only. It looks at the strategy that a site will have after all handlers
+    inside it. Observed sites, masks and scales of other than plates are refused too: such an estimator takes log q for a normalised
+    density.
+
+    :param objective: the name of who asks, for the message.
+    :raises StrategyError: when the program runs and a site is not reparameterised.
+    :raises ModelError: if a site is observed, masked or scaled.
+    """
+
+    objective: str = eqx.field(static=True)
+
+    def messenger(self) -> Messenger:
+        return _Reparameterized(self.objective, {})
+
+
+class _Reparameterized(Messenger):
+    reaches_inner = True  # the sites inside a marginal or normalize
+
+    def __init__(self, objective: str, scales: dict[str, float]):
+        super().__init__()
+        self.objective, self.scales = objective, scales
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            run_in_scan_body(msg, lambda _: _Reparameterized(self.objective, self.scales))
+        elif msg["type"] == "plate":
+            size, subsample_size = msg["args"]
+            self.scales[msg["name"]] = size / subsample_size if subsample_size else 1.0
+        elif msg["type"] == "sample":
+            self._check(msg)
+
+    def _check(self, msg):
+        name = msg["name"]
+        if msg["is_observed"]:
+            raise ModelError(f"{self.objective} takes no observed sites or factors in the guide, and '{name}' is one. Use IWELBO.")
+        if msg["value"] is not None:
+            return
+        strategy, _, _ = _resolve(msg)
+        if not isinstance(strategy, Reparameterize):
+            raise StrategyError(
+                f"{self.objective} differentiates through draws, and the gradient of site '{name}' ({type(msg['fn']).__name__}) is "
+                f"{strategy!r}. Use IWELBO or Renyi, which take every strategy, or reparameterise the site."
+            )
+        of_plates = math.prod(self.scales.get(frame.name, 1.0) for frame in msg["cond_indep_stack"])
+        scale = msg["scale"] if msg["scale"] is not None else 1.0
+        even = isinstance(scale, int | float) and math.isclose(scale, of_plates) or is_identically_one(scale)
+        if not even or type(msg["fn"]).__name__ == "MaskedDistribution":
+            raise ModelError(f"{self.objective} takes site '{name}' for a draw of a density that is neither masked nor scaled. Use IWELBO.")
