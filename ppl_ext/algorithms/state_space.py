@@ -148,6 +148,16 @@ class StateSpace:
         carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
         return self._particle(carry, step), step.terms(frozenset(self.step_sites), self._scan.scales)
 
+    def laws(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> dict[str, Any]:
+        """The distributions of the latent sites of a step to these values."""
+        step = run_step(self._scan, particle.carry, x_t, dict(values))[2]
+        return {name: step.sites[name]["fn"] for name in self.step_sites}
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a handler around the scan makes its sites count for more or less than their laws."""
+        return bool(self._scan.scales)
+
     def _particle(self, carry, step) -> Particle:
         carry = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), carry, self._scan.init)
         return Particle(carry, {n: step.sites[n]["value"] for n in self.step_sites})

@@ -1,1 +1,37 @@
-"""Smoothing of state-space models."""
+"""Smoothing of state-space models: any NumPyro model with one ``scan``, filtered forward and smoothed along the way.
+
+================================ ==========================================================================================
+``smooth(model, ...).run``       a whole series: evidence, expectations of additive functionals, trajectories, ArviZ report
+``OnlineSmoother``               a stream, in memory that does not grow
+``ParisParticleGibbs``           conditional sweeps, each on the path that the last one drew: less bias from few particles
+``ScoreAscent``                  maximum likelihood on a series
+``RecursiveMaximumLikelihood``   the same on a stream
+``OnlineEM``                     expectation maximisation on a stream
+``additive``                     functionals: score, sufficient statistics, moments, lag covariances, transition counts
+``backward``                     backward kernels: ``mcmc``, ``dense``, ``hybrid``, ``path``
+================================ ==========================================================================================
+"""
+
+from ppl_ext.smoothing import additive, backward
+from ppl_ext.smoothing.learning import Learned, LearnerState, OnlineEM, RecursiveMaximumLikelihood, ScoreAscent
+from ppl_ext.smoothing.online import OnlineResult, OnlineSmoother, SmootherState
+from ppl_ext.smoothing.ppg import ParisParticleGibbs, ParticleGibbsSmoothing
+from ppl_ext.smoothing.report import SmoothingResult
+from ppl_ext.smoothing.smooth import smooth
+
+__all__ = [
+    "Learned",
+    "LearnerState",
+    "OnlineEM",
+    "OnlineResult",
+    "OnlineSmoother",
+    "ParisParticleGibbs",
+    "ParticleGibbsSmoothing",
+    "RecursiveMaximumLikelihood",
+    "ScoreAscent",
+    "SmootherState",
+    "SmoothingResult",
+    "additive",
+    "backward",
+    "smooth",
+]

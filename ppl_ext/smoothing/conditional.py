@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppl_ext.algorithms.resampling import weights_of
 from ppl_ext.density import log_mean_exp
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import invert, known
-from ppl_ext.smoothing.space import Functional, Particles, Space, pairs_of, terms
-from ppl_ext.smoothing.statistic import advance, centre, effective, estimate, relative, start
+from ppl_ext.smoothing.space import Functional, Particles, Space, first_values, pairs_of, terms
+from ppl_ext.smoothing.statistic import advance, centre, effective, estimate, start
 
 
 class ParticlePath(NamedTuple):
@@ -60,7 +61,7 @@ def conditional_paris(
     first_key, scan_key, last_key, back_key = jax.random.split(rng_key, 4)
     first = _freeze(space.initial(first_key, num_particles), path.initial)
     log_weights = known(space.weigh_initial(first))
-    statistic = start(None if functional is None else jax.vmap(functional.initial)(first))
+    statistic = start(first_values(functional, space, first, inputs))
     num_steps = len(jax.tree.leaves(path.steps)[0])
 
     def forward(state, at):
@@ -113,12 +114,12 @@ def others(rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
     Independent, not stratified: only then is the law of the others, given the frozen one, the one that a path drawn from the
     smoothing law leaves behind.
     """
-    return invert(relative(log_weights), jax.random.uniform(rng_key, log_weights.shape)).at[0].set(0)
+    return invert(weights_of(log_weights), jax.random.uniform(rng_key, log_weights.shape)).at[0].set(0)
 
 
 def choose(rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
     """One index by weight; any, where no weight is left."""
-    return invert(relative(log_weights), jax.random.uniform(rng_key))
+    return invert(weights_of(log_weights), jax.random.uniform(rng_key))
 
 
 def _at(tree: Any, index: jax.Array) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from ppl_ext.smoothing.backward import BackwardKernel, Pairs
 
@@ -38,10 +39,30 @@ class Space(Protocol):
 
 
 class Functional(NamedTuple):
-    """Terms of an additive functional, of one pair of states: ``initial(particle)`` and ``step(inputs, carry, particle)``."""
+    """Terms of an additive functional, of one pair of states: ``step(inputs, carry, particle)``, and ``initial(particle)`` of the state
+    before the first step. None instead of ``initial`` or of a subtree of what it returns stands for zeros."""
 
-    initial: Callable[[Particles], Any]
+    initial: Callable[[Particles], Any] | None
     step: Callable[[Any, Any, Particles], Any]
+
+
+def first_values(functional: Functional | None, space: Space, particles: Particles, inputs: Any) -> Any:
+    """Values of the functional at the particles before the first step, leaves (N, ...).
+
+    :param inputs: of all steps, for their shapes; there may be none.
+    """
+    if functional is None:
+        return None
+    num = len(jax.tree.leaves(particles)[0])
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), inputs)
+    moved = jax.eval_shape(space.move, jax.random.key(0), particles.carry, x)
+    shapes = jax.eval_shape(jax.vmap(functional.step, (None, 0, 0)), x, particles.carry, moved)
+    values = None if functional.initial is None else jax.vmap(functional.initial)(particles)
+
+    def filled(value, shape):
+        return jax.tree.map(lambda s: jnp.zeros((num, *s.shape[1:]), s.dtype), shape) if value is None else value
+
+    return jax.tree.map(filled, values, shapes, is_leaf=lambda x: x is None)
 
 
 def terms(step: Callable, inputs: Any, carry: Any, particles: Particles) -> Callable[[jax.Array, jax.Array], Any]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppl_ext.algorithms.compensated import Sum, plus
+from ppl_ext.algorithms.resampling import weights_of
 from ppl_ext.smoothing.backward import BackwardKernel, Pairs, Tally
 
 
@@ -21,12 +23,12 @@ class Statistic(NamedTuple):
     The values of a sum over T steps grow as T while their spread stays; kept together they would lose the spread, and then the
     increments, to rounding. So their weighted mean moves into ``shared``, which is summed with compensation.
 
-    :param values: leaves (N, ...). :param shared: leaves (...). :param lost: leaves (...), what rounding took from ``shared``.
+    :param values: leaves (N, ...). :param shared: leaves (...). :param rest: leaves (...), what rounding left out of ``shared``.
     """
 
     values: Any
     shared: Any
-    lost: Any
+    rest: Any
 
 
 def start(values: Any) -> Statistic:
@@ -50,21 +52,25 @@ def advance(
 def centre(statistic: Statistic, log_weights: jax.Array) -> Statistic:
     """Move the weighted mean of the values into the part that all share."""
     mean = average(statistic.values, log_weights)
-    added = jax.tree.map(lambda total, lost, x: _compensated(total, lost, x), statistic.shared, statistic.lost, mean)
-    shared = jax.tree.map(lambda x, both: both[0], mean, added)
-    lost = jax.tree.map(lambda x, both: both[1], mean, added)
-    return Statistic(jax.tree.map(lambda x, m: x - m, statistic.values, mean), shared, lost)
+    sums = [
+        plus(Sum(total, rest), x)
+        for total, rest, x in zip(jax.tree.leaves(statistic.shared), jax.tree.leaves(statistic.rest), jax.tree.leaves(mean), strict=True)
+    ]
+    values = jax.tree.map(jnp.subtract, statistic.values, mean)
+    tree = jax.tree.structure(mean)
+    shared, rest = (jax.tree.unflatten(tree, [getattr(s, part) for s in sums]) for part in ("high", "low"))
+    return Statistic(values, shared, rest)
 
 
 def estimate(statistic: Statistic, log_weights: jax.Array) -> Any:
     """The expectation under the weights, leaves (...)."""
     mean = average(statistic.values, log_weights)
-    return jax.tree.map(lambda total, lost, m: total + (m - lost), statistic.shared, statistic.lost, mean)
+    return jax.tree.map(lambda total, rest, m: total + (m + rest), statistic.shared, statistic.rest, mean)
 
 
 def average(values: Any, log_weights: jax.Array) -> Any:
     """Weighted mean over particles; plain where no weight is left."""
-    weights = relative(log_weights)
+    weights = weights_of(log_weights)
     weights = weights / weights.sum()
 
     def mean(x):
@@ -74,20 +80,7 @@ def average(values: Any, log_weights: jax.Array) -> Any:
     return jax.tree.map(mean, values)
 
 
-def _compensated(total: jax.Array, lost: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Kahan's sum: the new total, and what it has lost."""
-    x = x - lost
-    new = total + x
-    return new, (new - total) - x
-
-
-def relative(log_weights: jax.Array) -> jax.Array:
-    """Weights (N,) over the largest of them; all one where no weight is left."""
-    top = log_weights.max()
-    return jnp.where(jnp.isneginf(top), 1.0, jnp.exp(log_weights - jnp.where(jnp.isneginf(top), 0.0, top)))
-
-
 def effective(log_weights: jax.Array) -> jax.Array:
     """Effective sample size, (Σω)² / Σω²."""
-    weights = relative(log_weights)
+    weights = weights_of(log_weights)
     return weights.sum() ** 2 / jnp.sum(weights**2)

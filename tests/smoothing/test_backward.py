@@ -118,10 +118,10 @@ def test_metropolis_draws_follow_its_transition_matrix_from_the_ancestor(num_ste
 
 
 def test_a_metropolis_chain_that_is_offered_sorted_proposals_does_not_follow_it(monkeypatch):
+    from ppl_ext.algorithms.resampling import systematic
     from ppl_ext.smoothing.backward import mcmc
-    from ppl_ext.smoothing.backward.proposals import systematic
 
-    monkeypatch.setattr(mcmc, "proposals", lambda key, log_weights, num: systematic(key, jnp.exp(log_weights))[:num])
+    monkeypatch.setattr(mcmc, "proposals", lambda key, log_weights, num: systematic(key, log_weights, N)[:num])
     law = np.einsum("ij,ijk->ik", np.eye(N)[ANCESTORS], transition())
     with pytest.raises(AssertionError):
         assert p_values(counts(Metropolis().draw, num_draws=1)[0], law).min() > 1e-10

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppl_ext.algorithms.resampling import weights_of
 from ppl_ext.smoothing import conditional
 from ppl_ext.smoothing import space as space_module
 from ppl_ext.smoothing.backward import Dense, Hybrid, Metropolis, Path
 from ppl_ext.smoothing.backward.kernel import invert
 from ppl_ext.smoothing.conditional import conditional_paris
-from ppl_ext.smoothing.statistic import estimate, relative
+from ppl_ext.smoothing.statistic import estimate
 from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import PROBLEMS, PRODUCT, as_path, functionals_of
 
@@ -66,13 +67,13 @@ def test_a_sweep_from_an_exact_draw_is_unbiased_and_leaves_an_exact_draw(problem
 def plain(monkeypatch):
     """PaRIS: no lane is frozen."""
     monkeypatch.setattr(conditional, "_freeze", lambda particles, frozen: particles)
-    monkeypatch.setattr(conditional, "others", lambda key, lw: invert(relative(lw), jax.random.uniform(key, lw.shape)))
+    monkeypatch.setattr(conditional, "others", lambda key, lw: invert(weights_of(lw), jax.random.uniform(key, lw.shape)))
 
 
 def frozen_without_offspring(monkeypatch):
     """The other lanes are resampled from each other only."""
     monkeypatch.setattr(
-        conditional, "others", lambda key, lw: invert(relative(lw).at[0].set(0), jax.random.uniform(key, lw.shape)).at[0].set(0)
+        conditional, "others", lambda key, lw: invert(weights_of(lw).at[0].set(0), jax.random.uniform(key, lw.shape)).at[0].set(0)
     )
 
 

@@ -1,0 +1,223 @@
+"""Particle Gibbs for NumPyro's MCMC: conditional particle sweeps for the states of a ``scan``, NUTS for the parameters."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro.infer import NUTS
+from numpyro.infer.gibbs import Gibbs, conditioned, latent_sample_sites, prototype_trace
+from numpyro.infer.mcmc import MCMCKernel
+
+from ppl_ext.algorithms.state_space import lower
+from ppl_ext.arguments import check_program, told
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.smoothing.backward import BackwardKernel
+from ppl_ext.smoothing.conditional import conditional_paris
+from ppl_ext.smoothing.online import settings
+from ppl_ext.smoothing.trajectories import path_of, values_of
+
+
+class PathState(NamedTuple):
+    """``z``: values of the path's sites. ``renewed`` (T + 1,): whether the last sweep changed the path, by time."""
+
+    z: dict[str, jax.Array]
+    rng_key: jax.Array
+    renewed: jax.Array
+
+
+class PathSweep(MCMCKernel):
+    """The states of a ``scan`` given everything else, by one conditional particle sweep: a block of ``numpyro.infer.Gibbs``.
+
+    It leaves the conditional law of the states invariant for any number of particles from 2 on; more of them renew the path faster. See
+    :func:`~ppl_ext.smoothing.conditional.conditional_paris`.
+
+    :param model: the model, with one ``scan``.
+    :param num_particles: N, at least 2. :param backward: how the new path is drawn; see :mod:`ppl_ext.smoothing.backward`.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> from numpyro.infer import MCMC, NUTS, Gibbs
+    >>> def model(y):
+    ...     phi = numpyro.sample("phi", dist.Uniform(-1, 1))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(phi * x_prev, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
+    >>> kernel = Gibbs([(NUTS(model), ["phi"]), (PathSweep(model, num_particles=10), ["x0", "x"])])
+    >>> mcmc = MCMC(kernel, num_warmup=10, num_samples=20, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]))
+    >>> mcmc.get_samples()["x"].shape
+    (20, 3)
+    """
+
+    sample_field = "z"
+
+    def __init__(self, model: Callable, num_particles: int = 100, backward: str | BackwardKernel = "mcmc"):
+        self._how = settings("PathSweep", model, None, num_particles, backward, 1, "multinomial", 1.0, None)
+        if num_particles < 2:
+            raise ArgumentError("PathSweep: num_particles must be at least 2: one of them is frozen on the path.")
+        self.model = model
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> PathState:
+        """``init_params``: values of the path's sites; ``numpyro.infer.Gibbs`` gives them."""
+        if not init_params:
+            raise ArgumentError("PathSweep updates the states given the parameters: use it as a block of Gibbs, or use ParticleGibbs.")
+        lowered = self._lower(model_args, model_kwargs)
+        wanted = {*lowered.initial_sites, *lowered.step_sites}
+        if set(init_params) != wanted:
+            raise ModelError(f"PathSweep updates the sites {sorted(wanted)} together, but its block is given {sorted(init_params)}.")
+        z = {name: jnp.asarray(x) for name, x in init_params.items()}
+        return PathState(z, rng_key, jnp.zeros(lowered.num_steps + 1, bool))
+
+    def sample(self, state: PathState, model_args, model_kwargs) -> PathState:
+        rng_key, sweep_key = jax.random.split(state.rng_key)
+        how = self._how._replace(model=self.model)
+        space, _ = how.begin({}, tuple(model_args), model_kwargs or {})
+        path = path_of(space.lowered, state.z)
+        sweep = conditional_paris(sweep_key, space, space.lowered.xs, path, how.num_particles, how.backward)
+        drawn = values_of(sweep.path)
+        z = {name: jnp.asarray(drawn[name], x.dtype) for name, x in state.z.items()}
+        return PathState(z, rng_key, sweep.renewed)
+
+    def refresh(self, state: PathState, model_args, model_kwargs) -> PathState:
+        """Nothing is kept that depends on the other sites."""
+        return state
+
+    def wrap_model(self, wrapper: Callable) -> "PathSweep":
+        kernel = copy.copy(self)
+        kernel.model = wrapper(self.model)
+        return kernel
+
+    def get_diagnostics_str(self, state: PathState) -> str:
+        return f"path renewed {float(jnp.mean(state.renewed)):.0%}"
+
+    def _lower(self, model_args, model_kwargs):
+        return lower(self.model, tuple(model_args), model_kwargs or {})
+
+
+class ParticleGibbs(MCMCKernel):
+    r"""Parameters and states of a state-space model, each given the other.
+
+    .. math:: \theta \sim p(\theta \mid x_{0:T}, y) \text{ by NUTS}, \qquad
+        x_{0:T} \sim p(x_{0:T} \mid \theta, y) \text{ by a conditional sweep}
+
+    Exact for any number of particles, unlike NUTS on a filter's noisy log evidence, which targets nothing in particular.
+
+    :param model: a NumPyro model with one ``scan``.
+    :param num_particles: N, at least 2. :param backward: how paths are drawn; see :mod:`ppl_ext.smoothing.backward`.
+    :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``.
+    :param initial: sites before the scan that belong to the state, where the model does not say: by default those that reach the first
+        carry and nothing else.
+
+    States are in ``get_samples()`` beside the parameters. ``extra_fields=("renewed",)`` tells how often each time's state changed.
+
+    Source: Andrieu, Doucet, Holenstein 2010, section 2.4.3, with backward draws (Whiteley 2010; Lindsten and Schön 2013).
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> from numpyro.infer import MCMC
+    >>> def model(y):
+    ...     phi = numpyro.sample("phi", dist.Uniform(-1, 1))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(phi * x_prev, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
+    >>> mcmc = MCMC(ParticleGibbs(model, num_particles=10), num_warmup=10, num_samples=20, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]))
+    >>> {name: x.shape for name, x in sorted(mcmc.get_samples().items())}
+    {'phi': (20,), 'x': (20, 3), 'x0': (20,)}
+    """
+
+    sample_field = "z"
+
+    def __init__(
+        self,
+        model: Callable,
+        num_particles: int = 100,
+        backward: str | BackwardKernel = "mcmc",
+        inner: MCMCKernel | None = None,
+        initial: tuple[str, ...] | None = None,
+    ):
+        check_program("ParticleGibbs: model", model)
+        if inner is not None and not isinstance(inner, MCMCKernel):
+            raise ArgumentTypeError(f"ParticleGibbs: inner must be a NumPyro MCMCKernel, got {told(inner)}.")
+        if inner is not None and getattr(inner, "model", None) is not model:
+            raise ArgumentError("ParticleGibbs: inner must be built on the same model.")
+        self.model, self._initial = model, None if initial is None else tuple(initial)
+        self._inner = NUTS(model) if inner is None else inner
+        self._sweep = PathSweep(model, num_particles, backward)
+        self._gibbs: Gibbs | None = None
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
+        path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
+        trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
+        others = [name for name in latent_sample_sites(trace) if name not in path]
+        blocks = [(self._inner, others)] if others else []
+        self._gibbs = Gibbs([*blocks, (self._sweep, path)])
+        return self._told(self._gibbs.init(rng_key, num_warmup, init_params, model_args, model_kwargs))
+
+    def sample(self, state: "ParticleGibbsState", model_args, model_kwargs) -> "ParticleGibbsState":
+        return self._told(self._running.sample(state.gibbs, model_args, model_kwargs))
+
+    def refresh(self, state: "ParticleGibbsState", model_args, model_kwargs) -> "ParticleGibbsState":
+        """Every sweep begins by refreshing its blocks."""
+        return state
+
+    def wrap_model(self, wrapper: Callable) -> "ParticleGibbs":
+        kernel = copy.copy(self)
+        kernel.model, kernel._gibbs = wrapper(self.model), None
+        kernel._inner, kernel._sweep = self._inner.wrap_model(wrapper), self._sweep.wrap_model(wrapper)
+        return kernel
+
+    def postprocess_fn(self, model_args, model_kwargs):
+        return self._running.postprocess_fn(model_args, model_kwargs)
+
+    def get_constrain_fn(self, model_args, model_kwargs):
+        return self._running.get_constrain_fn(model_args, model_kwargs)
+
+    def get_diagnostics_str(self, state: "ParticleGibbsState") -> str:
+        return self._running.get_diagnostics_str(state.gibbs)
+
+    @property
+    def _running(self) -> Gibbs:
+        if self._gibbs is None:
+            raise ArgumentError("ParticleGibbs: init must be called before sample; run it by numpyro.infer.MCMC.")
+        return self._gibbs
+
+    @staticmethod
+    def _told(state: Any) -> "ParticleGibbsState":
+        return ParticleGibbsState(state.z, state, state.block_states[-1].renewed)
+
+
+class ParticleGibbsState(NamedTuple):
+    """``z``: all sites, parameters unconstrained. ``gibbs``: the blocks' states. ``renewed`` (T + 1,): where the last sweep changed the
+    path."""
+
+    z: dict[str, jax.Array]
+    gibbs: Any
+    renewed: jax.Array
+
+
+def path_sites(model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None) -> list[str]:
+    """Latent sites of the scan, and the sites before it that are its first state: those that reach the first carry and that no step, and
+    no other site's law, uses otherwise.
+
+    :raises ModelError: if the model has no state-space form.
+    """
+    trace = prototype_trace(conditioned(model), jax.random.key(0), args, kwargs)
+    before = {name: trace[name]["value"] for name in latent_sample_sites(trace) if not trace[name].get("_control_flow_done")}
+    if initial is None:
+        found = []
+        for name in before:
+            try:
+                lower(model, args, kwargs, {n: x for n, x in before.items() if n != name})
+            except ModelError:
+                continue
+            found.append(name)
+        initial = tuple(found)
+    lowered = lower(model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial)
+    return [*lowered.initial_sites, *lowered.step_sites]

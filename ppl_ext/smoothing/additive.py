@@ -1,0 +1,210 @@
+r"""Additive functionals: sums over time of a function of neighbouring states, whose smoothed expectation is carried along.
+
+.. math:: h_T(x_{0:T}) = \tilde h_0(x_0) + \sum_{t=1}^{T} \tilde h_t(x_{t-1}, x_t)
+
+A functional is a function ``(t, x_prev, x)`` of the step's number, counted from 0, and of the carry before and after it, to an array or a
+pytree; or one of those made here:
+
+============================ ==============================================================================================
+``score()``                  the gradient of the log likelihood in the unconstrained parameters (Fisher's identity)
+``sufficient_statistics(f)`` sums of ``f(x_prev, x, inputs)``, where ``inputs`` is what the scan hands to the step
+``moments()``                sums of x and of x xᵀ
+``lag_covariances()``        sums of x₋ x₋ᵀ, x₋ xᵀ and x xᵀ, for the state before (x₋) and after
+``transition_counts(K)``     expected numbers of moves between K states
+============================ ==============================================================================================
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.interpreters.partial_eval import dce_jaxpr
+from numpyro.distributions import biject_to
+
+from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.arguments import check_count, check_function, check_mapping, told
+from ppl_ext.errors import ArgumentTypeError, ModelError
+from ppl_ext.smoothing.space import Functional
+
+
+class Context(NamedTuple):
+    """The model while it is traced: ``lower`` makes its state-space form at other constrained parameters."""
+
+    lower: Callable[[Mapping[str, Any]], StateSpace]
+    lowered: StateSpace
+
+
+class Additive(ABC):
+    """A functional that needs to know the model."""
+
+    @abstractmethod
+    def bind(self, context: Context) -> Functional:
+        """Its terms. ``inputs`` of a term are those of :class:`~ppl_ext.algorithms.lowering.Inputs`."""
+
+
+@dataclass(frozen=True)
+class _Plain(Additive):
+    fn: Callable
+
+    def bind(self, context: Context) -> Functional:
+        return Functional(None, lambda inputs, carry, particle: self.fn(inputs.number, carry, particle.carry))
+
+
+@dataclass(frozen=True)
+class _WithInputs(Additive):
+    fn: Callable
+
+    def bind(self, context: Context) -> Functional:
+        return Functional(None, lambda inputs, carry, particle: self.fn(carry, particle.carry, inputs.x))
+
+
+@dataclass(frozen=True)
+class Score(Additive):
+    """See :func:`score`."""
+
+    def bind(self, context: Context) -> Functional:
+        free = unconstrained(context.lowered)
+        refuse_moving_carries(context, free)
+
+        def at(theta):
+            return context.lower(constrained(context.lowered, theta))
+
+        def initial(particle):
+            def term(theta):
+                start = at(theta).initial(particle.sites)
+                return start.log_initial + start.log_emission
+
+            return jax.grad(term)(free)
+
+        def step(inputs, carry, particle):
+            def term(theta):
+                step = at(theta).step(Particle(carry, {}), particle.sites, inputs)
+                return step.log_transition + step.log_emission
+
+            return jax.grad(term)(free)
+
+        return Functional(initial, step)
+
+
+def score() -> Additive:
+    r"""The score of the parameters, by Fisher's identity.
+
+    .. math:: \nabla_\theta \log p_\theta(y_{1:T}) = \mathbb{E}\Bigl[\nabla_\theta \log p_\theta(x_0) + \sum_t \nabla_\theta
+        \log m_\theta(x_{t-1}, x_t) \, g_\theta(x_t, y_t) \Bigm| y_{1:T}\Bigr]
+
+    with θ NumPyro's unconstrained parameters (``biject_to`` of each site's support); the prior and its Jacobian are not in it.
+    Source: Cappé, Moulines, Rydén 2005, equation 10.29.
+
+    :raises ModelError: when smoothing begins, if the state follows from sites and parameters together (a non-centred model): then
+        holding the states fixed is not holding the sites fixed.
+    """
+    return Score()
+
+
+def sufficient_statistics(fn: Callable) -> Additive:
+    """Sums of ``fn(x_prev, x, inputs)`` over the steps: what a maximisation step needs (see :class:`~ppl_ext.smoothing.OnlineEM`)."""
+    check_function("sufficient_statistics: fn", fn)
+    return _WithInputs(fn)
+
+
+def moments() -> Additive:
+    """Sums over the steps of the state, flattened to a vector x (D,): ``"x"`` (D,) and ``"xx"``, x xᵀ (D, D)."""
+    return _Plain(lambda t, x_prev, x: {"x": _flat(x), "xx": jnp.outer(_flat(x), _flat(x))})
+
+
+def lag_covariances() -> Additive:
+    """Sums over the steps of second moments about 0, (D, D): ``"before"`` of the state before the step, ``"cross"`` of the state before
+    (rows) and after (columns), ``"after"``."""
+
+    def fn(t, x_prev, x):
+        before, after = _flat(x_prev), _flat(x)
+        return {"before": jnp.outer(before, before), "cross": jnp.outer(before, after), "after": jnp.outer(after, after)}
+
+    return _Plain(fn)
+
+
+def transition_counts(num_states: int) -> Additive:
+    """Expected numbers of moves from state k to state l, (K, K), for a scalar finite state."""
+    check_count("transition_counts: num_states", num_states)
+    return _Plain(lambda t, x_prev, x: jax.nn.one_hot(_state(x_prev), num_states)[:, None] * jax.nn.one_hot(_state(x), num_states))
+
+
+def _state(x: Any) -> jax.Array:
+    [leaf] = jax.tree.leaves(x)
+    return leaf
+
+
+def _flat(x: Any) -> jax.Array:
+    return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), x))[0]
+
+
+def as_additive(where: str, functionals: Any) -> dict[str, Additive]:
+    """A user's dict of functionals, checked."""
+    check_mapping(where, functionals, "from names to functionals (t, x_prev, x)")
+    found: dict[str, Additive] = {}
+    for name, fn in functionals.items():
+        if not isinstance(fn, Additive) and (not callable(fn) or isinstance(fn, type)):
+            raise ArgumentTypeError(
+                f"{where}: '{name}' must be a function (t, x_prev, x) or one of ppl_ext.smoothing.additive's, got {told(fn)}."
+            )
+        found[name] = fn if isinstance(fn, Additive) else _Plain(fn)
+    return found
+
+
+def joined(functionals: Mapping[str, Additive], context: Context) -> Functional | None:
+    """All of them as one, by name."""
+    if not functionals:
+        return None
+    bound = {name: fn.bind(context) for name, fn in functionals.items()}
+
+    def step(inputs, carry, particle):
+        return {name: _floating(fn.step(inputs, carry, particle)) for name, fn in bound.items()}
+
+    def initial(particle):
+        return {name: None if fn.initial is None else _floating(fn.initial(particle)) for name, fn in bound.items()}
+
+    return Functional(initial, step)
+
+
+def _floating(values: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), values)
+
+
+def unconstrained(lowered: StateSpace) -> dict[str, jax.Array]:
+    """The parameters on the whole real line, as NumPyro's samplers see them."""
+    supports = {name: site.fn.support for name, site in lowered.parameter_sites.items()}
+    if finite := [name for name, support in supports.items() if support.is_discrete]:
+        raise ModelError(f"Parameter '{finite[0]}' is finite, so it has no gradient. Sum it out, or give it as an argument of the model.")
+    return {name: biject_to(supports[name]).inv(jnp.asarray(x)) for name, x in lowered.parameters.items()}
+
+
+def constrained(lowered: StateSpace, theta: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Back from the real line."""
+    return {name: biject_to(lowered.parameter_sites[name].fn.support)(x) for name, x in theta.items()}
+
+
+def refuse_moving_carries(context: Context, free: Mapping[str, jax.Array]) -> None:
+    """Whether the sites of a step, whatever the parameters, say which state it leads to."""
+    lowered = context.lowered
+    x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), lowered.xs)
+    values = {n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.step_sites.items()}
+    first = {n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}
+
+    def carries(theta, first, values):
+        at = context.lower(constrained(lowered, theta))
+        start = at.initial(first).particle
+        # The carry before a step counts as given: for a Markov model it does not reach the new one.
+        return start.carry, at.step(Particle(lowered.initial(first).particle.carry, {}), values, x).particle.carry
+
+    jaxpr = jax.make_jaxpr(carries)(dict(free), first, values).jaxpr
+    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    names = [name for name in sorted(free) for _ in jax.tree.leaves(free[name])]
+    if moving := [name for name, is_used in zip(names, used, strict=False) if is_used]:
+        raise ModelError(
+            f"The state depends on parameter '{moving[0]}' beyond the sites that are sampled (a non-centred model), so the score of "
+            "given states is not the score of given sites. Sample the state itself: dist.Normal(loc, scale) instead of loc + scale * noise."
+        )

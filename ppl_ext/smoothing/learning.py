@@ -1,0 +1,270 @@
+r"""Parameters of a state-space model by its score: ascent on a series, and recursive maximum likelihood on a stream.
+
+.. math:: \theta \leftarrow \theta + \gamma_k \, \hat\nabla_\theta \log p_\theta(y_{1:T})
+
+with θ unconstrained, and the gradient by Fisher's identity from particles (:func:`ppl_ext.smoothing.additive.score`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
+from ppl_ext.arguments import check_call, check_count, check_data, check_function, check_key, check_number, check_values, told
+from ppl_ext.diagnostics.sites import refuse_open_handlers
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
+from ppl_ext.smoothing.backward import BackwardKernel
+from ppl_ext.smoothing.conditional import conditional_paris
+from ppl_ext.smoothing.online import SmootherState, begin, settings, step
+from ppl_ext.smoothing.trajectories import path_of, trajectories, values_of
+
+
+class ScoreAscent:
+    """Maximum likelihood by stochastic ascent: each step one conditional PaRIS sweep on the path that the last one drew.
+
+    The path is kept warm, so that a few particles give a score with little bias from the second step on (Cardoso et al. 2023, section 4).
+
+    :param optimizer: an optax transformation; it is given minus the score.
+    :param num_particles: N, at least 2.
+    :param average_from: the share of the steps after which iterates are averaged (Polyak and Ruppert); 1 for the last iterate alone.
+    :param prior: whether the log prior, in constrained space, is ascended too.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 10.0))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(mean, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
+    >>> ascent = ScoreAscent(model, optax.adam(0.1), num_particles=20)
+    >>> result = ascent.run(jax.random.key(0), 200, jnp.array([2.3, 1.9, 2.5, 2.1]), params={"mean": 0.0})
+    >>> bool(abs(result.params["mean"] - 2.2) < 0.2)
+    True
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        optimizer: optax.GradientTransformation,
+        num_particles: int = 100,
+        backward: str | BackwardKernel = "mcmc",
+        num_backward: int = 2,
+        average_from: float = 0.5,
+        prior: bool = False,
+    ):
+        self._how = settings("ScoreAscent", model, {"score": score()}, num_particles, backward, num_backward, "systematic", 0.5, None)
+        if num_particles < 2:
+            raise ArgumentError("ScoreAscent: num_particles must be at least 2: one of them is frozen on the path.")
+        if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+            raise ArgumentTypeError(f"ScoreAscent: optimizer must be an optax transformation, got {told(optimizer)}.")
+        check_number("ScoreAscent: average_from", average_from, at_least=0.0)
+        self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
+        self._run = jax.jit(self._ascend, static_argnums=4)
+
+    def run(self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> "Learned":
+        """Ascend from ``params``, constrained values of all parameters.
+
+        :raises NonFiniteError: if a score is not finite. :raises ModelError: see :func:`~ppl_ext.smoothing.additive.score`.
+        """
+        check_key("ScoreAscent: rng_key", rng_key)
+        check_count("ScoreAscent: num_steps", num_steps)
+        check_values("ScoreAscent: params", params)
+        check_call("ScoreAscent: model", self._how.model, args, kwargs)
+        check_data("ScoreAscent:", args, kwargs)
+        refuse_open_handlers("ScoreAscent.run")
+        params = {name: jnp.asarray(x, jnp.result_type(float)) for name, x in params.items()}
+        iterates, scores, final = self._run(rng_key, params, args, kwargs, int(num_steps))
+        for name, x in scores.items():
+            if not np.isfinite(x).all():
+                at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
+                raise NonFiniteError(f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate.")
+        return Learned(final, iterates, scores)
+
+    def _ascend(self, rng_key, params, args, kwargs, num_steps: int):
+        how, model = self._how, self._how.model
+        at_start = lower(model, args, kwargs, params)
+        theta = unconstrained(at_start)
+        path_key, filter_key, sweep_key = jax.random.split(rng_key, 3)
+        space, _ = how.begin(params, args, kwargs)
+        values = jax.tree.map(lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)))
+
+        def body(state, key):
+            theta, optimizer, values = state
+            params = constrained(at_start, theta)
+            space, functional = how.begin(params, args, kwargs)
+            path = path_of(space.lowered, values)
+            sweep = conditional_paris(key, space, space.lowered.xs, path, how.num_particles, how.backward, how.num_backward, functional)
+            slope = sweep.estimates["score"]
+            if self._prior:
+                prior = jax.grad(lambda theta: lower(model, args, kwargs, constrained(at_start, theta)).log_prior)(theta)
+                slope = jax.tree.map(jnp.add, slope, prior)
+            updates, optimizer = self._optimizer.update(jax.tree.map(jnp.negative, slope), optimizer, theta)
+            theta = optax.apply_updates(theta, updates)
+            return (theta, optimizer, values_of(sweep.path)), (theta, slope)
+
+        start = theta, self._optimizer.init(theta), values
+        _, (thetas, slopes) = jax.lax.scan(body, start, jax.random.split(sweep_key, num_steps))
+        begun = min(int(self._average_from * num_steps), num_steps - 1)
+        final = constrained(at_start, jax.tree.map(lambda x: x[begun:].mean(0), thetas))
+        return jax.vmap(lambda theta: constrained(at_start, theta))(thetas), slopes, final
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """:param params: the estimate, constrained. :param iterates: by step, (num_steps, ...). :param scores: in unconstrained parameters."""
+
+    params: dict[str, jax.Array]
+    iterates: dict[str, jax.Array]
+    scores: dict[str, jax.Array]
+
+
+class LearnerState(NamedTuple):
+    """``smoother``: particles and statistics, with the present parameters in ``params``. ``theta``: unconstrained. ``average``: the
+    statistic that the next parameters are made from (online EM), or their running mean (recursive maximum likelihood)."""
+
+    smoother: SmootherState
+    theta: dict[str, jax.Array]
+    average: Any
+
+
+class _Online:
+    """What both stream learners share."""
+
+    def __init__(self, where, model, functionals, num_particles, backward, num_backward, step_size):
+        self._how = settings(where, model, functionals, num_particles, backward, num_backward, "systematic", 0.5, None)
+        check_function(f"{where}: step_size", step_size)
+        self._where, self._step_size = where, step_size
+        self._begin = jax.jit(self._first)
+        self._step = jax.jit(self._next, donate_argnums=0)
+
+    def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> LearnerState:
+        """The state before the first observation. ``args`` and ``kwargs``: one time slice, for its shapes; ``params``: where to begin."""
+        check_key(f"{self._where}.init: rng_key", rng_key)
+        check_values(f"{self._where}.init: params", params)
+        check_data(f"{self._where}.init:", args, kwargs)
+        args, kwargs = time_slice((args, kwargs))
+        params = {name: jnp.array(x, jnp.result_type(float)) for name, x in params.items()}
+        check_streams(self._how.model, args, kwargs, params)
+        return self._begin(rng_key, params, args, kwargs)
+
+    def step(self, state: LearnerState, *args: Any, **kwargs: Any) -> LearnerState:
+        """One observation: filter it, then move the parameters. ``state`` is donated."""
+        if not isinstance(state, LearnerState):
+            raise ArgumentTypeError(f"{self._where}.step: state must be what init or step returned, got {told(state)}.")
+        return self._step(state, *time_slice((args, kwargs)))
+
+    def _first(self, rng_key, params, args, kwargs):
+        space, functional = self._how.begin(params, args, kwargs)
+        smoother, _, _ = begin(rng_key, params, self._how, space, functional)
+        return self._started(smoother, unconstrained(space.lowered))
+
+    def _next(self, state: LearnerState, args, kwargs):
+        space, functional = self._how.begin(state.smoother.params, args, kwargs)
+        return self._moved(state, space, functional)
+
+    def _started(self, smoother, theta) -> LearnerState:
+        raise NotImplementedError
+
+    def _moved(self, state, space, functional) -> LearnerState:
+        raise NotImplementedError
+
+
+class RecursiveMaximumLikelihood(_Online):
+    r"""Follow the maximum of the likelihood along a stream.
+
+    .. math:: \theta_t = \theta_{t-1} + \gamma_t \, \hat\nabla \log p(y_t \mid y_{<t})
+
+    The gradient of one term is the change of the smoothed score from one step to the next (LeGland and Mevel 1997), whose mean over the
+    particles is taken out at every step, so that nothing grows with time.
+
+    :param step_size: t, counted from 1, to γ_t; its sum should diverge and that of its squares not, as ``lambda t: t**-0.6``.
+    :param optimizer: an optax transformation for the scaled gradient; plain ascent by default.
+
+    ``state.smoother.params`` holds the parameters, ``state.average`` their running mean over time.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        step_size: Callable,
+        num_particles: int = 1000,
+        backward: str | BackwardKernel = "mcmc",
+        num_backward: int = 2,
+    ):
+        super().__init__("RecursiveMaximumLikelihood", model, {"score": score()}, num_particles, backward, num_backward, step_size)
+
+    def _started(self, smoother, theta):
+        return LearnerState(smoother, theta, smoother.params)
+
+    def _moved(self, state, space, functional):
+        x = space.lowered.inputs(0)
+        before = state.smoother.statistic.shared
+        smoother, _, _ = step(self._how, space, functional, state.smoother, x)
+        # The mean that centring took out is the new term; the sum itself is of no interest.
+        slope = jax.tree.map(jnp.subtract, smoother.statistic.shared, before)["score"]
+        statistic = smoother.statistic._replace(shared=jax.tree.map(jnp.zeros_like, before), rest=jax.tree.map(jnp.zeros_like, before))
+        time = smoother.filter.time.astype(jnp.result_type(float))
+        theta = jax.tree.map(lambda a, g: a + self._step_size(time) * g, state.theta, slope)
+        params = constrained(space.lowered, theta)
+        average = jax.tree.map(lambda mean, x: mean + (x - mean) / time, state.average, params)
+        return LearnerState(smoother._replace(params=params, statistic=statistic), theta, average)
+
+
+class OnlineEM(_Online):
+    r"""Expectation maximisation along a stream, for steps whose maximisation is closed.
+
+    .. math:: \hat s_t = \mathbb{E}[(1 - \gamma_t)\, \hat s_{t-1} + \gamma_t\, s(x_{t-1}, x_t, y_t)], \qquad \theta_t = \bar\theta(\hat s_t)
+
+    (Cappé 2011, equations 9 to 11), the expectation by PaRIS.
+
+    :param statistics: ``(x_prev, x, inputs)`` to a pytree s, where ``inputs`` is what the scan hands to the step.
+    :param maximize: that tree, averaged, to constrained parameters by name.
+    :param step_size: t, counted from 1, to γ_t, as ``lambda t: t**-0.6``; γ_1 should be 1.
+    :param wait: steps before the first maximisation.
+
+    ``state.smoother.params`` holds the parameters, ``state.average`` the statistic.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        statistics: Callable,
+        maximize: Callable,
+        step_size: Callable = lambda t: t**-0.6,
+        num_particles: int = 1000,
+        backward: str | BackwardKernel = "mcmc",
+        num_backward: int = 2,
+        wait: int = 20,
+    ):
+        functionals = {"statistics": sufficient_statistics(statistics)}
+        super().__init__("OnlineEM", model, functionals, num_particles, backward, num_backward, step_size)
+        check_function("OnlineEM: maximize", maximize)
+        check_count("OnlineEM: wait", wait)
+        self._maximize, self._wait = maximize, int(wait)
+
+    def _started(self, smoother, theta):
+        return LearnerState(smoother, theta, smoother.statistic.shared["statistics"])
+
+    def _moved(self, state, space, functional):
+        x = space.lowered.inputs(0)
+        rate = self._step_size((state.smoother.filter.time + 1).astype(jnp.result_type(float)))
+        scaled = functional._replace(step=lambda *args: jax.tree.map(lambda term: rate * term, functional.step(*args)))
+        old = state.smoother.statistic
+        # All of it, values and what they share, shrinks by one factor; the new term then enters with the rest of the weight.
+        shrunk = jax.tree.map(lambda v: (1.0 - rate) * v, old)
+        smoother, _, _ = step(self._how, space, scaled, state.smoother._replace(statistic=shrunk), x)
+        average = smoother.statistic.shared["statistics"]
+        params = self._maximize(average)
+        if set(params) != set(state.smoother.params):
+            raise ArgumentError(f"OnlineEM: maximize must return {sorted(state.smoother.params)}, got {sorted(params)}.")
+        waits = smoother.filter.time < self._wait
+        params = {name: jnp.where(waits, x, jnp.asarray(params[name], x.dtype)) for name, x in state.smoother.params.items()}
+        return LearnerState(smoother._replace(params=params), state.theta, average)

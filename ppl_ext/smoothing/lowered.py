@@ -1,0 +1,73 @@
+"""A NumPyro model with a scan, as the cloud of particles that smoothing moves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.smoothing.bounds import log_peak
+from ppl_ext.smoothing.space import Particles
+
+
+class ModelSpace:
+    """The state-space form of a model as a :class:`~ppl_ext.smoothing.space.Space`. Like that form, it lives inside one trace.
+
+    :param log_bound: of the transition density, where the user knows one.
+    """
+
+    def __init__(self, lowered: StateSpace, log_bound: Any = None):
+        self.lowered, self._given_bound = lowered, log_bound
+
+    def initial(self, rng_key: jax.Array, num: int) -> Particles:
+        particle, values, _ = jax.vmap(self.lowered.start)(jax.random.split(rng_key, num))
+        return Particles(particle.carry, values)
+
+    def weigh_initial(self, particles: Particles) -> jax.Array:
+        terms = jax.vmap(self.lowered.initial_terms, axis_size=len(jax.tree.leaves(particles)[0]))(particles.sites)[1]
+        return terms.observed + terms.rescaled
+
+    def move(self, rng_key: jax.Array, carry: Any, inputs: Any) -> Particles:
+        keys = jax.random.split(rng_key, len(jax.tree.leaves(carry)[0]))
+        particle, _ = jax.vmap(lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs))(keys, carry)
+        return Particles(particle.carry, particle.sites)
+
+    def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
+        terms = jax.vmap(lambda c, sites: self.lowered.step_terms(Particle(c, {}), sites, inputs)[1])(carry, particles.sites)
+        return terms.observed + terms.rescaled
+
+    def log_pair(self, carry: Any, particles: Particles, inputs: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        def one(carry, sites):
+            step = self.lowered.step(Particle(carry, {}), sites, inputs)
+            return step.log_transition + step.log_emission if self.lowered.emission_uses_carry else step.log_transition
+
+        def log_m(j, i):
+            earlier, later = (jax.tree.map(lambda x, at=at: x[at.ravel()], tree) for at, tree in ((j, carry), (i, particles.sites)))
+            return jax.vmap(one)(earlier, later).reshape(j.shape)
+
+        return log_m
+
+    def log_bound(self, carry: Any, inputs: Any) -> jax.Array | None:
+        """The given one, or the largest peak of the laws of a step from these carries."""
+        if self._given_bound is not None:
+            return jnp.asarray(self._given_bound)
+        if self.lowered.emission_uses_carry or self.lowered.is_scaled:
+            return None
+        anywhere = {name: jnp.zeros(site.shape, site.dtype) for name, site in self.lowered.step_sites.items()}
+        known = True
+
+        def peak(values, carry):
+            nonlocal known
+            peaks = [log_peak(fn) for fn in self.lowered.laws(Particle(carry, {}), values, inputs).values()]
+            known = all(p is not None for p in peaks)
+            return sum((jnp.sum(p) for p in peaks if p is not None), jnp.zeros(()))
+
+        one = jax.tree.map(lambda x: x[0], carry)
+        jaxpr = jax.make_jaxpr(peak)(anywhere, one).jaxpr
+        _, used = dce_jaxpr(jaxpr, [True])
+        # A law whose width depends on another site of the same step has a peak for each of that site's values.
+        if not known or any(used[: len(anywhere)]):
+            return None
+        return jax.vmap(lambda c: peak(anywhere, c))(carry).max()

@@ -1,0 +1,282 @@
+"""Smoothing of a stream: state O(N), one step at a time. The batch form scans the same step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppl_ext.algorithms import filtering
+from ppl_ext.algorithms.resampling import Scheme, scheme_of
+from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
+from ppl_ext.arguments import check_count, check_data, check_key, check_number, check_program, check_values, told
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
+from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
+from ppl_ext.smoothing.lowered import ModelSpace
+from ppl_ext.smoothing.space import Functional, Particles, first_values, pairs_of, terms
+from ppl_ext.smoothing.statistic import Statistic, advance, centre, estimate, start
+
+TOLERANCE = 1e-3
+"""Nats by which rounding may carry a density above its bound."""
+
+
+class Settings(NamedTuple):
+    """How to smooth: what :class:`OnlineSmoother` and :func:`~ppl_ext.smoothing.smooth` are given, checked."""
+
+    model: Callable
+    functionals: dict[str, Additive]
+    rules: filtering.Rules
+    backward: BackwardKernel
+    num_backward: int
+    log_bound: Any
+
+    @property
+    def num_particles(self) -> int:
+        return self.rules.num_particles
+
+    def told(self) -> dict[str, Any]:
+        """For a report."""
+        return {"num_particles": self.num_particles, "backward": type(self.backward).__name__, "num_backward": self.num_backward}
+
+    def begin(self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> tuple[ModelSpace, Functional | None]:
+        """The model at these parameters, within a trace.
+
+        :raises ModelError: if the model's states do not suffice for a backward kernel.
+        """
+
+        def lowered(params):
+            return lower(self.model, args, kwargs, params)
+
+        at = lowered(params)
+        if at.not_markov and not isinstance(self.backward, Path):
+            raise ModelError(f"{at.not_markov} Backward draws need it to; backward='path' does not.")
+        space = ModelSpace(at, self.log_bound)
+        if self.backward.needs_bound:
+            check_bound(space)
+        return space, joined(self.functionals, Context(lowered, at))
+
+
+def settings(
+    where: str,
+    model: Callable,
+    functionals: Mapping[str, Any] | None,
+    num_particles: int,
+    backward: str | BackwardKernel,
+    num_backward: int,
+    resampling: str | Scheme,
+    ess_threshold: float,
+    log_bound: Any,
+) -> Settings:
+    check_program(f"{where}: model", model)
+    check_count(f"{where}: num_particles", num_particles)
+    check_count(f"{where}: num_backward", num_backward)
+    check_number(f"{where}: ess_threshold", ess_threshold, at_least=0.0)
+    if ess_threshold > 1.0:
+        raise ArgumentError(f"{where}: ess_threshold must be a share from 0 (never resample) to 1 (always), got {ess_threshold}.")
+    if log_bound is not None:
+        check_number(f"{where}: log_bound", log_bound)
+    return Settings(
+        model,
+        as_additive(f"{where}: functionals", functionals or {}),
+        filtering.Rules(int(num_particles), scheme_of(f"{where}: resampling", resampling), float(ess_threshold)),
+        backward_kernel(f"{where}: backward", backward),
+        int(num_backward),
+        log_bound,
+    )
+
+
+def check_bound(space: ModelSpace) -> None:
+    """:raises ArgumentError: if a kernel needs a bound and nothing gives one."""
+    lowered = space.lowered
+    x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), lowered.xs)
+    first = lowered.initial({n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}).particle.carry
+    if space.log_bound(jax.tree.map(lambda a: a[None], first), x) is None:
+        raise ArgumentError(
+            "backward='hybrid' needs a bound on the log transition density. It follows for Normal, MultivariateNormal, categorical and "
+            "a few other laws, if neither their scale depends on another site of the step nor the emission on the state before. Pass "
+            "log_bound=, or use backward='mcmc'."
+        )
+
+
+class SmootherState(NamedTuple):
+    """Everything that a stream needs to go on: a pytree of arrays, O(N), which can be saved and loaded.
+
+    :param filter: of :mod:`ppl_ext.algorithms.filtering`: key, particles, weights, evidence, time.
+    :param statistic: values of the functionals.
+    :param tally: of backward draws.
+    """
+
+    filter: filtering.State
+    params: dict[str, jax.Array]
+    statistic: Statistic
+    tally: Tally
+
+    @property
+    def log_evidence(self) -> jax.Array:
+        """log p(y_1, ..., y_t) so far."""
+        return self.filter.log_evidence.value
+
+
+def begin(
+    rng_key, params, how: Settings, space: ModelSpace, functional: Functional | None
+) -> tuple[SmootherState, Particles, filtering.Info]:
+    """The state before the first step, its particles, and what their weights are like."""
+    state, sites, info = filtering.begin(space.lowered, how.rules, rng_key)
+    particles = Particles(state.particles.carry, sites)
+    statistic = centre(start(first_values(functional, space, particles, space.lowered.xs)), state.log_weights)
+    tally = Tally(jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf))
+    return SmootherState(state, params, statistic, tally), particles, info
+
+
+def step(
+    how: Settings, space: ModelSpace, functional: Functional | None, state: SmootherState, inputs: Any
+) -> tuple[SmootherState, filtering.Info, Particles]:
+    """One observation more: the new state, what the filter says of the step, and the new particles."""
+    old = state.filter
+    new, info = filtering.advance(space.lowered, how.rules, old, inputs)
+    particles = Particles(new.particles.carry, new.particles.sites)
+    statistic, tally = state.statistic, state.tally
+    if functional is not None:
+        inputs = inputs._replace(number=old.time)  # of the stream, where each slice is the first of its series
+        back_key = jax.random.fold_in(old.key, 0xB4C)  # the filter splits this key in three
+        pairs = pairs_of(space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors)
+        increments = terms(functional.step, inputs, old.particles.carry, particles)
+        statistic, seen = advance(back_key, statistic, how.backward, pairs, increments, how.num_backward)
+        statistic = centre(statistic, new.log_weights)
+        tally = Tally(tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess))
+    return SmootherState(new, state.params, statistic, tally), info, particles
+
+
+class OnlineResult(NamedTuple):
+    """What is known of the stream so far.
+
+    :param log_evidence: log p(y_1, ..., y_t). :param expectations: by functional. :param num_steps: t.
+    :param fallbacks: backward rows that were zero throughout.
+    """
+
+    log_evidence: jax.Array
+    expectations: dict[str, Any]
+    num_steps: jax.Array
+    fallbacks: jax.Array
+
+
+class OnlineSmoother:
+    r"""Filter a stream and carry smoothed expectations of additive functionals along, in memory that does not grow.
+
+    .. math:: \mathbb{E}\Bigl[\sum_{s \le t} \tilde h_s(x_{s-1}, x_s) \Bigm| y_{1:t}\Bigr]
+
+    The model is the batch model; it is called with one time slice after another, each a series of length one.
+
+    :param model: a NumPyro model with one ``scan``, whose data arguments are series.
+    :param functionals: by name, functions ``(t, x_prev, x)`` of the carry before and after a step, or those of
+        :mod:`ppl_ext.smoothing.additive`.
+    :param num_particles: N.
+    :param backward: ``"mcmc"``, ``"dense"``, ``"hybrid"``, ``"path"``, or a kernel of :mod:`ppl_ext.smoothing.backward`.
+    :param num_backward: backward draws a particle and step; with one the variance grows as with ``"path"``.
+    :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
+    :param ess_threshold: resample where the effective sample size is below this share of N.
+    :param log_bound: of the log transition density, for ``"hybrid"``, if the model's laws do not give it.
+
+    Source: Olsson and Westerborn 2017, algorithm 2 (PaRIS).
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     phi = numpyro.sample("phi", dist.Uniform(-1, 1))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(phi * x_prev, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
+    >>> online = OnlineSmoother(model, {"square": lambda t, x_prev, x: x**2}, num_particles=200)
+    >>> state = online.init(jax.random.key(0), params={"phi": 0.9})
+    >>> for y_t in [0.3, -0.1, 0.5]:
+    ...     state = online.step(state, y_t)
+    >>> result = online.result(state)
+    >>> int(result.num_steps), bool(0.8 < result.expectations["square"] < 2.0)
+    (3, True)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        functionals: Mapping[str, Any] | None = None,
+        num_particles: int = 1000,
+        backward: str | BackwardKernel = "mcmc",
+        num_backward: int = 2,
+        resampling: str | Scheme = "systematic",
+        ess_threshold: float = 0.5,
+        log_bound: float | None = None,
+    ):
+        self._how = settings(
+            "OnlineSmoother", model, functionals, num_particles, backward, num_backward, resampling, ess_threshold, log_bound
+        )
+        self._begin = jax.jit(self._first)
+        self._step = jax.jit(self._next, donate_argnums=0)
+        self._result = jax.jit(expectations)
+
+    def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        """The state before the first observation.
+
+        :param args: with ``kwargs``, one time slice as :meth:`step` takes it, for its shapes. Without it the particles are
+            made by the first step.
+        :param params: constrained values of the sites before the scan that are not part of the state.
+        """
+        check_key("OnlineSmoother.init: rng_key", rng_key)
+        check_values("OnlineSmoother.init: params", params or {})
+        params = {name: jnp.array(x) for name, x in (params or {}).items()}
+        if not args and not kwargs:
+            return _Waiting(jnp.array(rng_key), params)
+        check_data("OnlineSmoother.init:", args, kwargs)
+        args, kwargs = time_slice((args, kwargs))
+        check_streams(self._how.model, args, kwargs, params)
+        return self._begin(rng_key, params, args, kwargs)
+
+    def step(self, state: Any, *args: Any, **kwargs: Any) -> SmootherState:
+        """The state with one time slice more. ``state`` is donated: its memory is reused, so it cannot be used again."""
+        if not isinstance(state, SmootherState | _Waiting):
+            raise ArgumentTypeError(f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}.")
+        check_data("OnlineSmoother.step:", args, kwargs)
+        if isinstance(state, _Waiting):
+            state = self.init(state.rng_key, *args, params=state.params, **kwargs)
+        return self._step(state, *time_slice((args, kwargs)))
+
+    def result(self, state: SmootherState) -> OnlineResult:
+        """Estimates so far.
+
+        :raises ArgumentError: if the bound on the transition density turned out to be too low.
+        """
+        if not isinstance(state, SmootherState):
+            raise ArgumentTypeError(f"OnlineSmoother.result: state must be what step returned, got {told(state)}.")
+        check_excess(state.tally)
+        return OnlineResult(state.log_evidence, self._result(state), state.filter.time, state.tally.fallbacks)
+
+    def _first(self, rng_key, params, args, kwargs):
+        return begin(rng_key, params, self._how, *self._how.begin(params, args, kwargs))[0]
+
+    def _next(self, state: SmootherState, args, kwargs):
+        space, functional = self._how.begin(state.params, args, kwargs)
+        return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, x)[0], None), state, space.lowered.xs)[0]
+
+
+class _Waiting(NamedTuple):
+    """Before the first observation, where nothing says yet what the data look like."""
+
+    rng_key: jax.Array
+    params: dict[str, jax.Array]
+
+
+def expectations(state: SmootherState) -> dict[str, Any]:
+    """Of the functionals; NaN where a bound was exceeded, for those who run it inside a trace, where nothing can be raised."""
+    found = estimate(state.statistic, state.filter.log_weights) or {}
+    return jax.tree.map(lambda x: jnp.where(state.tally.excess > TOLERANCE, jnp.nan, x), found)
+
+
+def check_excess(tally: Tally) -> None:
+    """:raises ArgumentError: if a pair had a density above its bound."""
+    if not isinstance(tally.excess, jax.core.Tracer) and float(tally.excess) > TOLERANCE:
+        raise ArgumentError(
+            f"The bound on the log transition density is too low: a pair exceeded it by {float(tally.excess):.3g} nats, so backward draws "
+            "are not from their law. Pass a larger log_bound, or use backward='mcmc'."
+        )

@@ -1,0 +1,100 @@
+"""What smoothing returns, and its ArviZ report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppl_ext.arguments import check_count, check_key
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SmoothingResult:
+    """A smoothed series.
+
+    :param log_evidence: the estimated log p(y_1, ..., y_T); its exponential is unbiased.
+    :param expectations: smoothed expectations by functional.
+    :param ess: (T,) effective sample size of the weights after each step.
+    :param resampled: (T,) whether the particles were resampled before that step.
+    :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of what is observed before the scan.
+    :param fallbacks: backward rows in which no particle before could have led to the one after.
+    """
+
+    log_evidence: jax.Array
+    expectations: dict[str, Any]
+    ess: jax.Array
+    resampled: jax.Array
+    log_evidence_increments: jax.Array
+    log_evidence_initial: jax.Array
+    fallbacks: jax.Array
+    model: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    params: dict[str, jax.Array]
+    rng_key: jax.Array
+    draw: Callable
+    how: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"SmoothingResult(log_evidence={float(self.log_evidence):.4g}, num_steps={len(self.ess)}, {self.how})"
+
+    def sample(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> dict[str, jax.Array]:
+        """Whole trajectories from the smoothing law, drawn backward through the particles of this run, which is repeated for
+        it with everything kept: memory grows as N T.
+
+        :return: by latent site (draw, ...), those of the steps (draw, time, ...).
+        """
+        check_count("sample: num_samples", num_samples)
+        if rng_key is None:
+            rng_key = jax.random.fold_in(self.rng_key, 0xB4C)
+        check_key("sample: rng_key", rng_key)
+        return self.draw(rng_key, self.rng_key, self.params, self.args, self.kwargs, int(num_samples))
+
+    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> Any:
+        """The ArviZ report, one chain.
+
+        ``posterior``: smoothed trajectories, (chain, draw, time). ``sample_stats``: ``ess``, ``resampled`` and
+        ``log_evidence_increment`` by time, the same for every draw; ``lp``, the log joint density of a trajectory and the
+        observations. ``log_predictive_one_step``: log p(y_t | y_<t), which leave-one-out must not use. ``observed_data``.
+        """
+        values = {name: np.asarray(x)[None] for name, x in self.sample(rng_key, num_samples).items()}
+
+        def each(x):
+            return np.broadcast_to(np.asarray(x), (1, num_samples, *np.shape(x)))
+
+        stats = {
+            "ess": each(self.ess),
+            "resampled": each(self.resampled),
+            "log_evidence_increment": each(self.log_evidence_increments),
+        }
+        attrs = {"log_evidence": float(self.log_evidence), "backward_fallbacks": int(self.fallbacks), **self.how}
+        return report_of(self.model, self.args, self.kwargs, self.params, values, stats, attrs, stats["log_evidence_increment"])
+
+
+def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) -> Any:
+    """The ArviZ report of trajectories at fixed parameters.
+
+    :param values: by latent site, (chain, draw, ...). :param stats: by name, (chain, draw, time).
+    :param one_step: log p(y_t | y_<t), (chain, draw, time).
+    """
+    from ppl_ext.diagnostics.arviz_export import arviz_version, build_report, site_dims
+    from ppl_ext.diagnostics.likelihood import TIME, Terms
+    from ppl_ext.diagnostics.runs import name_of, versions
+    from ppl_ext.diagnostics.sites import describe, observations
+
+    one = {name: x[0, 0] for name, x in values.items()} | {name: np.asarray(x) for name, x in params.items()}
+    sites = describe(model, one, args, kwargs, {})
+    terms = {}
+    observed = [name for name, site in sites.items() if site.kind == "observed" and site.in_scan]
+    if observed and one_step is not None:
+        # All that a step observes goes into one term, under the name of the first.
+        terms[observed[0]] = Terms(one_step, np.zeros(one_step.shape[2:], bool), tuple(observed), (TIME,), True)
+    given = {f"param_{name}": np.asarray(x) for name, x in params.items()}
+    return build_report(
+        {"posterior": values, "sample_stats": stats, "observed_data": observations(model, one, args, kwargs, {})[0]},
+        terms=terms,
+        dims={**site_dims(sites), **{name: ["time"] for name in stats}},
+        attrs={"model": name_of(model), **attrs, **given, **versions(), "arviz_version": arviz_version()},
+    )

@@ -1,0 +1,59 @@
+"""Whole trajectories: drawn backward through the clouds of a filter, or rebuilt from the values of their sites."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.smoothing.conditional import ParticlePath, choose
+from ppl_ext.smoothing.lowered import ModelSpace
+from ppl_ext.smoothing.online import Settings, SmootherState, begin, step
+from ppl_ext.smoothing.space import Particles, pairs_of
+
+
+def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], space: ModelSpace, num: int) -> ParticlePath:
+    """``num`` trajectories, drawn backward through the particles of the filter whose key is ``filter_key``: leaves (num, ...),
+    those of the steps (num, T, ...)."""
+    state, first, _ = begin(filter_key, dict(params), how, space, None)
+
+    def forward(state: SmootherState, x: Any):
+        new, info, particles = step(how, space, None, state, x)
+        return new, (state.filter.particles.carry, state.filter.log_weights, particles, info.ancestors)
+
+    xs = space.lowered.xs
+    state, clouds = jax.lax.scan(forward, state, xs)
+    last_key, back_key = jax.random.split(rng_key)
+    last = jax.vmap(lambda key: choose(key, state.filter.log_weights))(jax.random.split(last_key, num))
+
+    def back(index, at):
+        key, (carry, log_weights, particles, ancestors), x = at
+        pairs = pairs_of(space, how.backward, carry, particles, x, log_weights, ancestors)
+        drawn, _ = how.backward.draw(key, pairs, index, 1)
+        return drawn[:, 0].astype(index.dtype), jax.tree.map(lambda leaf: leaf[index], particles)
+
+    keys = jax.random.split(back_key, space.lowered.num_steps)
+    index, steps = jax.lax.scan(back, last, (keys, clouds, xs), reverse=True)
+    start = jax.tree.map(lambda leaf: leaf[index], first)
+    return ParticlePath(start, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), steps))
+
+
+def values_of(path: ParticlePath) -> dict[str, jax.Array]:
+    """The latent sites of a trajectory as the model has them, those of the scan stacked over time."""
+    return {**path.initial.sites, **path.steps.sites}
+
+
+def path_of(lowered: StateSpace, values: Mapping[str, jax.Array]) -> ParticlePath:
+    """The trajectory whose latent sites have these values: its states follow from them, and from the parameters."""
+    initial = {name: values[name] for name in lowered.initial_sites}
+    sites = {name: values[name] for name in lowered.step_sites}
+    start = lowered.initial(initial).particle.carry
+
+    def body(carry, at):
+        values, x = at
+        carry = lowered.step(Particle(carry, {}), values, x).particle.carry
+        return carry, carry
+
+    _, carries = jax.lax.scan(body, start, (sites, lowered.xs))
+    return ParticlePath(Particles(start, initial), Particles(carries, sites))
