@@ -39,7 +39,8 @@ class EpisodeForm(eqx.Module):
 
     model: Callable = eqx.field(static=True)
     sites: tuple[Site, ...]
-    params: dict[str, jax.Array]
+    params: dict[str, Any]
+    constraints: dict[str, Any] = eqx.field(static=True)
     shared_sites: tuple[Site, ...]
     start: jax.Array
     keep_prior: bool = eqx.field(static=True)
@@ -54,8 +55,16 @@ class EpisodeForm(eqx.Module):
         return {s.name: s.constrain(theta) for s in self.sites}
 
     def initial_shared(self) -> dict[str, Any]:
-        """Initial values: ``param`` sites unconstrained as NumPyro's SVI holds them, shared latent sites as one vector."""
-        return {"params": self.params, "latent": self.start}
+        """Initial values, unconstrained: ``param`` sites by name (trees, for a module's), shared latent sites as one vector."""
+        return {"params": self.free(self.params), "latent": self.start}
+
+    def free(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """``param`` sites by name, unconstrained."""
+        return {n: jax.tree.map(biject_to(self.constraints[n]).inv, x) if n in self.constraints else x for n, x in params.items()}
+
+    def params_of(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """``param`` sites by name, constrained."""
+        return {n: jax.tree.map(biject_to(self.constraints[n]), x) if n in self.constraints else x for n, x in shared["params"].items()}
 
     def shared_values(self, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Shared latent sites by name, in their own supports."""
@@ -63,7 +72,7 @@ class EpisodeForm(eqx.Module):
 
     def program(self, shared: Mapping[str, Any]) -> Callable:
         """The episode model with its ``param`` sites set."""
-        return substitute(self.model, data=shared["params"])
+        return substitute(self.model, data=self.params_of(shared))
 
     def log_likelihood(
         self, theta: jax.Array, shared: Mapping[str, Any], args: tuple, kwargs: dict, rows: "Rows | None" = None
@@ -225,6 +234,7 @@ def episode_form(
         model=model,
         sites=_laid_out(sites, [n for n in latent if n in local], who),
         params={n: s["value"] for n, s in params.items()},
+        constraints={n: s["kwargs"]["constraint"] for n, s in params.items() if "constraint" in s["kwargs"]},
         shared_sites=(laid := _laid_out(sites, [n for n in latent if n in wanted], who)),
         start=jnp.concatenate([jnp.ravel(s.transform.inv(sites[s.name]["value"])) for s in laid]) if laid else jnp.zeros(0),
         keep_prior=keep_prior,

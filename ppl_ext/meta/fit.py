@@ -209,7 +209,7 @@ class MetaFit:
     @property
     def shared(self) -> dict[str, jax.Array]:
         """``param`` sites and shared latent sites by name, constrained."""
-        return dict(self.state.shared["params"]) | self.hierarchy.form.shared_values(self.state.shared)
+        return self.hierarchy.form.params_of(self.state.shared) | self.hierarchy.form.shared_values(self.state.shared)
 
     def adapt(self, rng_key: jax.Array, *args, prior: str = "student_t", num_samples: int = 1000, num_nodes: int = 64) -> Adapted:
         r"""The posterior of the local sites on a new episode.

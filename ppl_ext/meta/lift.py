@@ -89,7 +89,8 @@ class Lifted(eqx.Module):
         """The very same hierarchy as a plain NumPyro model without arguments, which NUTS and SVI take.
 
         Sites: ``"covariance"`` (or ``"variance"``, if diagonal), ``"mean"``, the shared sites under their own names, and ``"theta"`` in
-        the plate ``"episodes"``, with the local sites as deterministic ones stacked by episode.
+        the plate ``"episodes"``, with the local sites as deterministic ones stacked by episode. ``param`` sites stay where they start, or
+        where ``numpyro.handlers.substitute`` puts them.
         """
         built = self.hierarchy(stream) if hierarchy is None else hierarchy
         form, prior = built.form, built.prior
@@ -98,7 +99,8 @@ class Lifted(eqx.Module):
         def model():
             covariance = _sample_covariance(prior)
             mean = numpyro.sample("mean", _normal(prior.loc, covariance / prior.mean_precision))
-            params = {n: numpyro.param(n, v) for n, v in form.params.items()}
+            options = {n: {"constraint": c} for n, c in form.constraints.items()}
+            params = form.free({n: numpyro.param(n, v, **options.get(n, {})) for n, v in form.params.items()})
             latent = [numpyro.sample(f"_{s.name}", dist.ImproperUniform(dist.constraints.real, (), (s.size,))) for s in form.shared_sites]
             shared = {"params": params, "latent": jnp.concatenate(latent) if latent else jnp.zeros(0)}
             for name, value in form.shared_values(shared).items():

@@ -312,7 +312,7 @@ def curve(x, y=None):
     rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
     share = numpyro.sample("share", dist.Beta(2.0, 2.0))
     noise = numpyro.sample("noise", dist.HalfNormal(1.0))
-    offset = numpyro.param("offset", jnp.zeros(2), constraint=dist.constraints.real_vector)
+    offset = numpyro.param("offset", 0.2 * jnp.ones(2), constraint=dist.constraints.positive)
     with numpyro.plate("rows", len(x)):
         numpyro.sample("y", dist.Normal(offset.sum() + share * jnp.exp(-rate * x), noise), obs=y)
 
@@ -325,6 +325,8 @@ def test_constrained_local_sites_and_shared_ones():
     lifted = lift(curve, ["rate", "share"])
     result = quiet(lifted, stream, local_solver=LaplaceGGN(), optim=optax.adam(0.03), num_steps=400)
     assert set(result.shared) == {"noise", "offset"} and abs(float(result.shared["noise"]) - 0.05) < 0.03
+    np.testing.assert_allclose(result.hierarchy.form.params_of(result.hierarchy.form.initial_shared())["offset"], 0.2, rtol=1e-5)
+    assert (result.shared["offset"] > 0).all()
     assert result.losses[-1] < result.losses[0]
     post = result.adapt(KEY, *data[0], num_samples=500)
     assert post.samples["rate"].shape == (500,) and (post.samples["rate"] > 0).all()
