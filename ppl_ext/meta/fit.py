@@ -19,7 +19,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFini
 from ppl_ext.meta.adapt import Adapted, adapted, draws, scale_nodes
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
-from ppl_ext.meta.local import LocalSolver, closed_form
+from ppl_ext.meta.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.niw import NIW
 from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.stream import Batch, EpisodeStream, SimulatedStream
@@ -159,6 +159,11 @@ def fit(
     return result
 
 
+def _posteriors(hierarchy: Hierarchy, state: State, batch: Batch, solver: LocalSolver, rng_key: jax.Array) -> Gaussian:
+    fits = hierarchy.fits(state.niw, state.shared, batch, solver, rng_key)
+    return jax.vmap(partial(closed_form, niw=state.niw))(fits)
+
+
 def _rate(rate, whole: bool) -> Callable[[jax.Array], jax.Array]:
     if rate is None:
         return partial(default_rate, whole=whole)
@@ -210,6 +215,12 @@ class MetaFit:
     def shared(self) -> dict[str, jax.Array]:
         """``param`` sites and shared latent sites by name, constrained."""
         return self.hierarchy.form.params_of(self.state.shared) | self.hierarchy.form.shared_values(self.state.shared)
+
+    def posteriors(self, stream: EpisodeStream, rng_key: jax.Array | None = None) -> Gaussian:
+        """Each episode's Gaussian over θ in a stream that was trained on: means (n, d), covariances (n, d, d) or (n, d)."""
+        key = jax.random.key(0) if rng_key is None else rng_key
+        batch = stream.batch(np.arange(len(stream)))
+        return eqx.filter_jit(_posteriors)(self.hierarchy, self.state, batch, self.solver, key)
 
     def adapt(self, rng_key: jax.Array, *args, prior: str = "student_t", num_samples: int = 1000, num_nodes: int = 64) -> Adapted:
         r"""The posterior of the local sites on a new episode.
