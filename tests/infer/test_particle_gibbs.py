@@ -110,8 +110,8 @@ def test_what_cannot_work_is_refused():
         ParticleGibbs(model, 1)
     with pytest.raises(ArgumentError, match="same model"):
         ParticleGibbs(model, 5, inner=NUTS(marginal))
-    with pytest.raises(ModelError, match="together"):
-        MCMC(Gibbs([(NUTS(model), None), (PathSweep(model, 5), ["x"])]), num_warmup=1, num_samples=1, progress_bar=False).run(
+    with pytest.raises(ModelError, match="'phi'"):
+        MCMC(Gibbs([(NUTS(model), ["x0"]), (PathSweep(model, 5), ["x", "phi", "scale"])]), num_warmup=1, num_samples=1).run(
             jax.random.key(0), Y
         )
     with pytest.raises(ModelError, match="scan"):
