@@ -3,6 +3,7 @@
 from ppl_ext.infer.checkpoint import Checkpoint
 from ppl_ext.infer.fit import Progress, fit
 from ppl_ext.infer.particle_gibbs import ParticleGibbs, PathSweep
+from ppl_ext.infer.pmmh import PMMH
 from ppl_ext.infer.stopping import Plateau
 
-__all__ = ["Checkpoint", "ParticleGibbs", "PathSweep", "Plateau", "Progress", "fit"]
+__all__ = ["PMMH", "Checkpoint", "ParticleGibbs", "PathSweep", "Plateau", "Progress", "fit"]

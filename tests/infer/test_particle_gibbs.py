@@ -11,7 +11,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS, Gibbs
 
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.infer import ParticleGibbs, PathSweep
+from ppl_ext.infer import PMMH, ParticleGibbs, PathSweep
 from ppl_ext.infer.particle_gibbs import path_sites
 
 T = 20
@@ -92,6 +92,12 @@ def test_a_sweep_that_forgets_the_frozen_path_is_seen(reference, monkeypatch):
     found, errors, _ = means(ParticleGibbs(model, 2), 4000)
     with pytest.raises(AssertionError):
         assert_close(found, errors, reference)
+
+
+def test_pmmh_equals_nuts_on_the_marginal(reference):
+    found, errors, mcmc = means(PMMH(model, 50), 6000, 1000)
+    assert_close(found, errors, reference)
+    assert set(mcmc.get_samples()) == {"phi", "scale"}
 
 
 def test_it_is_a_block_of_numpyros_gibbs():
