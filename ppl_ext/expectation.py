@@ -141,7 +141,10 @@ class Objective(NumPyroELBO):
         super().__init__(num_particles=self.options.get("num_particles", 1), vectorize_particles=vectorize_particles)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+        defaults = {name: p.default for name, p in inspect.signature(self.body).parameters.items()}
+        # Flags are shown where they are not as usual, numbers always.
+        shown = {k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
     def __eq__(self, other) -> bool:
         return type(self) is type(other) and repr(self) == repr(other)
@@ -190,7 +193,8 @@ class Objective(NumPyroELBO):
     def carried_by(self, guide: Callable, model: Callable) -> Callable:
         """The guide, with the objective's state as ``numpyro.mutable`` sites: what ``SVI`` takes for an objective that carries state.
 
-        ``SVI(model, objective.carried_by(guide, model), optim, objective)``. :func:`ppl_ext.infer.fit` does it by itself.
+        ``SVI(model, objective.carried_by(guide, model), optim, objective)``. :func:`ppl_ext.infer.fit` does it by itself. (NumPyro's
+        ``SVI.evaluate`` passes no mutable state on, so it does not serve such objectives.)
         """
         return _Carrier(guide, model, self)
 

@@ -1,19 +1,31 @@
 """Variational objectives, each a short program to read against its formula, each a ``numpyro.infer.elbo.ELBO``.
 
-================= ====================================== ============================== =========================================
-objective         expectation of                         bound of                       when
-================= ====================================== ============================== =========================================
-``ELBO``          log p(y, z) − log q(z)                 log evidence, from below       the default
-``IWELBO``        log mean exp of K log weights          log evidence, from below       a tighter bound, a wider guide
-``Renyi``         the same to the power 1 − α            log evidence, from below for   between the two
-                                                         0 ≤ α < 1
-``ForwardKL``     minus KL(p(z | y) ‖ q), estimated      none                           a guide that covers all modes, discrete
-                                                                                        sites
-================= ====================================== ============================== =========================================
+With w = p(y, z) / q(z), w̄ the self-normalised weights of K draws of q, and log Z the log evidence:
 
-A guide or model may be a :class:`~ppl_ext.algorithms.marginal`: ``ELBO`` is then the (importance-weighted) hierarchical bound and
-``IWELBO``
-the doubly importance-weighted one. The bounds from below refuse estimates that err the wrong way (:mod:`ppl_ext.direction`).
+========================= ===================================== ======================= ============== ==================================
+objective                 expectation of                        bound of log Z          strategies     when
+========================= ===================================== ======================= ============== ==================================
+``ELBO``                  log w                                 from below              every          the default
+``ELBO``, analytic        the same, −KL(q_s ‖ p_s) where known  from below              every          less noise; laws of one family
+``ELBO``, stick the ...   the same                              from below              every          less noise near the posterior
+``IWELBO``                log mean w                            from below              every          a tighter bound, a wider guide
+``DoublyReparameterized`` log mean w                            from below              reparam only   IWELBO with many particles
+``Renyi``                 log mean w^(1−α), over 1 − α          below for 0 ≤ α < 1     every          between the two
+``VRIWAE``                the same, 0 ≤ α < 1                   from below              every          the same, doubly reparameterised
+``Thermodynamic``         Σ_t (β_{t+1} − β_t) E_{π_βt} log w    from below              every, or none discrete sites, no baselines
+``ChiUpperBound``         −(mean wⁿ / c + log c − 1) / n        minus one from above    every          to bracket log Z, a covering guide
+``ForwardKL``             −Σ w̄ log w + log mean w               none                    none           a covering guide, discrete sites
+``ReweightedWakeSleep``   log mean w; Σ w̄ ∇ log q               from below              none           models to be learned, discrete sites
+``Sleep``                 log q(z given y′), (z, y′) ~ p        none                    none           amortised guides, any simulator
+``MarkovScoreClimbing``   Σ w̄ log q, one draw retained          none                    none           as ForwardKL, unbiased at low K
+``FDivergence``           −mean f(K w̄)                          none                    every          both directions of KL at once
+``constrain``             objective − λ (quantity − C)          none                    as objective's a budget for a divergence
+========================= ===================================== ======================= ============== ==================================
+
+"None" in the column of strategies: draws are held fixed, so that sites of every kind serve, and no strategy is asked for.
+Hierarchical bounds are these with a guide (or model) that is a :class:`~ppl_ext.algorithms.marginal`: ``ELBO`` is then the hierarchical
+bound with one inner particle and the importance-weighted hierarchical one with more, and ``IWELBO`` the doubly importance-weighted one.
+The bounds refuse estimates that err the wrong way (:mod:`ppl_ext.direction`). ``docs/objectives.md`` says what is biased, and how.
 """
 
 from ppl_ext.objectives.chi_upper_bound import ChiUpperBound

@@ -83,9 +83,7 @@ def constrain(
     constrain(IWELBO(num_particles=8), kl('z'), at_most=2.0, rate=0.01, initial=1.0)
     """
     if isinstance(objective, type) or not isinstance(objective, Objective):
-        raise ArgumentTypeError(
-            f"constrain: objective must be one of this library, such as ppl_ext.objectives.ELBO(), got {told(objective)}."
-        )
+        raise ArgumentTypeError(f"constrain: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}.")
     check_function("constrain: quantity", quantity)
     if (at_most is None) == (at_least is None):
         raise ArgumentError("constrain takes either at_most=... or at_least=...")

@@ -15,7 +15,7 @@ from ppl_ext.expectation import carried, objective, replicate
 from ppl_ext.handlers import detach
 from ppl_ext.held import fixed
 from ppl_ext.objectives.weights import normalised, signal
-from ppl_ext.program import log_density, simulate
+from ppl_ext.program import SiteValues, log_density, simulate
 
 
 class Move(NamedTuple):
@@ -82,14 +82,18 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
     :param kernel: a :class:`MarkovKernel`.
     :raises ModelError: if a plate of the guide is subsampled, or a density is only estimated.
     """
-    state = carried("MarkovScoreClimbing", lambda: {"retained": fixed(_begin(guide))})
-    values, particles, weights = fixed(kernel(detach(model), detach(guide), state["retained"]))
-    state["retained"] = values
+    fresh = _begin(guide)
+    state = carried("MarkovScoreClimbing", lambda: {"retained": dict(fresh)})
+    retained = SiteValues(state["retained"], fresh.auxiliary)
+    values, particles, weights = fixed(kernel(detach(model), detach(guide), retained))
+    state["retained"] = dict(values)
+    particles = SiteValues(particles, fresh.auxiliary)
     log_q, log_p = (jax.vmap(lambda z, program=program: _exact(log_density(program, z)).total)(particles) for program in (guide, model))
     return jnp.sum(jnp.where(weights > 0, weights * log_q, 0.0)) + signal(weights, log_p)
 
 
-def _begin(guide):
+def _begin(guide) -> SiteValues:
+    """A draw to begin with; where one is retained, only its names count."""
     draw = simulate(detach(guide))
     plates = {plate.name for label in draw.log_density.labels for plate in label.plates} & set(draw.values)
     if plates:
@@ -97,7 +101,7 @@ def _begin(guide):
             f"MarkovScoreClimbing: plate '{min(plates)}' is subsampled, and the retained draw would meet another minibatch at each step. "
             "Use the full data, or ReweightedWakeSleep."
         )
-    return draw.values
+    return fixed(draw.values)
 
 
 def _exact(density: LogDensity) -> LogDensity:

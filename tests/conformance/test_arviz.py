@@ -86,6 +86,12 @@ ALGORITHMS = {
     "fit, IWELBO": lambda: ours(objectives.IWELBO(num_particles=4)),
     "fit, Renyi": lambda: ours(objectives.Renyi(alpha=0.5, num_particles=4)),
     "fit, ForwardKL": lambda: ours(objectives.ForwardKL(num_particles=16)),
+    "fit, ELBO with both options": lambda: ours(objectives.ELBO(analytic_kl=True, stick_the_landing=True)),
+    "fit, DoublyReparameterized": lambda: ours(objectives.DoublyReparameterized(num_particles=4)),
+    "fit, Thermodynamic": lambda: ours(objectives.Thermodynamic(num_particles=16)),
+    "fit, ReweightedWakeSleep": lambda: ours(objectives.ReweightedWakeSleep(num_particles=16)),
+    "fit, MarkovScoreClimbing": lambda: ours(objectives.MarkovScoreClimbing(objectives.ConditionalImportanceSampling(16))),
+    "fit, constrained": lambda: ours(objectives.constrain(objectives.ELBO(), objectives.kl("width"), at_most=2.0)),
     "fit, enumerated mixture": lambda: ours(objectives.ELBO(num_particles=2), mixture, mixture_guide),
     "SVI, AutoNormal": lambda: numpyros(model, AutoNormal(model), Trace_ELBO()),
     "SVI, AutoLaplaceApproximation": lambda: numpyros(model, AutoLaplaceApproximation(model), Trace_ELBO()),
@@ -94,7 +100,10 @@ ALGORITHMS = {
 }
 
 
-@pytest.fixture(scope="module", params=ALGORITHMS)
+SLOW = {"fit, ELBO with both options", "fit, DoublyReparameterized", "fit, Thermodynamic", "fit, ReweightedWakeSleep", "fit, constrained"}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALGORITHMS])
 def report(request):
     """Each algorithm runs once."""
     return ALGORITHMS[request.param]()
