@@ -172,6 +172,8 @@ def _where_density(name: str) -> str:
 class _Impose(Messenger):
     """Give latent sites and subsampling plates their values, inside ``scan`` too, and refuse to draw what was not given."""
 
+    strict = True
+
     def __init__(self, values, seen: set[str]):
         super().__init__()
         self.values, self.seen, self.state = values, seen, trace_state()
@@ -186,7 +188,7 @@ class _Impose(Messenger):
             # A body site takes its slice; a site of the same shape at every step (no time axis) takes the value whole.
             # What handlers outside the body will condition or substitute there needs no value; a function may do so to any site.
             later = [held for _, held in msg["kwargs"]["substitute_stack"]]
-            lenient = any(not isinstance(held, dict) for held in later)
+            lenient = not self.strict or any(not isinstance(held, dict) for held in later)
             given = {n for held in later if isinstance(held, dict) for n in held}
             run_in_scan_body(msg, lambda slices: _ImposeStep(values, slices, self.seen, None if lenient else given), series)
         elif msg["type"] == "sample" and not msg.get("_control_flow_done"):

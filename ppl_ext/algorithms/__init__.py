@@ -5,6 +5,7 @@ algorithm               estimate of p(x)                          a draw
 ======================= ========================================= ===========================================================
 ``ImportanceSampling``  mean of K weights                         one of K, by weight (sampling importance resampling)
 ``Enumeration``         exact, for finite free sites              from the exact posterior
+``ParticleFilter``      product of mean weights over time         one of N paths, by weight
 ======================= ========================================= ===========================================================
 """
 
@@ -13,5 +14,6 @@ from ppl_ext.algorithms.enumeration import Enumeration
 from ppl_ext.algorithms.importance import ImportanceSampling
 from ppl_ext.algorithms.marginal import marginal
 from ppl_ext.algorithms.normalize import normalize
+from ppl_ext.algorithms.particle_filter import ParticleFilter
 
-__all__ = ["Algorithm", "Enumeration", "ImportanceSampling", "marginal", "normalize"]
+__all__ = ["Algorithm", "Enumeration", "ImportanceSampling", "ParticleFilter", "marginal", "normalize"]

@@ -24,6 +24,7 @@ class Algorithm(eqx.Module):
     """
 
     exact: ClassVar[bool] = False
+    scans: ClassVar[bool] = False  # whether the program may have a scan
 
     @abstractmethod
     def evidence(self, target: Target) -> jax.Array:

@@ -28,8 +28,8 @@ from jax import lax, random
 from jax.scipy.special import logsumexp
 
 from ppl_ext.algorithms.compensated import Sum, plus, zero
-from ppl_ext.algorithms.lowering import Inputs, Terms, draw_sites
-from ppl_ext.algorithms.resampling import Scheme
+from ppl_ext.algorithms.lowering import Inputs, Terms, run_proposal
+from ppl_ext.algorithms.resampling import Scheme, multinomial
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 
 _stop = lax.stop_gradient
@@ -66,6 +66,7 @@ class Rules(NamedTuple):
     proposal: Callable | None = None
     initial_proposal: Callable | None = None
     look_ahead: Callable | None = None
+    params: dict[str, Any] = {}  # values of numpyro.param sites in the proposals
 
 
 class Draws(Protocol):
@@ -75,7 +76,7 @@ class Draws(Protocol):
 
     def ancestors(self, key, log_weights: jax.Array, num: int) -> jax.Array: ...
 
-    def values(self, one: Callable, keys, names: tuple[str, ...], *particles) -> tuple[dict[str, jax.Array], jax.Array]: ...
+    def values(self, one: Callable, keys, names, *particles, frozen=None) -> tuple[dict[str, jax.Array], jax.Array]: ...
 
 
 class Keyed:
@@ -89,9 +90,13 @@ class Keyed:
     def ancestors(self, key, log_weights, num):
         return self.scheme(key, log_weights, num)
 
-    def values(self, one, keys, names, *particles):
-        """``one(key, *particle)`` gives a lane's values and the log density that they were drawn with."""
-        values, log_q = jax.vmap(one)(keys, *particles)
+    def values(self, one, keys, names, *particles, frozen=None):
+        """The lanes' values, and the log density that they were drawn with. ``one(given, key, *particle)`` runs a lane and returns both and
+        the sites of the run; ``frozen`` holds the values that the first lane gets instead."""
+        values, log_q = jax.vmap(lambda *lane: one({}, *lane)[:2])(keys, *particles)
+        if frozen is not None:
+            values = jax.tree.map(lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen)
+            log_q = jax.vmap(lambda *lane: one(*lane)[1])(values, keys, *particles)
         return _stop(values), log_q
 
 
@@ -104,37 +109,50 @@ def only_gradient(x: jax.Array) -> jax.Array:
 only_gradient.defjvp(lambda primals, tangents: (jnp.zeros_like(primals[0]), tangents[0]))
 
 
-def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None) -> tuple[State, dict[str, jax.Array], Info]:
-    """A filter before its first step, the initial sites of its particles, and the numbers of what is observed before the scan."""
+def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=None) -> tuple[State, dict[str, jax.Array], Info]:
+    """A filter before its first step, the initial sites of its particles, and the numbers of what is observed before the scan.
+
+    :param frozen: initial sites of the first lane, in a conditional run."""
     draws = Keyed(rules.scheme) if draws is None else draws
     key, sub = random.split(key)
-    keys = random.split(sub, rules.num_particles)
-    names = tuple(ss.initial_sites)
+    program = rules.initial_proposal
 
-    def one(key):
-        if rules.initial_proposal is None:
-            values = ss.draw_initial(key)
-            return values, jnp.zeros(())
-        return draw_sites("initial_proposal", rules.initial_proposal, (ss.parameters,), key, ss.initial_sites)
+    def one(given, key):
+        if program is None:
+            return _ran(ss.run_initial(given, key), ss.initial_sites)
+        return _ran(
+            run_proposal("initial_proposal", program, (ss.parameters,), given, key, ss.initial_sites, rules.params), ss.initial_sites
+        )
 
-    values, log_q = draws.values(one, keys, names)
+    values, log_q = draws.values(one, random.split(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen)
     particles, terms = jax.vmap(ss.initial_terms, axis_size=rules.num_particles)(values)
-    log_ratio = _log_ratio(terms, log_q, rules.initial_proposal is not None, draws.fixed)
+    log_ratio = _log_ratio(terms, log_q, program is not None, draws.fixed)
     log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
     log_weights, increment, num_nan = normalised(log_uniform + log_ratio)
     state = State(key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32))
     return state, values, Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool))
 
 
-def advance(ss: StateSpace, rules: Rules, state: State, x_t: Inputs, draws: Draws | None = None) -> tuple[State, Info]:
-    """One step of the filter: resample if need be, propose, weigh. Pure: the same state and inputs give the same step to the last bit."""
+def _ran(record, wanted):
+    """What ``draws.values`` wants of a run of a lane."""
+    values = {n: record.sites[n]["value"] for n in wanted}
+    return values, record.terms(frozenset(wanted), {}).drawn, {n: record.sites[n] for n in wanted}
+
+
+def advance(
+    ss: StateSpace, rules: Rules, state: State, x_t: Inputs, draws: Draws | None = None, frozen: dict[str, jax.Array] | None = None
+) -> tuple[State, Info]:
+    """One step of the filter: resample if need be, propose, weigh. Pure: the same state and inputs give the same step to the last bit.
+
+    :param frozen: latent sites of the first lane, in a conditional run: it is its own ancestor, and the others are drawn independently.
+    """
     draws = Keyed(rules.scheme) if draws is None else draws
     num = rules.num_particles
     key, for_ancestors, for_lanes = random.split(state.key, 3)
     log_first = first_stage(ss, rules, state, x_t)
-    resampled, ancestors, log_before = resample(rules, draws, for_ancestors, state.log_weights, log_first, num)
+    resampled, ancestors, log_before = resample(rules, draws, for_ancestors, state.log_weights, log_first, num, frozen is not None)
     old = jax.tree.map(lambda x: x[ancestors], state.particles)
-    particles, log_ratio = propose(ss, rules, draws, random.split(for_lanes, num), old, x_t)
+    particles, log_ratio = propose(ss, rules, draws, random.split(for_lanes, num), old, x_t, frozen)
     log_weights, increment, num_nan = normalised(log_before + log_ratio)
     new = State(key, particles, log_weights, plus(state.log_evidence, increment), state.num_nan + num_nan, state.time + 1)
     return new, Info(ancestors, increment, ess(log_weights), resampled)
@@ -149,31 +167,41 @@ def first_stage(ss: StateSpace, rules: Rules, state: State, x_t: Inputs) -> jax.
     return normalised(log_first)[0]
 
 
-def resample(rules: Rules, draws: Draws, key, log_weights, log_first, num: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether, whom, and log(W / N V) of the chosen."""
+def resample(rules: Rules, draws: Draws, key, log_weights, log_first, num: int, through: bool = False):
+    """Whether, whom, and log(W / N V) of the chosen. ``through``: the first lane keeps its ancestor, the first."""
+
+    def drawn():
+        if not through:
+            return draws.ancestors(key, log_first, num)
+        rest = draws.ancestors(key, log_first, num - 1) if num > 1 else jnp.zeros(0, jnp.int32)
+        return jnp.concatenate([jnp.zeros(1, jnp.int32), rest])
+
     if rules.threshold >= 1:
-        resampled = jnp.ones((), bool)
-        ancestors = draws.ancestors(key, log_first, num)
+        resampled, ancestors = jnp.ones((), bool), drawn()
+    elif rules.threshold <= 0:
+        return jnp.zeros((), bool), jnp.arange(num, dtype=jnp.int32), log_weights
     else:
         resampled = ess(log_first) < rules.threshold * num
-        ancestors = lax.cond(resampled, lambda: draws.ancestors(key, log_first, num), lambda: jnp.arange(num, dtype=jnp.int32))
+        ancestors = lax.cond(resampled, drawn, lambda: jnp.arange(num, dtype=jnp.int32))
     below = _stop(log_first) if draws.fixed else log_first
     # Where no weight is positive the draw is of no use, and minus infinity less itself would be NaN.
     ratio = jnp.where(jnp.isfinite(log_weights) & jnp.isfinite(below), log_weights - below, 0.0)
     return resampled, ancestors, jnp.where(resampled, ratio[ancestors] - jnp.log(num), log_weights)
 
 
-def propose(ss: StateSpace, rules: Rules, draws: Draws, keys, old: Particle, x_t: Inputs) -> tuple[Particle, jax.Array]:
+def propose(ss: StateSpace, rules: Rules, draws: Draws, keys, old: Particle, x_t: Inputs, frozen=None) -> tuple[Particle, jax.Array]:
     """New particles and log(m g / q)."""
+    program = rules.proposal
 
-    def one(key, particle):
-        if rules.proposal is None:
-            return ss.propagate(key, particle, x_t)[0].sites, jnp.zeros(())
-        return draw_sites("proposal", rules.proposal, (ss.parameters, particle.carry, x_t.x), key, ss.step_sites)
+    def one(given, key, particle):
+        if program is None:
+            return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
+        args = (ss.parameters, particle.carry, x_t.x)
+        return _ran(run_proposal("proposal", program, args, given, key, ss.step_sites, rules.params), ss.step_sites)
 
-    values, log_q = draws.values(one, keys, tuple(ss.step_sites), old)
+    values, log_q = draws.values(one, keys, tuple(ss.step_sites), old, frozen=frozen)
     particles, terms = jax.vmap(lambda p, v: ss.step_terms(p, v, x_t))(old, values)
-    return particles, _log_ratio(terms, log_q, rules.proposal is not None, draws.fixed)
+    return particles, _log_ratio(terms, log_q, program is not None, draws.fixed)
 
 
 def _log_ratio(terms: Terms, log_q, proposed: bool, fixed: bool) -> jax.Array:
@@ -207,16 +235,35 @@ class Run(NamedTuple):
     history: tuple[Particle, jax.Array] | None
 
 
-def run_filter(ss: StateSpace, rules: Rules, key, *, keep_history: bool = False) -> Run:
-    """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs."""
-    state, initial, first = begin(ss, rules, key)
+def run_filter(
+    ss: StateSpace,
+    rules: Rules,
+    key,
+    *,
+    keep_history: bool = False,
+    draws: Draws | None = None,
+    through: dict[str, jax.Array] | None = None,
+    loop: Callable = lax.scan,
+) -> Run:
+    """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs.
 
-    def step(state: State, x_t: Inputs):
-        new, info = advance(ss, rules, state, x_t)
+    :param through: a path (initial sites, and step sites with a time axis) that the first lane follows: a conditional run. The other lanes
+        are then resampled independently (multinomial), whatever the scheme, as its law wants (Andrieu, Doucet, Holenstein 2010, § 4.3).
+    :param loop: ``jax.lax.scan``, or NumPyro's, where the draws are sites.
+    """
+    start_at = series = None
+    if through is not None:
+        rules = rules._replace(scheme=multinomial)
+        start_at, series = ({n: through[n] for n in sites} for sites in (ss.initial_sites, ss.step_sites))
+    state, initial, first = begin(ss, rules, key, draws, start_at)
+
+    def step(state: State, inputs):
+        x_t, frozen = inputs
+        new, info = advance(ss, rules, state, x_t, draws, frozen)
         return new, (info, (new.particles, new.log_weights) if keep_history else None)
 
     start = (first, (state.particles, state.log_weights) if keep_history else None)
-    state, later = lax.scan(step, state, ss.xs)
+    state, later = loop(step, state, (ss.xs, series))
     info, history = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), start, later)
     return Run(state, initial, info, history)
 

@@ -26,11 +26,12 @@ class Inner(Messenger):
     :param params: values of ``param`` and ``mutable`` sites. A pilot run (``keep`` is not ``None``) fills it and lets them out; later runs
         may be inside a ``vmap`` and only read it.
     :param keep: sites that leave; ``None`` once the pilot run is over.
+    :param scans: whether a scan may stand inside: its sites are then all hidden.
     """
 
-    def __init__(self, scope: str, run: Run, params: dict[str, Any], keep: frozenset[str] | None = None):
+    def __init__(self, scope: str, run: Run, params: dict[str, Any], keep: frozenset[str] | None = None, scans: bool = True):
         super().__init__()
-        self.scope, self.run, self.params, self.keep = scope, run, params, keep
+        self.scope, self.run, self.params, self.keep, self.scans = scope, run, params, keep, scans
         self.brings_keys = keep is None
         self.leaving = False
         self.drawn: dict[str, bool] = {}
@@ -44,10 +45,8 @@ class Inner(Messenger):
             self._let_out(msg)
             return
         if kind == "control_flow":
-            raise ModelError(
-                f"{self.scope} does not reach into {msg['fn'].__name__.removesuffix('_wrapper')}: its sites cannot be kept or summed out. "
-                "Write the loop in Python or put its steps in a plate."
-            )
+            self._control_flow(msg)
+            return
         if kind == "plate" and msg["args"][1] not in (None, msg["args"][0]):
             raise ModelError(
                 f"Plate '{msg['name']}' is subsampled inside {self.scope}: a minibatch's density is unbiased only in logs, so no "
@@ -59,7 +58,9 @@ class Inner(Messenger):
             self.run.process_message(msg)
             msg["stop"] = True
         elif kind in ("sample", "deterministic") or (kind == "plate" and not self.keep):
-            if kind == "sample" and msg["value"] is None and not msg["is_observed"]:
+            if msg.get("_control_flow_done"):
+                self.run.process_message(msg)
+            elif kind == "sample" and msg["value"] is None and not msg["is_observed"]:
                 self._draw(msg)
             msg["stop"] = True
 
@@ -75,10 +76,24 @@ class Inner(Messenger):
                 msg["intermediates"] = []
         elif self.leaving:
             msg["_ppl_ext_foreign"] = True
+        elif msg["type"] == "control_flow":
+            self.run.postprocess_message(msg)
         elif msg["type"] in ("param", "mutable"):
             self.params[msg["name"]] = msg["value"]
 
+    def _control_flow(self, msg):
+        kind = msg["fn"].__name__.removesuffix("_wrapper")
+        if kind != "scan" or not self.scans:
+            raise ModelError(
+                f"{self.scope} with this algorithm does not reach into {kind}: its sites cannot be kept or summed out. Use ParticleFilter, "
+                "which sums out a scan, or write the loop in Python or put its steps in a plate."
+            )
+        self.run.process_message(msg)
+        msg["stop"] = True
+
     def _let_out(self, msg):
+        if msg.get("_control_flow_done"):
+            raise ModelError(f"Site '{msg['name']}' stands inside a scan, so it cannot be kept; keep sites before the scan.")
         if msg["is_observed"]:
             raise ModelError(f"Site '{msg['name']}' is observed in the program, so it cannot be kept; keep latent sites.")
         self.leaving = True
@@ -147,12 +162,20 @@ def run_here(what: str) -> Run:
     key = prng_key() if _PYRO_STACK else None
     if key is None:
         raise ModelError(f"No random key to draw the sites inside {what}. Pass rng_key=..., or wrap the program in handlers.seed.")
-    return Run(key, random.fold_in(key, 0))
+    return _Alone(key, random.fold_in(key, 0))
 
 
 def unused_run() -> Run:
     """For draws on which nothing depends: they leave no trace in an expectation."""
-    return Run(random.key(0), random.key(0))
+    return _Alone(random.key(0), random.key(0))
+
+
+class _Alone(Run):
+    """Outside an expectation: draws have no gradient strategy, since nobody would apply it."""
+
+
+def has_strategies(run: Run) -> bool:
+    return not isinstance(run, _Alone)
 
 
 def refuse_open_plates(what: str) -> None:

@@ -289,33 +289,36 @@ def _at_step(msg, held: dict[str, Any], inputs: Inputs):
     return inputs.given[name]
 
 
-class _Proposal(_Sites):
-    """A run of a proposal: parameters have their values from outside already."""
+class Proposal(_Sites):
+    """A run of a proposal. Its parameters are known, unless ``params`` is ``None``: then they go out."""
 
-    def __init__(self, key, params: dict[str, Any]):
-        super().__init__({}, key)
+    def __init__(self, values: dict[str, Any], key, params: dict[str, Any] | None):
+        super().__init__(values, key)
         self.params = params
 
     def process_message(self, msg):
-        if msg["type"] == "param" and msg["name"] in self.params:
-            msg["value"], msg["stop"] = self.params[msg["name"]], True
-        else:
+        if msg["type"] != "param":
             super().process_message(msg)
+        elif self.params is not None:
+            if msg["name"] not in self.params:
+                raise ModelError(
+                    f"The proposal has the parameter '{msg['name']}', which has no value here. numpyro.param works in a proposal inside "
+                    "ppl_ext.marginal or normalize; elsewhere let the proposal be a function of arrays."
+                )
+            msg["value"], msg["stop"] = self.params[msg["name"]], True
 
 
-def draw_sites(what: str, program: Callable, args: tuple, key, wanted, params: dict[str, Any] | None = None):
-    """Values of the wanted sites from another program, and the log density that they were drawn with."""
-    with block(), (record := _Proposal(key, params or {})):
+def run_proposal(what: str, program: Callable, args: tuple, values: dict[str, Any], key, wanted, params: dict[str, Any]) -> Proposal:
+    """The record of a program that draws the wanted sites, some of which may be given."""
+    with block(), (record := Proposal(values, key, params)):
         program(*args)
     if set(record.latent) != set(wanted) or len(record.sites) > len(record.latent):
         raise ModelError(
             f"{what} must draw {_listed(wanted)} and nothing else; it has the sites {_listed(record.sites)}. Its parameters go in as its "
             "arguments, and it observes nothing."
         )
-    values = {}
-    for name in wanted:
-        value, site = record.sites[name]["value"], wanted[name]
-        if jnp.shape(value) != site.shape:
-            raise ModelError(f"{what} draws site '{name}' with the shape {jnp.shape(value)}; the model's has {site.shape}.")
-        values[name] = value
-    return values, record.terms(frozenset(record.latent), {}).drawn
+    for name, site in wanted.items():
+        shape = jnp.shape(record.sites[name]["value"])
+        if shape != site.shape:
+            raise ModelError(f"{what} draws site '{name}' with the shape {shape}; the model's has {site.shape}.")
+    return record

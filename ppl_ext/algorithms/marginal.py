@@ -42,13 +42,14 @@ class marginal(eqx.Module):
     and gradient are unbiased; elsewhere their randomness comes from ``numpyro.handlers.seed``, which under NUTS is one fixed draw.
     Marginals nest.
 
-    :param program: a NumPyro program; parameters, plates and observed sites are welcome, ``scan`` and subsampled plates are not.
+    :param program: a NumPyro program; parameters, plates and observed sites are welcome, subsampled plates are not, a ``scan`` only with an
+        algorithm for it (:class:`~ppl_ext.algorithms.ParticleFilter`).
     :param keep: names of latent sites. Their support must not depend on the sites that are summed out.
     :param algorithm: an :class:`~ppl_ext.algorithms.Algorithm`.
     :return: calling it returns the dict of kept values; the program's own output may depend on what is summed out.
     :raises ArgumentError: if nothing is kept.
     :raises ModelError: when run: a kept site is unknown or observed, no site is left to sum out, a plate is open around it, a plate inside
-        is subsampled, or there is a scan inside. The message names it.
+        is subsampled, or there is a scan inside that the algorithm does not take. The message names it.
 
     >>> import jax, ppl_ext, numpyro, numpyro.distributions as dist
     >>> from ppl_ext.algorithms import Enumeration
@@ -79,7 +80,7 @@ class marginal(eqx.Module):
         what = f"marginal({', '.join(self.keep)})"
         refuse_open_plates(what)
         program = Program(self.program, args, kwargs)
-        with (pilot := Inner("marginal", run_here(what), {}, frozenset(self.keep))), (record := Record()):
+        with (pilot := Inner("marginal", run_here(what), {}, frozenset(self.keep), self.algorithm.scans)), (record := Record()):
             program()
         sites = record.sites
         free = self._free(sites)

@@ -68,7 +68,7 @@ class normalize(eqx.Module):
         program, run = Program(self.program, args, kwargs), run_here("normalize")
         data = {name: jnp.asarray(value) for name, value in self.data.items()}
         # This run finds the sites and registers parameters; its draws are of no use, so the expectation does not see them.
-        pilot = Inner("normalize", unused_run(), {}, frozenset())
+        pilot = Inner("normalize", unused_run(), {}, frozenset(), self.algorithm.scans)
         with pilot, (record := Record()), ImposeSome(data, set()):
             program()
         pilot.run = run

@@ -109,6 +109,14 @@ class StateSpace:
         before = self._rerun({}, key)
         return {n: before.sites[n]["value"] for n in self.initial_sites}
 
+    def run_initial(self, values: Mapping[str, Any], key) -> Before:
+        """The record of the sites before the scan; those without a value are drawn."""
+        return self._rerun(values, key)
+
+    def run_step(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs, key):
+        """The record of the sites of one step; those without a value are drawn."""
+        return run_step(self._scan, particle.carry, x_t, dict(values), key)[2]
+
     def initial(self, values: Mapping[str, Any]) -> Start:
         """The particle at time 0 whose initial sites have these values."""
         return self._start(self._rerun(values, None))[0]

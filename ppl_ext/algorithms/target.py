@@ -12,7 +12,7 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import _PYRO_STACK
 
-from ppl_ext.algorithms.inner import Inner, find_run, unused_run
+from ppl_ext.algorithms.inner import Inner, find_run, has_strategies, unused_run
 from ppl_ext.choices import Run, unmasked
 from ppl_ext.density import LogDensity, site_term
 from ppl_ext.direction import averaged
@@ -56,6 +56,8 @@ class PriorRecord(Record):
 
 class ImposeSome(_Impose):
     """Give values to some sites; the others are drawn."""
+
+    strict = False
 
     def _sample(self, msg, values):
         if msg["name"] in values:
@@ -124,6 +126,37 @@ class Target:
         """A site of the algorithm's own, such as an index; it has a gradient strategy like any other."""
         with self._inside():
             return numpyro.sample(name, fn)
+
+    def key(self) -> jax.Array:
+        """A random key of the run's."""
+        with self._inside():
+            return numpyro.prng_key()
+
+    @property
+    def has_strategies(self) -> bool:
+        """Whether an expectation goes on, so that the algorithm's random choices should be sites."""
+        run = find_run()
+        return has_strategies(self.run if run is None else run)
+
+    def annotations(self, name: str, fn: Distribution, infer: dict) -> dict:
+        """``infer`` of a hidden site after the handlers outside."""
+        msg = {"type": "sample", "name": f"{self.scope}/{name}", "fn": fn, "infer": dict(infer), "is_observed": False}
+        for handler in reversed(_PYRO_STACK):
+            if getattr(handler, "reaches_inner", False):
+                getattr(handler, "annotate", handler.process_message)(msg)
+        return {k: v for k, v in msg["infer"].items() if not k.startswith("_ppl_ext")}
+
+    @contextmanager
+    def inside(self):
+        """Where the program's and the algorithm's own sites are hidden."""
+        with self._inside():
+            yield
+
+    @contextmanager
+    def unused(self):
+        """The same for draws on which nothing depends."""
+        with Inner(self.scope, unused_run(), self.params, frozenset()):
+            yield
 
     def pick(self, log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One index with probability proportional to its weight, and whether any weight was positive; otherwise any index will do."""
