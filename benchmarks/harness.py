@@ -121,11 +121,13 @@ def run(
     compilations: int = 7,
     save: bool = True,
     seed: int = 0,
+    extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Time every case, print one table of ratios and verdicts, and save it as ``benchmarks/results/<benchmark>.json``.
 
     :param targets: which pairs of contenders the table compares, and the ratio aimed at.
     :param calls: timed calls of each contender in each case, at least 100.
+    :param extra: what else the saved report shall hold.
     :raises ValueError: ``calls`` is under 100.
     """
     if calls < 100:
@@ -139,6 +141,7 @@ def run(
         "calls": calls,
         "compilations": compilations,
         **environment(),
+        **(extra or {}),
         "cases": {},
     }
     print(f"{benchmark}: {description}\n{_describe(report)}\n")

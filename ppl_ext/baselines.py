@@ -1,5 +1,6 @@
-"""What is taken off the cost of a scored draw without changing the mean of its gradient."""
+"""What is taken off the cost of a scored draw without changing the mean of its gradient: what other particles or elements cost."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -32,11 +33,23 @@ def baselines(run, choices: Sequence[Choice], terms, base: Run, credit: list[Dep
 
 
 def others_mean(choices: Sequence[Choice], run: Run, terms, credit: list[Deps]) -> dict[str, jax.Array]:
-    """Mean cost of the other particles, element by element, for sites of which every cost belongs to one particle."""
-    mine = [c for c in choices if _leaves_out(c, run) and _particles_apart(c, credit)]
+    """Mean cost of the other particles, element by element, for sites of which every cost belongs to one particle.
+
+    With a single particle, of the other elements of the same site, where their costs do not meet (slices of a plate).
+    """
+    particles = [c for c in choices if _leaves_out(c, run) and 0 in _apart(c, run, credit)]
+    single = {c.id: _apart(c, run, credit) for c in choices if _wants_others(c, run) and not _leaves_out(c, run)}
+    mine = particles + [c for c in choices if single.get(c.id)]
     out = {}
     for c, cost in zip(mine, collected(mine, _shapes(run), [_stop(t) for t in terms], credit), strict=True):
-        if cost is not None:
+        if cost is None:
+            continue
+        if c.id in single:
+            # Elements are not alike as particles are. Dividing by n and not n - 1 shrinks towards zero: where the others say nothing
+            # about this one, the noise then grows by a quarter at worst (n = 2), not twofold.
+            axes = single[c.id]
+            out[c.id] = (cost.sum(axes, keepdims=True) - cost) / math.prod(cost.shape[a] for a in axes)
+        else:
             out[c.id] = (cost.sum(0, keepdims=True) - cost) / (cost.shape[0] - 1)
     return out
 
@@ -45,14 +58,19 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
     return {id: law.shape for id, law in run.laws.items()}
 
 
+def _wants_others(choice: Choice, run: Run) -> bool:
+    return isinstance(choice.baseline, LeaveOneOut) and run.laws[choice.id].baseline is None
+
+
 def _leaves_out(choice: Choice, run: Run) -> bool:
-    wants = isinstance(choice.baseline, LeaveOneOut) and run.laws[choice.id].baseline is None
-    return wants and choice.num_nodes > 0 and run.laws[choice.id].shape[0] > 1
+    return _wants_others(choice, run) and choice.num_nodes > 0 and run.laws[choice.id].shape[0] > 1
 
 
-def _particles_apart(choice: Choice, credit: list[Deps]) -> bool:
+def _apart(choice: Choice, run: Run, credit: list[Deps]) -> tuple[int, ...]:
+    """The axes of a site along which no cost feels two elements."""
     relations = [deps[choice.id] for deps in credit if choice.id in deps]
-    return all(relation[0] is not None and relation[0][0] == "at" for relation in relations)
+    shape = run.laws[choice.id].shape
+    return tuple(a for a in range(len(shape)) if shape[a] > 1 and all((r[a] or ("lost",))[0] == "at" for r in relations))
 
 
 def collected(choices: Sequence[Choice], shapes: dict[str, tuple[int, ...]], terms, credit: list[Deps]) -> list[jax.Array | None]:

@@ -64,12 +64,12 @@ class Law(NamedTuple):
 
     log_prob: Any
     prob: Any = None
-    coefficients: Any = None  # of a local strategy, with branches as the last axis
+    coefficients: Any = None  # of a local strategy, one array for each branch
     baseline: Any = None  # one that was known before the draw: given at the site, or learned
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.coefficients.shape[:-1] if self.log_prob is None else self.log_prob.shape
+        return self.coefficients[0].shape if self.log_prob is None else self.log_prob.shape
 
 
 class Assigned(NamedTuple):

@@ -125,7 +125,7 @@ def _local_lanes(choices: Sequence[Choice], base: Run, credit: list[Deps]) -> Lo
         law = base.laws[c.id]
         shape: tuple[int, ...] = law.shape
         meets[c.id] = _meeting_axes(c, shape, credit)
-        alternatives[c.id] = law.coefficients.shape[-1] - 1
+        alternatives[c.id] = len(law.coefficients) - 1
         felt = any(c.id in deps for deps in credit)
         counts[c.id] = alternatives[c.id] * math.prod(shape[a] for a in meets[c.id]) if felt and 0 not in shape else 0
     budget = AUTOMATIC_SUPPORT

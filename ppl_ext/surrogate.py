@@ -191,16 +191,16 @@ def _local(run, terms, base: Run, credit: list[Deps], lanes: LocalLanes, weighed
         """The costs that feel each site, at the elements and branches that this lane replaces; zero elsewhere."""
         replaced = lanes.replaced(number)
         costs = felt(weighed(*run(forced={**forced, **replaced})))
-        return {
-            id: jnp.where(replaced[id].branch[..., None] == 1 + jnp.arange(lanes.alternatives[id]), cost[..., None], 0.0)
-            for id, cost in costs.items()
-        }
+        return {id: jnp.where(replaced[id].branch == branches(id, cost.ndim), cost, 0.0) for id, cost in costs.items()}
+
+    def branches(id, ndim):
+        return 1 + jnp.arange(lanes.alternatives[id]).reshape(-1, *[1] * ndim)
 
     own, others = felt(terms), _sum_over_lanes(lane, lanes.total)
     total = jnp.zeros(())
     for c in lanes.choices:
-        values = jnp.concatenate([own[c.id][..., None], others[c.id]], axis=-1) if others else own[c.id][..., None]
-        total += charged(c.name, base.laws[c.id].coefficients, values)
+        if lanes.counts[c.id]:  # of the others nothing is felt
+            total += charged(c.name, base.laws[c.id].coefficients, [own[c.id], *others[c.id]])
     return total
 
 

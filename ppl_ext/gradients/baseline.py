@@ -49,7 +49,8 @@ class LeaveOneOut(Baseline):
 
     For objectives linear in the particles' costs it is the mean cost of the others, element by element. For any other objective F it is
     F with particle k's output replaced by the mean of the others' outputs; for importance-weighted bounds that is VIMCO (Mnih and
-    Rezende 2016, eq. 8, geometric mean). With a single particle there is nothing to leave out, and the baseline is zero.
+    Rezende 2016, eq. 8, geometric mean). With a single particle it is the costs of the other elements of the same site, where they do not
+    meet (the other slices of a plate): their sum over n and not n − 1, since they may be unlike. A lone element has no baseline.
     """
 
 

@@ -28,12 +28,16 @@ class EnumerateLocally(LocalStrategy):
     def serves(fn: Distribution) -> bool:
         return fn.has_enumerate_support
 
-    def coefficients(self, site: str, law: Distribution, value: jax.Array) -> jax.Array:
-        return jnp.stack([prob(law, x) for x in [value, *self.alternatives(law, None, value)]], axis=-1)
+    def coefficients(self, site: str, law: Distribution, value: jax.Array) -> list[jax.Array]:
+        others = [prob(law, x) for x in self.alternatives(law, None, value)]
+        return [1 - others[0] if len(others) == 1 else prob(law, value), *others]
 
     def alternatives(self, law: Distribution, rng_key, value: jax.Array) -> list[jax.Array]:
         """The other outcomes, in the order of the support from the draw on."""
         support = finite_support(law)
+        if len(support) == 2 and not law.event_dim:  # the other of two, without looking the draw up
+            first, second = support.astype(value.dtype)
+            return [jnp.where(value == first, second, first)]
         event = tuple(range(value.ndim - law.event_dim, value.ndim))
         same = jnp.all(jnp.expand_dims(value, value.ndim - law.event_dim) == support, axis=tuple(a + 1 for a in event))
         index, size = jnp.argmax(same, axis=-1), len(support)

@@ -1,6 +1,7 @@
 """Strategies that compare a draw with alternatives to it: what the law's change is worth, one site at a time."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -23,22 +24,25 @@ class LocalStrategy(Strategy):
     """
 
     @abstractmethod
-    def coefficients(self, site: str, law: Distribution, value: jax.Array) -> jax.Array:
-        """:math:`c_b` with the shape of the elements and a last axis of branches; differentiable by the law's parameters."""
+    def coefficients(self, site: str, law: Distribution, value: jax.Array) -> list[jax.Array]:
+        """:math:`c_b` for each branch, with the shape of the elements; differentiable by the law's parameters."""
 
     @abstractmethod
     def alternatives(self, law: Distribution, rng_key: jax.Array, value: jax.Array) -> list[jax.Array]:
         """:math:`x_b` for branches 1 and on, each with the shape of ``value``."""
 
 
-def charged(site: str, coefficients: jax.Array, values: jax.Array) -> jax.Array:
-    """Zero, with the derivative ``sum(d coefficients * values)``. Not to be differentiated twice: the values' own change is not in it."""
-    return _charged(site, coefficients, values)
+def charged(site: str, coefficients: Sequence[jax.Array], values: Sequence[jax.Array]) -> jax.Array:
+    """Zero, with the derivative ``sum(d coefficients * values)`` over branches and elements.
+
+    Not to be differentiated twice: the values' own change is not in it.
+    """
+    return _charged(site, list(coefficients), list(values))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _charged(site, coefficients, values):
-    return jnp.zeros((), coefficients.dtype)
+    return jnp.zeros((), coefficients[0].dtype)
 
 
 @_charged.defjvp
@@ -46,8 +50,9 @@ def _charged_jvp(site, primals, tangents):
     coefficients, values = primals
     once = _once(site, coefficients, values)
     # An impossible alternative of probability zero has no say, as under joint enumeration; of a likely one the bound says −inf itself.
-    once = jnp.where(jnp.isfinite(once) | (coefficients != 0), once, 0.0)
-    return _charged(site, coefficients, values), jnp.sum(tangents[0] * once).astype(coefficients.dtype)
+    once = [jnp.where(jnp.isfinite(k) | (c != 0), k, 0.0) for c, k in zip(coefficients, once, strict=True)]
+    total = sum(dc * k for dc, k in zip(tangents[0], once, strict=True))
+    return _charged(site, coefficients, values), jnp.sum(total).astype(coefficients[0].dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -54,12 +54,11 @@ class MeasureValued(LocalStrategy):
         """Whether this is local enumeration: the law is finite and its parameters are the probabilities of its outcomes."""
         return _pair(fn) is _FINITE
 
-    def coefficients(self, site: str, law: Distribution, value: jax.Array) -> jax.Array:
+    def coefficients(self, site: str, law: Distribution, value: jax.Array) -> list[jax.Array]:
         pair = _pair(law)
         if pair is _FINITE:
             return EnumerateLocally().coefficients(site, law, value)
-        branches = [jnp.broadcast_to(c, value.shape) for c in pair.coefficients(site, unwrapped(law))]
-        return jnp.stack(branches, axis=-1)
+        return [jnp.broadcast_to(c, value.shape) for c in pair.coefficients(site, unwrapped(law))]
 
     def alternatives(self, law: Distribution, rng_key: jax.Array, value: jax.Array) -> list[jax.Array]:
         pair = _pair(law)
