@@ -18,12 +18,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(available())} (default all)")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and compilations, still 100 timed calls each; prints only")
+    parser.add_argument("--genjax-python", metavar="PATH", help="for chains: the interpreter of an environment with genjax 0.10.3")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(available()))
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(available())}")
     for name in options.names or available():
-        importlib.import_module(f"benchmarks.{name}").main(quick=options.quick)
+        more = {"genjax_python": options.genjax_python} if name == "chains" else {}
+        importlib.import_module(f"benchmarks.{name}").main(quick=options.quick, **more)
 
 
 if __name__ == "__main__":
