@@ -2,7 +2,7 @@
 
 The negative ELBO of a hidden Markov chain of coins, x_t ~ Bernoulli(logit a + c x_{t-1}), y_t ~ N(2 x_t, 1), under a guide whose coins
 depend on each other too; the gradient is by the guide's logits. Here the chain is a ``scan``, as a chain is in NumPyro (genjax has no
-strategies inside its ``scan``, so there it is a Python loop); up to 20 flips the same chain written as a Python loop stands below it.
+strategies inside its ``scan``, so there it is a Python loop); at 10 flips the same chain written as a Python loop stands below it.
 
 genjax 0.10.3 needs jax 0.5, so it runs in an environment and a process of its own::
 
@@ -35,7 +35,7 @@ from ppl_ext.handlers import gradient
 from ppl_ext.objectives import ELBO
 
 LENGTHS = (10, 20, 50)
-LONGEST_LOOP = 20
+LONGEST_LOOP = 10
 COUPLING, PRIOR_LOGIT, PRIOR_COUPLING, SHIFT = 0.8, -0.5, 1.5, 2.0
 PEER = Path(__file__).parent / "peers" / "genjax_chains.py"
 LIMIT = 150  # seconds for a peer

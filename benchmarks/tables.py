@@ -1,0 +1,138 @@
+"""The page of the variational benchmarks, ``docs/benchmarks.md``, from the saved results: ``python -m benchmarks.tables``."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def hardware(report: dict[str, Any]) -> str:
+    """In words, with the versions that matter."""
+    cores, versions = report["hardware"]["cores"], report["versions"]
+    where = "CPU" if report["hardware"]["backend"] == "cpu" else report["hardware"]["device"]
+    count = _NUMBERS[cores] if cores < len(_NUMBERS) else cores
+    return f"On {count} {where} cores; jax {versions['jax']}, numpyro {versions['numpyro']}."
+
+
+def vae(report):
+    rows = []
+    for name, case in report["cases"].items():
+        run = {r["against"]: r["median"] for r in case["ratios"] if r["what"] == "run"}
+        rows.append([name, f"{case['median_seconds']['run']['ppl_ext'] * 1e3:.2f} ms", f"{run['hand-coded']:.2f}", f"{run['numpyro']:.2f}"])
+    return table(["", "ours", "over hand-coded JAX", "over NumPyro's Trace_ELBO"], rows)
+
+
+def cone(report):
+    rows = [[name, f"{b['value']:.3f} ± {b['standard_error']:.3f}", b["paper"], b["verdict"]] for name, b in report["bounds"].items()]
+    return table(["bound", "ours", "paper", "aim"], rows) + f"\n\nThe log evidence is {report['log_evidence']:.4f}."
+
+
+def bernoullis(report):
+    (case,) = report["cases"].values()
+    ratios = {r["contender"]: r for r in case["ratios"]}
+    rows = []
+    for name, sd in report["gradient_sd"].items():
+        ratio = ratios.get(name)
+        rows.append(
+            [
+                name,
+                sd["rms"],
+                sd.get("aim", ""),
+                f"{case['median_seconds']['run'][name] * 1e6:.0f} µs",
+                f"{ratio['median']:.2f} (aim {ratio['at_most']:g})" if ratio else "",
+            ]
+        )
+    return table(["", "sd of one coordinate", "aim", "time", "over global score"], rows)
+
+
+def chains(report):
+    rows = []
+    for name, case in report["cases"].items():
+        here, there, ratio = case["ppl_ext"], case["genjax"], case["ratios"]
+        over = "over" in there
+        rows.append(
+            [
+                name,
+                f"{here['compile']:.1f} s",
+                f"> {there['over']} s" if over else f"{there['compile']:.1f} s",
+                f"{here['run'] * 1e6:.0f} µs",
+                "" if over else f"{there['run'] * 1e6:.0f} µs",
+                f"{here['variance']:.3g}",
+                "" if over else f"{there['variance']:.3g}",
+                ", ".join(f"{what} {ratio[what]}" for what in ("compile", "run", "variance") if what in ratio),
+            ]
+        )
+    head = ["", "compile", "genjax", "run", "genjax", "variance", "genjax", "ours over theirs"]
+    return table(head, rows)
+
+
+def air(report):
+    rows = []
+    for name, row in report["estimators"].items():
+        paper = [row["paper_seconds_per_epoch"][k] for k in ("genjax.vi", "Pyro")]
+        rows.append(
+            [
+                name,
+                f"{row['seconds_per_epoch']:.3g} s",
+                f"{row['over_tracegraph']:.2f}",
+                f"{row['elbo_start']:.0f} to {row['elbo_end']:.0f}",
+                f"{row['count_accuracy']:.2f}",
+                *("" if x is None else f"{x} s" for x in paper),
+            ]
+        )
+    head = ["estimator", "an epoch", "over TraceGraph_ELBO", "ELBO per test image", "counted right", "paper: genjax.vi", "paper: Pyro"]
+    return table(head, rows) + f"\n\nThe commonest count alone is right for {report['chance']:.2f} of the images.\n\n![](images/air.png)"
+
+
+SECTIONS: dict[str, tuple[str, str, Callable]] = {
+    "vae": ("Overhead: the gradient of a VAE", "The median of at least 100 blocked and interleaved calls.", vae),
+    "cone": ("The cone of Becker et al. 2024", "Each bound trained to convergence, then evaluated on fresh draws.", cone),
+    "bernoullis": (
+        "A thousand local Bernoullis under one global latent",
+        "Charged with the whole cost, a coin's gradient drowns; charged with its own slice of the plate it does not, "
+        "for nearly the same time.",
+        bernoullis,
+    ),
+    "chains": (
+        "Chains of dependent flips, beside genjax 0.10.3",
+        "As a `scan`, whose size does not grow with the chain; in genjax, which has no strategies inside its own, as a Python loop. "
+        "(XLA's CPU compiler takes more than linear time for a chain written as a Python loop, ours too: see `results/chains.json`.) The "
+        "head of `benchmarks/chains.py` says how to make genjax's environment.",
+        chains,
+    ),
+    "air": (
+        "Attend, infer, repeat",
+        "Digits counted, found and redrawn; the estimators differ in what they do with the coins that say whether there is another digit. "
+        "The paper's figures are on its own data and hardware.",
+        air,
+    ),
+}
+
+
+def main() -> None:
+    parts = [
+        "# Variational benchmarks\n\nMade by `python -m benchmarks.tables` from `benchmarks/results/`. Under each table stands the command "
+        "that measures it again. Aims and peers are the project's own; a ratio under 1 is in our favour."
+    ]
+    for name, (title, about, make) in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            report = json.loads(path.read_text())
+            parts.append(
+                f"## {title}\n\n{about}\n\n{make(report)}\n\n`python -m benchmarks {name}`: {report['description']}. {hardware(report)}"
+            )
+    PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
