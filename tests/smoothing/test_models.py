@@ -9,7 +9,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 from ppl_ext.algorithms.state_space import lower
-from ppl_ext.smoothing import smooth
+from ppl_ext.smoothing import additive, smooth
 from ppl_ext.smoothing.bounds import log_peak
 from ppl_ext.smoothing.lowered import ModelSpace
 from tests.smoothing.problems import GAUSSIAN_Y
@@ -37,7 +37,7 @@ def difference_exact(y):
     return {"product": (np.diag(covariance, 1) + mean[:-1] * mean[1:]).sum(), "first": mean[0]}
 
 
-@pytest.mark.parametrize("backward", ["mcmc", "dense"])
+@pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=pytest.mark.slow)])
 def test_an_emission_that_looks_back_is_weighed(backward):
     given = {"product": lambda t, x_prev, x: x_prev * x, "first": lambda t, x_prev, x: jnp.where(t == 0, x_prev, 0.0)}
     smoother = smooth(difference, given, 300, backward)
@@ -116,3 +116,39 @@ def test_a_hundred_thousand_steps_in_single_precision():
     assert abs(float(run.log_evidence) - increments.sum()) < 0.02
     assert abs(float(run.expectations["tenth"]) - 1e5 * np.float64(np.float32(0.1))) < 0.02
     assert abs(np.cumsum(np.asarray(run.log_evidence_increments))[-1] - increments.sum()) > 0.02
+
+
+def stationary(y):
+    """The first state's law has the parameters in it, and something is seen before the scan."""
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    x0 = numpyro.sample("x0", dist.Normal(0.0, scale))
+    numpyro.sample("y0", dist.Normal(x0, 0.5 * scale), obs=jnp.asarray(1.5))
+
+    def step(x, y_t):
+        x = numpyro.sample("x", dist.Normal(0.9 * x, scale))
+        numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
+        return x, None
+
+    scan(step, x0, y)
+
+
+def test_the_score_counts_what_comes_before_the_first_step():
+    num = len(GAUSSIAN_Y) + 1
+    build = jnp.asarray(np.linalg.inv(np.eye(num) - 0.9 * np.eye(num, k=-1)), jnp.float32)
+    data = jnp.concatenate([jnp.array([1.5]), jnp.asarray(GAUSSIAN_Y)])
+
+    def log_evidence(log_scale):
+        scale = jnp.exp(log_scale)
+        noise = jnp.concatenate([(0.5 * scale)[None] ** 2, jnp.full(num - 1, 0.49)])
+        return dist.MultivariateNormal(jnp.zeros(num), scale**2 * build @ build.T + jnp.diag(noise)).log_prob(data)
+
+    exact, slope = jax.value_and_grad(log_evidence)(jnp.log(0.8))
+    smoother = smooth(stationary, {"score": additive.score()}, 400, "dense")
+
+    def one(key):
+        run = smoother.run(key, GAUSSIAN_Y, params={"scale": 0.8})
+        return run.log_evidence, run.expectations["score"]["scale"]
+
+    evidence, score = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 50))
+    assert abs(np.exp(np.asarray(evidence) - exact).mean() - 1.0) < 4.5 * np.exp(np.asarray(evidence) - exact).std() / np.sqrt(50)
+    assert abs(score.mean() - slope) < 4.5 * score.std() / np.sqrt(50) + 0.02

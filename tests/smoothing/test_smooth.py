@@ -49,7 +49,10 @@ FUNCTIONALS = {
 }
 
 
-@pytest.mark.parametrize("backward", ["mcmc", "dense", "hybrid", "path"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("backward", ["mcmc", "dense", pytest.param("hybrid", marks=SLOW), pytest.param("path", marks=SLOW)])
 def test_smoothed_sums_against_kalman(backward):
     smoother = smooth(gaussian, FUNCTIONALS, 400, backward)
     run = jax.jit(jax.vmap(lambda key: smoother.run(key, GAUSSIAN_Y, params=PARAMS).expectations))
@@ -85,7 +88,7 @@ def test_a_finite_model_against_enumeration():
     np.testing.assert_allclose(run.expectations["counts"], np.einsum("p,pti,ptj->ij", probs, pairs[:, :-1], pairs[:, 1:]), atol=0.1)
 
 
-@pytest.mark.parametrize("backward", ["mcmc", "dense", "hybrid"])
+@pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=SLOW), pytest.param("hybrid", marks=SLOW)])
 def test_streaming_and_batch_agree_to_the_last_bit(backward):
     given = {**FUNCTIONALS, "score": additive.score()}
     y = np.concatenate([GAUSSIAN_Y, [np.nan], GAUSSIAN_Y])
@@ -113,7 +116,7 @@ def kalman_log_evidence(theta, y):
     return jax.lax.scan(step, (0.0, 1.0), y)[1].sum()
 
 
-@pytest.mark.parametrize("backward", ["mcmc", "dense"])
+@pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=SLOW)])
 def test_the_score_against_the_gradient_of_the_kalman_likelihood(backward):
     params = {"phi": 0.5, "scale": 1.5}
     theta = {"phi": jax.scipy.special.logit(0.75), "scale": jnp.log(1.5)}
