@@ -18,7 +18,7 @@ from ppl_ext import expectation, log_density, simulate
 from ppl_ext.choices import Run
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, StrategyError
 from ppl_ext.gradients import Constant, Enumerate, Reparameterize, ScoreFunction
-from ppl_ext.handlers import Handler, detach, gradient
+from ppl_ext.handlers import Handler, detach, gradient, unobserved
 
 SCORE = ScoreFunction(baseline=None)
 
@@ -341,3 +341,18 @@ def test_a_strategy_outside_of_detach_wins():
     """The outer handler decides: a detached program may be given a gradient again."""
     assert chosen(gradient(detach(coin()), {"z": SCORE})) == {"z": SCORE}
     assert annotated(detach(gradient(coin(), {"z": SCORE}))) == {"z": Constant()}
+
+
+def test_what_was_observed_is_drawn_and_factors_stay():
+    """Inside a scan too, and with the names collected."""
+
+    def model(y):
+        numpyro.factor("weight", -2.0)
+        numpyro.sample("first", dist.Normal(10.0, 0.1).mask(False), obs=y[0])
+        scan(lambda c, x: (c, numpyro.sample("later", dist.Normal(20.0, 0.1), obs=x)), 0.0, y[1:])
+
+    names = set()
+    draw = simulate(unobserved(model, names), jnp.zeros(3), rng_key=jax.random.key(0))
+    assert set(draw.values) == names == {"first", "later"}
+    assert draw.values["later"].shape == (2,) and (draw.values["later"] > 19.0).all() and draw.values["first"] > 9.0
+    assert draw.log_density.by_site["weight"] == -2.0 and draw.log_density.by_site["first"] == 0.0

@@ -290,6 +290,26 @@ def test_the_upper_bound_comes_down_upon_the_evidence():
     assert np.isfinite(svi.run(KEY, 3, progress_bar=False).losses).all()
 
 
+def test_the_normaliser_runs():
+    """c becomes 0.9 c + 0.1 mean wⁿ; a weight that is far beyond c raises it at once instead of overflowing."""
+    problem = PROBLEMS["one_bernoulli"]
+    guide = gradient(problem.guide, {"z": SCORE})
+
+    def after(log_c):
+        state = dict(problem.params) | {"ChiUpperBound": {"log_normaliser": jnp.asarray(log_c)}}
+        out = ChiUpperBound(2.0, 1).loss_with_mutable_state(KEY, state, problem.model, guide)
+        return out["loss"], out["mutable_state"]["ChiUpperBound"]["log_normaliser"]
+
+    log_probs, log_p, log_q = table(problem.oracle, jax.tree.map(jnp.asarray, problem.params), None)
+    powers = jnp.exp(2.0 * (log_p - log_q).sum(-1))
+    loss, log_c = after(-1.0)
+    power = 10 * (jnp.exp(log_c) - 0.9 * jnp.exp(-1.0))
+    assert jnp.abs(powers - power).min() < 1e-4
+    np.testing.assert_allclose(loss, (power * jnp.exp(1.0) - 2.0) / 2.0, rtol=1e-4)
+    loss, log_c = after(-1_000.0)
+    assert jnp.isfinite(loss) and -80.0 < log_c < 0.0
+
+
 def test_which_estimates_a_power_may_have():
     fine = [("unbiased", 1.0), ("unbiased", -1.0), ("reciprocal", 1.0), ("reciprocal", -1.0), ("upper", 1.0), ("lower", -1.0)]
     for kind, power in fine:

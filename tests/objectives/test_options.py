@@ -11,14 +11,15 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax.scipy.special import logsumexp, xlogy
+from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask, scale, substitute
 from numpyro.infer.autoguide import AutoNormal
 
 from ppl_ext import divergence
 from ppl_ext.divergence import known_sites
-from ppl_ext.errors import ArgumentError, ModelError, StrategyError
+from ppl_ext.errors import ArgumentError, DirectionError, ModelError, StrategyError
 from ppl_ext.gradients import EnumerateLocally, MeasureValued, ScoreFunction
-from ppl_ext.handlers import gradient
+from ppl_ext.handlers import detach, gradient
 from ppl_ext.objectives import ELBO, IWELBO, VRIWAE, DoublyReparameterized, FDivergence, Renyi, Thermodynamic
 from tests import oracles
 from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, gaussian, normal, product, quick_jit, replicates
@@ -185,6 +186,20 @@ def test_a_value_that_was_given_has_no_law():
     assert known_sites(program, program) == {"z"}
 
 
+def test_a_law_that_is_held_fixed_is_not_averaged_over():
+    program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))  # noqa: E731
+    assert known_sites(program, detach(program)) == frozenset()
+
+
+def test_python_that_branches_on_a_draw_has_no_one_data_flow():
+    def branching():
+        k = numpyro.sample("k", dist.Bernoulli(0.5))
+        numpyro.sample("z", dist.Normal(1.0 if k else 0.0, 1.0))
+
+    assert known_sites(branching, branching) == frozenset()
+    assert jnp.abs(ELBO(analytic_kl=True).loss(jax.random.key(0), {}, branching, branching)) < 1e-6
+
+
 def test_automatic_guides_are_known():
     def model():
         loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -246,6 +261,20 @@ def test_what_a_guide_observes_keeps_its_gradient(monkeypatch):
 
 def _stopped(x):
     return jax.tree.map(jax.lax.stop_gradient, x)
+
+
+def test_noise_beside_the_sites_is_the_same_in_both_runs():
+    """A guide that asks for a key of its own, as dropout does: log q is scored with the mask that the draw was made with."""
+
+    def dropping():
+        kept = jax.random.bernoulli(numpyro.prng_key(), 0.5)
+        numpyro.sample("x", dist.Normal(jnp.where(kept, 3.0, 0.0) + numpyro.param("mu", 0.0), 0.5))
+
+    model = PROBLEMS["reparam_normal"].model
+    for loss, other in ((ELBO(stick_the_landing=True), ELBO()), (DoublyReparameterized(3), IWELBO(3))):
+        for seed in range(4):
+            given = [x.loss(jax.random.key(seed), {"mu": 0.3}, model, dropping) for x in (loss, other)]
+            np.testing.assert_allclose(given[0], given[1], rtol=1e-5)
 
 
 def conjugate(loc, spread):
@@ -343,6 +372,13 @@ def test_what_the_doubly_reparameterised_gradient_refuses():
         DoublyReparameterized().loss(key, params, model, coin)
     with pytest.raises(StrategyError, match="site 'z' .*ScoreFunction"):
         DoublyReparameterized().loss(key, params, model, gradient(guide, {"z": "score"}))
+
+    def stepping():
+        guide()
+        scan(lambda c, _: (numpyro.sample("step", dist.Bernoulli(0.5), infer={"is_auxiliary": True}), None), 0, None, length=2)
+
+    with pytest.raises(StrategyError, match="site 'step'"):
+        DoublyReparameterized().loss(key, params, model, stepping)
     for changed in (mask(guide, jnp.asarray(True)), scale(guide, 0.5)):
         with pytest.raises(ModelError, match="'z' for a draw of a density that is neither masked nor scaled"):
             DoublyReparameterized().loss(key, params, model, changed)
@@ -479,4 +515,7 @@ def test_estimated_densities_are_refused_where_they_would_be_taken_twice():
         DoublyReparameterized().loss(jax.random.key(0), {}, model, guide)
     assert known_sites(model, guide) == frozenset()
     assert jnp.isfinite(ELBO(analytic_kl=True).loss(jax.random.key(0), {}, model, guide))
+    assert jnp.isfinite(Thermodynamic(3, covariance=False).loss(jax.random.key(0), {}, model, guide))
+    with pytest.raises(DirectionError, match=r"marginal\(z\)"):  # the covariance gradient scores given draws
+        Thermodynamic(3).loss(jax.random.key(0), {}, model, guide)
     assert jnp.isfinite(Renyi(0.5, 2).loss(jax.random.key(0), {}, model, guide))
