@@ -5,15 +5,17 @@ algorithm               estimate of p(x)                          a draw
 ======================= ========================================= ===========================================================
 ``ImportanceSampling``  mean of K weights                         one of K, by weight (sampling importance resampling)
 ``Enumeration``         exact, for finite free sites              from the exact posterior
+``ExactFilter``         exact: finite or linear-Gaussian scans    none
 ``ParticleFilter``      product of mean weights over time         one of N paths, by weight
 ======================= ========================================= ===========================================================
 """
 
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.enumeration import Enumeration
+from ppl_ext.algorithms.exact_filter import ExactFilter
 from ppl_ext.algorithms.importance import ImportanceSampling
 from ppl_ext.algorithms.marginal import marginal
 from ppl_ext.algorithms.normalize import normalize
 from ppl_ext.algorithms.particle_filter import ParticleFilter
 
-__all__ = ["Algorithm", "Enumeration", "ImportanceSampling", "ParticleFilter", "marginal", "normalize"]
+__all__ = ["Algorithm", "Enumeration", "ExactFilter", "ImportanceSampling", "ParticleFilter", "marginal", "normalize"]

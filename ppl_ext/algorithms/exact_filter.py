@@ -1,0 +1,62 @@
+"""Sums and integrals over the states of a ``scan`` without error, where the model allows it."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+
+from ppl_ext.algorithms.algorithm import Algorithm
+from ppl_ext.algorithms.exact import smooth_exactly
+from ppl_ext.algorithms.state_space import lower
+from ppl_ext.algorithms.target import Retained, Target
+from ppl_ext.arguments import check_count
+from ppl_ext.errors import ModelError
+
+
+class ExactFilter(Algorithm):
+    r"""The states of a finite or a linear-Gaussian ``scan``, summed out exactly (:mod:`ppl_ext.algorithms.exact`).
+
+    .. math:: p(\theta, y) = p(\theta) \int p(x_{0:T}, y \mid \theta) \, dx_{0:T}
+
+    The marginal's density is exact and differentiable everywhere, so NUTS and any objective may use it. It does not draw: ``normalize``
+    takes :class:`~ppl_ext.algorithms.ParticleFilter`.
+
+    :param max_states: the largest number of joint states of a finite model.
+    :raises ModelError: when run: the model is neither finite nor linear-Gaussian, or ``normalize`` asks for a draw.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> from ppl_ext import log_density, marginal
+    >>> def model(y):
+    ...     sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    ...     def step(x, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(x, sigma))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> summed = log_density(marginal(model, ["sigma"], ExactFilter()), {"sigma": 1.0}, jnp.ones(1), rng_key=jax.random.key(0))
+    >>> bool(abs(summed.total - dist.HalfNormal(1.0).log_prob(1.0) - dist.Normal(0.0, 3**0.5).log_prob(1.0)) < 1e-4)
+    True
+    """
+
+    max_states: int = eqx.field(static=True, default=4096)
+
+    exact: ClassVar[bool] = True
+    scans: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_count("ExactFilter: max_states", self.max_states)
+
+    def evidence(self, target: Target) -> jax.Array:
+        with target.inside():
+            space = lower(target.program, parameters=target.given, initial="rest")
+        return space.log_prior + smooth_exactly(space, self.max_states).log_evidence
+
+    def evidence_through(self, target: Target, retained: Retained) -> jax.Array:
+        return self.evidence(target)
+
+    def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
+        return target.log_density(values).total - self.evidence(target)
+
+    def draw(self, target: Target) -> tuple[dict[str, jax.Array], jax.Array]:
+        raise ModelError(f"ExactFilter does not draw the sites of {target.scope}; use ParticleFilter, or smooth_exactly for the moments.")
