@@ -36,7 +36,7 @@ from ppl_ext.gradients import (
     finite_support,
 )
 from ppl_ext.gradients.baseline import SUFFIX, Baseline, fitted
-from ppl_ext.laws import log_prob, prob
+from ppl_ext.laws import elements, log_prob, prob, unmasked
 from ppl_ext.program import run_in_scan_body, scan_length
 
 AUTOMATIC_SUPPORT = 64  # by default larger supports are not enumerated, nor is a joint of more lanes than this
@@ -367,28 +367,6 @@ def _with_particle_axis(out):
         return LogDensity(x.terms, x.labels, x.batch_ndim + 1) if isinstance(x, LogDensity) else x
 
     return jax.tree.map(add_axis, out, is_leaf=lambda x: isinstance(x, LogDensity))
-
-
-def unmasked(fn):
-    """The law that a site is really drawn from: masks hide terms of a density, they do not change the draw."""
-    if type(fn).__name__ == "MaskedDistribution":
-        return unmasked(fn.base_dist)
-    if type(fn).__name__ == "ExpandedDistribution":
-        return unmasked(fn.base_dist).expand(fn.batch_shape)
-    return fn
-
-
-def elements(fn):
-    """The law that a site is drawn from, element by element: without masks, ``.to_event`` axes again axes of the batch."""
-    match type(fn).__name__:
-        case "MaskedDistribution":
-            return elements(fn.base_dist)
-        case "Independent":
-            return elements(fn.base_dist)
-        case "ExpandedDistribution":
-            inner = elements(fn.base_dist)
-            return inner.expand((*fn.batch_shape, *inner.batch_shape[len(fn.base_dist.batch_shape) :]))
-    return fn
 
 
 def _resolve(msg) -> tuple[Strategy, bool, jax.Array | None]:

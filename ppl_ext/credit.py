@@ -8,7 +8,9 @@ For every random site and every array in the program we keep one relation per ax
 
 - ``("at", a)``: element i of the site touches only position i on axis a of the array;
 - ``("upto", a)``: element i touches only positions i, i+1, ... on axis a (a scan's later steps);
-- ``("now", l)`` and ``("past", l)``: inside the body of loop l, only this iteration's element, or also those of earlier iterations;
+- ``("before", a)`` and ``("step", a)``: it touches only position i+1, or only i and i+1 (a chain, one link at a time);
+- ``("now", l)``, ``("prev", l)``, ``("link", l)`` and ``("past", l)``: inside the body of loop l, only this iteration's element, only that
+  of the iteration before, only these two, or also earlier ones;
 - ``None``: no such guarantee; the site may touch everything along this axis.
 
 A site that is absent does not touch the array. Rules per JAX primitive move relations from inputs to outputs; a primitive without a rule
@@ -46,15 +48,22 @@ class Loops(NamedTuple):
     met: set[str]
 
 
-def trace_credit(fn: Callable[[], list[jax.Array]]) -> tuple[list[Deps], set[str]]:
+def trace_credit(fn: Callable[[], list[jax.Array]], links: bool = False) -> tuple[list[Deps], set[str]]:
     """Trace ``fn`` (never running it) and relate every marked site to each array it returns.
 
     Loops around a mark become leading axes of the site, outermost first, as ``scan`` stacks them. The second result names the marks that
     were met; one that was not sits inside a primitive this module cannot open, and may touch everything.
+
+    :param links: tell ``("before", a)`` and ``("step", a)`` from ``("upto", a)``, which says less.
     """
     closed = jax.make_jaxpr(fn)()
     met: set[str] = set()
-    return _jaxpr(closed.jaxpr, [{} for _ in closed.jaxpr.invars], Loops(0, met)), met
+    out = _jaxpr(closed.jaxpr, [{} for _ in closed.jaxpr.invars], Loops(0, met))
+    return (out if links else [{site: tuple(map(_later, relation)) for site, relation in deps.items()} for deps in out]), met
+
+
+def _later(r: Relation) -> Relation:
+    return ("upto", r[1]) if r is not None and r[0] in ("before", "step") else r
 
 
 def spread(x: jax.Array, relation: tuple[Relation, ...], ndim: int, times: bool = False) -> jax.Array:
@@ -112,13 +121,18 @@ def shared_sums(wanted: Sequence[frozenset[tuple]], make: Callable[..., jax.Arra
 # --- the lattice -------------------------------------------------------------------------------------------------------------------
 
 
+_ON_AN_AXIS = ("at", "before", "step", "upto")
+
+
 def _join_relation(r: Relation, s: Relation) -> Relation:
     if r == s:
         return r
     if r is None or s is None or r[1] != s[1]:
         return None
-    kinds = {r[0], s[0]}
-    return ("upto", r[1]) if kinds == {"at", "upto"} else ("past", r[1]) if kinds == {"now", "past"} else None
+    for own, earlier, both, rest in (("at", "before", "step", "upto"), ("now", "prev", "link", "past")):
+        if r[0] in (own, earlier, both, rest) and s[0] in (own, earlier, both, rest):
+            return (rest if rest in (r[0], s[0]) else both, r[1])
+    return None
 
 
 def _join(*all_deps: Deps) -> Deps:
@@ -135,7 +149,7 @@ def _move(deps: Deps, axis_map: Callable[[int], int | None]) -> Deps:
     def move(relation):
         out, used = [], set()
         for r in relation:
-            if r is not None and r[0] in ("at", "upto"):
+            if r is not None and r[0] in _ON_AN_AXIS:
                 a = axis_map(r[1])
                 r = None if a is None or a in used else (r[0], a)
                 used.add(a)
@@ -242,7 +256,7 @@ def _cumulative(eqn, deps, loops):
     axis, reverse = eqn.params["axis"], eqn.params["reverse"]
 
     def along(r):
-        if r is None or r[0] not in ("at", "upto") or r[1] != axis:
+        if r is None or r[0] not in _ON_AN_AXIS or r[1] != axis:
             return r
         return None if reverse else ("upto", axis)
 
@@ -312,24 +326,29 @@ def _scan(eqn, deps, loops):
     consts, carry, xs = deps[:nc], deps[nc : nc + nk], deps[nc + nk :]
 
     def enter(r):  # the slice of a scanned input
-        if r is None or r[0] not in ("at", "upto"):
+        if r is None or r[0] not in _ON_AN_AXIS:
             return r
         if r[1] > 0:
             return (r[0], r[1] - 1)
-        return ("now", level) if r[0] == "at" else None if reverse else ("past", level)
+        return ("now", level) if r[0] == "at" else None if reverse else (inside[r[0]], level)
 
     def later(r):  # a carry, seen by the next iteration
-        return ("past", level) if r == ("now", level) else r
+        if r is None or r[0] in _ON_AN_AXIS or r[1] != level:
+            return r
+        return ("prev", level) if r[0] == "now" else ("past", level)
 
     def leave(r):  # stacked outputs
-        if r is None or r[0] in ("at", "upto"):
+        if r is None or r[0] in _ON_AN_AXIS:
             return r and (r[0], r[1] + 1)
         if r[1] != level:
             return r
-        return ("at", 0) if r[0] == "now" else None if reverse else ("upto", 0)
+        return ("at", 0) if r[0] == "now" else None if reverse else (outside[r[0]], 0)
 
     def forget(r):  # the last carry
-        return None if r in (("now", level), ("past", level)) else r
+        return None if r is not None and r[0] in outside and r[1] == level else r
+
+    inside = {"before": "prev", "step": "link", "upto": "past"}
+    outside = {"now": "at", "prev": "before", "link": "step", "past": "upto"}
 
     def over(f, d):
         return {site: tuple(map(f, relation)) for site, relation in d.items()}

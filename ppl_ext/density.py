@@ -167,15 +167,19 @@ class LogDensity(eqx.Module):
         return LogDensity(tuple(x / math.prod(x.shape[a] for a in axes) for x in self.terms), self.labels, 0)
 
 
+def site_log_prob(site: dict) -> jax.Array:
+    """The elementwise log density of one traced sample site, its mask applied."""
+    return jnp.asarray(log_prob(site["fn"], site["value"], site["intermediates"]))
+
+
 def site_term(site: dict, plate_scales: dict[str, float]) -> tuple[jax.Array, Label]:
     """The elementwise log density of one traced sample site, its mask and scale applied, and its label."""
-    fn, value, intermediates, scale = site["fn"], site["value"], site["intermediates"], site["scale"]
-    term = log_prob(fn, value, intermediates)
+    term, scale = site_log_prob(site), site["scale"]
     if scale is not None and not is_identically_one(scale):
         term = scale * term
     plates = tuple(Plate(f.name, f.dim, f.size, plate_scales[f.name]) for f in site["cond_indep_stack"] if f.name in plate_scales)
     estimate = site["infer"].get("_ppl_ext_estimate", Estimate()).times(1.0 if scale is None else scale, positive=True)
-    return jnp.asarray(term), Label(site["name"], plates, estimate)
+    return term, Label(site["name"], plates, estimate)
 
 
 def lower_bound(log_density: LogDensity) -> LogDensity:

@@ -48,6 +48,28 @@ def prob(fn: Distribution, value) -> jax.Array:
             return jnp.exp(log_prob(fn, value))
 
 
+def unmasked(fn):
+    """The law that a site is really drawn from: masks hide terms of a density, they do not change the draw."""
+    if type(fn).__name__ == "MaskedDistribution":
+        return unmasked(fn.base_dist)
+    if type(fn).__name__ == "ExpandedDistribution":
+        return unmasked(fn.base_dist).expand(fn.batch_shape)
+    return fn
+
+
+def elements(fn):
+    """The law that a site is drawn from, element by element: without masks, ``.to_event`` axes again axes of the batch."""
+    match type(fn).__name__:
+        case "MaskedDistribution":
+            return elements(fn.base_dist)
+        case "Independent":
+            return elements(fn.base_dist)
+        case "ExpandedDistribution":
+            inner = elements(fn.base_dist)
+            return inner.expand((*fn.batch_shape, *inner.batch_shape[len(fn.base_dist.batch_shape) :]))
+    return fn
+
+
 class _BernoulliLogits(dist.BernoulliLogits):
     def log_prob(self, value):
         # −w a − log(1 + e^−a), a the size of the logit and w the weight of the side that it speaks against. The size is written out by a

@@ -6,22 +6,26 @@ subsampling, masks, ``scale``, ``factor``, ``param``, ``scan``, modules, observe
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.handlers import seed
+from numpyro.distributions.util import is_identically_one
+from numpyro.handlers import infer_config, seed
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.arguments import check_call, check_key, check_program, check_values
-from ppl_ext.density import LogDensity, site_term
+from ppl_ext.density import Label, LogDensity, site_log_prob, site_term
+from ppl_ext.elimination import eliminate, finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import check_outside, explained, past_inner_jits, trace_state
+from ppl_ext.laws import elements, log_prob, unmasked
 
 
 class Program(eqx.Module):
@@ -174,9 +178,10 @@ class _Impose(Messenger):
 
     strict = True
 
-    def __init__(self, values, seen: set[str]):
+    def __init__(self, values, seen: set[str], summed: set[str] | None = None):
         super().__init__()
         self.values, self.seen, self.state = values, seen, trace_state()
+        self.summed = summed  # collects latent sites without a value that are marked for enumeration; None refuses them
 
     def process_message(self, msg):
         if msg["type"] == "sample":
@@ -190,7 +195,10 @@ class _Impose(Messenger):
             later = [held for _, held in msg["kwargs"]["substitute_stack"]]
             lenient = not self.strict or any(not isinstance(held, dict) for held in later)
             given = {n for held in later if isinstance(held, dict) for n in held}
-            run_in_scan_body(msg, lambda slices: _ImposeStep(values, slices, self.seen, None if lenient else given), series)
+            marks = [h.config_fn for h in _PYRO_STACK if isinstance(h, infer_config)]  # they do not reach into the body
+            run_in_scan_body(
+                msg, lambda slices: _ImposeStep(values, slices, self.seen, None if lenient else given, self.summed, marks), series
+            )
         elif msg["type"] == "sample" and not msg.get("_control_flow_done"):
             self._sample(msg, self.values)
         elif msg["type"] in ("plate", "param") and msg["value"] is None and msg["name"] in self.values:
@@ -209,6 +217,10 @@ class _Impose(Messenger):
         elif msg["value"] is None and not msg["is_observed"]:
             hint = ""
             if msg["infer"].get("enumerate") == "parallel":
+                if self.summed is not None and msg["fn"].has_enumerate_support:
+                    self.summed.add(name)
+                    msg["value"] = finite_site(name, msg).value(jnp.zeros((), int))  # any will do: its terms are made anew
+                    return
                 hint = (
                     " (it is marked for enumeration in the model; give the guide a site of that name, with infer={'gradient': 'enumerate'})"
                 )
@@ -219,14 +231,16 @@ class _Impose(Messenger):
 
 
 class _ImposeStep(_Impose):
-    def __init__(self, values, slices, seen, given_later: set[str] | None):
-        super().__init__(values, seen)
-        self.slices, self.given_later = slices, given_later
+    def __init__(self, values, slices, seen, given_later: set[str] | None, summed: set[str] | None, marks: list[Callable]):
+        super().__init__(values, seen, summed)
+        self.slices, self.given_later, self.marks = slices, given_later, marks
 
     def _sample(self, msg, values):
         name, shape = msg["name"], msg["fn"].shape(msg["kwargs"]["sample_shape"])
         if name not in values and (self.given_later is None or name in self.given_later):
             return
+        for config in self.marks if msg["value"] is None and not msg["is_observed"] else ():
+            msg["infer"] = {**config(msg), **msg["infer"]}
         whole = values.get(name)
         if name in self.slices and (whole is None or jnp.ndim(whole) != len(shape)):
             values = {**values, name: self.slices[name]}
@@ -306,12 +320,15 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
     .. math:: \sum_s \text{scale}_s \cdot \text{mask}_s \cdot \log p(z_s \mid z_{<s})
 
     over all sample sites, observed ones and factors included. A subsampling plate takes its indices from ``values`` (as
-    :func:`simulate` returns them); if they are missing it draws them, and the result is then an unbiased estimate.
+    :func:`simulate` returns them); if they are missing it draws them, and the result is then an unbiased estimate. Finite latent sites that
+    are marked ``infer={"enumerate": "parallel"}`` (``numpyro.contrib.funsor.config_enumerate`` marks them all) and have no value are summed
+    out, exactly and along the structure of the program (:mod:`ppl_ext.elimination`); the terms that they link are one term.
 
     :param values: one entry per unobserved site, shaped as the site; sites in ``scan`` have a leading time axis.
     :param rng_key: only for subsampling without given indices, outside :func:`ppl_ext.expectation`.
     :return: :class:`~ppl_ext.density.LogDensity`; ``.total`` is the number.
-    :raises ModelError: if a latent site has no value, a value has no site, or shapes disagree. The message names the site.
+    :raises ModelError: if a latent site has no value, a value has no site, shapes disagree, or a marked site cannot be summed out. The
+        message names the site.
 
     >>> import numpyro, numpyro.distributions as dist
     >>> model = lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
@@ -321,13 +338,18 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
     run = _seeded("log_density", program, rng_key, args, kwargs)
     check_values("log_density: values", values)
 
-    def attempt():
-        record, seen = _Record(program), set[str]()
-        with explained(program, lambda: record.stands), record, _Impose(values, seen):
+    def once(values, seen: set[str], summed: set[str]) -> _Record:
+        record = _Record(program)
+        with explained(program, lambda: record.stands), record, _Impose(values, seen, summed):
             run(*args, **kwargs)
-        return record, seen
+        return record
 
-    record, seen = _past_inner_jits(attempt)
+    def attempt():
+        seen, summed = set[str](), set[str]()
+        record = once(values, seen, summed)
+        return record, seen, record.log_density() if not summed else _summed_out(record, summed, partial(_aside, once, values))
+
+    record, seen, result = _past_inner_jits(attempt)
     extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
     # Values of observed sites were refused above; a value for a deterministic site or a param is a misunderstanding too.
     if extra:
@@ -336,4 +358,57 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
             f"The program has no latent site {_listed(extra)}; it has {_listed(latent)}. If the values come from a guide, rename the site "
             "or mark it infer={'is_auxiliary': True}."
         )
-    return record.log_density()
+    return result
+
+
+class _Aside(Messenger):
+    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may leave."""
+
+    def process_message(self, msg):
+        msg["stop"] = msg["type"] in ("sample", "deterministic", "mutable")
+
+
+def _aside(once, values, more: Mapping[str, jax.Array]) -> _Record:
+    with _Aside():
+        return once({**values, **more}, set(), set())
+
+
+def _summed_out(record: _Record, summed: set[str], run: Callable[[Mapping[str, jax.Array]], _Record]) -> LogDensity:
+    """The log density with the summed sites gone: the terms that they link are one, and one scale multiplies its logarithm."""
+    names = [n for n, s in record.sites.items() if s["type"] == "sample"]
+    finite = {n: finite_site(n, record.sites[n]) for n in names if n in summed}
+
+    def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
+        sites = run(values).sites
+        # A mask would have a summed site's outcomes count one each.
+        return [log_prob(elements(unmasked(sites[n]["fn"])), sites[n]["value"]) if n in summed else site_log_prob(sites[n]) for n in names]
+
+    whole, out = record.log_density(), []
+    groups = eliminate(terms, finite, names)
+    for t, (term, label) in enumerate(zip(whole.terms, whole.labels, strict=True)):
+        group = next((g for g in groups if t in g.terms), None)
+        if group is None:
+            out.append((term, label))
+        elif t == group.terms[0]:
+            labels, linked = [whole.labels[i] for i in group.terms], [names[i] for i in group.terms]
+            if any(x.estimate.kind != "exact" for x in labels):
+                raise ModelError(f"Site '{group.sites[0]}' cannot be summed out: a density that reads it is itself an estimate.")
+            scale = _one_scale(group.sites, [record.sites[n]["scale"] for n in linked])
+            plates = tuple(p for p in label.plates if all(p in x.plates for x in labels))
+            out.append((group.value if scale is None else scale * group.value, Label(_together(linked), plates)))
+    return LogDensity(tuple(x for x, _ in out), tuple(label for _, label in out), 0)
+
+
+def _one_scale(summed: tuple[str, ...], scales: list):
+    """The scale of linked sites: None, or a number that all share. (Of an array each element would have its own.)"""
+    scales = [None if s is None or is_identically_one(s) else s for s in scales]
+    if all(s is scales[0] or (not isinstance(s, jax.core.Tracer) and np.ndim(s) == 0 and s == scales[0]) for s in scales):
+        return scales[0]
+    raise ModelError(
+        f"Sites that read the summed site '{summed[0]}' do not share one scale (of a subsampled plate, or handlers.scale), so the log of "
+        "their sum has none. Put them all under the same one, or give the guide that site."
+    )
+
+
+def _together(names: Sequence[str]) -> str:
+    return " + ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])

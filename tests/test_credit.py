@@ -102,8 +102,8 @@ CASES = {
 }
 
 
-def relation_of(fn):
-    (deps,), met = trace_credit(lambda: [fn(mark(jnp.ones(SHAPE), "z", 2))])
+def relation_of(fn, links=False):
+    (deps,), met = trace_credit(lambda: [fn(mark(jnp.ones(SHAPE), "z", 2))], links)
     assert met == {"z"}
     return deps.get("z", "absent")
 
@@ -117,7 +117,7 @@ def admitted(relation, out_shape):
         kind, a = r
         i = np.arange(SHAPE[axis]).reshape([-1 if k == axis else 1 for k in range(mask.ndim)])
         j = np.arange(out_shape[a]).reshape([-1 if k == len(SHAPE) + a else 1 for k in range(mask.ndim)])
-        mask &= (j == i) if kind == "at" else (j >= i)
+        mask &= {"at": j == i, "before": j == i + 1, "step": (j == i) | (j == i + 1), "upto": j >= i}[kind]
     return mask
 
 
@@ -134,10 +134,46 @@ def touched(fn):
     return np.asarray(jax.vmap(changes)(points).any(0))
 
 
+def shifted(z):
+    return lax.scan(lambda c, x: (x, c), jnp.zeros(4), z)[1]
+
+
+def two_back(z):
+    return lax.scan(lambda c, x: ((x, c[0]), c[1]), (jnp.zeros(4), jnp.zeros(4)), z)[1]
+
+
+LINKS = {
+    # what a scan's steps read of the step before: "upto" where links are not asked for
+    "of the step before": (shifted, ("before", 0)),
+    "of both": (lambda z: lax.scan(lambda c, x: (x, c * x + c), jnp.zeros(4), z)[1], ("step", 0)),
+    "joined outside": (lambda z: shifted(z) * z, ("step", 0)),
+    "in another scan": (lambda z: lax.map(jnp.sin, shifted(z)), ("before", 0)),
+    "of both, in another scan": (lambda z: lax.map(jnp.sin, shifted(z) + z), ("step", 0)),
+    "two steps back": (two_back, ("upto", 0)),
+    "shifted twice": (lambda z: shifted(shifted(z)), ("upto", 0)),
+    "an average": (running, ("upto", 0)),
+    "cumulated": (lambda z: jnp.cumsum(shifted(z), axis=0), ("upto", 0)),
+    "backwards": (lambda z: lax.scan(lambda c, x: (x, c), jnp.zeros(4), z, reverse=True)[1], None),
+    "turned round": (lambda z: shifted(z)[::-1], None),
+    "kept as a whole": (lambda z: lax.scan(lambda c, x: (x, c), jnp.zeros(4), z)[0] + z, None),
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_of_a_chain(name):
+    fn, expected = LINKS[name]
+    relation = relation_of(fn, links=True)
+    assert relation == (expected, AT1)
+    assert not (touched(fn) & ~admitted(relation, SHAPE)).any()
+    coarse = relation_of(fn)
+    assert coarse[0] in (None, ("upto", 0), AT0) and not (touched(fn) & ~admitted(coarse, SHAPE)).any()
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_sound(name):
+@pytest.mark.parametrize("links", [False, True], ids=["", "links"])
+def test_sound(name, links):
     fn, expected = CASES[name]
-    relation = relation_of(fn)
+    relation = relation_of(fn, links)
     reached = touched(fn)
     if relation == "absent":
         assert not reached.any()
@@ -155,7 +191,7 @@ def test_soundness_check_has_power(monkeypatch):
     """With a rule that forgets that a shifting pad moves elements, the same check fails."""
     monkeypatch.setitem(credit._RULES, "pad", credit._axes(lambda eqn, a: a))
     with pytest.raises(AssertionError):
-        test_sound("shifting pad")
+        test_sound("shifting pad", False)
 
 
 def test_mark_inside_loops_gets_their_axes():

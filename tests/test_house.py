@@ -21,13 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Low to high. A name is a module of ppl_ext or a subpackage; ppl_ext/__init__.py stands above them all.
 FLOORS = (
     {"errors"},
-    {"arguments", "density", "direction", "explain", "laws", "program"},
+    {"arguments", "credit", "density", "direction", "elimination", "explain", "factors", "laws", "program"},
     {
         "expectation",
         "surrogate",
         "baselines",
         "choices",
-        "credit",
         "lanes",
         "predictions",
         "gradients",

@@ -679,9 +679,9 @@ def test_no_program_and_no_dict(rng_key):
         log_density(flat, [0.1])
 
 
-def test_a_site_marked_for_enumeration_by_the_model():
+def test_a_site_marked_for_enumeration_that_cannot_be():
     def model():
-        numpyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        numpyro.sample("k", dist.Poisson(0.3), infer={"enumerate": "parallel"})
 
     with refused(ModelError, "'k'", "marked for enumeration"):
         log_density(model, {})
