@@ -15,7 +15,8 @@ import numpyro.distributions as dist
 import pytest
 from jax.scipy.special import logsumexp
 from numpyro.contrib.control_flow import scan
-from numpyro.contrib.funsor import config_enumerate
+from numpyro.contrib.funsor import config_enumerate, enum
+from numpyro.contrib.funsor import log_density as funsor_log_density
 from numpyro.handlers import mask, scale
 from numpyro.infer import TraceEnum_ELBO
 
@@ -340,6 +341,19 @@ def test_what_the_guide_has_is_not_summed():
 
     theirs = loss(TraceEnum_ELBO(), config_enumerate(guide))
     close(loss(ELBO(), guide), theirs)
+
+
+def test_where_trace_enum_is_off():
+    """With a ``scan`` NumPyro's own density agrees with ours, and its ``TraceEnum_ELBO`` with neither, in silence."""
+
+    def model():
+        hidden_markov(THETA)
+
+    marked = config_enumerate(model)
+    exact = by_hand(hidden_markov, THETA)
+    close(-ELBO().loss(KEY, {}, marked, lambda: None), exact)
+    close(funsor_log_density(enum(marked, -1), (), {}, {})[0], exact)
+    assert abs(-TraceEnum_ELBO().loss(jax.random.PRNGKey(0), {}, marked, lambda: None) - exact) > 0.1
 
 
 # --- what cannot be summed out

@@ -210,6 +210,41 @@ def test_the_average_is_that_of_earlier_costs():
         np.testing.assert_allclose(now.mutable_state["z_baseline"]["weight"], weight, rtol=1e-5)
 
 
+@pytest.mark.parametrize("baseline", [MovingAverage(0.8), Learned()], ids=["average", "learned"])
+def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
+    """A scored coin beside an enumerated die: it is charged with the mean over the die, and the noise of its offset goes."""
+
+    def model():
+        d = numpyro.sample("d", dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])))
+        numpyro.factor("cost", 40.0 + (numpyro.sample("z", dist.Bernoulli(0.4)) + 1.0) * (3.0 + d))
+
+    def guide():
+        numpyro.sample("d", dist.Categorical(logits=numpyro.param("psi", jnp.array([0.1, -0.3, 0.4]))))
+        coin_guide()
+
+    handled = gradient(guide, {"d": "enumerate", "z": ScoreFunction(baseline)})
+    kept = {"z_baseline": {"average": jnp.array(0.0), "weight": jnp.array(0.0)}} if isinstance(baseline, MovingAverage) else {}
+
+    def one(params, key):
+        out = ELBO().loss_with_mutable_state(key, params | kept, model, handled)
+        return out["loss"], out["mutable_state"]
+
+    params = {"phi": 0.3, "psi": jnp.array([0.1, -0.3, 0.4])} | ({} if kept else {"z_baseline/constant": 0.0})
+    (loss, state), grads = jax.value_and_grad(one, has_aux=True)(params, jax.random.key(0))
+    # The die has a term of its own, which the coin does not feel: a mean that both sides leave out.
+    q, p = jax.nn.softmax(params["psi"]), jnp.array([0.2, 0.3, 0.5])
+    cost = -loss - jnp.sum(q * jnp.log(p / q))
+    remembered = state["z_baseline"]["average"] / 0.2 if kept else -grads["z_baseline/constant"]
+    np.testing.assert_allclose(remembered, cost, rtol=1e-4)
+
+    def spread_of(params):
+        run = jax.grad(lambda params, key: ELBO().loss(key, params, model, handled))
+        return np.std(quick_jit(jax.vmap(run, in_axes=(None, 0)))(params, jax.random.split(jax.random.key(0), 500))["phi"])
+
+    held = {"z_baseline": {"average": 47.0, "weight": 1.0}} if kept else {"z_baseline/constant": 47.0}
+    assert spread_of(params | held) < 0.1 * spread_of(params | kept)
+
+
 def test_a_cost_that_is_not_finite_is_not_remembered():
     old = {"average": jnp.array([1.0, 2.0]), "weight": jnp.array(0.5)}
     new = MovingAverage(0.5).moved(old, jnp.array([-jnp.inf, 4.0]))
