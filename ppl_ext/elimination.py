@@ -224,8 +224,7 @@ def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: _
 
 def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Structure) -> Group:
     mine = [s for s in structure.sites if any(s in structure.credit[t] for t in terms)]
-    times = frozenset(structure.time_of(s) for s in mine)
-    kept = frozenset.intersection(*map(structure.plates_of, mine)) - times  # only these plates are left in the end
+    kept = frozenset.intersection(*map(structure.plates_of, mine))  # of these, the steps of a chain go with it, and the others stay
     first = tuple(a for a in factors[terms[0]].axes if isinstance(a, int))
 
     def reduced(factor: Factor) -> Factor:

@@ -43,16 +43,14 @@ class Keeping:
         if msg["type"] == "control_flow":
             self.draws, self.stacked = self.draws | self.stacked, {}
         elif msg["type"] == "sample" and not msg["is_observed"]:
-            name = self.names.pop(id(msg))
+            name, in_scan = self.names.pop(id(msg)), bool(msg.get("_control_flow_done"))
+            if not in_scan:
+                self.draws, self.stacked = self.draws | self.stacked, {}
             if msg["infer"].get("_ppl_ext_keeper") is self.token:
                 self._want(name, msg)  # plates outside the handler have had their say
             else:
                 self.wanted.pop(name, None)
-            if msg.get("_control_flow_done"):
-                self.stacked[name] = msg["value"]
-            else:
-                self.draws |= self.stacked | {name: msg["value"]}
-                self.stacked = {}
+            (self.stacked if in_scan else self.draws)[name] = msg["value"]
 
     def met_plate(self, msg) -> None:
         if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):

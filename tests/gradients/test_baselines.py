@@ -293,6 +293,23 @@ def test_one_average_for_each_element_but_one_for_a_subsampled_plate():
     assert shapes == {"a_baseline": (4, 1), "b_baseline": (4, 1, 2), "c_baseline": (3,)}
 
 
+def test_a_regression_in_a_scan_sees_what_came_before_it():
+    """The steps of one site are not all earlier than those of another."""
+    seen = []
+
+    def guide():
+        def step(x, _):
+            new = numpyro.sample("x", dist.Bernoulli(0.4))
+            numpyro.sample("w", dist.Bernoulli(0.2 + 0.5 * new))
+            return new, None
+
+        scan(step, numpyro.sample("x0", dist.Bernoulli(0.4)), None, length=3)
+        numpyro.sample("after", dist.Bernoulli(0.4))
+
+    kept_shapes(gradient(guide, {"*": ScoreFunction(Learned(lambda draws: seen.append(sorted(draws)) or 0.0))}))
+    assert sorted(seen) == sorted([[], ["x0"], ["x0"], ["w", "x", "x0"]])
+
+
 def test_the_outer_handler_decides_what_is_kept():
     inner = gradient(coin_guide, {"z": AVERAGE})
     assert kept_shapes(gradient(inner, {"z": "enumerate"})) is None
