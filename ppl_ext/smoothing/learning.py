@@ -94,7 +94,7 @@ class ScoreAscent:
         theta = unconstrained(at_start)
         path_key, filter_key, sweep_key = jax.random.split(rng_key, 3)
         space, _ = how.begin(params, args, kwargs)
-        values = jax.tree.map(lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)))
+        values = jax.tree.map(lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)[0]))
 
         def body(state, key):
             theta, optimizer, values = state

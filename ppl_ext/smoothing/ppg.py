@@ -128,7 +128,7 @@ class ParisParticleGibbs:
 
         def one(key):
             path_key, filter_key, sweep_key = jax.random.split(key, 3)
-            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, self.how, params, space, 1))
+            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, self.how, params, space, 1)[0])
             how = self.how
             return sweeps(
                 sweep_key, space, space.lowered.xs, path, self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional

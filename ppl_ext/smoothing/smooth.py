@@ -10,7 +10,7 @@ from ppl_ext.algorithms.filtering import Info
 from ppl_ext.algorithms.resampling import Scheme
 from ppl_ext.arguments import check_call, check_count, check_data, check_key, check_values
 from ppl_ext.diagnostics.sites import refuse_open_handlers
-from ppl_ext.smoothing.backward import BackwardKernel
+from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, settings, step
 from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.trajectories import trajectories, values_of
@@ -87,7 +87,9 @@ class smooth:
         """Trajectories drawn backward through the particles of the run that began with ``filter_key``; see
         :meth:`~ppl_ext.smoothing.report.SmoothingResult.sample`."""
         check_count("sample: num_samples", num_samples)
-        return self._sample(rng_key, filter_key, params, args, kwargs, num_samples)
+        values, tally = self._sample(rng_key, filter_key, params, args, kwargs, num_samples)
+        check_excess(tally)
+        return values
 
     def _forward(self, rng_key, params, args, kwargs):
         space, functional = self.how.begin(params, args, kwargs)
@@ -100,6 +102,7 @@ class smooth:
         state, infos = jax.lax.scan(body, state, space.lowered.xs)
         return state, expectations(state), infos, first.log_increment
 
-    def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
+    def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
         space, _ = self.how.begin(params, args, kwargs)
-        return values_of(trajectories(rng_key, filter_key, self.how, params, space, num_samples))
+        path, tally = trajectories(rng_key, filter_key, self.how, params, space, num_samples)
+        return values_of(path), tally

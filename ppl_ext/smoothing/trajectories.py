@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.smoothing.backward import Tally
 from ppl_ext.smoothing.conditional import ParticlePath, choose
 from ppl_ext.smoothing.lowered import ModelSpace
 from ppl_ext.smoothing.online import Settings, SmootherState, begin, step
 from ppl_ext.smoothing.space import Particles, pairs_of
 
 
-def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], space: ModelSpace, num: int) -> ParticlePath:
-    """``num`` trajectories, drawn backward through the particles of the filter whose key is ``filter_key``: leaves (num, ...),
-    those of the steps (num, T, ...)."""
+def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], space: ModelSpace, num: int):
+    """``num`` trajectories, drawn backward through the particles of the filter whose key is ``filter_key``: a
+    :class:`ParticlePath` of leaves (num, ...), those of the steps (num, T, ...), and the tally of the draws."""
     state, first, _ = begin(filter_key, dict(params), how, space, None)
 
     def forward(state: SmootherState, x: Any):
@@ -30,13 +31,14 @@ def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], 
     def back(index, at):
         key, (carry, log_weights, particles, ancestors), x = at
         pairs = pairs_of(space, how.backward, carry, particles, x, log_weights, ancestors)
-        drawn, _ = how.backward.draw(key, pairs, index, 1)
-        return drawn[:, 0].astype(index.dtype), jax.tree.map(lambda leaf: leaf[index], particles)
+        drawn, tally = how.backward.draw(key, pairs, index, 1)
+        return drawn[:, 0].astype(index.dtype), (jax.tree.map(lambda leaf: leaf[index], particles), tally)
 
     keys = jax.random.split(back_key, space.lowered.num_steps)
-    index, steps = jax.lax.scan(back, last, (keys, clouds, xs), reverse=True)
+    index, (steps, tallies) = jax.lax.scan(back, last, (keys, clouds, xs), reverse=True)
     start = jax.tree.map(lambda leaf: leaf[index], first)
-    return ParticlePath(start, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), steps))
+    tally = Tally(tallies.fallbacks.sum(), tallies.excess.max(initial=-jnp.inf))
+    return ParticlePath(start, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), steps)), tally
 
 
 def values_of(path: ParticlePath) -> dict[str, jax.Array]:

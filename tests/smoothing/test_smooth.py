@@ -255,6 +255,8 @@ def test_what_cannot_work_is_refused_by_name():
         smooth(student, FUNCTIONALS, 20, "hybrid").run(jax.random.key(0), GAUSSIAN_Y)
     with pytest.raises(ArgumentError, match="too low"):
         smooth(gaussian, FUNCTIONALS, 50, "hybrid", log_bound=-3.0).run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS)
+    with pytest.raises(ArgumentError, match="too low"):
+        smooth(gaussian, None, 50, "hybrid", log_bound=-3.0).run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS).sample()
     with pytest.raises(ModelError, match="'scale'"):
         smooth(gaussian, FUNCTIONALS, 50).run(jax.random.key(0), GAUSSIAN_Y, params={"phi": 0.5})
     with pytest.raises(ArgumentTypeError, match="'s'"):
