@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import bernoullis
+from benchmarks import air, bernoullis
 
 
 @pytest.mark.parametrize("strategy", bernoullis.AIMS)
@@ -14,8 +14,26 @@ def test_the_noise_of_a_thousand_local_bernoullis(strategy):
     assert np.sqrt(np.mean(sd**2)) <= bernoullis.AIMS[strategy][0]
 
 
+def test_the_images_of_air():
+    """Images and their counts are what they say: as much ink as digits, none on an empty canvas, and the same twice."""
+    canvases, counts = air.images(64, 3)
+    ink = canvases.sum((1, 2))
+    assert set(counts) == {0, 1, 2}
+    assert (ink[counts == 0] == 0).all() and (ink[counts > 0] > 5).all()
+    assert ink[counts == 2].mean() > 1.6 * ink[counts == 1].mean()
+    np.testing.assert_array_equal(canvases, air.images(64, 3)[0])
+
+
+@pytest.mark.parametrize("corner", [-1.0, 0.0, 1.0])
+def test_a_drawn_patch_lies_where_it_should(corner):
+    rows, columns = air.windows(np.array([[corner, 0.0]]))
+    at = round((air.CANVAS - air.PATCH) / 2 * (1 + corner))
+    np.testing.assert_allclose(rows[0], np.eye(air.CANVAS)[:, at : at + air.PATCH], atol=1e-6)
+    np.testing.assert_allclose(columns[0], np.eye(air.CANVAS)[:, 8:16], atol=1e-6)
+
+
 @pytest.mark.benchmark
-@pytest.mark.parametrize("name", ["bernoullis"])
+@pytest.mark.parametrize("name", ["bernoullis", "chains", "air"])
 def test_quick_runs(name, monkeypatch):
     monkeypatch.setattr("jax.config.update", lambda *args: None)  # the compilation cache is the test run's business
     __import__(f"benchmarks.{name}", fromlist=["main"]).main(quick=True)
