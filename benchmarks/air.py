@@ -242,6 +242,7 @@ def picture(report: dict[str, Any], params, x_test: np.ndarray, shown: int = 6) 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
+    from PIL import Image
 
     figure = plt.figure(figsize=(10.5, 5.6), layout="constrained")
     grid = figure.add_gridspec(3, 2 * shown, height_ratios=(3.2, 1, 1))
@@ -276,3 +277,4 @@ def picture(report: dict[str, Any], params, x_test: np.ndarray, shown: int = 6) 
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=100)
     plt.close(figure)
+    Image.open(PICTURE).convert("RGB").quantize(64).save(PICTURE, optimize=True)  # a third of the size
