@@ -255,7 +255,7 @@ def picture(report: dict[str, Any], params, x_test: np.ndarray, shown: int = 6) 
     by_time.set(xlabel="seconds of training", ylabel="ELBO per test image", xscale="log")
     by_epoch.axhline(report["chance"], color="#999999", lw=0.8)
     by_epoch.set(xlabel="epoch", ylabel="test images counted right", ylim=(0, 1.02))
-    by_time.legend(fontsize=7, frameon=False, loc="lower right")
+    by_time.legend(fontsize=7, frameon=False, loc="upper left")
     for axes in (by_time, by_epoch):
         axes.spines[["top", "right"]].set_visible(False)
     x = jnp.asarray(x_test[: 2 * shown])
