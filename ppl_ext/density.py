@@ -282,7 +282,7 @@ def per_element(fn: Callable[..., jax.Array], log_weights, *others, direction: C
     if not log_weights.terms:
         return LogDensity((), (), 0)
     common = _common_plates([label for x in every for label in x.labels])
-    _warn_if_no_bound(log_weights.labels)
+    _warn_if_no_bound([label for x in every for label in x.labels])
     scale = math.prod(p.scale for p in common)
     estimate = direction((label.site, label.estimate.times(1 / scale)) for label in log_weights.labels).times(scale)
     value = fn(*[_merged(x, common, scale) for x in every])
