@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.infer.elbo import ELBO
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
@@ -40,7 +41,7 @@ def _dtype_name(x) -> str:
 
 def check_program(where: str, program: Any) -> None:
     """``where`` names the call and the argument, as ``"fit: model"``."""
-    if not callable(program) or isinstance(program, type):
+    if not callable(program) or isinstance(program, type | ELBO):  # an objective of ours can be called, but by another objective
         raise ArgumentTypeError(f"{where} must be a NumPyro program (a callable with sample sites), got {told(program)}.")
 
 

@@ -100,7 +100,7 @@ def fit(
     states = runner.init(rng_key, num_chains, init_params, args, kwargs)
     first = jax.tree.map(lambda x: x[0], runner.params(states))
     check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
-    states = runner.carrying(states, args, kwargs)
+    states = runner.carrying(states, data, constants)
     states, _, _ = jax.block_until_ready(runner.steps(states, data, constants, 0))  # compiles
     compiled = time.perf_counter()
 
@@ -232,19 +232,20 @@ class _Runner:
         others = [self._restart(key, init_params, args, kwargs) for key in keys[1:]]
         return jax.tree.map(lambda *x: jnp.stack(x), first, *others)
 
-    def carrying(self, states, args, kwargs):
+    def carrying(self, states, data, constants):
         """The states, with what the objective itself carries from step to step."""
         if not self.carries:
             return states
 
-        def start(state):
+        def start(state, data):
+            args, kwargs = _join_arguments(data, constants)
             params = self.svi.get_params(state) | (state.mutable_state or {})
             key = random.fold_in(state.rng_key, 0)
             started = self.svi.loss.initial_state(key, params, self.svi.model, self.guide, *args, **kwargs)
             return jax.tree.map(jnp.asarray, started)
 
         # Most objectives carry nothing: then this is traced, and nothing runs.
-        started = jax.jit(jax.vmap(start))(states)
+        started = jax.jit(jax.vmap(start, in_axes=(0, None)))(states, data)
         self.carries = bool(started)
         return states._replace(mutable_state={**started, **(states.mutable_state or {})} or None)
 
