@@ -10,7 +10,7 @@ from ppl_ext.expectation import carried, expectation, objective, replicate
 from ppl_ext.program import Draw, Program, log_density, simulate
 
 if TYPE_CHECKING:
-    from ppl_ext import algorithms, diagnostics, errors, gradients, handlers, infer, objectives, smoothing
+    from ppl_ext import algorithms, diagnostics, errors, gradients, handlers, infer, objectives, priors, smoothing
     from ppl_ext.algorithms import marginal, normalize
     from ppl_ext.result import to_arviz
 
@@ -35,6 +35,7 @@ __all__ = [
     "normalize",
     "objective",
     "objectives",
+    "priors",
     "replicate",
     "simulate",
     "smoothing",
