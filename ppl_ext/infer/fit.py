@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -209,7 +209,7 @@ class _Runner:
         self.guide = guide
         self.unset = _unset(guide)
         self.carries = isinstance(objective, Objective)  # until the first state turns out empty
-        self.steps = jax.jit(self._steps, static_argnums=2, donate_argnums=0)
+        self.freely, self.carefully = (jax.jit(partial(self._steps, checked), static_argnums=2) for checked in (False, True))
         self.by_site = jax.jit(self._by_site, static_argnums=1)
 
     def init(self, rng_key, num_chains: int, init_params, args, kwargs):
@@ -280,23 +280,45 @@ class _Runner:
         args, kwargs = _join_arguments(data, constants)
         return jax.vmap(partial(densities_by_site, self.svi.model, self.guide, args, kwargs), in_axes=(0, None))(keys, params)
 
-    def _steps(self, states, data, constants, num: jax.Array):
+    def steps(self, states, data, constants, num: int):
+        """``num`` steps of every chain: (states, losses, which chains are still alive).
+
+        A check of each step would cost as much as a small model's step itself. So a chunk runs without any, and if numbers broke down in
+        it, it runs again from its start with one, to end where the last good state was.
+        """
+        new, losses, finite = self.freely(states, data, constants, num)
+        return (new, losses, finite) if np.all(finite) else self.carefully(states, data, constants, num)
+
+    def _steps(self, checked: bool, states, data, constants, num: jax.Array):
         args, kwargs = _join_arguments(data, constants)
 
-        def step(i, carry):
+        def free(i, carry):
+            state, losses = carry
+            state, loss = self.svi.update(state, *args, **kwargs)
+            return state, losses.at[i].set(loss)
+
+        def careful(i, carry):
             state, losses, alive = carry
             new, loss = self.svi.update(state, *args, **kwargs)
-            finite = alive & jnp.isfinite(loss)
-            for x in jax.tree.leaves(self.svi.optim.get_params(new.optim_state)):
-                finite &= jnp.isfinite(x).all()
+            finite = alive & jnp.isfinite(loss) & self._finite(new)
             # The last good state is kept, its key included, so that what broke can be looked at again.
             state = jax.tree.map(partial(_select, finite), new, state)
             return state, losses.at[i].set(jnp.where(finite, loss, jnp.nan)), finite
 
         def chain(state):
-            return lax.fori_loop(0, num, step, (state, jnp.zeros(CHUNK), jnp.array(True)))
+            start = (state, jnp.zeros(CHUNK))
+            if checked:
+                return lax.fori_loop(0, num, careful, (*start, jnp.array(True)))
+            state, losses = lax.fori_loop(0, num, free, start)
+            return state, losses, jnp.isfinite(losses).all() & self._finite(state)
 
-        return jax.vmap(chain)(states)
+        if jax.tree.leaves(states)[0].shape[0] > 1:
+            return jax.vmap(chain)(states)
+        return jax.tree.map(lambda x: x[None], chain(jax.tree.map(lambda x: x[0], states)))  # an axis of one would slow products down
+
+    def _finite(self, state) -> jax.Array:
+        leaves = jax.tree.leaves(self.svi.optim.get_params(state.optim_state))
+        return reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in leaves], jnp.array(True))
 
 
 def _unset(guide):
