@@ -43,6 +43,8 @@ from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained
 from ppl_ext.program import _listed
 
+NO_SCAN = "The model has no numpyro.contrib.control_flow.scan, so there is no series to filter."
+
 
 class Particle(NamedTuple):
     """The state after a step: the carry of the scan, and the latent sites of the step by name."""
@@ -233,7 +235,7 @@ def lower(
     with explained(model, lambda: first.stands), first:
         model(*args, **kwargs)
     if first.scan is None:
-        raise ModelError("The model has no numpyro.contrib.control_flow.scan, so there is no series to filter.")
+        raise ModelError(NO_SCAN)
     assert first.step is not None
     if unknown := [n for n in values if n not in first.latent and n not in first.step.given]:
         raise ModelError(
@@ -265,6 +267,19 @@ def lower(
             "parameter, or carry it through the scan."
         )
     return StateSpace(rerun, first, chosen, uses)
+
+
+def num_steps(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> int:
+    """How many steps the scan of a model has with these arguments.
+
+    :raises ModelError: if it has no scan, or one without a state-space form.
+    """
+    first = Before({}, random.key(0), {}, first=True)
+    with explained(model, lambda: first.stands), first:
+        model(*args, **(kwargs or {}))
+    if first.scan is None:
+        raise ModelError(NO_SCAN)
+    return first.scan.length
 
 
 def time_slice(tree: Any) -> Any:

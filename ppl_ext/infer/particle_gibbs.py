@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.infer import NUTS
-from numpyro.infer.gibbs import Gibbs, conditioned, latent_sample_sites, prototype_trace
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
 
-from ppl_ext.algorithms.state_space import lower
-from ppl_ext.arguments import check_program, told
+from ppl_ext.algorithms.state_space import lower, num_steps
+from ppl_ext.arguments import check_call, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.explain import explained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
 from ppl_ext.smoothing.online import settings
@@ -147,15 +149,22 @@ class ParticleGibbs(MCMCKernel):
             raise ArgumentTypeError(f"ParticleGibbs: inner must be a NumPyro MCMCKernel, got {told(inner)}.")
         if inner is not None and getattr(inner, "model", None) is not model:
             raise ArgumentError("ParticleGibbs: inner must be built on the same model.")
-        self.model, self._initial = model, None if initial is None else tuple(initial)
+        self.model, self._initial = model, initial_names("ParticleGibbs", initial)
         self._inner = NUTS(model) if inner is None else inner
         self._sweep = PathSweep(model, num_particles, backward)
         self._gibbs: Gibbs | None = None
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
         path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
+        if not num_steps(self.model, tuple(model_args), dict(model_kwargs or {})):
+            raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
         trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
         others = [name for name in latent_sample_sites(trace) if name not in path]
+        if init_params and (missing := [name for name in others if name not in init_params]):
+            raise ArgumentError(f"ParticleGibbs: init_params has no value for '{missing[0]}'; it must hold all parameters, unconstrained.")
+        for name, value in (init_params or {}).items():
+            if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+                raise ArgumentError(f"ParticleGibbs: init_params: the value of '{name}' is not finite.")
         blocks = [(self._inner, others)] if others else []
         self._gibbs = Gibbs([*blocks, (self._sweep, path)])
         return self._told(self._gibbs.init(rng_key, num_warmup, init_params, model_args, model_kwargs))
@@ -202,13 +211,24 @@ class ParticleGibbsState(NamedTuple):
     renewed: jax.Array
 
 
+def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
+    """Names of initial sites as a user gives them."""
+    if initial is None:
+        return None
+    if isinstance(initial, str) or not isinstance(initial, list | tuple) or not all(isinstance(name, str) for name in initial):
+        raise ArgumentTypeError(f"{where}: initial must be a tuple of site names, got {told(initial)}.")
+    return tuple(initial)
+
+
 def path_sites(model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None) -> list[str]:
     """Latent sites of the scan, and the sites before it that are its first state: those that reach the first carry and that no step, and
     no other site's law, uses otherwise.
 
     :raises ModelError: if the model has no state-space form.
     """
-    trace = prototype_trace(conditioned(model), jax.random.key(0), args, kwargs)
+    check_call("ParticleGibbs: model", model, args, {name: x for name, x in kwargs.items() if name != GIBBS_SITES_KWARG})
+    with explained(model):
+        trace = prototype_trace(conditioned(model), jax.random.key(0), args, kwargs)
     before = {name: trace[name]["value"] for name in latent_sample_sites(trace) if not trace[name].get("_control_flow_done")}
     if initial is None:
         found = []

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 from numpyro.infer.gibbs import latent_sample_sites, prototype_trace
@@ -15,7 +16,7 @@ from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_count, check_program
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.infer.particle_gibbs import path_sites
+from ppl_ext.infer.particle_gibbs import initial_names, path_sites
 
 
 class PMMHState(NamedTuple):
@@ -73,7 +74,7 @@ class PMMH(MCMCKernel):
     ):
         check_program("PMMH: model", model)
         check_count("PMMH: num_particles", num_particles)
-        self.model, self._initial = model, None if initial is None else tuple(initial)
+        self.model, self._initial = model, initial_names("PMMH", initial)
         self._rules = filtering.Rules(int(num_particles), scheme_of("PMMH: resampling", resampling), 0.5)
         self._transforms: dict[str, Any] = {}
         self._num_warmup = 0
@@ -97,6 +98,8 @@ class PMMH(MCMCKernel):
             raise ArgumentError(f"PMMH: init_params must hold {sorted(names)}, unconstrained, got {sorted(init_params)}.")
         else:
             z = {name: jnp.asarray(init_params[name]) for name in names}
+            if wrong := [n for n, x in z.items() if not isinstance(x, jax.core.Tracer) and not np.isfinite(x).all()]:
+                raise ArgumentError(f"PMMH: init_params: the value of '{wrong[0]}' is not finite.")
         flat = ravel_pytree(z)[0]
         log_density = self._log_density(filter_key, z, model_args, model_kwargs)
         start = 0.1 * jnp.eye(len(flat))

@@ -26,8 +26,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro.distributions import biject_to
 
 from ppl_ext.algorithms.state_space import Particle, StateSpace
-from ppl_ext.arguments import check_count, check_function, check_mapping, told
-from ppl_ext.errors import ArgumentTypeError, ModelError
+from ppl_ext.arguments import check_call, check_count, check_function, check_mapping, told
+from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
+from ppl_ext.explain import in_one_line, is_foreign
 from ppl_ext.smoothing.space import Functional
 
 
@@ -108,6 +109,7 @@ def score() -> Additive:
 def sufficient_statistics(fn: Callable) -> Additive:
     """Sums of ``fn(x_prev, x, inputs)`` over the steps: what a maximisation step needs (see :class:`~ppl_ext.smoothing.OnlineEM`)."""
     check_function("sufficient_statistics: fn", fn)
+    check_call("sufficient_statistics: fn, called with (x_prev, x, inputs):", fn, (0.0, 0.0, 0.0), {})
     return _WithInputs(fn)
 
 
@@ -134,8 +136,10 @@ def transition_counts(num_states: int) -> Additive:
 
 
 def _state(x: Any) -> jax.Array:
-    [leaf] = jax.tree.leaves(x)
-    return leaf
+    leaves = jax.tree.leaves(x)
+    if len(leaves) != 1 or jnp.ndim(leaves[0]) or jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating):
+        raise ArgumentTypeError("transition_counts needs a state that is one integer; the carry of this model's scan is not.")
+    return leaves[0]
 
 
 def _flat(x: Any) -> jax.Array:
@@ -151,6 +155,8 @@ def as_additive(where: str, functionals: Any) -> dict[str, Additive]:
             raise ArgumentTypeError(
                 f"{where}: '{name}' must be a function (t, x_prev, x) or one of ppl_ext.smoothing.additive's, got {told(fn)}."
             )
+        if not isinstance(fn, Additive):
+            check_call(f"{where}: '{name}', called with (t, x_prev, x):", fn, (0, 0.0, 0.0), {})
         found[name] = fn if isinstance(fn, Additive) else _Plain(fn)
     return found
 
@@ -162,12 +168,35 @@ def joined(functionals: Mapping[str, Additive], context: Context) -> Functional 
     bound = {name: fn.bind(context) for name, fn in functionals.items()}
 
     def step(inputs, carry, particle):
-        return {name: _floating(fn.step(inputs, carry, particle)) for name, fn in bound.items()}
+        return {name: _run(name, fn.step, inputs, carry, particle) for name, fn in bound.items()}
 
     def initial(particle):
-        return {name: None if fn.initial is None else _floating(fn.initial(particle)) for name, fn in bound.items()}
+        return {name: None if fn.initial is None else _run(name, fn.initial, particle) for name, fn in bound.items()}
 
     return Functional(initial, step)
+
+
+def _run(name: str, term: Callable, *args: Any) -> Any:
+    """A term of a functional, as real numbers."""
+    try:
+        values = term(*args)
+    except Exception as error:
+        if not is_foreign(error):
+            raise
+        raise ProgramError(
+            f"The functional '{name}' failed: {in_one_line(error)} It is traced for one particle, whose state is the scan's carry: write "
+            "it with jax.numpy, without Python's `if` on values."
+        ) from error
+    leaves = jax.tree.leaves(values, is_leaf=lambda x: x is None)
+    if not leaves or not all(_is_real(x) for x in leaves):
+        raise ArgumentTypeError(f"The functional '{name}' must return real numbers, an array or a pytree of them, got {told(values)}.")
+    return _floating(values)
+
+
+def _is_real(x: Any) -> bool:
+    if not hasattr(x, "dtype"):
+        return isinstance(x, bool | int | float)
+    return x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.number) and not jnp.issubdtype(x.dtype, jnp.complexfloating))
 
 
 def _floating(values: Any) -> Any:

@@ -84,8 +84,8 @@ def conditional_paris(
     state, (carries, clouds, before, ancestors, tallies, after) = jax.lax.scan(
         forward, (first.carry, log_weights, centre(statistic, log_weights)), (keys, inputs, path.steps)
     )
+    all_log_weights = jnp.concatenate([log_weights[None], after])
     _, log_weights, statistic = state
-    all_log_weights = jnp.concatenate([before[:1], after])
 
     last = choose(last_key, log_weights)
 
@@ -104,7 +104,7 @@ def conditional_paris(
         renewed=jnp.concatenate([index[None], indices]) != 0,
         log_evidence=jax.vmap(log_mean_exp)(all_log_weights).sum(),
         ess=jax.vmap(effective)(all_log_weights),
-        tally=Tally(tallies.fallbacks.sum(), jnp.maximum(tallies.excess.max(), excess.max())),
+        tally=Tally(tallies.fallbacks.sum(), jnp.maximum(tallies.excess.max(initial=-jnp.inf), excess.max(initial=-jnp.inf))),
     )
 
 

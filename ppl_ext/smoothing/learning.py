@@ -15,13 +15,14 @@ import numpy as np
 import optax
 
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
-from ppl_ext.arguments import check_call, check_count, check_data, check_function, check_key, check_number, check_values, told
+from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_values, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
 from ppl_ext.smoothing.online import SmootherState, begin, settings, step
+from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.trajectories import path_of, trajectories, values_of
 
 
@@ -76,12 +77,12 @@ class ScoreAscent:
         """
         check_key("ScoreAscent: rng_key", rng_key)
         check_count("ScoreAscent: num_steps", num_steps)
-        check_values("ScoreAscent: params", params)
         check_call("ScoreAscent: model", self._how.model, args, kwargs)
-        check_data("ScoreAscent:", args, kwargs)
+        check_arrays("ScoreAscent:", args, kwargs)
         refuse_open_handlers("ScoreAscent.run")
-        params = {name: jnp.asarray(x, jnp.result_type(float)) for name, x in params.items()}
-        iterates, scores, final = self._run(rng_key, params, args, kwargs, int(num_steps))
+        params = parameters("ScoreAscent", params, floating=True)
+        (iterates, scores, final), misplaced = self._run(rng_key, params, args, kwargs, int(num_steps))
+        check_inside("ScoreAscent", misplaced, params)
         for name, x in scores.items():
             if not np.isfinite(x).all():
                 at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
@@ -114,7 +115,7 @@ class ScoreAscent:
         _, (thetas, slopes) = jax.lax.scan(body, start, jax.random.split(sweep_key, num_steps))
         begun = min(int(self._average_from * num_steps), num_steps - 1)
         final = constrained(at_start, jax.tree.map(lambda x: x[begun:].mean(0), thetas))
-        return jax.vmap(lambda theta: constrained(at_start, theta))(thetas), slopes, final
+        return (jax.vmap(lambda theta: constrained(at_start, theta))(thetas), slopes, final), outside(at_start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +142,7 @@ class _Online:
     def __init__(self, where, model, functionals, num_particles, backward, num_backward, step_size):
         self._how = settings(where, model, functionals, num_particles, backward, num_backward, "systematic", 0.5, None)
         check_function(f"{where}: step_size", step_size)
+        check_call(f"{where}: step_size, called with the number of the step:", step_size, (1.0,), {})
         self._where, self._step_size = where, step_size
         self._begin = jax.jit(self._first)
         self._step = jax.jit(self._next, donate_argnums=0)
@@ -148,12 +150,13 @@ class _Online:
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> LearnerState:
         """The state before the first observation. ``args`` and ``kwargs``: one time slice, for its shapes; ``params``: where to begin."""
         check_key(f"{self._where}.init: rng_key", rng_key)
-        check_values(f"{self._where}.init: params", params)
-        check_data(f"{self._where}.init:", args, kwargs)
+        params = parameters(f"{self._where}.init", params, floating=True)
+        check_arrays(f"{self._where}.init:", args, kwargs)
         args, kwargs = time_slice((args, kwargs))
-        params = {name: jnp.array(x, jnp.result_type(float)) for name, x in params.items()}
+        state, misplaced = self._begin(rng_key, params, args, kwargs)
+        check_inside(f"{self._where}.init", misplaced, params)
         check_streams(self._how.model, args, kwargs, params)
-        return self._begin(rng_key, params, args, kwargs)
+        return state
 
     def step(self, state: LearnerState, *args: Any, **kwargs: Any) -> LearnerState:
         """One observation: filter it, then move the parameters. ``state`` is donated."""
@@ -164,7 +167,7 @@ class _Online:
     def _first(self, rng_key, params, args, kwargs):
         space, functional = self._how.begin(params, args, kwargs)
         smoother, _, _ = begin(rng_key, params, self._how, space, functional)
-        return self._started(smoother, unconstrained(space.lowered))
+        return self._started(smoother, unconstrained(space.lowered)), outside(space.lowered)
 
     def _next(self, state: LearnerState, args, kwargs):
         space, functional = self._how.begin(state.smoother.params, args, kwargs)
@@ -247,6 +250,7 @@ class OnlineEM(_Online):
         functionals = {"statistics": sufficient_statistics(statistics)}
         super().__init__("OnlineEM", model, functionals, num_particles, backward, num_backward, step_size)
         check_function("OnlineEM: maximize", maximize)
+        check_call("OnlineEM: maximize, called with the averaged statistics:", maximize, (None,), {})
         check_count("OnlineEM: wait", wait)
         self._maximize, self._wait = maximize, int(wait)
 
@@ -263,8 +267,12 @@ class OnlineEM(_Online):
         smoother, _, _ = step(self._how, space, scaled, state.smoother._replace(statistic=shrunk), x)
         average = smoother.statistic.shared["statistics"]
         params = self._maximize(average)
+        check_values("OnlineEM: maximize", params)
         if set(params) != set(state.smoother.params):
             raise ArgumentError(f"OnlineEM: maximize must return {sorted(state.smoother.params)}, got {sorted(params)}.")
         waits = smoother.filter.time < self._wait
+        for name, x in state.smoother.params.items():
+            if jnp.shape(params[name]) != x.shape:
+                raise ArgumentError(f"OnlineEM: maximize must return '{name}' with the shape {x.shape}, got {jnp.shape(params[name])}.")
         params = {name: jnp.where(waits, x, jnp.asarray(params[name], x.dtype)) for name, x in state.smoother.params.items()}
         return LearnerState(smoother._replace(params=params), state.theta, average)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from ppl_ext.algorithms import filtering
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
-from ppl_ext.arguments import check_count, check_data, check_key, check_number, check_program, check_values, told
+from ppl_ext.arguments import check_count, check_key, check_number, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
 from ppl_ext.smoothing.lowered import ModelSpace
+from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.space import Functional, Particles, first_values, pairs_of, terms
 from ppl_ext.smoothing.statistic import Statistic, advance, centre, estimate, start
 
@@ -224,20 +225,21 @@ class OnlineSmoother:
         :param params: constrained values of the sites before the scan that are not part of the state.
         """
         check_key("OnlineSmoother.init: rng_key", rng_key)
-        check_values("OnlineSmoother.init: params", params or {})
-        params = {name: jnp.array(x) for name, x in (params or {}).items()}
+        params = parameters("OnlineSmoother.init", params)
         if not args and not kwargs:
             return _Waiting(jnp.array(rng_key), params)
-        check_data("OnlineSmoother.init:", args, kwargs)
+        check_arrays("OnlineSmoother.init:", args, kwargs)
         args, kwargs = time_slice((args, kwargs))
+        state, misplaced = self._begin(rng_key, params, args, kwargs)
+        check_inside("OnlineSmoother.init", misplaced, params)
         check_streams(self._how.model, args, kwargs, params)
-        return self._begin(rng_key, params, args, kwargs)
+        return state
 
     def step(self, state: Any, *args: Any, **kwargs: Any) -> SmootherState:
         """The state with one time slice more. ``state`` is donated: its memory is reused, so it cannot be used again."""
         if not isinstance(state, SmootherState | _Waiting):
             raise ArgumentTypeError(f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}.")
-        check_data("OnlineSmoother.step:", args, kwargs)
+        check_arrays("OnlineSmoother.step:", args, kwargs)
         if isinstance(state, _Waiting):
             state = self.init(state.rng_key, *args, params=state.params, **kwargs)
         return self._step(state, *time_slice((args, kwargs)))
@@ -253,7 +255,8 @@ class OnlineSmoother:
         return OnlineResult(state.log_evidence, self._result(state), state.filter.time, state.tally.fallbacks)
 
     def _first(self, rng_key, params, args, kwargs):
-        return begin(rng_key, params, self._how, *self._how.begin(params, args, kwargs))[0]
+        space, functional = self._how.begin(params, args, kwargs)
+        return begin(rng_key, params, self._how, space, functional)[0], outside(space.lowered)
 
     def _next(self, state: SmootherState, args, kwargs):
         space, functional = self._how.begin(state.params, args, kwargs)

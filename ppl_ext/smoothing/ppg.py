@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_call, check_count, check_data, check_key, check_values, told
+from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess, settings
+from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.report import report_of
 from ppl_ext.smoothing.space import Functional, Space
 from ppl_ext.smoothing.trajectories import trajectories, values_of
@@ -97,13 +98,13 @@ class ParisParticleGibbs:
         :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
         """
         check_key("ParisParticleGibbs: rng_key", rng_key)
-        check_values("ParisParticleGibbs: params", params or {})
         check_count("ParisParticleGibbs: num_chains", num_chains)
         check_call("ParisParticleGibbs: model", self.how.model, args, kwargs)
-        check_data("ParisParticleGibbs:", args, kwargs)
+        check_arrays("ParisParticleGibbs:", args, kwargs)
         refuse_open_handlers("ParisParticleGibbs.run")
-        params = {name: jnp.asarray(x) for name, x in (params or {}).items()}
-        every: Sweep = self._run(rng_key, params, args, kwargs, int(num_chains))
+        params = parameters("ParisParticleGibbs", params)
+        every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains))
+        check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))
         kept = jax.tree.map(lambda x: x[:, self.burn_in :], every)
         wrong = every.tally.excess.max() > TOLERANCE  # within a trace nothing is raised
@@ -123,7 +124,7 @@ class ParisParticleGibbs:
             how=self.how.told() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
         )
 
-    def _chain(self, rng_key, params, args, kwargs, num_chains: int) -> Sweep:
+    def _chain(self, rng_key, params, args, kwargs, num_chains: int) -> tuple[Sweep, dict[str, jax.Array]]:
         space, functional = self.how.begin(params, args, kwargs)
 
         def one(key):
@@ -134,7 +135,7 @@ class ParisParticleGibbs:
                 sweep_key, space, space.lowered.xs, path, self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
             )
 
-        return jax.vmap(one)(jax.random.split(rng_key, num_chains))
+        return jax.vmap(one)(jax.random.split(rng_key, num_chains)), outside(space.lowered)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ppl_ext.arguments import check_count, check_key
+from ppl_ext.errors import ModelError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,6 +85,8 @@ def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) 
     from ppl_ext.diagnostics.runs import name_of, versions
     from ppl_ext.diagnostics.sites import describe, observations
 
+    if any(not x.shape[-1] for x in stats.values()):
+        raise ModelError("The series is empty, so there is nothing to report by time; the results themselves are in the fields.")
     one = {name: x[0, 0] for name, x in values.items()} | {name: np.asarray(x) for name, x in params.items()}
     sites = describe(model, one, args, kwargs, {})
     terms = {}

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ppl_ext.algorithms.filtering import Info
 from ppl_ext.algorithms.resampling import Scheme
-from ppl_ext.arguments import check_call, check_count, check_data, check_key, check_values
+from ppl_ext.arguments import check_call, check_count, check_key
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, settings, step
+from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.trajectories import trajectories, values_of
 
@@ -56,15 +56,16 @@ class smooth:
         :param args: with ``kwargs``, the arguments of the model.
         :param params: constrained values of the sites before the scan that are not part of the state.
         :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
-        :raises ArgumentError: if a bound on the transition density is missing or turned out to be too low.
+        :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition density is missing or
+            turned out to be too low.
         """
         check_key("smooth: rng_key", rng_key)
-        check_values("smooth: params", params or {})
         check_call("smooth: model", self.how.model, args, kwargs)
-        check_data("smooth:", args, kwargs)
+        check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
-        params = {name: jnp.asarray(x) for name, x in (params or {}).items()}
-        state, found, infos, first = self._run(rng_key, params, args, kwargs)
+        params = parameters("smooth", params)
+        state, found, infos, first, misplaced = self._run(rng_key, params, args, kwargs)
+        check_inside("smooth", misplaced, params)
         check_excess(state.tally)
         return SmoothingResult(
             log_evidence=state.log_evidence,
@@ -100,7 +101,7 @@ class smooth:
             return state, info._replace(ancestors=info.ancestors[:0])  # kept, they would be N numbers a step
 
         state, infos = jax.lax.scan(body, state, space.lowered.xs)
-        return state, expectations(state), infos, first.log_increment
+        return state, expectations(state), infos, first.log_increment, outside(space.lowered)
 
     def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
         space, _ = self.how.begin(params, args, kwargs)
