@@ -22,10 +22,10 @@ from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
+from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, NonFiniteError
 from ppl_ext.expectation import Objective
 from ppl_ext.explain import discrete_site, explained, past_inner_jits
-from ppl_ext.infer.checkpoint import Checkpoint
 from ppl_ext.infer.checks import check_first_step, check_set_up, densities_by_site, non_finite_site
 from ppl_ext.result import Fit
 

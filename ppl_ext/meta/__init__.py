@@ -1,9 +1,20 @@
 """Normal-Inverse-Wishart meta-learning: any episode model lifted into a hierarchy over a stream of episodes."""
 
+from ppl_ext.meta.arriving import ArrivingStream
 from ppl_ext.meta.lift import lift
 from ppl_ext.meta.local import LocalSolver, Quadratic
 from ppl_ext.meta.niw import NIW
 from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
 
-__all__ = ["NIW", "EpisodeStream", "ExactLinearGaussian", "LaplaceGGN", "LocalSolver", "Quadratic", "SimulatedStream", "lift"]
+__all__ = [
+    "NIW",
+    "ArrivingStream",
+    "EpisodeStream",
+    "ExactLinearGaussian",
+    "LaplaceGGN",
+    "LocalSolver",
+    "Quadratic",
+    "SimulatedStream",
+    "lift",
+]

@@ -74,19 +74,28 @@ class EpisodeForm(eqx.Module):
         """The episode model with its ``param`` sites set."""
         return substitute(self.model, data=self.params_of(shared))
 
-    def log_likelihood(
+    def given(self, values: Mapping[str, Any], shared: Mapping[str, Any]) -> Callable:
+        """The episode model with ``param`` sites and these sample sites set."""
+        return substitute(self.program(shared), data=dict(values))
+
+    def by_site(
         self, theta: jax.Array, shared: Mapping[str, Any], args: tuple, kwargs: dict, rows: "Rows | None" = None
-    ) -> jax.Array:
-        """log p(D | θ, shared), over the real rows; the local sites' own priors are left out, or kept with their Jacobian."""
+    ) -> dict[str, jax.Array]:
+        """The terms of :meth:`log_likelihood` by site; kept priors under the names of their sites, their Jacobian under ``"_jacobian"``."""
         program = self.program(shared)
         values = self.values(theta) | self.shared_values(shared)
         with block():  # a hierarchy as one model has sites of its own around this
             terms = log_density(program if rows is None else Masked(program, rows), values, *args, **kwargs).by_site
         local, given = {s.name for s in self.sites}, {s.name for s in self.shared_sites}
-        total = sum((v for name, v in terms.items() if name not in local | given), start=jnp.zeros((), theta.dtype))
-        if self.keep_prior:
-            total += sum((terms[name] for name in local), start=jnp.zeros((), theta.dtype)) + self._log_jacobian(self.sites, theta)
-        return total
+        left_out = given if self.keep_prior else given | local
+        kept = {name: v for name, v in terms.items() if name not in left_out}
+        return kept | {"_jacobian": self._log_jacobian(self.sites, theta)} if self.keep_prior else kept
+
+    def log_likelihood(
+        self, theta: jax.Array, shared: Mapping[str, Any], args: tuple, kwargs: dict, rows: "Rows | None" = None
+    ) -> jax.Array:
+        """log p(D | θ, shared), over the real rows; the local sites' own priors are left out, or kept with their Jacobian."""
+        return sum(self.by_site(theta, shared, args, kwargs, rows).values(), start=jnp.zeros((), theta.dtype))
 
     def log_prior_of_shared(self, shared: Mapping[str, Any], args: tuple, kwargs: dict) -> jax.Array:
         """log density of the shared latent sites in unconstrained space (their own priors, with the Jacobian)."""
@@ -128,11 +137,12 @@ class EpisodeLoss(eqx.Module):
 
     def _cut(self, theta):
         values = self.form.values(theta) | self.form.shared_values(self.shared)
-        program = substitute(self.form.program(self.shared), data=values)
+        program = self.form.given(values, self.shared)
         program = program if self.rows is None else Masked(program, self.rows)
         with numpyro.validation_enabled(False), block():
-            sites = trace(seed(program, jax.random.key(0))).get_trace(*self.args, **self.kwargs)
-            observed = [s for s in sites.values() if s["type"] == "sample" and s["is_observed"]]
+            with explained(self.form.model):
+                sites = trace(seed(program, jax.random.key(0))).get_trace(*self.args, **self.kwargs)
+            observed = list(observed_sites(sites).values())
             leaves, structure = jax.tree.flatten([s["fn"] for s in observed])
         real = [isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
 
@@ -191,6 +201,11 @@ def traced(model: Callable, args: tuple, kwargs: dict, rng_key: jax.Array) -> di
     """The sites of one run of an episode model."""
     with numpyro.validation_enabled(False), explained(model), block():
         return trace(seed(model, rng_key)).get_trace(*args, **kwargs)
+
+
+def observed_sites(sites: Mapping[str, dict]) -> dict[str, dict]:
+    """Observed sites and factors of a trace."""
+    return {n: s for n, s in sites.items() if s["type"] == "sample" and s["is_observed"]}
 
 
 def episode_form(

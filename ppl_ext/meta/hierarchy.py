@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from ppl_ext.meta.episode import EpisodeForm, EpisodeLoss, Rows
 from ppl_ext.meta.local import Gaussian, LocalSolver, Quadratic, closed_form, expected
@@ -15,6 +16,15 @@ from ppl_ext.meta.stream import Batch
 
 POINT = 1e6
 """How many episodes stand for infinitely many: the shared law is then a point, and its divergence from the prior weighs nothing."""
+
+
+Layout = tuple[Any, tuple[tuple[int, ...], ...]]
+"""An argument's structure and the shapes of its arrays in an episode trained on."""
+
+
+def layout(arg: Any) -> Layout:
+    leaves, structure = jax.tree.flatten(arg)
+    return structure, tuple(jnp.shape(x) for x in leaves)
 
 
 class Terms(NamedTuple):
@@ -36,6 +46,7 @@ class Hierarchy(eqx.Module):
     prior: NIW
     num_episodes: float = eqx.field(static=True)
     row_plates: tuple[str, ...] = eqx.field(static=True)
+    like: tuple[Layout, ...] | None = eqx.field(static=True, default=None)
 
     def loss(self, shared: Mapping[str, Any], args: tuple, length: jax.Array) -> EpisodeLoss:
         """One episode's negative log likelihood, as a function of θ."""

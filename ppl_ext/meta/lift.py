@@ -1,6 +1,9 @@
 """Lift an episode model into a hierarchy over a stream of episodes (Kim and Hospedales 2024)."""
 
-from collections.abc import Callable, Sequence
+import inspect
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,13 +12,19 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_ext.arguments import check_key, check_program, told
+from ppl_ext.arguments import check_call, check_flag, check_key, check_number, check_program, told
+from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.explain import name_of
+from ppl_ext.meta.arriving import Stream, as_stream, finite_stream
+from ppl_ext.meta.checks import check_shapes
 from ppl_ext.meta.episode import episode_form, traced
-from ppl_ext.meta.fit import MetaFit, fit
-from ppl_ext.meta.hierarchy import Hierarchy
+from ppl_ext.meta.fit import fit
+from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, saved_part, start
+from ppl_ext.meta.hierarchy import Hierarchy, layout
+from ppl_ext.meta.local import LocalSolver
 from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.solvers import LaplaceGGN
 from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
 
 
@@ -30,20 +39,28 @@ class Lifted(eqx.Module):
     prior: NIW | None
     keep_prior: bool = eqx.field(static=True)
 
-    def hierarchy(self, stream: EpisodeStream | SimulatedStream, rng_key: jax.Array | None = None) -> Hierarchy:
+    def hierarchy(self, stream: Stream | Sequence[Any], rng_key: jax.Array | None = None) -> Hierarchy:
         """The hierarchy over a stream, from a trace of its first episode.
 
         :raises ModelError: if a named site does not fit, or if rows to be padded are in no plate.
         """
-        if not isinstance(stream, EpisodeStream | SimulatedStream):
-            raise ArgumentError(f"lift: episodes must be an EpisodeStream or a SimulatedStream, got {told(stream)}.")
+        stream = as_stream("lift", stream)
+        if rng_key is not None:
+            check_key("lift: rng_key", rng_key)
         rng_key = jax.random.key(0) if rng_key is None else rng_key
-        longest = int(np.argmax(stream.lengths)) if isinstance(stream, EpisodeStream) else 0
-        form = episode_form(self.model, self.local, self.shared, stream[longest], {}, rng_key, self.keep_prior)
-        if self.num_episodes is None and isinstance(stream, SimulatedStream):
-            raise ArgumentError("lift: a simulator has no end of episodes: say num_episodes=..., how many the data stand for, or math.inf.")
+        longest = 0 if isinstance(stream, SimulatedStream) else int(np.argmax(stream.lengths))
+        example = stream[longest]
+        check_call("lift: the episode model", self.model, example, {})
+        form = episode_form(self.model, self.local, self.shared, example, {}, rng_key, self.keep_prior)
+        check_shapes(self.model, traced(self.model, example, {}, rng_key))
+        if self.num_episodes is None and not isinstance(stream, EpisodeStream):
+            raise ArgumentError(
+                "lift: a simulator or a generator does not say how many episodes there are: say num_episodes=..., how many the data stand "
+                "for, or math.inf."
+            )
         num = float(len(stream)) if isinstance(stream, EpisodeStream) and self.num_episodes is None else float(self.num_episodes or 1)
-        return Hierarchy(form, self._prior(form.dim), num, self._row_plates(stream, rng_key))
+        like = tuple(layout(x) for x in example)
+        return Hierarchy(form, self._prior(form.dim), num, self._row_plates(stream, rng_key), like)
 
     def _prior(self, d: int) -> NIW:
         if self.prior is not None:
@@ -79,11 +96,30 @@ class Lifted(eqx.Module):
                 )
         return tuple(plates)
 
-    def fit(self, rng_key: jax.Array, stream: EpisodeStream | SimulatedStream, **options) -> MetaFit:
-        """Train over a stream: :func:`ppl_ext.meta.fit.fit` of :meth:`hierarchy`, which has the options."""
+    def fit(self, rng_key: jax.Array, stream: Stream | Sequence[Any], **options) -> MetaFit:
+        """Train over a stream, or a list of episodes, or a generator of them: :func:`ppl_ext.meta.fit.fit` of :meth:`hierarchy`, which has
+        the options."""
         check_key("fit: rng_key, the first argument,", rng_key)
+        if options and (unknown := sorted(set(options) - set(inspect.signature(fit).parameters))):
+            raise ArgumentError(f"fit: there is no option {unknown}; there are {sorted(list(inspect.signature(fit).parameters)[3:])}.")
+        stream = as_stream("fit", stream)
         of_form, of_steps = jax.random.split(rng_key)
         return fit(self.hierarchy(stream, of_form), of_steps, stream, **options)
+
+    def load(self, path: str | os.PathLike, stream: Stream | Sequence[Any], local_solver: LocalSolver | None = None) -> MetaFit:
+        """A fit that :meth:`MetaFit.save` wrote, here or in another process; it adapts, and ``fit(..., init=...)`` goes on from it.
+
+        :param stream: episodes like those trained on, from which the hierarchy is laid out again.
+        :raises ArgumentError: if there is no such file, or it is of another hierarchy; it says what differs.
+        """
+        hierarchy = self.hierarchy(stream)
+        found = Checkpoint(path).load(saved_part(start(hierarchy)), described(hierarchy))
+        if found is None:
+            raise ArgumentError(f"load: there is no file '{path}'.")
+        (niw, shared, step), losses = found
+        return MetaFit(
+            hierarchy, LaplaceGGN() if local_solver is None else local_solver, State(niw, shared, None, step), as_terms(losses), 0.0
+        )
 
     def as_model(self, stream: EpisodeStream, hierarchy: Hierarchy | None = None) -> Callable[[], None]:
         """The very same hierarchy as a plain NumPyro model without arguments, which NUTS and SVI take.
@@ -92,6 +128,7 @@ class Lifted(eqx.Module):
         the plate ``"episodes"``, with the local sites as deterministic ones stacked by episode. ``param`` sites stay where they start, or
         where ``numpyro.handlers.substitute`` puts them.
         """
+        stream = finite_stream("as_model", stream)
         built = self.hierarchy(stream) if hierarchy is None else hierarchy
         form, prior = built.form, built.prior
         batch = stream.batch(np.arange(len(stream)))
@@ -154,7 +191,9 @@ def lift(
     """
     check_program("lift: model", model)
     for name, names in (("local", local), ("shared", shared)):
-        if names is not None and (isinstance(names, str) or not all(isinstance(n, str) for n in names)):
+        if names is None and name == "shared":
+            continue
+        if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
             raise ArgumentError(f"lift: {name} must be a list of site names, got {told(names)}.")
     if structure not in ("full", "diagonal", "block"):
         raise ArgumentError(f"lift: structure is 'full', 'diagonal' or 'block', got {told(structure)}.")
@@ -162,8 +201,9 @@ def lift(
         raise ArgumentError("lift: structure='block' needs prior=NIW(..., blocks=...), which says where the blocks are.")
     if prior is not None and not isinstance(prior, NIW):
         raise ArgumentError(f"lift: prior must be a ppl_ext.meta.NIW, got {told(prior)}.")
-    if num_episodes is not None and not num_episodes >= 1:
-        raise ArgumentError(f"lift: num_episodes must be at least 1, got {told(num_episodes)}.")
+    if num_episodes is not None:
+        check_number("lift: num_episodes", num_episodes, at_least=1)
+    check_flag("lift: keep_prior", keep_prior)
     return Lifted(model, tuple(local), None if shared is None else tuple(shared), structure, num_episodes, prior, keep_prior)
 
 

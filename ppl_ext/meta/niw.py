@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import block_diag, cho_solve, solve_triangular
 from jax.scipy.special import digamma, gammaln, multigammaln
 
-from ppl_ext.arguments import told
+from ppl_ext.arguments import check_key, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.independent import Independent
 
@@ -50,14 +50,16 @@ class NIW(eqx.Module):
     blocks: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, loc, mean_precision, scale_matrix, df, blocks: Sequence[int] | None = None):
-        self.loc = _floats(loc)
-        self.mean_precision = jnp.asarray(mean_precision, self.loc.dtype)
-        self.scale_matrix = jnp.asarray(scale_matrix, self.loc.dtype)
-        self.df = jnp.asarray(df, self.loc.dtype)
-        if self.loc.ndim != 1:
-            raise ArgumentError(f"NIW: loc must have shape (d,), got {self.loc.shape}.")
+        self.loc = _floats(loc, "loc")
+        self.mean_precision = _floats(mean_precision, "mean_precision").astype(self.loc.dtype)
+        self.scale_matrix = _floats(scale_matrix, "scale_matrix").astype(self.loc.dtype)
+        self.df = _floats(df, "df").astype(self.loc.dtype)
+        if self.loc.ndim != 1 or not self.loc.size:
+            raise ArgumentError(f"NIW: loc must have shape (d,) with d at least 1, got {self.loc.shape}.")
         d = self.loc.shape[0]
         default = (1,) * d if self.scale_matrix.ndim == 1 else (d,)
+        if blocks is not None and (isinstance(blocks, str) or not all(isinstance(b, int | np.integer) for b in blocks)):
+            raise ArgumentTypeError(f"NIW: blocks must be whole numbers, the sizes of the blocks, got {blocks!r}.")
         self.blocks = default if blocks is None else tuple(int(b) for b in blocks)
 
     def __check_init__(self):
@@ -79,8 +81,11 @@ class NIW(eqx.Module):
             )
         if not float(self.mean_precision) > 0:
             raise ArgumentError(f"NIW: mean_precision must be positive, got {float(self.mean_precision):g}.")
-        if not np.isfinite(np.asarray(self.loc)).all():
-            raise ArgumentError("NIW: loc is not finite.")
+        for name in ("loc", "mean_precision", "df"):
+            if not np.isfinite(np.asarray(getattr(self, name))).all():
+                raise ArgumentError(f"NIW: {name} is not finite.")
+        if not self.diagonal and not np.allclose(v := np.asarray(self.scale_matrix), v.T, rtol=1e-3, atol=1e-5 * float(abs(v).max())):
+            raise ArgumentError("NIW: scale_matrix is not symmetric.")
         if not all(np.isfinite(np.asarray(c)).all() for c in self._choleskys()):
             raise ArgumentError("NIW: scale_matrix is not positive definite.")
 
@@ -171,6 +176,8 @@ class NIW(eqx.Module):
 
         :raises ArgumentError: if the two have different structures.
         """
+        if not isinstance(other, NIW):
+            raise ArgumentTypeError(f"NIW.kl: other must be a NIW, got {told(other)}.")
         if self.blocks != other.blocks or self.diagonal != other.diagonal:
             raise ArgumentError(f"NIW.kl: the structures differ, {self.structure} {self.blocks} and {other.structure} {other.blocks}.")
         d, ratio = self.dim, other.mean_precision / self.mean_precision
@@ -193,7 +200,12 @@ class NIW(eqx.Module):
         :param covariances: Vᵢ, shape (n, d, d) or (n, d).
         :param num_episodes: N, if the n episodes stand for more: sums are scaled by N/n.
         """
-        n = means.shape[0]
+        d, n = self.dim, jnp.shape(means)[0] if jnp.ndim(means) else 0
+        if jnp.shape(means) != (n, d) or jnp.shape(covariances) not in ((n, d), (n, d, d)):
+            raise ArgumentError(
+                f"NIW.posterior: means must have shape (n, {d}) and covariances (n, {d}, {d}) or (n, {d}), got {jnp.shape(means)} and "
+                f"{jnp.shape(covariances)}."
+            )
         total = jnp.asarray(n if num_episodes is None else num_episodes, self.loc.dtype)
         scale = total / max(n, 1)
         mean_precision = self.mean_precision + total
@@ -251,6 +263,7 @@ class NIW(eqx.Module):
 
     def sample(self, rng_key: jax.Array, sample_shape: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
         """Draws of (μ, Σ), shapes ``sample_shape`` + (d,) and + (d, d) or (d,)."""
+        check_key("NIW.sample: rng_key", rng_key)
         of_covariance, of_mean = jax.random.split(rng_key)
         laws, noise = self.covariance_law(), jax.random.normal(of_mean, (*sample_shape, self.dim), self.loc.dtype)
         if not isinstance(laws, list):
@@ -266,14 +279,14 @@ class NIW(eqx.Module):
         return mean, covariance
 
 
-def _floats(loc) -> jax.Array:
+def _floats(x, name: str) -> jax.Array:
     try:
-        loc = jnp.asarray(loc)
+        array = jnp.asarray(None if isinstance(x, str) else x)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"NIW: loc must be real numbers, got {told(loc)}.") from None
-    if jnp.issubdtype(loc.dtype, jnp.complexfloating):
-        raise ArgumentTypeError(f"NIW: loc must be real numbers, got {told(loc)}.")
-    return loc if jnp.issubdtype(loc.dtype, jnp.floating) else loc.astype(float)
+        raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {told(x)}.") from None
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {told(x)}.")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def _log_det(covariance: jax.Array) -> jax.Array:

@@ -43,11 +43,6 @@ def quiet(lifted, stream=STREAM, **options):
     return lifted.fit(KEY, stream, **{"local_solver": ExactLinearGaussian(), "num_steps": 60, "progress_bar": False, **options})
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    return quiet(lift(line, ["w"]))
-
-
 # --- the optimum
 
 
@@ -467,7 +462,7 @@ def test_a_model_that_is_not_quadratic_has_no_exact_solver():
         (lambda: lift(line, ["w"], prior=3.0), ArgumentError, "must be a ppl_ext.meta.NIW"),
         (lambda: lift(line, ["w"], prior=NIW(np.zeros(3), 1.0, np.eye(3), 4.0)).hierarchy(STREAM), ArgumentError, "3 dimensions"),
         (lambda: lift(line, ["w"], prior=NIW(np.zeros(2), 1.0, np.ones(2), 4.0)).hierarchy(STREAM), ArgumentError, "prior is diagonal"),
-        (lambda: lift(line, ["w"]).hierarchy(episodes()), ArgumentError, "must be an EpisodeStream"),
+        (lambda: lift(line, ["w"]).hierarchy(3), ArgumentTypeError, "must be a list of tuples"),
         (lambda: EpisodeStream([]), ArgumentError, "no episode"),
         (lambda: EpisodeStream(3), ArgumentTypeError, "sequence of tuples"),
         (lambda: EpisodeStream([(1.0, 2.0), (1.0,)]), ArgumentError, "differ in structure"),

@@ -1,0 +1,112 @@
+"""Episodes as they come, and runs that are broken off: the same answer as without."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ppl_ext.checkpoint import Checkpoint
+from ppl_ext.errors import ArgumentError
+from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, LaplaceGGN, lift
+from tests.meta import interrupted
+from tests.meta.test_lift import KEY, STREAM, curve, episodes, line, quiet
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return interrupted.run(None, 7)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_a_new_process_to_the_last_bit(whole, tmp_path):
+    path = tmp_path / "run.npz"
+    interrupted.run(path, 3)
+    command = [sys.executable, "-m", "tests.meta.interrupted", str(path), "7"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.split()[-1] == interrupted.bits(whole.state)
+    with np.load(path, allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["losses"].sum(0), whole.losses)
+
+
+def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path):
+    path = tmp_path / "run.npz"
+    interrupted.run(path, 3)
+    same = interrupted.run(path, 3)  # made already: nothing is left to do
+    assert int(same.state.step) == 3
+    with pytest.raises(ArgumentError, match="its batch_size is 2, here 3"):
+        lift(curve, ["rate", "share"]).fit(
+            KEY, interrupted.data(), local_solver=LaplaceGGN(num_steps=2), batch_size=3, checkpoint=Checkpoint(path), progress_bar=False
+        )
+
+
+def test_a_saved_fit_adapts_and_goes_on(whole, tmp_path):
+    lifted, path = lift(curve, ["rate", "share"]), whole.save(tmp_path / "fit.npz")
+    loaded = lifted.load(path, interrupted.data(), whole.solver)
+    assert interrupted.bits((loaded.niw, loaded.state.shared)) == interrupted.bits((whole.niw, whole.state.shared))
+    np.testing.assert_array_equal(loaded.losses, whole.losses)
+    new = interrupted.data()[0]
+    np.testing.assert_array_equal(loaded.adapt(KEY, *new, num_samples=5).theta, whole.adapt(KEY, *new, num_samples=5).theta)
+    assert int(interrupted.run(None, 1, init=loaded).state.step) == 8
+    with pytest.raises(ArgumentError, match="its local sites is"):
+        lift(line, ["w"]).load(path, episodes())
+    with pytest.raises(ArgumentError, match="init is of another hierarchy"):
+        quiet(lift(line, ["w"]), init=whole)
+
+
+def test_a_generator_is_the_list_in_its_order():
+    """One pass, batches of two in order of arrival: what a list whose random order is the identity gives."""
+
+    class InOrder(EpisodeStream):
+        def batches(self, rng_key, batch_size, first_step=0):
+            return (self.batch([i, i + 1], pad_to=8) for i in range(2 * first_step, len(self), 2))
+
+    listed = quiet(lift(line, ["w"]), InOrder(episodes()), batch_size=2, num_steps=3)
+    made = []
+
+    def arriving():
+        for episode in episodes():
+            made.append(episode)
+            yield episode
+
+    arrived = quiet(lift(line, ["w"], num_episodes=6), ArrivingStream(arriving, peek=3), batch_size=2, num_steps=None)
+    passing = quiet(lift(line, ["w"], num_episodes=6), arriving(), batch_size=2, num_steps=50)  # at most: there are three batches
+    assert arrived.losses.shape == passing.losses.shape == (3,)
+    for a, b, c in zip(*(jax.tree.leaves(f.niw) for f in (listed, arrived, passing)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+
+
+def test_only_a_batch_is_held():
+    """The next episodes are made when they are needed."""
+    made = []
+
+    def arriving():
+        for i in range(100):
+            made.append(i)
+            yield np.zeros(3, np.float32), np.zeros(3, np.float32)
+
+    batches = ArrivingStream(arriving, peek=2).batches(KEY, 5)
+    del made[:]
+    assert next(batches).numbers.tolist() == [0, 1, 2, 3, 4] and len(made) == 5
+    assert next(batches).numbers.tolist() == [5, 6, 7, 8, 9] and len(made) == 10
+    later = ArrivingStream(arriving, peek=2).batches(KEY, 5, first_step=3)
+    assert next(later).numbers.tolist() == [15, 16, 17, 18, 19]
+
+
+def test_arrays_and_lists_are_streams():
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    as_arrays, as_list = EpisodeStream.from_arrays(x, 2 * x), [(row, 2 * row) for row in x]
+    a, b = (quiet(lift(line, ["w"]), s, num_steps=2).niw for s in (as_arrays, as_list))
+    np.testing.assert_array_equal(a.loc, b.loc)
+
+
+def test_batch_sizes_change_between_runs():
+    """2, then 3, then all: a run goes on with other batches, without failure."""
+    fit = quiet(lift(line, ["w"]), batch_size=2, num_steps=3)
+    for batch_size in (3, None):
+        fit = quiet(lift(line, ["w"]), batch_size=batch_size, num_steps=2, init=fit, rate=0.5)
+    assert int(fit.state.step) == 7 and np.isfinite(fit.losses).all()
+    assert isinstance(fit.solver, ExactLinearGaussian) and len(fit.posteriors(STREAM).mean) == 6
