@@ -118,11 +118,7 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
     program = rules.initial_proposal
 
     def one(given, key):
-        if program is None:
-            return _ran(ss.run_initial(given, key), ss.initial_sites)
-        return _ran(
-            run_proposal("initial_proposal", program, (ss.parameters,), given, key, ss.initial_sites, rules.params), ss.initial_sites
-        )
+        return propose_initial(ss, rules, given, key)
 
     values, log_q = draws.values(one, random.split(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen)
     particles, terms = jax.vmap(ss.initial_terms, axis_size=rules.num_particles)(values)
@@ -133,8 +129,23 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
     return state, values, Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool))
 
 
+def propose_initial(ss: StateSpace, rules: Rules, given: dict[str, Any], key) -> tuple[dict[str, jax.Array], jax.Array, dict]:
+    """One lane's initial sites, drawn but where ``given``; the log density they were drawn with, and the sites of the run."""
+    if rules.initial_proposal is None:
+        return _ran(ss.run_initial(given, key), ss.initial_sites)
+    args = ("initial_proposal", rules.initial_proposal, (ss.parameters,), given, key, ss.initial_sites, rules.params)
+    return _ran(run_proposal(*args), ss.initial_sites)
+
+
+def propose_step(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, given: dict[str, Any], key):
+    """The same for the latent sites of a step."""
+    if rules.proposal is None:
+        return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
+    args = (ss.parameters, particle.carry, x_t.x)
+    return _ran(run_proposal("proposal", rules.proposal, args, given, key, ss.step_sites, rules.params), ss.step_sites)
+
+
 def _ran(record, wanted):
-    """What ``draws.values`` wants of a run of a lane."""
     values = {n: record.sites[n]["value"] for n in wanted}
     return values, record.terms(frozenset(wanted), {}).drawn, {n: record.sites[n] for n in wanted}
 
@@ -191,17 +202,13 @@ def resample(rules: Rules, draws: Draws, key, log_weights, log_first, num: int, 
 
 def propose(ss: StateSpace, rules: Rules, draws: Draws, keys, old: Particle, x_t: Inputs, frozen=None) -> tuple[Particle, jax.Array]:
     """New particles and log(m g / q)."""
-    program = rules.proposal
 
     def one(given, key, particle):
-        if program is None:
-            return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
-        args = (ss.parameters, particle.carry, x_t.x)
-        return _ran(run_proposal("proposal", program, args, given, key, ss.step_sites, rules.params), ss.step_sites)
+        return propose_step(ss, rules, particle, x_t, given, key)
 
     values, log_q = draws.values(one, keys, tuple(ss.step_sites), old, frozen=frozen)
     particles, terms = jax.vmap(lambda p, v: ss.step_terms(p, v, x_t))(old, values)
-    return particles, _log_ratio(terms, log_q, program is not None, draws.fixed)
+    return particles, _log_ratio(terms, log_q, rules.proposal is not None, draws.fixed)
 
 
 def _log_ratio(terms: Terms, log_q, proposed: bool, fixed: bool) -> jax.Array:

@@ -37,6 +37,7 @@ class PathSweep(MCMCKernel):
 
     :param model: the model, with one ``scan``.
     :param num_particles: N, at least 2. :param backward: how the new path is drawn; see :mod:`ppl_ext.smoothing.backward`.
+    :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -57,8 +58,16 @@ class PathSweep(MCMCKernel):
 
     sample_field = "z"
 
-    def __init__(self, model: Callable, num_particles: int = 100, backward: str | BackwardKernel = "mcmc"):
-        self._how = settings("PathSweep", model, None, num_particles, backward, 1, "multinomial", 1.0, None)
+    def __init__(
+        self,
+        model: Callable,
+        num_particles: int = 100,
+        backward: str | BackwardKernel = "mcmc",
+        proposal: Callable | None = None,
+        initial_proposal: Callable | None = None,
+    ):
+        how = (num_particles, backward, 1, "multinomial", 1.0, None, proposal, initial_proposal)
+        self._how = settings("PathSweep", model, None, *how)
         if num_particles < 2:
             raise ArgumentError("PathSweep: num_particles must be at least 2: one of them is frozen on the path.")
         self.model = model
@@ -110,6 +119,7 @@ class ParticleGibbs(MCMCKernel):
 
     :param model: a NumPyro model with one ``scan``.
     :param num_particles: N, at least 2. :param backward: how paths are drawn; see :mod:`ppl_ext.smoothing.backward`.
+    :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
     :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``.
     :param initial: sites before the scan that belong to the state, where the model does not say: by default those that reach the first
         carry and nothing else.
@@ -143,6 +153,8 @@ class ParticleGibbs(MCMCKernel):
         backward: str | BackwardKernel = "mcmc",
         inner: MCMCKernel | None = None,
         initial: tuple[str, ...] | None = None,
+        proposal: Callable | None = None,
+        initial_proposal: Callable | None = None,
     ):
         check_program("ParticleGibbs: model", model)
         if inner is not None and not isinstance(inner, MCMCKernel):
@@ -151,7 +163,7 @@ class ParticleGibbs(MCMCKernel):
             raise ArgumentError("ParticleGibbs: inner must be built on the same model.")
         self.model, self._initial = model, initial_names("ParticleGibbs", initial)
         self._inner = NUTS(model) if inner is None else inner
-        self._sweep = PathSweep(model, num_particles, backward)
+        self._sweep = PathSweep(model, num_particles, backward, proposal, initial_proposal)
         self._gibbs: Gibbs | None = None
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":

@@ -7,36 +7,61 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from ppl_ext.algorithms.filtering import Rules, propose_initial, propose_step
+from ppl_ext.algorithms.resampling import multinomial
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.smoothing.bounds import log_peak
 from ppl_ext.smoothing.space import Particles
+
+BOOTSTRAP = Rules(1, multinomial, 1.0)
 
 
 class ModelSpace:
     """The state-space form of a model as a :class:`~ppl_ext.smoothing.space.Space`. Like that form, it lives inside one trace.
 
     :param log_bound: of the transition density, where the user knows one.
+    :param rules: with a proposal, particles move by it (:class:`~ppl_ext.algorithms.ParticleFilter` says how it is written).
     """
 
-    def __init__(self, lowered: StateSpace, log_bound: Any = None):
-        self.lowered, self._given_bound = lowered, log_bound
+    def __init__(self, lowered: StateSpace, log_bound: Any = None, rules: Rules = BOOTSTRAP):
+        self.lowered, self._given_bound, self._rules = lowered, log_bound, rules
 
     def initial(self, rng_key: jax.Array, num: int) -> Particles:
-        particle, values, _ = jax.vmap(self.lowered.start)(jax.random.split(rng_key, num))
-        return Particles(particle.carry, values)
+        keys = jax.random.split(rng_key, num)
+        if self._rules.initial_proposal is None:
+            particle, values, _ = jax.vmap(self.lowered.start)(keys)
+            return Particles(particle.carry, values)
+        values = jax.vmap(lambda key: propose_initial(self.lowered, self._rules, {}, key)[0])(keys)
+        return Particles(jax.vmap(lambda v: self.lowered.initial(v).particle.carry)(values), values)
 
     def weigh_initial(self, particles: Particles) -> jax.Array:
         terms = jax.vmap(self.lowered.initial_terms, axis_size=len(jax.tree.leaves(particles)[0]))(particles.sites)[1]
-        return terms.observed + terms.rescaled
+        if self._rules.initial_proposal is None:
+            return terms.observed + terms.rescaled
+        log_q = jax.vmap(lambda sites: propose_initial(self.lowered, self._rules, sites, None)[1])(particles.sites)
+        return terms.observed + terms.latent - log_q
 
     def move(self, rng_key: jax.Array, carry: Any, inputs: Any) -> Particles:
         keys = jax.random.split(rng_key, len(jax.tree.leaves(carry)[0]))
-        particle, _ = jax.vmap(lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs))(keys, carry)
-        return Particles(particle.carry, particle.sites)
+        if self._rules.proposal is None:
+            particle, _ = jax.vmap(lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs))(keys, carry)
+            return Particles(particle.carry, particle.sites)
+
+        def one(key, c):
+            values = propose_step(self.lowered, self._rules, Particle(c, {}), inputs, {}, key)[0]
+            return Particles(*self.lowered.step(Particle(c, {}), values, inputs).particle)
+
+        return jax.vmap(one)(keys, carry)
 
     def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
         terms = jax.vmap(lambda c, sites: self.lowered.step_terms(Particle(c, {}), sites, inputs)[1])(carry, particles.sites)
-        return terms.observed + terms.rescaled
+        if self._rules.proposal is None:
+            return terms.observed + terms.rescaled
+
+        def log_q(c, sites):
+            return propose_step(self.lowered, self._rules, Particle(c, {}), inputs, sites, None)[1]
+
+        return terms.observed + terms.latent - jax.vmap(log_q)(carry, particles.sites)
 
     def log_pair(self, carry: Any, particles: Particles, inputs: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
         def one(carry, sites):

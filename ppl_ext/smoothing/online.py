@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ppl_ext.algorithms import filtering
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
-from ppl_ext.arguments import check_count, check_key, check_number, check_program, told
+from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
         at = lowered(params)
         if at.not_markov and not isinstance(self.backward, Path):
             raise ModelError(f"{at.not_markov} Backward draws need it to; backward='path' does not.")
-        space = ModelSpace(at, self.log_bound)
+        space = ModelSpace(at, self.log_bound, self.rules)
         if self.backward.needs_bound:
             check_bound(space)
         return space, joined(self.functionals, Context(lowered, at))
@@ -68,6 +68,9 @@ def settings(
     resampling: str | Scheme,
     ess_threshold: float,
     log_bound: Any,
+    proposal: Callable | None = None,
+    initial_proposal: Callable | None = None,
+    look_ahead: Callable | None = None,
 ) -> Settings:
     check_program(f"{where}: model", model)
     check_count(f"{where}: num_particles", num_particles)
@@ -77,10 +80,19 @@ def settings(
         raise ArgumentError(f"{where}: ess_threshold must be a share from 0 (never resample) to 1 (always), got {ess_threshold}.")
     if log_bound is not None:
         check_number(f"{where}: log_bound", log_bound)
+    for name, fn, args in (
+        ("proposal", proposal, ("parameters", "carry", "x")),
+        ("initial_proposal", initial_proposal, ("parameters",)),
+        ("look_ahead", look_ahead, ("parameters", "carry", "x")),
+    ):
+        if fn is not None:
+            check_function(f"{where}: {name}", fn)
+            check_call(f"{where}: {name}, called with ({', '.join(args)}):", fn, args, {})
+    threshold, scheme = float(ess_threshold), scheme_of(f"{where}: resampling", resampling)
     return Settings(
         model,
         as_additive(f"{where}: functionals", functionals or {}),
-        filtering.Rules(int(num_particles), scheme_of(f"{where}: resampling", resampling), float(ess_threshold)),
+        filtering.Rules(int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead),
         backward_kernel(f"{where}: backward", backward),
         int(num_backward),
         log_bound,
@@ -178,6 +190,9 @@ class OnlineSmoother:
     :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
     :param ess_threshold: resample where the effective sample size is below this share of N.
     :param log_bound: of the log transition density, for ``"hybrid"``, if the model's laws do not give it.
+    :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites, given a particle's carry and
+        the scan's input; the backward law does not depend on it. :param initial_proposal: the same for the initial sites, of parameters.
+    :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
 
     Source: Olsson and Westerborn 2017, algorithm 2 (PaRIS).
 
@@ -209,10 +224,12 @@ class OnlineSmoother:
         resampling: str | Scheme = "systematic",
         ess_threshold: float = 0.5,
         log_bound: float | None = None,
+        proposal: Callable | None = None,
+        initial_proposal: Callable | None = None,
+        look_ahead: Callable | None = None,
     ):
-        self._how = settings(
-            "OnlineSmoother", model, functionals, num_particles, backward, num_backward, resampling, ess_threshold, log_bound
-        )
+        how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead)
+        self._how = settings("OnlineSmoother", model, functionals, *how)
         self._begin = jax.jit(self._first)
         self._step = jax.jit(self._next, donate_argnums=0)
         self._result = jax.jit(expectations)

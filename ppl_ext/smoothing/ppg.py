@@ -80,8 +80,11 @@ class ParisParticleGibbs:
         num_sweeps: int = 50,
         burn_in: int = 10,
         log_bound: float | None = None,
+        proposal: Callable | None = None,
+        initial_proposal: Callable | None = None,
     ):
-        self.how = settings("ParisParticleGibbs", model, functionals, num_particles, backward, num_backward, "systematic", 0.5, log_bound)
+        how = (num_particles, backward, num_backward, "systematic", 0.5, log_bound, proposal, initial_proposal)
+        self.how = settings("ParisParticleGibbs", model, functionals, *how)
         if num_particles < 2:
             raise ArgumentError("ParisParticleGibbs: num_particles must be at least 2: one of them is frozen on the path.")
         check_count("ParisParticleGibbs: num_sweeps", num_sweeps)

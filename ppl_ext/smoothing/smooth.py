@@ -45,8 +45,12 @@ class smooth:
         resampling: str | Scheme = "systematic",
         ess_threshold: float = 0.5,
         log_bound: float | None = None,
+        proposal: Callable | None = None,
+        initial_proposal: Callable | None = None,
+        look_ahead: Callable | None = None,
     ):
-        self.how = settings("smooth", model, functionals, num_particles, backward, num_backward, resampling, ess_threshold, log_bound)
+        how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead)
+        self.how = settings("smooth", model, functionals, *how)
         self._run = jax.jit(self._forward)
         self._sample = jax.jit(self._backward, static_argnums=5)
 
