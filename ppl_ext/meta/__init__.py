@@ -4,17 +4,21 @@ from ppl_ext.meta.arriving import ArrivingStream
 from ppl_ext.meta.lift import lift
 from ppl_ext.meta.local import LocalSolver, Quadratic
 from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.sampling import SGLD
 from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
+from ppl_ext.meta.variational import VariationalLocal
 
 __all__ = [
     "NIW",
     "ArrivingStream",
     "EpisodeStream",
+    "SGLD",
     "ExactLinearGaussian",
     "LaplaceGGN",
     "LocalSolver",
     "Quadratic",
     "SimulatedStream",
+    "VariationalLocal",
     "lift",
 ]

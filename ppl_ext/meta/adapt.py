@@ -1,4 +1,4 @@
-"""The posterior of a new episode under a fitted hierarchy, as a mixture of Gaussians in closed form."""
+"""The posterior of a new episode under a fitted hierarchy, in closed form given its local fit."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,16 +11,13 @@ import scipy.stats
 from jax.scipy.linalg import block_diag, cho_factor, cho_solve
 
 from ppl_ext.meta.episode import EpisodeLoss
-from ppl_ext.meta.local import LocalSolver, Quadratic
+from ppl_ext.meta.local import LocalSolver, Quadratic, solved
+from ppl_ext.meta.low_rank import Factored, LowRank
+from ppl_ext.meta.mixtures import Factorised, Law, LowRankNormal, Mixture
 from ppl_ext.meta.niw import NIW
 
-
-class Mixture(NamedTuple):
-    """A law of θ: a mixture of Gaussians, shapes (k,), (k, d) and (k, d, d)."""
-
-    weights: jax.Array
-    means: jax.Array
-    covariances: jax.Array
+ROUNDS = 30
+"""Of the fixed point for the scales of a low-rank episode's coordinates."""
 
 
 class Nodes(NamedTuple):
@@ -40,41 +37,44 @@ class Adapted:
 
     samples: dict[str, jax.Array]
     theta: jax.Array
-    mixture: Mixture
+    mixture: Law
     shared: dict[str, jax.Array]
 
     @property
     def mean(self) -> jax.Array:
         """E θ, shape (d,)."""
-        return self.mixture.weights @ self.mixture.means
+        return self.mixture.mean
 
     @property
     def covariance(self) -> jax.Array:
-        """Cov θ, shape (d, d)."""
-        r = self.mixture.means - self.mean
-        return jnp.einsum("k,kij->ij", self.mixture.weights, self.mixture.covariances + jnp.einsum("ki,kj->kij", r, r))
+        """Cov θ, shape (d, d); (d,) where the coordinates are independent."""
+        return self.mixture.covariance
 
 
 def scale_nodes(niw: NIW, num: int, rng_key: jax.Array) -> Nodes:
     """The predictive Student-t as a scale mixture: u of each block is Gamma(ν/2, ν/2).
 
-    One block: Gauss-Legendre nodes in probability. Several, each with its own u: ``8 * num`` random ones.
+    One block, or a diagonal (whose coordinates go one by one): Gauss-Legendre nodes in probability. Several blocks, each with its own u:
+    ``8 * num`` random ones.
     """
     blocks = np.asarray(niw.blocks)
     df = float(niw.df) - blocks + 1
-    if len(blocks) == 1:
+    if len(blocks) == 1 or niw.diagonal:
         at, weights = np.polynomial.legendre.leggauss(num)
-        u = scipy.stats.gamma.ppf((at + 1) / 2, df / 2)[:, None] / (df / 2)
+        u = scipy.stats.gamma.ppf((at + 1) / 2, df[0] / 2)[:, None] / (df[0] / 2)
         log_weights = np.log(weights / 2)
-    else:
-        u = np.asarray(jax.random.gamma(rng_key, df / 2, (8 * num, len(blocks)))) / (df / 2)
-        log_weights = np.full(8 * num, -np.log(8 * num))
+        return Nodes(jnp.asarray(np.repeat(u, niw.dim, axis=1), niw.loc.dtype), jnp.asarray(log_weights, niw.loc.dtype))
+    u = np.asarray(jax.random.gamma(rng_key, df / 2, (8 * num, len(blocks)))) / (df / 2)
+    log_weights = np.full(8 * num, -np.log(8 * num))
     return Nodes(jnp.asarray(np.repeat(u, blocks, axis=1), niw.loc.dtype), jnp.asarray(log_weights, niw.loc.dtype))
 
 
 @eqx.filter_jit
-def adapted(loss: EpisodeLoss | None, niw: NIW, solver: LocalSolver, rng_key: jax.Array, nodes: Nodes | None) -> Mixture:
+def adapted(loss: EpisodeLoss | None, niw: NIW, solver: LocalSolver, rng_key: jax.Array, nodes: Nodes | None) -> Law:
     """Fit the episode once from the mode of the shared law, and combine the fit with each Gaussian of its prior (no nodes: the mode's).
+
+    A diagonal law has a scale for every coordinate. With a diagonal fit the coordinates stay independent, and each is its own mixture,
+    exactly. A full fit couples them: the mixture is then taken over random scales; a low-rank one gets the scales' variational optimum.
 
     :param loss: ``None`` for an episode without data, which NumPyro's plates could not hold.
     """
@@ -82,32 +82,63 @@ def adapted(loss: EpisodeLoss | None, niw: NIW, solver: LocalSolver, rng_key: ja
     if loss is None:
         fit = Quadratic(jnp.zeros_like(niw.loc), jnp.zeros_like(niw.loc))
     else:
-        fit = solver(loss, niw.loc, _inverse(matrix), rng_key)
-    if nodes is None:
-        log_weights, spreads = jnp.zeros(1, niw.loc.dtype), matrix[None]
+        fit = solver(loss, niw.loc, 1 / matrix if niw.diagonal else _inverse(matrix), rng_key)
+    if not niw.diagonal:
+        return _mixture(fit, niw, nodes, matrix, None if nodes is None else _spread(niw, mode=False))
+    wide = matrix if nodes is None else _spread(niw, mode=False)
+    if isinstance(fit.precision, Factored):
+        return _low_rank(fit.linear, fit.precision, niw, wide, student=nodes is not None)
+    if fit.precision.ndim == 1:
+        return _factorised(fit, niw, nodes, wide)
+    if nodes is not None:  # a full fit couples coordinates whose scales are independent
+        u = jax.random.gamma(rng_key, niw.df / 2, (8 * nodes.log_weights.shape[0], niw.dim), niw.loc.dtype) / (niw.df / 2)
+        nodes = Nodes(u, jnp.full(u.shape[0], -jnp.log(u.shape[0]), niw.loc.dtype))
+    return _mixture(fit, niw, nodes, jnp.diag(matrix), jnp.diag(wide))
+
+
+def _mixture(fit: Quadratic, niw: NIW, nodes: Nodes | None, at_mode: jax.Array, wide: jax.Array | None) -> Mixture:
+    if nodes is None or wide is None:
+        log_weights, spreads = jnp.zeros(1, niw.loc.dtype), at_mode[None]
     else:
         roots = 1 / jnp.sqrt(nodes.scales)
-        log_weights, spreads = nodes.log_weights, roots[:, :, None] * _spread(niw, mode=False) * roots[:, None, :]
+        log_weights, spreads = nodes.log_weights, roots[:, :, None] * wide * roots[:, None, :]
     means, covariances, evidence = jax.vmap(lambda spread: _combined(fit, niw.loc, spread))(spreads)
     return Mixture(jax.nn.softmax(log_weights + evidence), means, covariances)
 
 
-def draws(mixture: Mixture, rng_key: jax.Array, num: int) -> jax.Array:
-    """θ from a mixture, shape (num, d); the components taken in proportion, systematically."""
-    of_component, of_noise, of_order = jax.random.split(rng_key, 3)
-    levels = (jnp.arange(num) + jax.random.uniform(of_component)) / num
-    component = jnp.searchsorted(jnp.cumsum(mixture.weights), levels).clip(0, mixture.weights.shape[0] - 1)
-    roots = jnp.linalg.cholesky(mixture.covariances)
-    noise = jax.random.normal(of_noise, (num, mixture.means.shape[1]), mixture.means.dtype)
-    theta = mixture.means[component] + jnp.einsum("nij,nj->ni", roots[component], noise)
-    return jax.random.permutation(of_order, theta)
+def _factorised(fit: Quadratic, niw: NIW, nodes: Nodes | None, wide: jax.Array) -> Factorised:
+    if nodes is None:
+        log_weights, prior = jnp.zeros((1, 1), niw.loc.dtype), 1 / wide[None]
+    else:
+        log_weights, prior = nodes.log_weights[:, None], nodes.scales / wide
+    precision, pull = jnp.asarray(fit.precision) + prior, prior * niw.loc
+    mean = (fit.linear + pull) / precision
+    evidence = 0.5 * ((fit.linear + pull) * mean - niw.loc * pull - jnp.log(precision) + jnp.log(prior))
+    return Factorised(jax.nn.softmax(log_weights + evidence, axis=0), mean, 1 / precision)
+
+
+def _low_rank(linear: jax.Array, precision: Factored, niw: NIW, wide: jax.Array, student: bool) -> LowRankNormal:
+    r"""With Student-t priors, :math:`u_j = (\nu + 1) / (\nu + \mathbb{E}(\theta_j - m_j)^2 / s_j)`, by iteration (variational)."""
+
+    def at(u):
+        law = LowRank(wide / u, precision.factor)
+        return law, law.times(linear + u / wide * niw.loc)
+
+    def again(u, _):
+        law, mean = at(u)
+        return (niw.df + 1) / (niw.df + (law.diagonal() + (mean - niw.loc) ** 2) / wide), None
+
+    u = jnp.ones_like(wide)
+    u = jax.lax.scan(again, u, None, length=ROUNDS)[0] if student else u
+    law, mean = at(u)
+    return LowRankNormal(mean, law)
 
 
 def _spread(niw: NIW, mode: bool) -> jax.Array:
-    """The scale matrix of a new θ, (d, d): of the Gaussian at the mode of (μ, Σ), or of the Student-t."""
+    """The scale matrix of a new θ, (d, d) or (d,): of the Gaussian at the mode of (μ, Σ), or of the Student-t."""
     if niw.diagonal:
         factor = 1 / (niw.df + 3) if mode else (niw.mean_precision + 1) / (niw.mean_precision * niw.df)
-        return factor * jnp.diag(niw.scale_matrix)
+        return factor * niw.scale_matrix
     parts = []
     for b, v in zip(niw.blocks, niw.split(niw.scale_matrix), strict=True):
         parts.append(v / (niw.df + b + 2) if mode else v * (niw.mean_precision + 1) / (niw.mean_precision * (niw.df - b + 1)))
@@ -116,14 +147,12 @@ def _spread(niw: NIW, mode: bool) -> jax.Array:
 
 def _combined(fit: Quadratic, loc: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """N(loc, spread) times the quadratic: mean, covariance, and the log of the integral, up to a constant of the fit."""
-    curvature = jnp.diag(fit.precision) if fit.precision.ndim == 1 else fit.precision
     prior = _inverse(spread)
-    factor = cho_factor(curvature + prior, lower=True)
     pull = prior @ loc
-    mean = cho_solve(factor, fit.linear + pull)
-    log_det = 2 * jnp.log(jnp.diagonal(factor[0])).sum() + jnp.linalg.slogdet(spread)[1]
+    mean, factor = solved(fit, prior, loc)
+    log_det = 2 * jnp.log(jnp.diagonal(factor)).sum() + jnp.linalg.slogdet(spread)[1]
     evidence = 0.5 * ((fit.linear + pull) @ mean - loc @ pull - log_det)
-    return mean, cho_solve(factor, jnp.eye(loc.shape[0], dtype=loc.dtype)), evidence
+    return mean, cho_solve((factor, True), jnp.eye(loc.shape[0], dtype=loc.dtype)), evidence
 
 
 def _inverse(matrix: jax.Array) -> jax.Array:

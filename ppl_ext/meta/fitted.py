@@ -15,7 +15,7 @@ from ppl_ext.arguments import check_count, check_key, told
 from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, NonFiniteError
 from ppl_ext.explain import explained
-from ppl_ext.meta.adapt import Adapted, adapted, draws, scale_nodes
+from ppl_ext.meta.adapt import Adapted, adapted, scale_nodes
 from ppl_ext.meta.arriving import finite_stream
 from ppl_ext.meta.checks import bad_episode, bad_site, check_new_episode, is_empty
 from ppl_ext.meta.episode import EpisodeLoss
@@ -155,7 +155,7 @@ class MetaFit:
             raise NonFiniteError(
                 "adapt: the local fit is not finite. A solver with smaller or fewer steps, or a prior with more df, may help."
             )
-        theta = draws(mixture, of_draws, num_samples)
+        theta = mixture.draw(of_draws, num_samples)
         return Adapted(jax.vmap(form.values)(theta), theta, mixture, self.shared)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ppl_ext.meta.episode import EpisodeForm, EpisodeLoss, Rows
 from ppl_ext.meta.local import Gaussian, LocalSolver, Quadratic, closed_form, expected
+from ppl_ext.meta.low_rank import LowRank
 from ppl_ext.meta.niw import NIW
 from ppl_ext.meta.stream import Batch
 
@@ -60,7 +61,11 @@ class Hierarchy(eqx.Module):
         def one(args, length, key):
             return solver(self.loss(shared, args, length), niw.loc, precision, key)
 
-        return jax.lax.stop_gradient(jax.vmap(one)(batch.args, batch.lengths, jax.random.split(rng_key, batch.lengths.shape[0])))
+        fits = jax.vmap(one)(batch.args, batch.lengths, jax.random.split(rng_key, batch.lengths.shape[0]))
+        # Without rows there is nothing to learn from, whatever a solver's noise says.
+        none = batch.lengths == 0
+        fits = jax.tree.map(lambda x: jnp.where(none.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x), fits)
+        return jax.lax.stop_gradient(fits)
 
     def terms(self, niw: NIW, shared: Mapping[str, Any], batch: Batch, fits: Quadratic, noise: jax.Array | None = None) -> Terms:
         r"""The bound to be minimised, for each episode of a batch on average.
@@ -85,4 +90,6 @@ class Hierarchy(eqx.Module):
     def update(self, niw: NIW, q: Gaussian, rate: jax.Array | float) -> NIW:
         """A natural-gradient step of the shared law towards what these episodes, standing for all, would make of the prior."""
         total = min(self.num_episodes, POINT)
-        return niw.towards(self.prior.posterior(q.mean, q.covariance, total), rate)
+        # Of low rank only where the law is diagonal, which takes no more than the variances.
+        covariance = jax.vmap(LowRank.diagonal)(q.covariance) if isinstance(q.covariance, LowRank) else q.covariance
+        return niw.towards(self.prior.posterior(q.mean, covariance, total), rate)

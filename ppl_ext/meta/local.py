@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from ppl_ext.meta.low_rank import Factored, LowRank
 from ppl_ext.meta.niw import NIW
 
 
 class Quadratic(NamedTuple):
-    """A local fit: ``precision`` A, shape (d, d) or (d,), and ``linear`` b, shape (d,). No data: both are zero."""
+    """A local fit: ``precision`` A, shape (d, d) or (d,) or factored, and ``linear`` b, shape (d,). No data: both are zero."""
 
-    precision: jax.Array
+    precision: jax.Array | Factored
     linear: jax.Array
 
 
@@ -40,31 +41,41 @@ class LocalSolver(eqx.Module):
 
 
 class Gaussian(NamedTuple):
-    """q(θ) = N(mean, covariance), shapes (d,) and (d, d) or (d,)."""
+    """q(θ) = N(mean, covariance), shapes (d,) and (d, d) or (d,), or of low rank."""
 
     mean: jax.Array
-    covariance: jax.Array
+    covariance: jax.Array | LowRank
 
 
 def closed_form(fit: Quadratic, niw: NIW) -> Gaussian:
     """The episode's Gaussian against the shared law; differentiable by ``niw``, not by the fit."""
     fit = jax.lax.stop_gradient(fit)
     prior = niw.expected_precision()
-    if fit.precision.ndim == prior.ndim == 1:
+    if isinstance(fit.precision, Factored) and prior.ndim == 1:
+        low_rank = LowRank(1 / prior, fit.precision.factor)
+        return Gaussian(low_rank.times(fit.linear + prior * niw.loc), low_rank)
+    if not isinstance(fit.precision, Factored) and fit.precision.ndim == prior.ndim == 1:
         covariance = 1 / (fit.precision + prior)
         return Gaussian(covariance * (fit.linear + prior * niw.loc), covariance)
-    a, p = (jnp.diag(x) if x.ndim == 1 else x for x in (fit.precision, prior))
-    factor = cho_factor(a + p, lower=True)
-    mean = cho_solve(factor, fit.linear + p @ niw.loc)
-    return Gaussian(mean, cho_solve(factor, jnp.eye(niw.dim, dtype=mean.dtype)))
+    mean, factor = solved(fit, jnp.diag(prior) if prior.ndim == 1 else prior, niw.loc)
+    return Gaussian(mean, cho_solve((factor, True), jnp.eye(niw.dim, dtype=mean.dtype)))
 
 
-def through(theta: jax.Array, precision: jax.Array, mean: jax.Array, prior: jax.Array) -> Quadratic:
+def solved(fit: Quadratic, prior: jax.Array, loc: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean (A + P₀)⁻¹(b + P₀m₀), and the Cholesky factor of A + P₀; P₀ of shape (d, d)."""
+    a = fit.precision.dense() if isinstance(fit.precision, Factored) else fit.precision
+    factor = cho_factor((jnp.diag(a) if a.ndim == 1 else a) + prior, lower=True)
+    return cho_solve(factor, fit.linear + prior @ loc), factor[0]
+
+
+def through(theta: jax.Array, precision: jax.Array | Factored, mean: jax.Array, prior: jax.Array) -> Quadratic:
     """The quadratic with the given curvature whose closed form has its mean at ``theta``.
 
     A diagonal curvature at a point that is no optimum would otherwise make a whole Newton step in every coordinate at once and overshoot.
     """
     pull = prior * (theta - mean) if prior.ndim == 1 else prior @ (theta - mean)
+    if isinstance(precision, Factored):
+        return Quadratic(precision, precision.times(theta) + pull)
     own = precision * theta if precision.ndim == 1 else precision @ theta
     return Quadratic(precision, own + pull)
 
@@ -75,7 +86,9 @@ def expected(fn: Callable[[jax.Array], jax.Array], q: Gaussian, noise: jax.Array
     d = q.mean.shape[0]
     points = jnp.sqrt(jnp.asarray(d, q.mean.dtype)) * jnp.eye(d, dtype=q.mean.dtype) if noise is None else noise
     points = jnp.concatenate([points, -points])
-    if q.covariance.ndim == 1:
+    if isinstance(q.covariance, LowRank):
+        at = q.mean + q.covariance.spread(points)
+    elif q.covariance.ndim == 1:
         at = q.mean + points * jnp.sqrt(q.covariance)
     else:
         at = q.mean + points @ jnp.linalg.cholesky(q.covariance).T

@@ -19,6 +19,7 @@ from jax.scipy.special import digamma, gammaln, multigammaln
 from ppl_ext.arguments import check_key, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.independent import Independent
+from ppl_ext.meta.low_rank import LowRank
 
 
 class NIW(eqx.Module):
@@ -147,21 +148,23 @@ class NIW(eqx.Module):
         parts = zip(self._choleskys(), self.split(r), strict=True)
         return sum((jnp.sum(solve_triangular(c, x, lower=True) ** 2) for c, x in parts), start=jnp.zeros((), self.loc.dtype))
 
-    def _trace_solve(self, matrix: jax.Array) -> jax.Array:
+    def _trace_solve(self, matrix: jax.Array | LowRank) -> jax.Array:
         """tr(V₀⁻¹ matrix), matrix (d, d) or its diagonal (d,)."""
+        if isinstance(matrix, LowRank):
+            matrix = matrix.diagonal() if self.diagonal else matrix.dense()
         if self.diagonal:
             return jnp.sum((jnp.diagonal(matrix) if matrix.ndim == 2 else matrix) / self.scale_matrix)
         inverse = self.expected_precision() / self.df
         return jnp.sum(jnp.diagonal(inverse) * matrix) if matrix.ndim == 1 else jnp.sum(inverse * matrix)
 
-    def expected_kl(self, mean: jax.Array, covariance: jax.Array) -> jax.Array:
+    def expected_kl(self, mean: jax.Array, covariance: jax.Array | LowRank) -> jax.Array:
         r"""Expected divergence of one episode's Gaussian from the shared one (Kim and Hospedales 2024, appendix).
 
         .. math:: \mathbb{E}\,\mathrm{KL}(N(m, V) \,\|\, N(\mu, \Sigma)) = \tfrac12 \big[ \mathbb{E}\log|\Sigma| - \log|V| - d
             + n_0 \mathrm{tr}(V_0^{-1} V) + n_0 (m - m_0)^\top V_0^{-1} (m - m_0) + d/l_0 \big]
 
         :param mean: m, shape (d,).
-        :param covariance: V, shape (d, d), or (d,) if diagonal.
+        :param covariance: V, shape (d, d), or (d,) if diagonal, or of low rank.
         """
         spread = self.df * self._trace_solve(covariance)
         return 0.5 * (self.expected_log_det() - _log_det(covariance) - self.dim + spread + self.expected_quadratic(mean))
@@ -289,7 +292,9 @@ def _floats(x, name: str) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-def _log_det(covariance: jax.Array) -> jax.Array:
+def _log_det(covariance: jax.Array | LowRank) -> jax.Array:
+    if isinstance(covariance, LowRank):
+        return covariance.log_det()
     if covariance.ndim == 1:
         return jnp.log(covariance).sum()
     return 2 * jnp.log(jnp.diagonal(jnp.linalg.cholesky(covariance))).sum()

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError
 from ppl_ext.meta.local import LocalSolver, Quadratic, through
+from ppl_ext.meta.low_rank import Factored, LowRank
 
 
 class ExactLinearGaussian(LocalSolver):
@@ -31,8 +32,12 @@ class LaplaceGGN(LocalSolver):
     (Martens 2020, section 8), and η the best of 1, ½, ¼, ... 2⁻⁹; a step that does not lower the penalised loss, or is not finite, is not
     made. The quadratic returned has its closed-form mean at the last iterate, whether that has converged or not.
 
+    ``structure="low_rank"`` works in function space: with :math:`U = [\nabla^2_f\, \ell]_+^{1/2} J`, of as many rows as there are outputs,
+    :math:`A = U^\top U` is never formed, and with a diagonal law of the episodes neither is the posterior's covariance (Woodbury). For
+    many local dimensions and few rows; unlike ``"diagonal"`` it keeps the correlations.
+
     :param num_steps: Gauss-Newton steps, at least 1.
-    :param structure: ``"full"``, or ``"diagonal"``: only the diagonal of A, for many local dimensions.
+    :param structure: ``"full"``; ``"diagonal"``: only the diagonal of A, for many local dimensions; or ``"low_rank"``.
     """
 
     num_steps: int = 8
@@ -40,20 +45,16 @@ class LaplaceGGN(LocalSolver):
 
     def __check_init__(self):
         check_count("LaplaceGGN(num_steps=...)", self.num_steps)
-        if self.structure not in ("full", "diagonal"):
-            raise ArgumentError(f"LaplaceGGN(structure=...) is 'full' or 'diagonal', got {told(self.structure)}.")
+        if self.structure not in ("full", "diagonal", "low_rank"):
+            raise ArgumentError(f"LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got {told(self.structure)}.")
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):
-        prior = jnp.diag(precision) if precision.ndim == 1 else precision
-
         def penalised(theta):
             r = theta - mean
-            return neg_log_lik(theta) + 0.5 * r @ prior @ r
+            return neg_log_lik(theta) + 0.5 * r @ (precision * r if precision.ndim == 1 else precision @ r)
 
         def step(theta, _):
-            curvature = self._curvature(neg_log_lik, theta)
-            curvature = jnp.diag(curvature) if curvature.ndim == 1 else curvature
-            direction = jnp.linalg.solve(curvature + prior, jax.grad(penalised)(theta))
+            direction = _direction(self._curvature(neg_log_lik, theta), precision, jax.grad(penalised)(theta))
             sizes = 0.5 ** jnp.arange(10, dtype=theta.dtype)
             losses = jax.vmap(lambda size: penalised(theta - size * direction))(sizes)
             losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
@@ -64,21 +65,65 @@ class LaplaceGGN(LocalSolver):
         theta, _ = jax.lax.scan(step, mean, None, length=self.num_steps)
         return through(theta, self._curvature(neg_log_lik, theta), mean, precision)
 
-    def _curvature(self, neg_log_lik, theta: jax.Array) -> jax.Array:
-        loss = neg_log_lik.of_outputs(theta)
-        outputs = neg_log_lik.outputs(theta)
-        slopes = jax.jacfwd(neg_log_lik.outputs)(theta)  # d last
+    def _curvature(self, neg_log_lik, theta: jax.Array) -> jax.Array | Factored:
+        if self.structure == "low_rank":
+            return in_function_space(neg_log_lik, theta)
+        return curvature(neg_log_lik, theta, self.structure)
 
-        def bent(direction):
-            return jax.jvp(jax.grad(loss), (outputs,), (direction,))[1]
 
-        curved = jax.vmap(bent, in_axes=-1, out_axes=-1)(slopes)
-        d = theta.shape[0]
-        pairs = zip(slopes, curved, strict=True)
-        if self.structure == "diagonal":
-            diagonal = sum((jnp.sum((j * hj).reshape(-1, d), 0) for j, hj in pairs), start=jnp.zeros(d, theta.dtype))
-            return jnp.where(jnp.isfinite(diagonal), jnp.maximum(diagonal, 0.0), 0.0)
-        matrix = sum((j.reshape(-1, d).T @ hj.reshape(-1, d) for j, hj in pairs), start=jnp.zeros((d, d), theta.dtype))
-        matrix = jnp.where(jnp.isfinite(matrix).all(), (matrix + matrix.T) / 2, 0.0)
-        values, vectors = jnp.linalg.eigh(matrix)
-        return (vectors * jnp.maximum(values, 0.0)) @ vectors.T
+def _direction(a: jax.Array | Factored, prior: jax.Array, slope: jax.Array) -> jax.Array:
+    """(A + P₀)⁻¹ slope."""
+    if isinstance(a, Factored):
+        if prior.ndim == 1:
+            return LowRank(1 / prior, a.factor).times(slope)
+        a = a.dense()
+    if a.ndim == prior.ndim == 1:
+        return slope / (a + prior)
+    a, prior = (jnp.diag(x) if x.ndim == 1 else x for x in (a, prior))
+    return jnp.linalg.solve(a + prior, slope)
+
+
+def curvature(neg_log_lik, theta: jax.Array, structure: str) -> jax.Array:
+    """The generalised Gauss-Newton matrix of an episode at θ, or its diagonal, positive semidefinite and finite: what breaks down is left
+    out."""
+    loss, d = neg_log_lik.of_outputs(theta), theta.shape[0]
+    outputs = neg_log_lik.outputs(theta)
+    slopes = jax.jacfwd(neg_log_lik.outputs)(theta)  # d last
+
+    def bent(direction):
+        return jax.jvp(jax.grad(loss), (outputs,), (direction,))[1]
+
+    curved = jax.vmap(bent, in_axes=-1, out_axes=-1)(slopes)
+    pairs = zip(slopes, curved, strict=True)
+    if structure == "diagonal":
+        diagonal = sum((jnp.sum((j * hj).reshape(-1, d), 0) for j, hj in pairs), start=jnp.zeros(d, theta.dtype))
+        return jnp.where(jnp.isfinite(diagonal), jnp.maximum(diagonal, 0.0), 0.0)
+    matrix = sum((j.reshape(-1, d).T @ hj.reshape(-1, d) for j, hj in pairs), start=jnp.zeros((d, d), theta.dtype))
+    return positive(matrix)
+
+
+def positive(matrix: jax.Array) -> jax.Array:
+    """The nearest positive semidefinite matrix; zero if the matrix is not finite."""
+    matrix = jnp.where(jnp.isfinite(matrix).all(), (matrix + matrix.T) / 2, 0.0)
+    values, vectors = jnp.linalg.eigh(matrix)
+    return (vectors * jnp.maximum(values, 0.0)) @ vectors.T
+
+
+def in_function_space(neg_log_lik, theta: jax.Array) -> Factored:
+    """The same by its factor, a row for each output."""
+    loss, outputs = neg_log_lik.of_outputs(theta), neg_log_lik.outputs(theta)
+    sizes = [x.size for x in outputs]
+    r = sum(sizes)
+
+    def cut(flat):
+        parts = jnp.split(flat, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
+        return [p.reshape(x.shape) for p, x in zip(parts, outputs, strict=True)]
+
+    at = jnp.concatenate([jnp.ravel(x) for x in outputs]) if outputs else jnp.zeros(0, theta.dtype)
+    hessian = jax.hessian(lambda flat: loss(cut(flat)))(at)
+    hessian = jnp.where(jnp.isfinite(hessian).all(), (hessian + hessian.T) / 2, 0.0)
+    values, vectors = jnp.linalg.eigh(hessian)
+    _, pull = jax.vjp(neg_log_lik.outputs, theta)
+    rows = jax.vmap(lambda e: pull(cut(e))[0])(jnp.eye(r, dtype=theta.dtype))  # J, row by row: outputs are fewer than parameters
+    factor = (jnp.sqrt(jnp.maximum(values, 0.0)) * vectors).T @ rows
+    return Factored(jnp.where(jnp.isfinite(factor).all(), factor, 0.0))

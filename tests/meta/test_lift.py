@@ -473,7 +473,7 @@ def test_a_model_that_is_not_quadratic_has_no_exact_solver():
         (lambda: quiet(lift(line, ["w"]), local_solver=ExactLinearGaussian), ArgumentTypeError, "local_solver must be an instance"),
         (lambda: quiet(lift(line, ["w"]), rate=2.0), ArgumentError, r"rate must lie in \(0, 1\]"),
         (lambda: quiet(lift(line, ["w"]), optim=0.1), ArgumentTypeError, "optimiser of optax"),
-        (lambda: LaplaceGGN(structure="banded"), ArgumentError, "'full' or 'diagonal'"),
+        (lambda: LaplaceGGN(structure="banded"), ArgumentError, "'full', 'diagonal'"),
     ],
 )
 def test_arguments(call, error, message):
