@@ -11,7 +11,7 @@ from ppl_ext.diagnostics import plot_elbo, plot_forest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
-from matplotlib.patches import Ellipse  # noqa: E402
+from matplotlib.patches import Ellipse  # noqa: E402  for the same reason
 
 _COLOURS = {
     "NUTS": "#222222",

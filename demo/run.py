@@ -20,9 +20,9 @@ from ppl_ext.objectives import ELBO, IWELBO, Renyi
 if not __package__:  # run as a script, not as a module: Python then looks beside this file and not in the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo import models  # noqa: E402
-from demo.picture import draw_picture  # noqa: E402
-from demo.report import LEGEND, Run, print_table, say  # noqa: E402
+from demo import models  # noqa: E402  after the path is set
+from demo.picture import draw_picture  # noqa: E402  after the path is set
+from demo.report import LEGEND, Run, print_table, say  # noqa: E402  after the path is set
 
 OUTPUT = Path(__file__).resolve().parent / "output"
 CHAINS = 4

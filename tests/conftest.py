@@ -1,6 +1,9 @@
-"""What every test stands on: the CPU, and a key to start from."""
+"""What every test stands on: the CPU, a key to start from, and which rows of a long table run by default."""
+
+from collections import defaultdict
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
@@ -10,3 +13,20 @@ jax.config.update("jax_platforms", "cpu")
 def rng_key():
     """The key a test starts from."""
     return jax.random.key(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the rows marked slow are left out
+def pytest_collection_modifyitems(items):
+    """In a module that sets ``DEFAULT_ROWS = n``, n rows of each parametrised test, evenly spread, run by default, the others are slow.
+
+    A row compiles programs of its own and takes a second or two: all of them, in ``make test-all``, take half an hour.
+    """
+    tables = defaultdict(list)
+    for item in items:
+        if hasattr(getattr(item, "module", None), "DEFAULT_ROWS") and not item.get_closest_marker("slow"):
+            tables[item.nodeid.split("[")[0]].append(item)
+    for rows in tables.values():
+        by_default = np.linspace(0, len(rows) - 1, rows[0].module.DEFAULT_ROWS).round()
+        for number, row in enumerate(rows):
+            if number not in by_default:
+                row.add_marker(pytest.mark.slow)

@@ -16,13 +16,13 @@ from particles.collectors import Paris
 
 
 class LinearGaussian(ssms.StateSpaceModel):
-    def PX0(self):  # noqa: N802
+    def PX0(self):  # noqa: N802  a name of particles
         return dists.Normal(loc=0.0, scale=1.0)
 
-    def PX(self, t, xp):  # noqa: N802
+    def PX(self, t, xp):  # noqa: N802  a name of particles
         return dists.Normal(loc=self.phi * xp, scale=self.sigma)
 
-    def PY(self, t, xp, x):  # noqa: N802
+    def PY(self, t, xp, x):  # noqa: N802  a name of particles
         return dists.Normal(loc=x, scale=self.noise)
 
     def upper_bound_log_pt(self, t):

@@ -16,6 +16,8 @@ from ppl_ext.algorithms.state_space import lower
 from ppl_ext.errors import ModelError
 from tests.algorithms.state_spaces import FINITE, LINEAR, Y, finite, finite_paths, linear, linear_joint, log_evidence, slopes
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 
 def smoothed(model, args, parameters):
     return jax.jit(lambda: smooth_exactly(lower(model, args, {}, parameters)))()
@@ -67,6 +69,7 @@ def vector(y):
     scan(step, {"x": x0, "v": v0}, y)
 
 
+@pytest.mark.slow
 def test_several_sites_and_gaps():
     """Against the Gaussian whose precision is the Hessian of the whole model's log density."""
     y = np.array([[0.4, -0.2], [np.nan, 0.5], [np.nan, np.nan], [1.0, np.nan]], np.float32)

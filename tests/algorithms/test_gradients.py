@@ -23,6 +23,8 @@ from ppl_ext.handlers import gradient
 from ppl_ext.objectives import ELBO, IWELBO
 from tests.oracles import assert_unbiased, bernoulli, normal, quick_jit
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 PARAMS = {"phi": jnp.array([0.3, -0.5, 0.8]), "psi": jnp.array([0.2, -0.4]), "theta": jnp.array(0.4)}
 SCORE = ScoreFunction(baseline=None)
 

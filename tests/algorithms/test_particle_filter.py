@@ -32,6 +32,8 @@ from tests.algorithms import state_spaces
 from tests.algorithms.state_spaces import FINITE, LINEAR, MEANS, PROBLEMS, Y, finite, finite_paths, linear, linear_joint, log_evidence
 from tests.oracles import assert_unbiased, quick_jit
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 KEYS = random.split(random.key(2), 20_000)
 SHORT = Y[:2]
 
@@ -144,6 +146,7 @@ def test_without_scores_of_the_ancestors_the_gradient_is_another():
         assert_unbiased(replicates(one, KEYS[:6000]), truth)
 
 
+@pytest.mark.slow
 def test_fisher_is_the_default_elsewhere_and_can_be_chosen():
     """A filter that only resamples the particles' weights scores 0 here; the exact slope of a two-state model is found."""
     key = random.key(0)

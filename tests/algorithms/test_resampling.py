@@ -10,6 +10,8 @@ from ppl_ext.algorithms import resampling
 from ppl_ext.algorithms.resampling import SCHEMES, scheme_of
 from ppl_ext.errors import ArgumentError
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEYS = random.split(random.key(0), 20_000)
 WEIGHTS = {
     2: [0.3, 0.7],

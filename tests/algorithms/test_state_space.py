@@ -15,6 +15,8 @@ from ppl_ext.algorithms.lowering import Before
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.errors import ArgumentError, ModelError, ProgramError
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 Y = np.array([0.3, -1.2, 0.8, 2.0], np.float32)
 
 

@@ -22,6 +22,8 @@ from ppl_ext.handlers import detach, gradient
 from ppl_ext.objectives import ELBO, IWELBO
 from tests.oracles import quick_jit
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 Y = jnp.array([0.3, 1.9, -0.4])
 

@@ -25,6 +25,8 @@ from ppl_ext import objectives
 from ppl_ext.diagnostics.arviz_export import variables_of
 from ppl_ext.infer import fit
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 ROWS, GROUPS, DRAWS = 24, 3, 200
 GROUP = np.arange(ROWS) % GROUPS
 Y = np.random.default_rng(0).normal(GROUP - 1.0, 1.0).astype(np.float32)

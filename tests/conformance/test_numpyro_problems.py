@@ -26,6 +26,8 @@ from ppl_ext.handlers import gradient
 from ppl_ext.objectives import ELBO, IWELBO, Renyi
 from tests.oracles import assert_unbiased, quick_jit
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = random.PRNGKey(0)
 
 
@@ -151,6 +153,7 @@ def test_three_plates_two_of_them_subsampled(n, k):
         np.testing.assert_allclose(loss.loss(KEY, {}, model, lambda: None), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_subsample_takes_the_plates_own_indices():
     data = jnp.arange(1.0, 4.0)
 
@@ -515,6 +518,7 @@ def test_a_mixture_has_the_optimum_of_trace_enum():
     np.testing.assert_allclose(ours["c"], theirs["c"], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_hidden_markov_model_finds_its_most_likely_parameters():
     """Without a guide the bound is the likelihood; its slope by NumPyro's own enumeration of a scan is zero where ours stops."""
     data = jnp.array([0.1, 2.2, 1.8, 2.1, -0.3, 0.2, 1.7, 2.4, 2.0, 0.0, -0.1, 2.3])

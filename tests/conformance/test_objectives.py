@@ -32,6 +32,8 @@ from ppl_ext.objectives import (
 )
 from tests.oracles import quick_jit
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 OBJECTIVES = {
     "ELBO()": lambda: ELBO(),
     "ELBO(3)": lambda: ELBO(num_particles=3),

@@ -21,6 +21,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, Model
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 COVARIATES = np.array([[1.0, 0.9], [0.8, 1.1], [1.2, 1.0]], np.float32)  # nearly one direction: a correlated posterior
 
 
@@ -92,6 +94,7 @@ def test_returning_the_prior_fails_by_the_log_likelihood_alone():
     assert result.p_values["log_likelihood"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_quantity_of_the_users_is_ranked():
     # Independent draws of each coordinate have the right margins; only the difference shows that they are not together.
     def margins(key, data):
@@ -142,6 +145,7 @@ def autocorrelated(key, data, rho=0.9, length=2000):
     return {"slope": chain + exact(key, data["y"], 1, widen=0.0)}
 
 
+@pytest.mark.slow
 def test_autocorrelated_draws_are_thinned_to_what_they_are_worth():
     result = calibrate_regression(autocorrelated, 500, batch_size=500, num_draws=1000)
     # (1 + rho)/(1 - rho) = 19.

@@ -27,6 +27,8 @@ from tests import oracles
 from tests.oracles import assert_unbiased, expected_loss, quick_jit, replicates
 from tests.problems import PROBLEMS
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 pytestmark = pytest.mark.filterwarnings("ignore:Plate 'n' is subsampled")
 
 AVERAGE = ScoreFunction(baseline=MovingAverage(0.8))

@@ -26,6 +26,8 @@ from ppl_ext.gradients import (
     available,
 )
 
+DEFAULT_ROWS = 5  # of each table; the others are slow: see conftest.py
+
 STRATEGIES = [
     *(Reparameterize(), ScoreFunction(), ScoreFunction(baseline=None), Enumerate(), Enumerate(max_lanes=3), Constant()),
     *(EnumerateLocally(), MeasureValued()),

@@ -15,6 +15,8 @@ from ppl_ext.infer import Checkpoint, fit
 from ppl_ext.objectives import ELBO
 from tests.infer import interrupted
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFini
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 KEY, OPTIM = jax.random.key(0), optax.adam(0.01)
 DATA = np.arange(6, dtype=np.float32)
 

@@ -27,6 +27,8 @@ from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO, Renyi
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 Y = np.array([1.2, 0.4, 2.1, 0.9], np.float32)
 OPTIM = optax.adam(0.05)
 

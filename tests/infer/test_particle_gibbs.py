@@ -85,6 +85,7 @@ def test_particle_gibbs_equals_nuts_on_the_marginal(num_particles, num_samples, 
     assert renewed.shape == (T + 1,) and (renewed > 0.2).all()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_forgets_the_frozen_path_is_seen(reference, monkeypatch):
     from ppl_ext.smoothing import conditional
 

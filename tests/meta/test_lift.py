@@ -121,6 +121,7 @@ def test_without_the_globals_cost_the_bound_has_no_optimum():
     assert values[0][0] > values[1][0] > values[2][0] and values[1][1] < values[2][1]
 
 
+@pytest.mark.slow
 def test_infinitely_many_episodes_make_the_shared_law_a_point():
     result = quiet(lift(line, ["w"], num_episodes=math.inf))
     assert float(result.niw.df) > 1e5 and float(result.terms.globals[-1]) == 0.0
@@ -272,6 +273,7 @@ def test_an_empty_episode_is_the_prior(fitted):
     np.testing.assert_allclose(empty.covariance, scale * df / (df - 2), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_batches_reach_the_same_law(fitted):
     result = quiet(lift(line, ["w"]), batch_size=2, num_steps=400)
     np.testing.assert_allclose(result.niw.loc, fitted.niw.loc, atol=0.15)
@@ -312,6 +314,7 @@ def curve(x, y=None):
         numpyro.sample("y", dist.Normal(offset.sum() + share * jnp.exp(-rate * x), noise), obs=y)
 
 
+@pytest.mark.slow
 def test_constrained_local_sites_and_shared_ones():
     rng = np.random.default_rng(1)
     x = np.linspace(0, 2, 12, dtype=np.float32)

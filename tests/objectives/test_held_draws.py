@@ -41,6 +41,8 @@ from ppl_ext.objectives import (
 from tests.oracles import assert_unbiased, bernoulli, normal, quick_jit, replicates, table
 from tests.problems import PROBLEMS
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 SCORE = ScoreFunction(baseline=None)
 
@@ -157,6 +159,7 @@ def test_sleep_beside_the_wakes():
     assert_unbiased(slept(ReweightedWakeSleep(num_particles, sleep=share)), (value, grads))
 
 
+@pytest.mark.slow
 def test_dreams_in_a_scan_and_by_other_names():
     def model(series):
         def step(x, y):
@@ -219,6 +222,7 @@ def test_the_covariance_gradient(problem, num_particles):
             assert_unbiased(samples, held(problem, num_particles, tvo_value, without))
 
 
+@pytest.mark.slow
 def test_with_many_particles_it_is_the_gradient_of_the_sum():
     """Bias and noise both fade: at 20,000 particles the gradient is that of exact expectations, to 2%."""
     problem = PROBLEMS["chain"]
@@ -476,6 +480,7 @@ def test_a_constraint_is_met_and_the_multiplier_is_lagranges():
     np.testing.assert_allclose(result.params["kl('z') <= 0.1"]["multiplier"][0], multiplier, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_constraint_that_does_not_bind_lets_go():
     result = fit(KEY, coin, coin_guide, constrain(ELBO(), kl("z"), at_most=5.0, rate=0.1), optax.sgd(0.5), 300, 2.0, progress_bar=False)
     assert result.params["kl('z') <= 5.0"]["multiplier"][0] == 0.0
@@ -496,6 +501,7 @@ def test_constraints_from_below_nest_and_take_a_function():
     np.testing.assert_allclose(jax.nn.sigmoid(result.params["logit"][0]), 0.775, atol=0.03)  # the multiplier sees draws
 
 
+@pytest.mark.slow
 def test_the_lagrangian_and_the_step_of_its_multiplier_are_unbiased():
     problem = PROBLEMS["chain"]
     loss = constrain(ELBO(), kl("a"), at_most=0.02, rate=0.5)

@@ -25,6 +25,8 @@ from tests import oracles
 from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, gaussian, normal, product, quick_jit, replicates
 from tests.problems import PROBLEMS, Problem
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 SCORE = ScoreFunction(baseline=None)
 
 
@@ -181,13 +183,13 @@ def test_what_is_not_known_is_left_to_sampling(case):
 
 
 def test_a_value_that_was_given_has_no_law():
-    program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))  # noqa: E731
+    program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))  # noqa: E731  a program in one line
     assert known_sites(program, substitute(program, {"z": 0.3})) == frozenset()
     assert known_sites(program, program) == {"z"}
 
 
 def test_a_law_that_is_held_fixed_is_not_averaged_over():
-    program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))  # noqa: E731
+    program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))  # noqa: E731  a program in one line
     assert known_sites(program, detach(program)) == frozenset()
 
 
@@ -447,6 +449,7 @@ def test_values_and_gradients_of_formulas_are_unbiased(loss, formula, num_partic
     check(loss, problem, formula, num_particles, strategy)
 
 
+@pytest.mark.slow
 def test_the_assertion_tells_divergences_and_partitions_apart():
     for wrong in (DIVERGENCES["jensen_shannon"], DIVERGENCES["hellinger"]):
         with pytest.raises(AssertionError, match="standard errors off"):

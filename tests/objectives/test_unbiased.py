@@ -29,6 +29,8 @@ from tests import oracles
 from tests.oracles import assert_unbiased, expected_forward_kl, expected_loss, quick_jit, replicates, table
 from tests.problems import PROBLEMS, ROUTED
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 STRATEGIES = {
     "score": ScoreFunction(baseline=None),
     "leave-one-out": ScoreFunction(baseline=LeaveOneOut()),

@@ -12,6 +12,8 @@ from ppl_ext.smoothing.backward.mcmc import acceptance
 from ppl_ext.smoothing.backward.proposals import proposals
 from tests.oracles import quick_jit
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 N, M = 6, 4
 RNG = np.random.default_rng(3)
 LOG_WEIGHTS = np.append(-np.inf, RNG.normal(size=N - 1)).astype(np.float32)

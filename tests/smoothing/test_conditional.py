@@ -18,6 +18,8 @@ from ppl_ext.smoothing.statistic import estimate
 from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import PROBLEMS, PRODUCT, as_path, functionals_of
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 REPLICATES = 20_000
 KERNELS = {"mcmc": Metropolis(), "dense": Dense(), "hybrid": Hybrid(num_rounds=2), "path": Path()}
 
@@ -109,6 +111,7 @@ def test_what_is_not_conditional_paris_fails_the_same_test(problem, num_particle
     assert max(map(float, jax.tree.leaves(scores))) > 6.0
 
 
+@pytest.mark.slow
 def test_backward_draws_renew_a_path_that_tracing_ancestors_leaves():
     space, y, *_ = PROBLEMS["gaussian"]
     xs = as_path(jnp.zeros(len(y) + 1))

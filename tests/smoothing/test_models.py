@@ -68,6 +68,7 @@ def rich(y):
 RICH_Y = np.array([[0.5, 1.2], [np.nan, 0.3], [1.5, 0.2], [0.3, np.nan]], np.float32)
 
 
+@pytest.mark.slow
 def test_kernels_agree_on_a_model_with_several_kinds_of_sites():
     given = {"x": lambda t, before, after: before["x"] * after["x"], "k": lambda t, before, after: before["k"] * (1 - after["k"])}
     keys = jax.random.split(jax.random.key(0), 40)

@@ -14,6 +14,8 @@ from ppl_ext.smoothing import OnlineSmoother, additive, smooth
 from tests.oracles import assert_unbiased
 from tests.smoothing.problems import FINITE_Y, GAUSSIAN_Y, Finite, Gaussian, finite_exact, finite_paths, gaussian_exact, gaussian_smoother
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 PARAMS = {"phi": 0.9, "scale": 0.6}
 TABLE = Finite()
 
