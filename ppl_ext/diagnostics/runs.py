@@ -11,7 +11,7 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from ppl_ext.diagnostics.draws import rescored
-from ppl_ext.errors import ArgumentError
+from ppl_ext.errors import ArgumentError, NonFiniteError
 
 
 class Run(NamedTuple):
@@ -39,6 +39,7 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
     """A finished MCMC run, each draw scored by the log joint density, deterministic sites on the full plates.
 
     :raises ArgumentError: if it has not run.
+    :raises NonFiniteError: if the kernel can tell that it broke down.
     """
     try:
         samples = mcmc.get_samples(group_by_chain=True)
@@ -53,6 +54,10 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
     model = getattr(mcmc.sampler, "model", None) if model is None else model
     args = tuple(mcmc._args if model_args is None else model_args)
     kwargs = dict(mcmc._kwargs if model_kwargs is None else model_kwargs)
+    if hasattr(mcmc.sampler, "why_failed") and (reason := mcmc.sampler.why_failed(mcmc.last_state, args, kwargs)):
+        broken = NonFiniteError(reason)
+        broken.result = mcmc.last_state
+        raise broken
     stats: dict[str, np.ndarray] = {}
     for name, x in mcmc.get_extra_fields(group_by_chain=True).items():
         if isinstance(x, np.ndarray | jax.Array) and np.ndim(x) == 2:

@@ -75,7 +75,8 @@ class FullPlates(Messenger):
             size, subsample_size = msg["args"]
             if subsample_size not in (None, size):
                 self.opened.add(msg["name"])
-            msg["args"], msg["value"] = (size, size), jnp.arange(size)
+            with jax.ensure_compile_time_eval():  # known numbers even where JAX traces, so that they index NumPy's arrays too
+                msg["args"], msg["value"] = (size, size), jnp.arange(size)
 
 
 class Unconditioned(Messenger):

@@ -23,7 +23,7 @@ from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
 import ppl_ext
 from ppl_ext import objectives
 from ppl_ext.diagnostics.arviz_export import variables_of
-from ppl_ext.infer import fit
+from ppl_ext.infer import SGHMC, SGLD, fit
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 
@@ -81,8 +81,16 @@ def nuts(program):
     return ppl_ext.to_arviz(mcmc)
 
 
+def stochastic_gradients(kernel):
+    mcmc = MCMC(kernel, num_warmup=1000, num_samples=10 * DRAWS, thinning=10, num_chains=2, chain_method="vectorized", progress_bar=False)
+    mcmc.run(KEY, Y)
+    return ppl_ext.to_arviz(mcmc)
+
+
 ALGORITHMS = {
     "NUTS": lambda: nuts(model),
+    "SGHMC": lambda: stochastic_gradients(SGHMC(model, step_size=0.05, friction=0.2)),
+    "SGLD": lambda: stochastic_gradients(SGLD(model, step_size=0.02)),
     "NUTS, enumerated mixture": lambda: nuts(mixture),
     "fit, ELBO": lambda: ours(objectives.ELBO(num_particles=2)),
     "fit, IWELBO": lambda: ours(objectives.IWELBO(num_particles=4)),
@@ -102,7 +110,14 @@ ALGORITHMS = {
 }
 
 
-SLOW = {"fit, ELBO with both options", "fit, DoublyReparameterized", "fit, Thermodynamic", "fit, ReweightedWakeSleep", "fit, constrained"}
+SLOW = {
+    "SGLD",
+    "fit, ELBO with both options",
+    "fit, DoublyReparameterized",
+    "fit, Thermodynamic",
+    "fit, ReweightedWakeSleep",
+    "fit, constrained",
+}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALGORITHMS])
