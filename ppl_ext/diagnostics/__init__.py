@@ -9,7 +9,7 @@ from ppl_ext.diagnostics.likelihood import log_likelihood
 from ppl_ext.diagnostics.psis import PSIS, importance_ess, pareto_k_threshold, psis
 
 if TYPE_CHECKING:
-    from ppl_ext.diagnostics.plots import plot_calibration, plot_elbo, plot_ess, plot_forest, plot_functions, plot_khat
+    from ppl_ext.diagnostics.plots import plot_calibration, plot_elbo, plot_ess, plot_forest, plot_function_draws, plot_functions, plot_khat
 
 __all__ = [
     "Calibration",
@@ -23,6 +23,7 @@ __all__ = [
     "plot_elbo",
     "plot_ess",
     "plot_forest",
+    "plot_function_draws",
     "plot_functions",
     "plot_khat",
     "psis",

@@ -1,7 +1,16 @@
 """Functional priors: say what functions a model should produce, tune the prior of its sites until its draws match.
 
 ================================ ==========================================================================================
-``nngp_kernel``                  covariance of an infinitely wide network
+``lift_prior``                   a model with tunable priors on the latent sites that patterns choose
+``Gaussian``                     a family: Gaussians with tuned scales
+``ScaleMixture``                 a family: Gaussians with a random variance, inverse-gamma with tuned shape and scale
+``Flow``                         a family: planar flows over all of a layer
+``GaussianProcess``              a target, with a kernel of tinygp or any other, its hyperparameters fixed or random
+``NNGP``                         a target: the limit of wide networks; ``nngp_kernel`` is its covariance
+``SlicedWasserstein``            the default distance between function draws
+``Energy``, ``MMD``              distances from pairs of draws
+``match``                        tune a lifted prior to a target; gives an ordinary NumPyro model and a report
+``measurement_inputs``           where functions are compared: training inputs and points of their box
 ================================ ==========================================================================================
 """
 
@@ -9,14 +18,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ppl_ext.priors.distance import Distance, Functions
+    from ppl_ext.priors.energy import MMD, Energy
+    from ppl_ext.priors.family import Family
+    from ppl_ext.priors.flow import Flow
+    from ppl_ext.priors.gaussian import Gaussian
+    from ppl_ext.priors.gaussian_process import NNGP, GaussianProcess
+    from ppl_ext.priors.inputs import measurement_inputs
+    from ppl_ext.priors.lifting import Lifted, lift_prior
+    from ppl_ext.priors.matched import Matched
+    from ppl_ext.priors.matching import match
     from ppl_ext.priors.nngp import nngp_kernel
+    from ppl_ext.priors.scale_mixture import ScaleMixture
+    from ppl_ext.priors.sliced import SlicedWasserstein
+    from ppl_ext.priors.target import Target
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
+    "distance": ("Distance", "Functions"),
+    "energy": ("Energy", "MMD"),
+    "family": ("Family",),
+    "flow": ("Flow",),
+    "gaussian": ("Gaussian",),
+    "gaussian_process": ("GaussianProcess", "NNGP"),
+    "inputs": ("measurement_inputs",),
+    "lifting": ("Lifted", "lift_prior"),
+    "matched": ("Matched",),
+    "matching": ("match",),
     "nngp": ("nngp_kernel",),
+    "scale_mixture": ("ScaleMixture",),
+    "sliced": ("SlicedWasserstein",),
+    "target": ("Target",),
 }
 
 __all__ = [
+    "MMD",
+    "NNGP",
+    "Distance",
+    "Energy",
+    "Family",
+    "Flow",
+    "Functions",
+    "Gaussian",
+    "GaussianProcess",
+    "Lifted",
+    "Matched",
+    "ScaleMixture",
+    "SlicedWasserstein",
+    "Target",
+    "lift_prior",
+    "match",
+    "measurement_inputs",
     "nngp_kernel",
 ]
 

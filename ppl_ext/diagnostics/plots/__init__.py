@@ -4,7 +4,8 @@ from ppl_ext.diagnostics.plots.calibration import plot_calibration
 from ppl_ext.diagnostics.plots.elbo import plot_elbo
 from ppl_ext.diagnostics.plots.ess import plot_ess
 from ppl_ext.diagnostics.plots.forest import plot_forest
+from ppl_ext.diagnostics.plots.function_draws import plot_function_draws
 from ppl_ext.diagnostics.plots.functions import plot_functions
 from ppl_ext.diagnostics.plots.khat import plot_khat
 
-__all__ = ["plot_calibration", "plot_elbo", "plot_ess", "plot_forest", "plot_functions", "plot_khat"]
+__all__ = ["plot_calibration", "plot_elbo", "plot_ess", "plot_forest", "plot_function_draws", "plot_functions", "plot_khat"]

@@ -1,0 +1,41 @@
+"""What a distance between two laws of functions is, and what it gets to see of them."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+
+
+class Functions(NamedTuple):
+    """Draws of functions at D values (inputs times outputs), and what is known of their moments beyond the draws.
+
+    ``values``: (draw, D). ``mean``: (D,) or None. ``cov``: (D, D) or None.
+    """
+
+    values: jax.Array
+    mean: jax.Array | None = None
+    cov: jax.Array | None = None
+
+
+class Distance(eqx.Module):
+    """An estimate of how far a network's functions are from the target's, differentiable in the former.
+
+    State is for distances that learn something on the way, such as a critic. Each step of matching calls ``prepare`` once, without
+    gradients, and then differentiates the call.
+    """
+
+    wants_moments: bool = eqx.field(static=True, default=False, init=False, kw_only=True)
+
+    def start(self, rng_key: jax.Array, dim: int) -> Any:
+        """The state before the first step, for functions at ``dim`` values."""
+        return ()
+
+    def prepare(self, rng_key: jax.Array, state: Any, draw: Callable[[jax.Array], tuple[Functions, Functions]]) -> Any:
+        """The state for this step. ``draw(key)`` draws both laws anew at this step's inputs."""
+        return state
+
+    @abstractmethod
+    def __call__(self, rng_key: jax.Array, state: Any, network: Functions, target: Functions) -> jax.Array:
+        """The estimate, a scalar."""

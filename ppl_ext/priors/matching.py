@@ -1,0 +1,293 @@
+"""Tune a lifted prior until the functions it draws are those of a target."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax, random
+from numpyro.optim import _NumPyroOptim, optax_to_numpyro
+from tqdm.auto import tqdm
+
+from ppl_ext.arguments import check_call, check_count, check_flag, check_key, check_mapping, told
+from ppl_ext.diagnostics.sites import refuse_open_handlers
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ppl_ext.priors.distance import Distance, Functions
+from ppl_ext.priors.inputs import check_inputs
+from ppl_ext.priors.lifting import Layout, Lifted, Raw
+from ppl_ext.priors.matched import Matched
+from ppl_ext.priors.outputs import Output, as_function, check_output, draw_function, read, run_once
+from ppl_ext.priors.report import write_report
+from ppl_ext.priors.sliced import SlicedWasserstein
+from ppl_ext.priors.target import Target
+
+CHUNK = 1000  # steps between two looks at the losses, at most
+
+
+def match(
+    rng_key: jax.Array,
+    lifted: Lifted,
+    *,
+    output: Output = None,
+    inputs: Any,
+    target: Target,
+    distance: Distance | None = None,
+    num_steps: int = 500,
+    optim: Any = None,
+    num_draws: int = 128,
+    progress_bar: bool = True,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Matched:
+    r"""Tune the hyperparameters of a lifted prior so that its functions match a target's.
+
+    .. math:: \min_\psi\; E_X\, D\big(p_\psi(f(X)),\, p_{\text{target}}(f(X))\big)
+
+    Each step draws a measurement set X, ``num_draws`` functions of the model and of the target there, and moves ψ along the gradient of the
+    distance, taken through the draws. All steps are compiled together.
+
+    :param rng_key: a JAX key.
+    :param lifted: from :func:`~ppl_ext.priors.lift_prior`.
+    :param output: where the model's function is: the name of a deterministic site, or of a likelihood site, whose location is taken; a
+        function from a dict of all sites' values to an array; by default what the model returns. It is (M,), or (M, P) for P outputs.
+    :param inputs: an array (M, d) or (M,), the same at every step, or a function from a key to one, such as
+        :func:`~ppl_ext.priors.measurement_inputs`. It is the model's first argument; ``args`` and ``kwargs`` are the others.
+    :param target: anything with ``sample(key, inputs, num_draws)``: see :class:`~ppl_ext.priors.target.Target`.
+    :param distance: by default :class:`~ppl_ext.priors.SlicedWasserstein`.
+    :param optim: an optax or NumPyro optimiser; by default Adam from a rate of 0.05 down to 0 along a cosine, on logarithms of scales.
+    :param num_draws: functions of the model and of the target in each step.
+    :return: :class:`~ppl_ext.priors.matched.Matched`: ``.model`` is a NumPyro model with the tuned values as constants.
+    :raises ModelError: if the lifted patterns, the output or the target do not fit the model, naming the site.
+    :raises NonFiniteError: if a number breaks down, naming the site it came from; ``error.result`` has the last good hyperparameters.
+
+    >>> import numpyro, numpyro.distributions as dist, tinygp
+    >>> from ppl_ext.priors import Gaussian, GaussianProcess, lift_prior
+    >>> def line(x):
+    ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    ...     return slope * x
+    >>> target = GaussianProcess(lambda a, b: 4.0 * a @ b.T)  # slopes with standard deviation 2
+    >>> fit = match(jax.random.key(0), lift_prior(line, {"slope": Gaussian()}), inputs=jnp.linspace(-1, 1, 8), target=target,
+    ...             num_steps=150, progress_bar=False)
+    >>> bool(abs(fit.hyperparameters["slope"]["slope"]["scale"] - 2.0) < 0.2)
+    True
+    """
+    distance = SlicedWasserstein() if distance is None else distance
+    kwargs = {} if kwargs is None else kwargs
+    _check_arguments(rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs)
+    refuse_open_handlers("match")
+    sampler = _sampler(inputs)
+    started = time.perf_counter()
+    keys = dict(zip(("inputs", "start", "steps", "report"), random.split(rng_key, 4), strict=True))
+    first = sampler(keys["inputs"])
+    check_call("match: the lifted model", lifted.program, (first, *args), kwargs)
+    layout = lifted.layout(first, *args, **kwargs)
+    matching = Matching(lifted, layout, output, sampler, target, distance, num_draws, args, dict(kwargs))
+    matching.check(keys["inputs"])
+    optimiser = _optimiser(optim, num_steps)
+    raw = jax.tree.map(np.asarray, layout.init())  # on the host: the steps donate their buffers
+    state = distance.start(keys["start"], matching.num_values)
+    carry = (optimiser.init(jax.tree.map(jnp.array, raw)), state, jnp.array(True))
+    steps = jax.jit(partial(_steps, matching, optimiser), donate_argnums=0)
+    chunk = min(CHUNK, max(1, -(-num_steps // 50)))
+    losses, alive = np.zeros(0, np.float32), True
+    carry, _ = jax.block_until_ready(steps(carry, keys["steps"], 0, 0))  # compiles
+    compiled = time.perf_counter()
+    with tqdm(total=num_steps, disable=not progress_bar, desc=type(distance).__name__, unit="step") as bar:
+        while len(losses) < num_steps and alive:
+            num = min(chunk, num_steps - len(losses))
+            carry, new = steps(carry, keys["steps"], len(losses), num)
+            losses, alive = np.concatenate([losses, np.asarray(new)[:num]]), bool(carry[2])
+            bar.update(num)
+            bar.set_postfix_str(f"distance {losses[-num:].mean():.4g}", refresh=False)
+    ended = time.perf_counter()
+    tuned = jax.tree.map(np.asarray, optimiser.get_params(carry[0]))
+    result = Matched(
+        model=lifted.at(layout, tuned),
+        hyperparameters=jax.tree.map(np.asarray, layout.values(tuned)),
+        losses=losses,
+        matching=matching,
+        layout=layout,
+        raw=tuned,
+        initial=raw,
+        rng_key=keys["report"],
+        compile_seconds=compiled - started,
+        run_seconds=ended - compiled,
+    )
+    if not alive:
+        step = int(np.argmin(np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses) - 1
+        result.losses = losses[:step]
+        error = NonFiniteError(f"match: at step {step}, {matching.what_broke(tuned, random.fold_in(keys['steps'], step), carry[1])}")
+        error.result = result
+        raise error
+    result.report = write_report(matching, raw, tuned, keys["report"])
+    return result
+
+
+class Matching:
+    """One problem of matching: draws of both laws at measurement sets, and the distance between them."""
+
+    def __init__(self, lifted, layout: Layout, output, sampler, target, distance, num_draws: int, args: tuple, kwargs: dict[str, Any]):
+        self.lifted, self.layout, self.output, self.sampler = lifted, layout, output, sampler
+        self.target, self.distance, self.num_draws = target, distance, num_draws
+        self.args, self.kwargs = args, kwargs
+        self.shape: tuple[int, ...] = ()
+
+    @property
+    def num_values(self) -> int:
+        return int(np.prod(self.shape))
+
+    def check(self, rng_key: jax.Array) -> None:
+        """Shapes of both laws, without computing anything; then one set of target draws, which must be finite."""
+        inputs = self.sampler(rng_key)
+        function = partial(draw_function, self.lifted.at(self.layout, self.layout.init()), self.output, args=self.args, kwargs=self.kwargs)
+        self.shape = jax.eval_shape(function, rng_key, inputs).shape
+        drawn = self.target.sample(rng_key, inputs, 2)
+        shape = getattr(drawn, "shape", None)
+        if shape is None or tuple(shape) not in ((2, *self.shape), (2, *self.shape, 1)[: len(self.shape) + 2]):
+            hint = " A Gaussian target for P outputs takes num_outputs=P." if len(self.shape) == 2 else ""
+            raise ArgumentError(
+                f"match: target.sample must return shape {(2, *self.shape)} for 2 draws, as the model's functions are {self.shape}; got "
+                f"{told(drawn)}.{hint}"
+            )
+        if not np.isfinite(np.asarray(drawn)).all():
+            raise NonFiniteError(
+                "match: before the first step, draws of the target are not finite. Look at its kernel and mean at the inputs."
+            )
+
+    def network_functions(self, raw: Raw, rng_key: jax.Array, inputs: jax.Array, num_draws: int) -> jax.Array:
+        """(num_draws, M) or (num_draws, M, P)."""
+        program = self.lifted.at(self.layout, raw)
+        function = partial(draw_function, program, self.output, inputs=inputs, args=self.args, kwargs=self.kwargs)
+        return jax.vmap(lambda key: function(rng_key=key))(random.split(rng_key, num_draws))
+
+    def target_functions(self, rng_key: jax.Array, inputs: jax.Array, num_draws: int) -> jax.Array:
+        return self.target.sample(rng_key, inputs, num_draws).reshape(num_draws, *self.shape)
+
+    def network(self, raw: Raw, rng_key: jax.Array, inputs: jax.Array) -> Functions:
+        values = self.network_functions(raw, rng_key, inputs, self.num_draws)
+        return Functions(values.reshape(self.num_draws, -1))
+
+    def of_target(self, rng_key: jax.Array, inputs: jax.Array) -> Functions:
+        values = self.target_functions(rng_key, inputs, self.num_draws).reshape(self.num_draws, -1)
+        if not self.distance.wants_moments:
+            return Functions(values)
+        mean, cov = (getattr(self.target, name, None) for name in ("mean", "cov"))
+        mean, cov = (None if fn is None else fn(inputs) for fn in (mean, cov))
+        return Functions(values, None if mean is None else mean.reshape(-1), cov)
+
+    def loss(self, raw: Raw, keys: jax.Array, state: Any, inputs: jax.Array) -> jax.Array:
+        network = self.network(raw, keys[0], inputs)
+        return self.distance(keys[2], state, network, self.of_target(keys[1], inputs))
+
+    def prepare(self, raw: Raw, rng_key: jax.Array, state: Any, inputs: jax.Array) -> Any:
+        def draw(key):
+            of_network, of_target = random.split(key)
+            return lax.stop_gradient((self.network(raw, of_network, inputs), self.of_target(of_target, inputs)))
+
+        return self.distance.prepare(rng_key, state, draw)
+
+    def step_keys(self, rng_key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        of_inputs, of_state, *of_loss = random.split(rng_key, 5)
+        return of_inputs, of_state, jnp.stack(of_loss)
+
+    def what_broke(self, raw: Raw, rng_key: jax.Array, state: Any) -> str:
+        """Run the step again, site by site, and say where the first number that is not finite stands."""
+        of_inputs, of_state, of_loss = self.step_keys(rng_key)
+        inputs = self.sampler(of_inputs)
+        program = self.lifted.at(self.layout, raw)
+
+        def values(key):
+            sites, returned = run_once(program, key, inputs, self.args, self.kwargs)
+            out = {f"site '{n}'": s["value"] for n, s in sites.items() if s["type"] in ("sample", "deterministic")}
+            return out | {"the model's output": as_function(read(sites, returned, self.output), inputs.shape[0], self.output)}
+
+        for name, value in _ordered(values, random.split(of_loss[0], self.num_draws)):
+            bad = ~np.isfinite(np.asarray(value, np.float64)).reshape(self.num_draws, -1).all(1)
+            if bad.any():
+                return f"{name} was not finite in {bad.sum()} of {self.num_draws} draws of the model."
+        if not np.isfinite(np.asarray(self.target_functions(of_loss[1], inputs, self.num_draws))).all():
+            return "draws of the target were not finite."
+        state = self.prepare(raw, of_state, state, inputs)
+        value, slopes = jax.value_and_grad(self.loss)(raw, of_loss, state, inputs)
+        for pattern, units in slopes.items():
+            for unit, params in units.items():
+                for name, slope in params.items():
+                    if np.isfinite(value) and not np.isfinite(np.asarray(slope)).all():
+                        return f"the gradient by '{name}' of '{unit}' (pattern '{pattern}') was not finite."
+        return f"the distance was {float(value)}. A smaller step of the optimiser or more draws may help."
+
+
+def _ordered(values: Callable, keys: jax.Array) -> list[tuple[str, Any]]:
+    """The values of a vmapped function in the order in which it made them: JAX sorts dicts."""
+    order: list[str] = []
+
+    def noted(key):
+        out = values(key)
+        order[:] = list(out)
+        return out
+
+    found = jax.jit(jax.vmap(noted))(keys)
+    return [(name, found[name]) for name in order]
+
+
+def _steps(matching: Matching, optimiser: _NumPyroOptim, carry, rng_key: jax.Array, start: jax.Array, num: jax.Array):
+    def step(i, carry):
+        (optim_state, state, alive), losses = carry
+        of_inputs, of_state, of_loss = matching.step_keys(random.fold_in(rng_key, start + i))
+        inputs = matching.sampler(of_inputs)
+        raw = optimiser.get_params(optim_state)
+        new_state = matching.prepare(raw, of_state, state, inputs)
+        loss, slopes = jax.value_and_grad(matching.loss)(raw, of_loss, new_state, inputs)
+        finite = alive & jnp.isfinite(loss)
+        for slope in jax.tree.leaves(slopes):
+            finite &= jnp.isfinite(slope).all()
+        # A step that broke down leaves everything as it was, and so do those after it.
+        kept = jax.tree.map(
+            partial(jnp.where, finite), (optimiser.update(slopes, optim_state, value=loss), new_state), (optim_state, state)
+        )
+        return (*kept, finite), losses.at[i].set(jnp.where(finite, loss, jnp.nan))
+
+    return lax.fori_loop(0, num, step, (carry, jnp.zeros(CHUNK)))
+
+
+def _sampler(inputs: Any) -> Callable[[jax.Array], jax.Array]:
+    if callable(inputs):
+        drawn = inputs(random.key(0))
+        check_inputs("match: what inputs(key) returns", drawn)
+        return inputs
+    fixed = check_inputs("match: inputs", inputs)
+    return lambda rng_key: fixed
+
+
+def _optimiser(optim: Any, num_steps: int) -> _NumPyroOptim:
+    if isinstance(optim, _NumPyroOptim):
+        return optim
+    chosen = optax.adam(optax.cosine_decay_schedule(0.05, num_steps)) if optim is None else optim
+    return optax_to_numpyro(chosen)
+
+
+def _check_arguments(rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs) -> None:
+    check_key("match: rng_key, the first argument,", rng_key)
+    if not isinstance(lifted, Lifted):
+        raise ArgumentTypeError(f"match: lifted must come from lift_prior(model, {{pattern: family}}), got {told(lifted)}.")
+    check_output("match: output", output)
+    if isinstance(target, type) or not isinstance(target, Target):
+        raise ArgumentTypeError(
+            f"match: target must have a method sample(rng_key, inputs, num_draws), as GaussianProcess(kernel) has, got {told(target)}."
+        )
+    if isinstance(distance, type) or not isinstance(distance, Distance):
+        raise ArgumentTypeError(f"match: distance must be an instance such as SlicedWasserstein(), got {told(distance)}.")
+    check_count("match: num_steps", num_steps)
+    check_count("match: num_draws", num_draws)
+    if num_draws < 4:
+        raise ArgumentError(f"match: num_draws must be at least 4, got {num_draws}.")
+    if optim is not None and not isinstance(optim, _NumPyroOptim | optax.GradientTransformation):
+        raise ArgumentTypeError(f"match: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.05), got {told(optim)}.")
+    check_flag("match: progress_bar", progress_bar)
+    if not isinstance(args, tuple):
+        raise ArgumentTypeError(f"match: args must be a tuple of further arguments of the model, got {told(args)}.")
+    check_mapping("match: kwargs", kwargs, "of further arguments of the model")
