@@ -9,6 +9,9 @@
 ``NNGP``                         a target: the limit of wide networks; ``nngp_kernel`` is its covariance
 ``SlicedWasserstein``            the default distance between function draws
 ``Energy``, ``MMD``              distances from pairs of draws
+``GaussianW2``, ``GaussianKL``   distances of moments, exact over a linear Gaussian readout
+``Sinkhorn``                     entropic optimal transport, by ott-jax
+``CriticW1``                     Wasserstein-1 by a critic, as first published
 ``match``                        tune a lifted prior to a target; gives an ordinary NumPyro model and a report
 ``measurement_inputs``           where functions are compared: training inputs and points of their box
 ================================ ==========================================================================================
@@ -18,11 +21,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ppl_ext.priors.critic import CriticW1
     from ppl_ext.priors.distance import Distance, Functions
     from ppl_ext.priors.energy import MMD, Energy
     from ppl_ext.priors.family import Family
     from ppl_ext.priors.flow import Flow
     from ppl_ext.priors.gaussian import Gaussian
+    from ppl_ext.priors.gaussian_moments import GaussianKL, GaussianW2
     from ppl_ext.priors.gaussian_process import NNGP, GaussianProcess
     from ppl_ext.priors.inputs import measurement_inputs
     from ppl_ext.priors.lifting import Lifted, lift_prior
@@ -30,16 +35,19 @@ if TYPE_CHECKING:
     from ppl_ext.priors.matching import match
     from ppl_ext.priors.nngp import nngp_kernel
     from ppl_ext.priors.scale_mixture import ScaleMixture
+    from ppl_ext.priors.sinkhorn import Sinkhorn
     from ppl_ext.priors.sliced import SlicedWasserstein
     from ppl_ext.priors.target import Target
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
+    "critic": ("CriticW1",),
     "distance": ("Distance", "Functions"),
     "energy": ("Energy", "MMD"),
     "family": ("Family",),
     "flow": ("Flow",),
     "gaussian": ("Gaussian",),
+    "gaussian_moments": ("GaussianKL", "GaussianW2"),
     "gaussian_process": ("GaussianProcess", "NNGP"),
     "inputs": ("measurement_inputs",),
     "lifting": ("Lifted", "lift_prior"),
@@ -47,6 +55,7 @@ _NAMES = {
     "matching": ("match",),
     "nngp": ("nngp_kernel",),
     "scale_mixture": ("ScaleMixture",),
+    "sinkhorn": ("Sinkhorn",),
     "sliced": ("SlicedWasserstein",),
     "target": ("Target",),
 }
@@ -54,16 +63,20 @@ _NAMES = {
 __all__ = [
     "MMD",
     "NNGP",
+    "CriticW1",
     "Distance",
     "Energy",
     "Family",
     "Flow",
     "Functions",
     "Gaussian",
+    "GaussianKL",
     "GaussianProcess",
+    "GaussianW2",
     "Lifted",
     "Matched",
     "ScaleMixture",
+    "Sinkhorn",
     "SlicedWasserstein",
     "Target",
     "lift_prior",

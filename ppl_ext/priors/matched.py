@@ -14,7 +14,7 @@ from ppl_ext.priors.outputs import run_once
 from ppl_ext.priors.report import Report
 
 if TYPE_CHECKING:
-    from ppl_ext.priors.matching import Matching
+    from ppl_ext.priors.problem import Matching
 
 
 @dataclass(eq=False, repr=False)

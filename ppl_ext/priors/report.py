@@ -12,7 +12,7 @@ from ppl_ext.priors.sliced import SlicedWasserstein
 
 if TYPE_CHECKING:
     from ppl_ext.priors.lifting import Raw
-    from ppl_ext.priors.matching import Matching
+    from ppl_ext.priors.problem import Matching
 
 NUM_DRAWS = 512
 HEAVY = 1.0
