@@ -7,6 +7,10 @@
 ``Flow``                         a family: planar flows over all of a layer
 ``GaussianProcess``              a target, with a kernel of tinygp or any other, its hyperparameters fixed or random
 ``NNGP``                         a target: the limit of wide networks; ``nngp_kernel`` is its covariance
+``StudentTProcess``              a target: a Gaussian one with a random scale
+``ModelTarget``                  a target: any NumPyro model
+``Conditioned``, ``Image``       a Gaussian target given, or seen through, a linear operator: ``values_at``, ``derivative_at``,
+                                 ``integral``, ``stacked``, or your own
 ``SlicedWasserstein``            the default distance between function draws
 ``Energy``, ``MMD``              distances from pairs of draws
 ``GaussianW2``, ``GaussianKL``   distances of moments, exact over a linear Gaussian readout
@@ -21,6 +25,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ppl_ext.priors.conditioned import Conditioned, Image, derivative_at, integral, stacked, values_at
     from ppl_ext.priors.critic import CriticW1
     from ppl_ext.priors.distance import Distance, Functions
     from ppl_ext.priors.energy import MMD, Energy
@@ -33,14 +38,17 @@ if TYPE_CHECKING:
     from ppl_ext.priors.lifting import Lifted, lift_prior
     from ppl_ext.priors.matched import Matched
     from ppl_ext.priors.matching import match
+    from ppl_ext.priors.model_target import ModelTarget
     from ppl_ext.priors.nngp import nngp_kernel
     from ppl_ext.priors.scale_mixture import ScaleMixture
     from ppl_ext.priors.sinkhorn import Sinkhorn
     from ppl_ext.priors.sliced import SlicedWasserstein
+    from ppl_ext.priors.student_t import StudentTProcess
     from ppl_ext.priors.target import Target
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
+    "conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
     "critic": ("CriticW1",),
     "distance": ("Distance", "Functions"),
     "energy": ("Energy", "MMD"),
@@ -53,16 +61,19 @@ _NAMES = {
     "lifting": ("Lifted", "lift_prior"),
     "matched": ("Matched",),
     "matching": ("match",),
+    "model_target": ("ModelTarget",),
     "nngp": ("nngp_kernel",),
     "scale_mixture": ("ScaleMixture",),
     "sinkhorn": ("Sinkhorn",),
     "sliced": ("SlicedWasserstein",),
+    "student_t": ("StudentTProcess",),
     "target": ("Target",),
 }
 
 __all__ = [
     "MMD",
     "NNGP",
+    "Conditioned",
     "CriticW1",
     "Distance",
     "Energy",
@@ -73,16 +84,23 @@ __all__ = [
     "GaussianKL",
     "GaussianProcess",
     "GaussianW2",
+    "Image",
     "Lifted",
     "Matched",
+    "ModelTarget",
     "ScaleMixture",
     "Sinkhorn",
     "SlicedWasserstein",
+    "StudentTProcess",
     "Target",
+    "derivative_at",
+    "integral",
     "lift_prior",
     "match",
     "measurement_inputs",
     "nngp_kernel",
+    "stacked",
+    "values_at",
 ]
 
 
