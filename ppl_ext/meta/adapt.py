@@ -1,7 +1,7 @@
 """The posterior of a new episode under a fitted hierarchy, in closed form given its local fit."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -50,6 +50,13 @@ class Adapted:
         """Cov θ, shape (d, d); (d,) where the coordinates are independent."""
         return self.mixture.covariance
 
+    def to_arviz(self, episode: int | str = 0) -> Any:
+        """The ArviZ report: local sites (chain, draw, episode, ...) with one episode, of this label. Of several at once:
+        :func:`ppl_ext.meta.adapted_to_arviz`."""
+        from ppl_ext.meta.arviz_report import adapted_to_arviz
+
+        return adapted_to_arviz({episode: self})
+
 
 def scale_nodes(niw: NIW, num: int, rng_key: jax.Array) -> Nodes:
     """The predictive Student-t as a scale mixture: u of each block is Gamma(ν/2, ν/2).
@@ -70,19 +77,23 @@ def scale_nodes(niw: NIW, num: int, rng_key: jax.Array) -> Nodes:
 
 
 @eqx.filter_jit
-def adapted(loss: EpisodeLoss | None, niw: NIW, solver: LocalSolver, rng_key: jax.Array, nodes: Nodes | None) -> Law:
+def adapted(
+    loss: EpisodeLoss | None, niw: NIW, solver: LocalSolver, rng_key: jax.Array, nodes: Nodes | None, length: jax.Array | int = 1
+) -> Law:
     """Fit the episode once from the mode of the shared law, and combine the fit with each Gaussian of its prior (no nodes: the mode's).
 
     A diagonal law has a scale for every coordinate. With a diagonal fit the coordinates stay independent, and each is its own mixture,
     exactly. A full fit couples them: the mixture is then taken over random scales; a low-rank one gets the scales' variational optimum.
 
     :param loss: ``None`` for an episode without data, which NumPyro's plates could not hold.
+    :param length: its rows; of an episode that is padded, and has none, nothing is learnt.
     """
     matrix = _spread(niw, mode=True)
     if loss is None:
         fit = Quadratic(jnp.zeros_like(niw.loc), jnp.zeros_like(niw.loc))
     else:
         fit = solver(loss, niw.loc, 1 / matrix if niw.diagonal else _inverse(matrix), rng_key)
+        fit = jax.tree.map(lambda x: jnp.where(jnp.asarray(length) == 0, 0.0, x), fit)
     if not niw.diagonal:
         return _mixture(fit, niw, nodes, matrix, None if nodes is None else _spread(niw, mode=False))
     wide = matrix if nodes is None else _spread(niw, mode=False)

@@ -122,6 +122,12 @@ class MetaFit:
             raise NonFiniteError(f"posteriors: {why or 'a local fit is not finite'}")
         return q
 
+    def to_arviz(self, episodes: Any, rng_key: jax.Array | None = None, num_samples: int = 500, **options: Any) -> Any:
+        """The ArviZ report over the episodes trained on: :func:`ppl_ext.meta.arviz_report.fit_to_arviz`, which has the options."""
+        from ppl_ext.meta.arviz_report import fit_to_arviz
+
+        return fit_to_arviz(self, episodes, rng_key, num_samples, **options)
+
     def adapt(self, rng_key: jax.Array, *args, prior: str = "student_t", num_samples: int = 1000, num_nodes: int = 64, **kwargs) -> Adapted:
         r"""The posterior of the local sites on a new episode.
 

@@ -49,6 +49,12 @@ class LaplaceGGN(LocalSolver):
             raise ArgumentError(f"LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got {told(self.structure)}.")
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):
+        theta = self.mode(neg_log_lik, mean, mean, precision)
+        return through(theta, self._curvature(neg_log_lik, theta), mean, precision)
+
+    def mode(self, neg_log_lik, start: jax.Array, mean: jax.Array, precision: jax.Array) -> jax.Array:
+        """The last of the steps from ``start``."""
+
         def penalised(theta):
             r = theta - mean
             return neg_log_lik(theta) + 0.5 * r @ (precision * r if precision.ndim == 1 else precision @ r)
@@ -62,8 +68,7 @@ class LaplaceGGN(LocalSolver):
             size = jnp.where(losses.min() < penalised(theta), sizes[jnp.argmin(losses)], 0.0)
             return theta - size * jnp.where(jnp.isfinite(direction), direction, 0.0), None
 
-        theta, _ = jax.lax.scan(step, mean, None, length=self.num_steps)
-        return through(theta, self._curvature(neg_log_lik, theta), mean, precision)
+        return jax.lax.scan(step, start, None, length=self.num_steps)[0]
 
     def _curvature(self, neg_log_lik, theta: jax.Array) -> jax.Array | Factored:
         if self.structure == "low_rank":

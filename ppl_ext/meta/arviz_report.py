@@ -1,0 +1,120 @@
+"""A fitted hierarchy, and adapted episodes, as ArviZ reports with an ``episode`` axis."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_ext.arguments import check_count, check_key, check_mapping, told
+from ppl_ext.diagnostics.arviz_export import arviz_version, build_report
+from ppl_ext.diagnostics.likelihood import Terms as Likelihood
+from ppl_ext.diagnostics.runs import name_of, versions
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.meta.arriving import finite_stream
+from ppl_ext.meta.hierarchy import Hierarchy
+from ppl_ext.meta.local import Gaussian
+from ppl_ext.meta.low_rank import LowRank
+from ppl_ext.meta.stream import Batch
+
+
+def fit_to_arviz(
+    fit: Any,
+    episodes: Any,
+    rng_key: jax.Array | None = None,
+    num_samples: int = 500,
+    labels: Sequence[Any] | None = None,
+    scores: Any = None,
+) -> Any:
+    """The report of a fit over episodes: local sites by ``episode``, draws of the shared law, log likelihood by episode.
+
+    ``posterior``: local sites (chain, draw, episode, ...) from each episode's q, ``mean`` and ``covariance`` (or ``variance``)
+    from q(μ, Σ), independent of those by construction, and shared latent sites and params, the same in every draw.
+    ``log_likelihood``: of each episode given its own sites, as one term. ``vi_trace``: the bound by step.
+    ``constant_data``: ``scores``, if given.
+
+    :param labels: of the episodes, the subjects' names say; by default 0, 1, ...
+    :raises ArgumentError: if there are not as many labels or scores as episodes.
+    """
+    check_count("to_arviz: num_samples", num_samples)
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    check_key("to_arviz: rng_key", rng_key)
+    stream = finite_stream("to_arviz", episodes)
+    names = np.arange(len(stream)) if labels is None else np.asarray(labels)
+    if names.shape != (len(stream),):
+        raise ArgumentError(f"to_arviz: labels must be one for each of the {len(stream)} episodes, got shape {names.shape}.")
+    if scores is not None and (not hasattr(scores, "nll") or len(scores.nll) != len(stream)):
+        raise ArgumentError(f"to_arviz: scores must be what evaluate returned for these {len(stream)} episodes, got {told(scores)}.")
+    of_local, of_globals = jax.random.split(rng_key)
+    q = fit.posteriors(stream)
+    batch = stream.batch(np.arange(len(stream)))
+    sites, log_likelihood = jax.device_get(_drawn(fit.hierarchy, fit.state.shared, q, batch, jax.random.split(of_local, num_samples)))
+    mean, covariance = fit.niw.sample(of_globals, (num_samples,))
+    spread = "variance" if fit.niw.diagonal else "covariance"
+    posterior = {name: x[None] for name, x in sites.items()}
+    posterior |= {_free("mean", posterior): np.asarray(mean)[None], _free(spread, posterior): np.asarray(covariance)[None]}
+    dims = {name: ["episode"] for name in sites}
+    for name, value in fit.shared.items():
+        for path, x in jax.tree_util.tree_flatten_with_path(value)[0]:
+            x = np.asarray(x)
+            posterior[name + jax.tree_util.keystr(path)] = np.broadcast_to(x, (1, num_samples, *x.shape))
+    groups: dict[str, Any] = {"posterior": posterior, "vi_trace": {"loss": fit.losses[None]}}
+    if scores is not None:
+        groups["constant_data"] = scores.by_name()
+        dims |= {name: ["episode"] for name in scores.by_name()}
+    terms = {"episodes": Likelihood(log_likelihood[None], np.zeros(len(stream), bool), ("episodes",), ("episode",), False)}
+    attrs = {
+        "model": name_of(fit.hierarchy.form.model),
+        "local_solver": repr(fit.solver),
+        "num_steps": int(fit.losses.size),
+        "run_seconds": fit.run_seconds,
+        "mean_precision": float(fit.niw.mean_precision),
+        "df": float(fit.niw.df),
+        **versions(),
+        "arviz_version": arviz_version(),
+    }
+    return build_report(groups, terms=terms, dims=dims, coords={"episode": names}, attrs=attrs)
+
+
+def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
+    """The report of new episodes by label: local sites (chain, draw, episode, ...).
+
+    :raises ArgumentError: if they have not as many draws each.
+    """
+    check_mapping("adapted_to_arviz: posteriors", {str(k): v for k, v in dict(posteriors).items()}, "from labels to adapted posteriors")
+    if not posteriors:
+        raise ArgumentError("adapted_to_arviz: there is no posterior.")
+    for label, post in posteriors.items():
+        if not (hasattr(post, "samples") and hasattr(post, "theta")):
+            raise ArgumentTypeError(f"adapted_to_arviz: '{label}' must be what adapt returned, got {told(post)}.")
+    if len({len(p.theta) for p in posteriors.values()}) > 1:
+        raise ArgumentError(f"adapted_to_arviz: numbers of draws differ: {[len(p.theta) for p in posteriors.values()]}.")
+    every = list(posteriors.values())
+    stacked = {name: np.stack([np.asarray(p.samples[name]) for p in every], axis=1)[None] for name in every[0].samples}
+    labels = np.array([k if isinstance(k, int | float | str) else str(k) for k in posteriors])
+    attrs = {**versions(), "arviz_version": arviz_version()}
+    return build_report({"posterior": stacked}, dims={n: ["episode"] for n in stacked}, coords={"episode": labels}, attrs=attrs)
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    return f"hierarchy_{name}" if name in taken else name
+
+
+@eqx.filter_jit
+def _drawn(h: Hierarchy, shared, q: Gaussian, batch: Batch, keys: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Local sites and log likelihoods, draw by draw: (draw, episode, ...)."""
+
+    def spread(covariance, noise):
+        if isinstance(covariance, LowRank):
+            return covariance.spread(noise[None])[0]
+        return noise * jnp.sqrt(covariance) if covariance.ndim == 1 else jnp.linalg.cholesky(covariance) @ noise
+
+    def draw(key):
+        noise = jax.random.normal(key, q.mean.shape, q.mean.dtype)
+        theta = q.mean + jax.vmap(spread)(q.covariance, noise)
+        losses = jax.vmap(lambda t, args, length: h.loss(shared, args, length)(t))(theta, batch.args, batch.lengths)
+        return jax.vmap(h.form.values)(theta), -losses
+
+    return jax.lax.map(draw, keys)

@@ -1,0 +1,72 @@
+"""Pictures of new episodes: what was seen, and the band of what is predicted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.handlers import substitute
+from numpyro.infer import Predictive
+
+from ppl_ext.arguments import check_key, check_number, told
+from ppl_ext.diagnostics.plots.axes import colour, several_axes, tidy
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.meta.arriving import finite_stream
+from ppl_ext.meta.fitted import MetaFit
+
+
+def plot_episodes(
+    fit: MetaFit,
+    episodes: Sequence[Any],
+    at: Any,
+    axes: Any = None,
+    *,
+    site: str | None = None,
+    level: float = 0.9,
+    labels: Sequence[str] | None = None,
+    num_samples: int = 1000,
+    rng_key: jax.Array | None = None,
+) -> np.ndarray:
+    """Draw for each episode its rows, and the mean and band of the predictions after adapting to them.
+
+    The episode model's first argument is the horizontal axis, its last the data, which it must be able to do without.
+
+    :param episodes: new episodes, one panel each.
+    :param at: (n,), where to predict, in the place of the first argument.
+    :param axes: Matplotlib axes, one for each episode; a new row of them by default.
+    :param site: the observed site, if there are several.
+    :param level: of the central band.
+    :return: the axes, (episode,).
+    :raises ArgumentError: if the site is not there, or axes or labels are too few or too many.
+    :raises MissingExtraError: if there is no Matplotlib.
+    """
+    if not isinstance(fit, MetaFit):
+        raise ArgumentTypeError(f"plot_episodes: fit must be a MetaFit, got {told(fit)}.")
+    check_number("plot_episodes: level", level)
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    check_key("plot_episodes: rng_key", rng_key)
+    stream, at = finite_stream("plot_episodes", episodes), np.asarray(at, np.float32)
+    if at.ndim != 1 or not at.size or not 0 < level < 1:
+        raise ArgumentError(f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and {told(level)}.")
+    if labels is not None and len(labels) != len(stream):
+        raise ArgumentError(f"plot_episodes: {len(stream)} labels are needed, one for each episode, got {len(labels)}.")
+    axes = several_axes(axes, len(stream), (max(4.5, 3.4 * len(stream)), 3.4), "episode")
+    program = substitute(fit.hierarchy.form.model, data=fit.shared)
+    order = np.argsort(at)
+    for i, ax in enumerate(axes):
+        of_fit, of_draws = jax.random.split(jax.random.fold_in(rng_key, i))
+        x, *_, y = stream[i]
+        post = fit.adapt(of_fit, *stream[i], num_samples=num_samples)
+        drawn = Predictive(program, posterior_samples=post.samples)(of_draws, at)
+        found = {n: v for n, v in drawn.items() if n not in post.samples and v.shape[1:] == at.shape}
+        if (name := next(iter(found), None) if site is None else site) not in found:
+            raise ArgumentError(f"plot_episodes: there is no observed site '{name}' with a value for each row; there are {sorted(found)}.")
+        values = np.asarray(found[name])[:, order]
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        ax.fill_between(at[order], low, high, color=colour(0), alpha=0.25, lw=0, label=f"{100 * level:.3g} % of predictions")
+        ax.plot(at[order], values.mean(0), color=colour(0), lw=1.6, label="mean")
+        ax.plot(x, y, "o", color=colour(6), ms=4, label="seen")
+        tidy(ax, labels[i] if labels is not None else f"episode {i}", xlabel="x")
+    tidy(axes[0], ylabel=str(name))
+    axes[0].legend(frameon=False, fontsize="small")
+    return axes
