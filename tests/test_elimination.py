@@ -26,6 +26,8 @@ from ppl_ext.errors import ModelError
 from ppl_ext.objectives import ELBO, IWELBO
 from tests.oracles import quick_jit
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 Y = jnp.array([0.2, 1.4, -0.5, 0.8])
 MARK = {"enumerate": "parallel"}
@@ -343,6 +345,7 @@ def test_what_the_guide_has_is_not_summed():
     close(loss(ELBO(), guide), theirs)
 
 
+@pytest.mark.slow
 def test_where_trace_enum_is_off():
     """With a ``scan`` NumPyro's own density agrees with ours, and its ``TraceEnum_ELBO`` with neither, in silence."""
 

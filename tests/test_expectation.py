@@ -24,6 +24,8 @@ from ppl_ext.gradients import Enumerate, LeaveOneOut, Reparameterize, ScoreFunct
 from ppl_ext.objectives import ELBO
 from tests.oracles import assert_unbiased, gaussian, quick_jit, z_scores
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 SCORE = ScoreFunction(baseline=None)
 
 

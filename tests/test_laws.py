@@ -10,6 +10,8 @@ import pytest
 from ppl_ext import log_density
 from ppl_ext.laws import log_prob, prob
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 LOGITS = (-jnp.inf, -200.0, -1.3, -0.0, 0.0, 0.4, 90.0, jnp.inf)
 
 

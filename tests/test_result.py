@@ -27,6 +27,8 @@ from ppl_ext.diagnostics.summary import importance
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError
 from ppl_ext.result import Fit, to_arviz
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
 Y = RNG.normal(1.0, 1.0, 6).astype(np.float32)

@@ -17,6 +17,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFini
 from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, SimulatedStream, lift
 from ppl_ext.meta.local import Gaussian, Quadratic, closed_form, expected
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 NOISE = 0.5
 

@@ -12,6 +12,8 @@ from scipy.stats import t as student_t
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta import NIW
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 RNG = np.random.default_rng(0)
 BLOCKS = {"full": None, "diagonal": None, "block": (2, 1)}
 
