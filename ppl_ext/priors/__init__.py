@@ -18,6 +18,9 @@
 ``CriticW1``                     Wasserstein-1 by a critic, as first published
 ``match``                        tune a lifted prior to a target; gives an ordinary NumPyro model and a report
 ``measurement_inputs``           where functions are compared: training inputs and points of their box
+``posterior_functions``          any fit read in function space: predictions, their scores, R-hat on them
+``student_t_posterior``          infinitely wide network with an inverse-gamma last-layer scale, given data: exact
+``scale_mixture_posterior``      the same with any prior of the scale, by importance sampling
 ================================ ==========================================================================================
 """
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.energy import MMD, Energy
     from ppl_ext.priors.family import Family
     from ppl_ext.priors.flow import Flow
+    from ppl_ext.priors.functions import FunctionDraws, posterior_functions
     from ppl_ext.priors.gaussian import Gaussian
     from ppl_ext.priors.gaussian_moments import GaussianKL, GaussianW2
     from ppl_ext.priors.gaussian_process import NNGP, GaussianProcess
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.sinkhorn import Sinkhorn
     from ppl_ext.priors.sliced import SlicedWasserstein
     from ppl_ext.priors.student_t import StudentTProcess
+    from ppl_ext.priors.student_t_network import scale_mixture_posterior, student_t_posterior
     from ppl_ext.priors.target import Target
 
 # By module, so that nobody pays for importing what is not used.
@@ -54,6 +59,7 @@ _NAMES = {
     "energy": ("Energy", "MMD"),
     "family": ("Family",),
     "flow": ("Flow",),
+    "functions": ("FunctionDraws", "posterior_functions"),
     "gaussian": ("Gaussian",),
     "gaussian_moments": ("GaussianKL", "GaussianW2"),
     "gaussian_process": ("GaussianProcess", "NNGP"),
@@ -67,6 +73,7 @@ _NAMES = {
     "sinkhorn": ("Sinkhorn",),
     "sliced": ("SlicedWasserstein",),
     "student_t": ("StudentTProcess",),
+    "student_t_network": ("scale_mixture_posterior", "student_t_posterior"),
     "target": ("Target",),
 }
 
@@ -79,6 +86,7 @@ __all__ = [
     "Energy",
     "Family",
     "Flow",
+    "FunctionDraws",
     "Functions",
     "Gaussian",
     "GaussianKL",
@@ -99,7 +107,10 @@ __all__ = [
     "match",
     "measurement_inputs",
     "nngp_kernel",
+    "posterior_functions",
+    "scale_mixture_posterior",
     "stacked",
+    "student_t_posterior",
     "values_at",
 ]
 
