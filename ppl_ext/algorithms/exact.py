@@ -20,35 +20,15 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
-from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints
 
 from ppl_ext.algorithms.compensated import Sum, plus, zero
 from ppl_ext.algorithms.constancy import depends
+from ppl_ext.algorithms.forward_backward import smooth_finite
 from ppl_ext.algorithms.lowering import Inputs
+from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import Particle, StateSpace
-from ppl_ext.choices import elements
 from ppl_ext.errors import ModelError
-from ppl_ext.gradients import finite_support
-
-
-class Smoothed(NamedTuple):
-    """``log_evidence`` is log p(y); ``initial`` and ``states`` hold moments by site, the latter with a leading time axis.
-
-    ``mean`` and ``covariance`` are of the joint state of all sites (raveled, in the order of ``names``), (T, d) and (T, d, d); ``cross``
-    (T, d₋, d) is the covariance of the state before a step and after it; for the first step that of the initial sites.  Finite models
-    also have ``probs`` (T, K) over ``points`` (K, d), the joint states; for Gaussian ones both are ``None``.
-    """
-
-    log_evidence: jax.Array
-    initial_mean: jax.Array
-    initial_covariance: jax.Array
-    first_cross: jax.Array
-    mean: jax.Array
-    covariance: jax.Array
-    cross: jax.Array
-    probs: jax.Array | None = None
-    points: jax.Array | None = None
 
 
 class Form(NamedTuple):
@@ -79,9 +59,11 @@ def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
 
     :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than ``max_states``.
     """
+    if not ss.num_steps:
+        raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
     match kind_of(ss):
         case "finite":
-            return _finite(ss, max_states)
+            return smooth_finite(ss, max_states)
         case "gaussian":
             return _gaussian(ss)
     raise ModelError(
@@ -101,7 +83,7 @@ def _flat(sites: dict) -> tuple[jax.Array, Any]:
     return ravel_pytree({n: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)) for n, s in sites.items()})
 
 
-class _Steps:
+class Steps:
     """Log densities of a model's steps as functions of the states before and after, as flat vectors."""
 
     def __init__(self, ss: StateSpace):
@@ -131,7 +113,7 @@ class _Steps:
 
 def _is_quadratic(ss: StateSpace) -> bool:
     """Whether no second derivative depends on the states, as far as the traced program shows."""
-    steps, x = _Steps(ss), ss.inputs(0)
+    steps, x = Steps(ss), ss.inputs(0)
     for fn, points in (
         (lambda a: steps.initial(a), (steps.zero_initial,)),
         (lambda a, b: steps.first(a, b, x), (steps.zero_initial, steps.zero_state)),
@@ -182,7 +164,7 @@ def _moments(form: Form) -> tuple[jax.Array, jax.Array]:
 
 
 def _gaussian(ss: StateSpace) -> Smoothed:
-    steps = _Steps(ss)
+    steps = Steps(ss)
     n0, n = len(steps.zero_initial), len(steps.zero_state)
     x0 = ss.inputs(0)
     start = _form(steps.initial, steps.zero_initial)
@@ -194,13 +176,18 @@ def _gaussian(ss: StateSpace) -> Smoothed:
         """Constants are summed apart, so that none is lost among many."""
         message, total = state
         new = _integrate(_plus(form, message, slice(0, n)), slice(n, 2 * n), slice(0, n))
-        return (new._replace(constant=jnp.zeros(())), plus(total, new.constant)), message
+        return (new._replace(constant=jnp.zeros(())), plus(total, new.constant)), (message, new.constant)
 
+    log_first = _integrate(start, slice(0, 0), slice(0, n0)).constant
     message = _integrate(_plus(first, start, slice(0, n0)), slice(n0, n0 + n), slice(0, n0))
     state: tuple[Form, Sum] = (message._replace(constant=jnp.zeros(())), plus(zero(), message.constant))
-    (last, total), forward = lax.scan(forth, state, later)
-    nothing = slice(0, 0)
-    evidence = plus(total, _integrate(last, nothing, slice(0, n)).constant).value
+    (last, total), (forward, constants) = lax.scan(forth, state, later)
+    messages = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), forward, last)
+    # What each message integrates to is, with the constants so far, the evidence of the series up to its time.
+    masses = jax.vmap(lambda form: _integrate(form, slice(0, 0), slice(0, n)).constant)(messages)
+    evidence = plus(total, masses[-1]).value
+    increments = jnp.concatenate([(message.constant - log_first)[None], constants]) + jnp.diff(masses, prepend=0.0)
+    filtered_mean, filtered_covariance = jax.vmap(_moments)(messages)
 
     def back(message, inputs):
         form, before = inputs
@@ -220,76 +207,8 @@ def _gaussian(ss: StateSpace) -> Smoothed:
         jnp.concatenate([mean_0[None, n0:], means[:, n:]]),
         jnp.concatenate([covariance_0[None, n0:, n0:], covariances[:, n:, n:]]),
         covariances[:, :n, n:],
+        log_first,
+        increments,
+        filtered_mean,
+        filtered_covariance,
     )
-
-
-# Finite
-
-
-def _points(sites: dict, max_states: int) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Every joint value of the sites, by site and raveled."""
-    supports, total = {}, 1
-    for name, site in sites.items():
-        values = np.asarray(finite_support(elements(site.fn))).reshape(-1)
-        supports[name] = values
-        total *= len(values) ** math.prod(site.shape)
-    if total > max_states:
-        raise ModelError(f"The sites {', '.join(map(repr, sites))} have {total} joint states, more than max_states={max_states}.")
-    out, stride = {}, 1
-    for name, site in sites.items():
-        size, count = len(supports[name]), math.prod(site.shape)
-        digits = (np.arange(total) // stride)[:, None] // size ** np.arange(count) % size
-        stride *= size**count
-        out[name] = jnp.asarray(supports[name][digits].reshape(total, *site.shape), site.dtype)
-    flat = [v.reshape(total, -1).astype(jnp.float32) for v in jax.tree.leaves(out)]
-    return out, jnp.concatenate(flat, 1) if flat else jnp.zeros((total, 0))
-
-
-def _finite(ss: StateSpace, max_states: int) -> Smoothed:
-    start_values, start_points = _points(ss.initial_sites, max_states)
-    values, points = _points(ss.step_sites, max_states)
-    start = jax.vmap(ss.initial, axis_size=len(start_points))(start_values)
-
-    def densities(particles: Particle, x):
-        """log m g of every state after every state, and the particles in the new states."""
-        step = jax.vmap(lambda p: jax.vmap(lambda v: ss.step(p, v, x))(values))(particles)
-        return step.log_transition + step.log_emission, jax.tree.map(lambda leaf: leaf[0], step.particle)
-
-    def forth(state, x):
-        particles, log_alpha, total = state
-        log_density, new = densities(particles, x)
-        joint = log_alpha[:, None] + log_density
-        alpha = logsumexp(joint, axis=0)
-        norm = logsumexp(alpha)
-        norm = jnp.where(jnp.isfinite(norm), norm, 0.0)
-        lost = jnp.where(jnp.isfinite(logsumexp(alpha)), 0.0, -jnp.inf)
-        return (new, alpha - norm, plus(total, norm + lost)), (log_alpha, log_density)
-
-    log_alpha = start.log_initial + start.log_emission
-    state = (start.particle, log_alpha, zero())
-    if not ss.num_steps:
-        raise ModelError("The series is empty, so there is nothing to smooth.")
-    state, (alpha_0, density_0) = forth(state, ss.inputs(0))
-    (_, last, total), (alphas, log_densities) = lax.scan(forth, state, jax.tree.map(lambda a: a[1:], ss.xs))
-
-    def back(log_beta, inputs):
-        alpha, density = inputs
-        joint = alpha[:, None] + density + log_beta[None]
-        probs = jnp.exp(joint - logsumexp(joint))
-        beta = logsumexp(density + log_beta[None], axis=1)
-        return beta - beta.max(), probs
-
-    behind, pairs = lax.scan(back, jnp.zeros_like(last), (alphas, log_densities), reverse=True)
-    _, pair_0 = back(behind, (alpha_0, density_0))
-    mean_0, covariance_0, _ = _weighted(pair_0.sum(1), start_points)
-    probs = jnp.concatenate([pair_0.sum(0)[None], pairs.sum(1)])
-    mean, covariance, _ = jax.vmap(lambda p: _weighted(p, points))(probs)
-    before = jnp.concatenate([mean[:-1]])
-    cross = jnp.einsum("tij,ia,jb->tab", pairs, points, points) - before[:, :, None] * mean[1:, None]
-    first_cross = jnp.einsum("ij,ia,jb->ab", pair_0, start_points, points) - mean_0[:, None] * mean[0][None]
-    return Smoothed(total.value, mean_0, covariance_0, first_cross, mean, covariance, cross, probs, points)
-
-
-def _weighted(probs, points):
-    mean = probs @ points
-    return mean, (points - mean).T @ (probs[:, None] * (points - mean)), probs

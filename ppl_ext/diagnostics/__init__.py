@@ -9,7 +9,16 @@ from ppl_ext.diagnostics.likelihood import log_likelihood
 from ppl_ext.diagnostics.psis import PSIS, importance_ess, pareto_k_threshold, psis
 
 if TYPE_CHECKING:
-    from ppl_ext.diagnostics.plots import plot_calibration, plot_elbo, plot_ess, plot_forest, plot_function_draws, plot_functions, plot_khat
+    from ppl_ext.diagnostics.plots import (
+        plot_calibration,
+        plot_elbo,
+        plot_ess,
+        plot_forest,
+        plot_function_draws,
+        plot_functions,
+        plot_khat,
+        plot_smoothing,
+    )
 
 __all__ = [
     "Calibration",
@@ -26,6 +35,7 @@ __all__ = [
     "plot_function_draws",
     "plot_functions",
     "plot_khat",
+    "plot_smoothing",
     "psis",
 ]
 

@@ -124,6 +124,7 @@ class ParisParticleGibbs:
             args=args,
             kwargs=kwargs,
             params=params,
+            initial_names=tuple(kept.path.initial.sites),
             how=self.how.told() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
         )
 
@@ -150,6 +151,7 @@ class ParticleGibbsSmoothing:
     :param renewal: (T + 1,) how often a sweep changed the path, by time, that before the first step included.
     :param renewed: the same before averaging, (chain, sweep, T + 1), and ``ess``, the effective sample sizes.
     :param fallbacks: backward rows in which no particle before could have led to the one after.
+    :param initial_names: the sites before the scan among the trajectories'.
     """
 
     expectations: dict[str, Any]
@@ -163,6 +165,7 @@ class ParticleGibbsSmoothing:
     args: tuple
     kwargs: dict[str, Any]
     params: dict[str, jax.Array]
+    initial_names: tuple[str, ...] = ()
     how: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:

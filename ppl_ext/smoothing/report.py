@@ -1,14 +1,14 @@
 """What smoothing returns, and its ArviZ report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_key
-from ppl_ext.errors import ModelError
+from ppl_ext.arguments import check_count, check_key, told
+from ppl_ext.errors import ArgumentError, ModelError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -17,16 +17,14 @@ class SmoothingResult:
 
     :param log_evidence: the estimated log p(y_1, ..., y_T); its exponential is unbiased.
     :param expectations: smoothed expectations by functional.
-    :param ess: (T,) effective sample size of the weights after each step.
-    :param resampled: (T,) whether the particles were resampled before that step.
+    :param ess: (T,) effective sample size of the weights after each step; None where the answer is exact.
+    :param resampled: (T,) whether the particles were resampled before that step; None where the answer is exact.
     :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of what is observed before the scan.
     :param fallbacks: backward rows in which no particle before could have led to the one after.
     """
 
     log_evidence: jax.Array
     expectations: dict[str, Any]
-    ess: jax.Array
-    resampled: jax.Array
     log_evidence_increments: jax.Array
     log_evidence_initial: jax.Array
     fallbacks: jax.Array
@@ -36,10 +34,14 @@ class SmoothingResult:
     params: dict[str, jax.Array]
     rng_key: jax.Array
     draw: Callable
+    quantiles: Callable
+    ess: jax.Array | None = None
+    resampled: jax.Array | None = None
     how: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"SmoothingResult(log_evidence={float(self.log_evidence):.4g}, num_steps={len(self.ess)}, {self.how})"
+        num_steps = len(self.log_evidence_increments)
+        return f"SmoothingResult(log_evidence={float(self.log_evidence):.4g}, num_steps={num_steps}, {self.how})"
 
     def sample(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> dict[str, jax.Array]:
         """Whole trajectories from the smoothing law, drawn backward through the particles of this run, which is repeated for
@@ -53,6 +55,16 @@ class SmoothingResult:
         check_key("sample: rng_key", rng_key)
         return self.draw(rng_key, self.rng_key, self.params, self.args, self.kwargs, int(num_samples))
 
+    def filtered(self, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> dict[str, jax.Array]:
+        """Quantiles of each state given the observations up to its own time, element by element: by site of a step (levels, T, ...).
+
+        The particles of this run are made once more for it; nothing of them is kept.
+        """
+        found = np.asarray(levels, np.float32)
+        if found.ndim != 1 or not found.size or not ((found > 0) & (found < 1)).all():
+            raise ArgumentError(f"filtered: levels must be numbers between 0 and 1, got {told(levels)}.")
+        return self.quantiles(self.rng_key, self.params, self.args, self.kwargs, found)
+
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> Any:
         """The ArviZ report, one chain.
 
@@ -65,11 +77,9 @@ class SmoothingResult:
         def each(x):
             return np.broadcast_to(np.asarray(x), (1, num_samples, *np.shape(x)))
 
-        stats = {
-            "ess": each(self.ess),
-            "resampled": each(self.resampled),
-            "log_evidence_increment": each(self.log_evidence_increments),
-        }
+        stats = {"log_evidence_increment": each(self.log_evidence_increments)}
+        if self.ess is not None:
+            stats |= {"ess": each(self.ess), "resampled": each(self.resampled)}
         attrs = {"log_evidence": float(self.log_evidence), "backward_fallbacks": int(self.fallbacks), **self.how}
         return report_of(self.model, self.args, self.kwargs, self.params, values, stats, attrs, stats["log_evidence_increment"])
 

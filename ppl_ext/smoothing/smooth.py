@@ -4,12 +4,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ppl_ext.algorithms.filtering import Info
-from ppl_ext.algorithms.resampling import Scheme
+from ppl_ext.algorithms.resampling import Scheme, weights_of
+from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_call, check_count, check_key
 from ppl_ext.diagnostics.sites import refuse_open_handlers
+from ppl_ext.errors import ModelError
+from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
+from ppl_ext.smoothing.backward.kernel import no_bound_needed
+from ppl_ext.smoothing.exact import Exact, no_closed_form, weighted_quantiles
 from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, settings, step
 from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.report import SmoothingResult
@@ -19,6 +25,10 @@ from ppl_ext.smoothing.trajectories import trajectories, values_of
 class smooth:
     """Filter a series and smooth additive functionals of its states: arguments as for
     :class:`~ppl_ext.smoothing.OnlineSmoother`, and the same results to the last bit.
+
+    ``backward="exact"`` takes no particles: finite states are smoothed by forward-backward sums (up to 4096 joint states, any functional),
+    linear-Gaussian ones by Kalman's recursions (functionals of degree two at most, such as scores, moments and lag covariances). Which it
+    is, is read off the model; the result is of the same type, without what only particles have (``ess`` and ``resampled`` are None).
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -49,17 +59,21 @@ class smooth:
         initial_proposal: Callable | None = None,
         look_ahead: Callable | None = None,
     ):
-        how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead)
+        self.exact = isinstance(backward, str) and backward == "exact"
+        kernel = "path" if self.exact else backward
+        how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead)
         self.how = settings("smooth", model, functionals, *how)
-        self._run = jax.jit(self._forward)
+        self._run = jax.jit(self._exactly if self.exact else self._forward)
         self._sample = jax.jit(self._backward, static_argnums=5)
+        self._quantiles = jax.jit(self._filtered)
 
     def run(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> SmoothingResult:
         """Smooth one series.
 
         :param args: with ``kwargs``, the arguments of the model.
         :param params: constrained values of the sites before the scan that are not part of the state.
-        :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
+        :raises ModelError: if the model has no state-space form, its states do not suffice for a backward kernel, or ``"exact"`` has no
+            exact answer for the model or for a functional of it.
         :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition density is missing or
             turned out to be too low.
         """
@@ -68,24 +82,23 @@ class smooth:
         check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
-        state, found, infos, first, misplaced = self._run(rng_key, params, args, kwargs)
+        found, misplaced, tally, inexact = self._run(rng_key, params, args, kwargs)
         check_inside("smooth", misplaced, params)
-        check_excess(state.tally)
+        check_excess(tally)
+        for name, is_wrong in inexact.items():
+            if not isinstance(is_wrong, jax.core.Tracer) and bool(is_wrong):
+                raise ModelError(no_closed_form(name))
         return SmoothingResult(
-            log_evidence=state.log_evidence,
-            expectations=found,
-            ess=infos.ess,
-            resampled=infos.resampled,
-            log_evidence_increments=infos.log_increment,
-            log_evidence_initial=first,
-            fallbacks=state.tally.fallbacks,
+            **found,
+            fallbacks=tally.fallbacks,
             model=self.how.model,
             args=args,
             kwargs=kwargs,
             params=params,
             rng_key=rng_key,
             draw=self.draw,
-            how=self.how.told(),
+            how={"backward": "exact"} if self.exact else self.how.told(),
+            quantiles=self.quantiles,
         )
 
     def draw(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
@@ -96,6 +109,28 @@ class smooth:
         check_excess(tally)
         return values
 
+    def quantiles(self, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
+        """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
+        return self._quantiles(filter_key, params, args, kwargs, levels)
+
+    def _exactly(self, rng_key, params, args, kwargs):
+        how = self.how
+
+        def lowered(params):
+            return lower(how.model, args, kwargs, params)
+
+        exact = Exact(lowered(params))
+        found, wrong = exact.expectations(joined(how.functionals, Context(lowered, exact.lowered)))
+        found = {n: jax.tree.map(lambda v, n=n: jnp.where(wrong.get(n, False), jnp.nan, v), x) for n, x in found.items()}
+        s = exact.smoothed
+        fields = {
+            "log_evidence": s.log_evidence,
+            "expectations": found,
+            "log_evidence_increments": s.log_increments,
+            "log_evidence_initial": s.log_initial,
+        }
+        return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong
+
     def _forward(self, rng_key, params, args, kwargs):
         space, functional = self.how.begin(params, args, kwargs)
         state, _, first = begin(rng_key, params, self.how, space, functional)
@@ -105,9 +140,38 @@ class smooth:
             return state, info._replace(ancestors=info.ancestors[:0])  # kept, they would be N numbers a step
 
         state, infos = jax.lax.scan(body, state, space.lowered.xs)
-        return state, expectations(state), infos, first.log_increment, outside(space.lowered)
+        fields = {
+            "log_evidence": state.log_evidence,
+            "expectations": expectations(state),
+            "log_evidence_increments": infos.log_increment,
+            "log_evidence_initial": first.log_increment,
+            "ess": infos.ess,
+            "resampled": infos.resampled,
+        }
+        return fields, outside(space.lowered), state.tally, {}
+
+    def _filtered(self, filter_key, params, args, kwargs, levels):
+        if self.exact:
+            return Exact(lower(self.how.model, args, kwargs, params)).quantiles(levels)
+        space, _ = self.how.begin(params, args, kwargs)
+        state, *_ = begin(filter_key, params, self.how, space, None)
+
+        def body(state: SmootherState, x: Any) -> tuple[SmootherState, dict[str, jax.Array]]:
+            state, _, particles = step(self.how, space, None, state, x)
+            weights = weights_of(state.filter.log_weights)
+
+            def of(values):
+                flat = weighted_quantiles(values.reshape(len(values), -1), weights, levels)
+                return flat.reshape(len(levels), *values.shape[1:])
+
+            return state, jax.tree.map(of, particles.sites)
+
+        found = jax.lax.scan(body, state, space.lowered.xs)[1]
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found)
 
     def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
+        if self.exact:
+            return Exact(lower(self.how.model, args, kwargs, params)).draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
         space, _ = self.how.begin(params, args, kwargs)
         path, tally = trajectories(rng_key, filter_key, self.how, params, space, num_samples)
         return values_of(path), tally

@@ -28,6 +28,7 @@ def test_linear_gaussian():
     with jax.enable_x64(True):
         log_z, mean, covariance = map(np.asarray, linear_joint(**{n: jnp.asarray(v, jnp.float64) for n, v in LINEAR.items()}))
     np.testing.assert_allclose(found.log_evidence, log_z, rtol=1e-5)
+    np.testing.assert_allclose(found.log_initial + found.log_increments.sum(), log_z, rtol=1e-5)
     np.testing.assert_allclose(np.r_[found.initial_mean, found.mean[:, 0]], mean, rtol=1e-4)
     np.testing.assert_allclose(np.r_[found.initial_covariance[0], found.covariance[:, 0, 0]], np.diag(covariance), rtol=1e-4)
     np.testing.assert_allclose(np.r_[found.first_cross[0], found.cross[:, 0, 0]], np.diag(covariance, 1), rtol=1e-4)
@@ -39,6 +40,7 @@ def test_finite():
         every, log_p = finite_paths(**{n: jnp.asarray(v, jnp.float64) for n, v in FINITE.items()})
         weights = np.exp(np.asarray(log_p - logsumexp(log_p)))
     assert float(found.log_evidence) == pytest.approx(log_evidence(finite, FINITE), rel=1e-5)
+    assert float(found.log_initial + found.log_increments.sum()) == pytest.approx(float(found.log_evidence), rel=1e-5)
     mean = weights @ every
     covariance = (weights[:, None] * (every - mean)).T @ (every - mean)
     np.testing.assert_allclose(np.r_[found.initial_mean, found.mean[:, 0]], mean, rtol=1e-4)
@@ -46,6 +48,14 @@ def test_finite():
     np.testing.assert_allclose(np.r_[found.initial_covariance[0], found.covariance[:, 0, 0]], np.diag(covariance), rtol=1e-4)
     for t in range(4):
         np.testing.assert_allclose(found.probs[t], np.bincount(every[:, t + 1], weights, minlength=3), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])
+def test_what_is_filtered_is_what_is_smoothed_of_a_shorter_series(model, parameters):
+    whole, shorter = smoothed(model, (Y,), parameters), smoothed(model, (Y[:2],), parameters)
+    np.testing.assert_allclose(whole.filtered_mean[1], shorter.mean[1], rtol=1e-4)
+    np.testing.assert_allclose(whole.filtered_covariance[1], shorter.covariance[1], rtol=1e-4)
+    np.testing.assert_allclose(whole.log_initial + whole.log_increments[:2].sum(), shorter.log_evidence, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])

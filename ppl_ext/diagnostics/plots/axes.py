@@ -27,12 +27,23 @@ def new_axes(columns: int, figsize: tuple[float, float], **options: Any) -> np.n
 
     :raises MissingExtraError: if Matplotlib is not installed.
     """
+    return _subplots(1, columns, figsize, **options)[0]
+
+
+def new_column(rows: int, figsize: tuple[float, float]) -> np.ndarray:
+    """A new figure's axes one below the other, of one horizontal axis.
+
+    :raises MissingExtraError: if Matplotlib is not installed.
+    """
+    return _subplots(rows, 1, figsize, sharex=True)[:, 0]
+
+
+def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: Any) -> np.ndarray:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise MissingExtraError("Pictures need Matplotlib, which is not installed: pip install 'ppl_ext[plots]'.") from error
-    _, axes = plt.subplots(1, columns, figsize=figsize, layout="constrained", squeeze=False, **options)
-    return axes[0]
+    return plt.subplots(rows, columns, figsize=figsize, layout="constrained", squeeze=False, **options)[1]
 
 
 def several_axes(axes: Any, count: int, figsize: tuple[float, float], what: str, **options: Any) -> np.ndarray:

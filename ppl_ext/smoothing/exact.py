@@ -1,0 +1,264 @@
+r"""Smoothing without error, where a model allows it: finite states, or linear-Gaussian ones (:mod:`ppl_ext.algorithms.exact`).
+
+Functionals of finite states are summed over all pairs of neighbours. Of Gaussian ones only those of degree two have a closed form,
+
+.. math:: \mathbb{E}\, h(z) = h(\mu) + \tfrac12 \operatorname{tr}(\nabla^2 h \; \Sigma), \qquad
+    z = (x_{t-1}, x_t) \sim \mathcal{N}(\mu, \Sigma)
+
+and whether a functional is one is asked of its traced program, and then of its values at a few draws.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cho_solve
+
+from ppl_ext.algorithms.compensated import Sum, plus
+from ppl_ext.algorithms.constancy import depends
+from ppl_ext.algorithms.exact import Steps, kind_of, smooth_exactly
+from ppl_ext.algorithms.forward_backward import joint_points
+from ppl_ext.algorithms.smoothed import Smoothed
+from ppl_ext.algorithms.state_space import StateSpace
+from ppl_ext.errors import ModelError
+from ppl_ext.smoothing.space import Functional, Particles
+
+MAX_STATES = 4096
+METHODS = {"finite": "forward-backward", "gaussian": "Kalman"}
+
+
+class Exact:
+    """One series, smoothed within one trace."""
+
+    def __init__(self, lowered: StateSpace):
+        self.lowered, self.kind = lowered, kind_of(lowered)
+        self.smoothed: Smoothed = smooth_exactly(lowered, MAX_STATES)
+        self.steps = Steps(lowered)
+
+    def expectations(self, functional: Functional | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """Of the functionals, and by name whether one has no closed form after all.
+
+        :raises ModelError: if the program of one shows it already.
+        """
+        if functional is None:
+            return {}, {}
+        return self._finite(functional) if self.kind == "finite" else self._gaussian(functional)
+
+    def states(self, values: Mapping[str, Any], x: Any) -> Particles:
+        """Those of a step whose sites have these values: what lies before does not matter."""
+        return Particles(self.steps.particle(ravel_pytree(dict(values))[0], x).carry, dict(values))
+
+    def initial(self, values: Mapping[str, Any]) -> Particles:
+        return Particles(self.lowered.initial(values).particle.carry, dict(values))
+
+    def _finite(self, functional: Functional):
+        ss, smoothed = self.lowered, self.smoothed
+        first, _ = joint_points(ss.initial_sites, MAX_STATES)
+        later, _ = joint_points(ss.step_sites, MAX_STATES)
+        anything = ss.initial({n: jnp.zeros(s.shape, s.dtype) for n, s in ss.initial_sites.items()}).particle
+
+        def after(x):
+            return jax.vmap(lambda v: Particles(ss.step(anything, v, x).particle.carry, v))(later)
+
+        def mean(probs, before, particles, x):
+            values = jax.vmap(lambda a: jax.vmap(lambda b: functional.step(x, a, b))(particles))(before)
+            return jax.tree.map(lambda v: jnp.tensordot(probs, jnp.where(_beside(probs, v) > 0, v, 0), 2), values)
+
+        x0 = ss.inputs(0)
+        before = jax.vmap(self.initial, axis_size=len(smoothed.first_pairs))(first)  # type: ignore[arg-type]
+        total = _begun(mean(smoothed.first_pairs, before.carry, after(x0), x0))
+        if functional.initial is not None:
+            probs = smoothed.first_pairs.sum(1)  # type: ignore[union-attr]
+            values = jax.vmap(functional.initial, axis_size=len(probs))(before)
+            total = _added(total, jax.tree.map(lambda v: jnp.tensordot(probs, v, 1), values))
+        states = after(x0).carry
+
+        def body(state, at):
+            total, carry = state
+            probs, x = at
+            particles = after(x)
+            return (_added(total, mean(probs, carry, particles, x)), particles.carry), None
+
+        (total, _), _ = jax.lax.scan(body, (total, states), (smoothed.pairs, jax.tree.map(lambda a: a[1:], ss.xs)))
+        return _sums(total), {}
+
+    def _gaussian(self, functional: Functional):
+        ss, s, steps = self.lowered, self.smoothed, self.steps
+        n0, n = len(steps.zero_initial), len(steps.zero_state)
+
+        def at_first(z, x):
+            before = self.initial(steps.unravel_initial(z[:n0]))
+            return functional.step(x, before.carry, self.states(steps.unravel_state(z[n0:]), x))
+
+        def at(z, inputs):
+            x_before, x = inputs
+            before = steps.particle(z[:n], x_before).carry
+            return functional.step(x, before, self.states(steps.unravel_state(z[n:]), x))
+
+        def of_initial(z, _):
+            values = functional.initial(self.initial(steps.unravel_initial(z)))  # type: ignore[misc]
+            return {name: v for name, v in values.items() if v is not None}
+
+        x0, x = ss.inputs(0), jax.tree.map(lambda a: a[1:], ss.xs)
+        x_before = jax.tree.map(lambda a: a[:-1], ss.xs)
+        mean_0, cov_0 = _joint(s.initial_mean, s.mean[0], s.initial_covariance, s.covariance[0], s.first_cross)
+        _refuse_curved(at_first, mean_0, x0)
+        first, bad = _quadratic(at_first, mean_0, cov_0, x0)
+        total, wrong = _begun(first), bad
+        if functional.initial is not None and jax.eval_shape(of_initial, s.initial_mean, None):
+            _refuse_curved(of_initial, s.initial_mean, None)
+            value, bad = _quadratic(of_initial, s.initial_mean, s.initial_covariance, None)
+            total, wrong = _added(total, value), wrong | {name: wrong[name] | b for name, b in bad.items()}
+        means, covs = jax.vmap(_joint)(s.mean[:-1], s.mean[1:], s.covariance[:-1], s.covariance[1:], s.cross)
+
+        def body(state, given):
+            total, wrong = state
+            mean, cov, inputs = given
+            value, bad = _quadratic(at, mean, cov, inputs)
+            return (_added(total, value), {name: wrong[name] | bad[name] for name in wrong}), None
+
+        (total, wrong), _ = jax.lax.scan(body, (total, wrong), (means, covs, (x_before, x)))
+        return _sums(total), wrong
+
+    def draws(self, rng_key: jax.Array, num: int) -> dict[str, jax.Array]:
+        """Whole trajectories, by latent site (num, ...) and (num, T, ...)."""
+        one = self._draw_finite if self.kind == "finite" else self._draw_gaussian
+        return jax.vmap(one)(jax.random.split(rng_key, num))
+
+    def _draw_finite(self, rng_key):
+        ss, s = self.lowered, self.smoothed
+        first, _ = joint_points(ss.initial_sites, MAX_STATES)
+        later, _ = joint_points(ss.step_sites, MAX_STATES)
+
+        def back(index, at):
+            key, pairs = at
+            chosen = _choose(key, pairs[:, index])
+            return chosen, index
+
+        last_key, first_key, back_key = jax.random.split(rng_key, 3)
+        last = _choose(last_key, s.probs[-1])  # type: ignore[index]
+        index, rest = jax.lax.scan(back, last, (jax.random.split(back_key, ss.num_steps - 1), s.pairs), reverse=True)
+        indices = jnp.concatenate([index[None], rest])
+        start = _choose(first_key, s.first_pairs[:, index])  # type: ignore[index]
+        return jax.tree.map(lambda v: v[start], first) | jax.tree.map(lambda v: v[indices], later)
+
+    def _draw_gaussian(self, rng_key):
+        ss, s, steps = self.lowered, self.smoothed, self.steps
+
+        def back(later, at):
+            key, mean, cov, cross, mean_after, cov_after = at
+            earlier = _conditional(key, later, mean, cov, cross, mean_after, cov_after)
+            return earlier, later
+
+        last_key, first_key, back_key = jax.random.split(rng_key, 3)
+        last = _normal(last_key, s.mean[-1], s.covariance[-1])
+        keys = jax.random.split(back_key, ss.num_steps - 1)
+        given = (keys, s.mean[:-1], s.covariance[:-1], s.cross, s.mean[1:], s.covariance[1:])
+        x1, rest = jax.lax.scan(back, last, given, reverse=True)
+        x0 = _conditional(first_key, x1, s.initial_mean, s.initial_covariance, s.first_cross, s.mean[0], s.covariance[0])
+        states = jnp.concatenate([x1[None], rest])
+        return {**steps.unravel_initial(x0), **jax.vmap(steps.unravel_state)(states)}
+
+    def quantiles(self, levels: jax.Array) -> dict[str, jax.Array]:
+        """Of the filtering law, by site of a step: (levels, T, ...)."""
+        s = self.smoothed
+        if self.kind == "gaussian":
+            spread = jnp.sqrt(jnp.diagonal(s.filtered_covariance, axis1=1, axis2=2))
+            flat = s.filtered_mean + jax.scipy.special.ndtri(levels)[:, None, None] * spread
+        else:
+            flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]
+        return jax.vmap(jax.vmap(self.steps.unravel_state))(flat)
+
+
+def _choose(key, weights) -> jax.Array:
+    return jax.random.categorical(key, jnp.log(weights))
+
+
+def _normal(key, mean, covariance) -> jax.Array:
+    return mean + _root(covariance) @ jax.random.normal(key, mean.shape)
+
+
+def _root(covariance) -> jax.Array:
+    """A Cholesky factor, of what rounding may have left a little short of positive."""
+    size = jnp.trace(covariance) / max(len(covariance), 1)
+    return jnp.linalg.cholesky(covariance + 1e-6 * size * jnp.eye(len(covariance)))
+
+
+def _conditional(key, later, mean, covariance, cross, mean_after, covariance_after) -> jax.Array:
+    gain = cho_solve((jnp.linalg.cholesky(covariance_after), True), cross.T).T
+    return _normal(key, mean + gain @ (later - mean_after), covariance - gain @ cross.T)
+
+
+def weighted_quantiles(values: jax.Array, weights: jax.Array, levels: jax.Array) -> jax.Array:
+    """Of values (N, d) with weights (N,): (levels, d). The least value whose weight, with those below, reaches the level."""
+
+    def one(column):
+        order = jnp.argsort(column)
+        sums = jnp.cumsum(weights[order])
+        index = jnp.searchsorted(sums, levels * sums[-1])
+        return column[order][jnp.minimum(index, len(column) - 1)]
+
+    return jax.vmap(one, 1, 1)(values)
+
+
+def _joint(mean_a, mean_b, cov_a, cov_b, cross):
+    return jnp.concatenate([mean_a, mean_b]), jnp.block([[cov_a, cross], [cross.T, cov_b]])
+
+
+def _refuse_curved(fn, point, inputs) -> None:
+    """:raises ModelError: if a second derivative of a functional depends on the state."""
+    closed = jax.make_jaxpr(lambda z: jax.hessian(lambda z: fn(z, inputs))(z))(point)
+    names = [name for name, values in sorted(jax.eval_shape(lambda z: fn(z, inputs), point).items()) for _ in jax.tree.leaves(values)]
+    if curved := [name for name, moves in zip(names, depends(closed, [True]), strict=True) if moves]:
+        raise ModelError(no_closed_form(curved[0]))
+
+
+def no_closed_form(name: str) -> str:
+    return (
+        f"The functional '{name}' has no closed form: the model is linear-Gaussian, and it is no polynomial of degree two in the states "
+        "before and after a step. Use another backward kernel, such as backward='mcmc'."
+    )
+
+
+def _quadratic(fn, mean, covariance, inputs) -> tuple[Any, dict[str, jax.Array]]:
+    """The expectation of a functional, if it is a quadratic function of a Gaussian state, and by name whether it is not."""
+    value, slope, curve = fn(mean, inputs), jax.jacobian(fn)(mean, inputs), jax.hessian(fn)(mean, inputs)
+    found = jax.tree.map(lambda v, h: v + 0.5 * jnp.tensordot(h, covariance, 2), value, curve)
+    noise = jax.random.normal(jax.random.key(0), (8, len(mean))) * jnp.array([1.0, 3.0] * 4)[:, None]
+
+    def differs(away):
+        def leaf(there, v, g, h):
+            parts = (v, g @ away, 0.5 * (h @ away) @ away)
+            size = sum((jnp.abs(part) for part in parts), jnp.abs(there))
+            return jnp.any(~(jnp.abs(there - sum(parts)) <= 1e-3 * size + 1e-6))
+
+        leaves = jax.tree.map(leaf, fn(mean + away, inputs), value, slope, curve)
+        return {name: jnp.any(jnp.stack(jax.tree.leaves(flags))) for name, flags in leaves.items()}
+
+    wrong = jax.vmap(differs)(noise @ _root(covariance).T)
+    return found, {name: flags.any() for name, flags in wrong.items()}
+
+
+def _beside(probs, values) -> jax.Array:
+    return probs.reshape(probs.shape + (1,) * (values.ndim - probs.ndim))
+
+
+def _begun(values: Any) -> Any:
+    return jax.tree.map(lambda v: Sum(v, jnp.zeros_like(v)), values)
+
+
+def _added(total: Any, values: Any) -> Any:
+    """With compensation; what ``values`` lacks stays as it is."""
+    if isinstance(total, Sum):
+        return total if values is None else plus(total, values)
+    if isinstance(total, dict):
+        return {name: _added(part, None if values is None else values.get(name)) for name, part in total.items()}
+    leaves, tree = jax.tree.flatten(total, is_leaf=lambda x: isinstance(x, Sum))
+    given = [None] * len(leaves) if values is None else jax.tree.leaves(values)
+    return jax.tree.unflatten(tree, [_added(part, value) for part, value in zip(leaves, given, strict=True)])
+
+
+def _sums(total: Any) -> Any:
+    return jax.tree.map(lambda x: x.value, total, is_leaf=lambda x: isinstance(x, Sum))
