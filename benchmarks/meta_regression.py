@@ -1,11 +1,11 @@
-"""Few-shot regression of half sines and half lines: a Normal-Inverse-Wishart head, and MAML of first and second order.
+"""Few-shot regression of half sines and half lines: a Normal-Inverse-Wishart head, MAML of first and second order, a neural process.
 
 The task of Kim and Hospedales 2024: A sin(x + φ) with A in [0.1, 5] and φ in [0, π], or a line with slope and intercept in [-3, 3];
 noise 0.3, 50 points on [-5, 5], of which a new episode shows 5. All contenders have the network 1-40-40-1, see the same stream of
 episodes, and are judged on the other 45 points of the same 1,000 new ones: mean squared error, negative log likelihood, coverage of the
 90 % interval. MAML (Finn, Abbeel, Levine 2017) gets the wall time that the head took, 5 steps of gradient descent of 0.01 inside, Adam
-outside, and the root mean square error of its training queries as its predictive sd. Memory is what XLA plans for the temporaries of one
-meta-gradient.
+outside, and the root mean square error of its training queries as its predictive sd. The neural process (``benchmarks/peers``) gets the
+same wall time, too. Memory is what XLA plans for the temporaries of one meta-gradient.
 """
 
 import json
@@ -22,6 +22,7 @@ from jax.scipy.special import logsumexp
 from tqdm import tqdm
 
 from benchmarks import harness
+from benchmarks.peers import neural_process as peer
 from ppl_ext.meta import ExactLinearGaussian, SimulatedStream, lift
 from ppl_ext.meta.adapt import adapted, scale_nodes
 from ppl_ext.meta.episode import EpisodeLoss
@@ -153,6 +154,24 @@ def maml(seed: int, seconds: float, second_order: bool):
     return steps, score
 
 
+# --- a neural process
+
+
+def neural_process(seed: int, seconds: float):
+    """As :func:`maml`."""
+    p, state, chunk = peer.trainer(episode_data, SUPPORT, EPISODES_A_STEP, seed)
+    steps, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        (p, state), _ = jax.block_until_ready(chunk(p, state, jax.random.fold_in(jax.random.key(seed), steps)))
+        steps += 100
+
+    def score(x, y):
+        mean, sd = peer.predict(p, jax.random.key(0), x[:SUPPORT], y[:SUPPORT], x[SUPPORT:])
+        return scores(mean, sd, jnp.full(mean.shape[0], -jnp.log(mean.shape[0])), y[SUPPORT:])
+
+    return steps, score
+
+
 # --- memory
 
 
@@ -203,13 +222,15 @@ def main(quick: bool = False) -> None:
     description = f"sine and line regression, {SUPPORT} shots, {steps} steps of {EPISODES_A_STEP} episodes, {seeds} seeds"
     print(f"meta_regression: {description}\n")
     keys = jax.random.split(jax.random.key(12345), episodes)
-    rows: dict[str, list[dict[str, float]]] = {"head": [], "MAML": [], "first-order MAML": []}
+    rows: dict[str, list[dict[str, float]]] = {"head": [], "MAML": [], "first-order MAML": [], "neural process": []}
     for seed in tqdm(range(seeds), desc="seeds"):
         seconds, score = head(seed, steps)
         judged = {"head": (score, {"seconds": seconds, "steps": steps})}
         for name, second_order in (("MAML", True), ("first-order MAML", False)):
             made, score = maml(seed, seconds, second_order)
             judged[name] = (score, {"seconds": seconds, "steps": made})
+        made, score = neural_process(seed, seconds)
+        judged["neural process"] = (score, {"seconds": seconds, "steps": made})
         for name, (score, about) in judged.items():
             values = jax.lax.map(lambda key, score=score: score(*episode_data(key)), keys)
             rows[name].append({k: float(v.mean()) for k, v in values.items()} | about)

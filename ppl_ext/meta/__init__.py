@@ -2,6 +2,7 @@
 
 from ppl_ext.meta.arriving import ArrivingStream
 from ppl_ext.meta.arviz_report import adapted_to_arviz
+from ppl_ext.meta.head import head
 from ppl_ext.meta.lift import lift
 from ppl_ext.meta.local import LocalSolver, Quadratic
 from ppl_ext.meta.modes import mass_elsewhere
@@ -27,6 +28,7 @@ __all__ = [
     "Scores",
     "adapted_to_arviz",
     "evaluate",
+    "head",
     "expected_calibration_error",
     "lift",
     "mass_elsewhere",

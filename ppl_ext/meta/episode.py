@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -223,6 +224,7 @@ def episode_form(
         shared; for a subsampled plate. The message names the site.
     """
     sites = traced(model, args, kwargs, rng_key)
+    local = _expanded(local, sites)
     latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
     params = {n: s for n, s in sites.items() if s["type"] == "param"}
     who = f"The episode model '{name_of(model)}'"
@@ -254,6 +256,15 @@ def episode_form(
         start=jnp.concatenate([jnp.ravel(s.transform.inv(sites[s.name]["value"])) for s in laid]) if laid else jnp.zeros(0),
         keep_prior=keep_prior,
     )
+
+
+def _expanded(local: Sequence[str], sites: Mapping[str, dict]) -> list[str]:
+    """Names as they are; patterns of a shell replaced by the latent sites that they fit."""
+    free = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
+    names = []
+    for pattern in local:
+        names += [pattern] if pattern in sites else [n for n in free if fnmatchcase(n, pattern)] or [pattern]
+    return list(dict.fromkeys(names))
 
 
 def _what(site: dict) -> str:

@@ -171,7 +171,8 @@ def lift(
     ``keep_prior`` kept as a factor, with its Jacobian.
 
     :param model: a NumPyro model of one episode; its arguments are the episode.
-    :param local: names of latent sites that each episode has its own of.
+    :param local: names of latent sites that each episode has its own of, or patterns of a shell such as ``"net/*"`` (all weights of a
+        network from ``numpyro.contrib.module.random_nnx_module``; take ``structure="diagonal"`` and a prior located at initial weights).
     :param shared: names of ``param`` and latent sites that all episodes have in common, estimated as points; default: all others.
     :param structure: of Σ: ``"full"``, ``"diagonal"``, or ``"block"`` (give ``prior`` with ``blocks``).
     :param num_episodes: N, how many episodes the hierarchy has; default: the stream's number. The divergence of the shared law from the
