@@ -33,7 +33,7 @@ def test_a_drawn_patch_lies_where_it_should(corner):
 
 
 @pytest.mark.benchmark
-@pytest.mark.parametrize("name", ["bernoullis", "chains", "air"])
+@pytest.mark.parametrize("name", ["bernoullis", "chains", "air", "sgmcmc"])
 def test_quick_runs(name, monkeypatch):
     monkeypatch.setattr("jax.config.update", lambda *args: None)  # the compilation cache is the test run's business
     __import__(f"benchmarks.{name}", fromlist=["main"]).main(quick=True)

@@ -15,6 +15,7 @@ from numpyro.util import is_prng_key
 
 from ppl_ext.arguments import check_count, check_function, check_number, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer.sg_noise import normals
 from ppl_ext.infer.sg_schedule import schedule_of
 from ppl_ext.infer.sg_target import Target, Values, set_up
 
@@ -176,9 +177,8 @@ class StochasticGradientKernel(MCMCKernel):
         step_size = jnp.asarray(self._schedule(state.i), dtype)
         sampling = self._schedule.sampling(state.i) if hasattr(self._schedule, "sampling") else jnp.ones((), bool)
         temperature = jnp.where(sampling, jnp.asarray(self._temperature, dtype), 0.0)
-        # One call for all sites: a call for each costs more than the numbers.
         flat, unravel = ravel_pytree(state.z)
-        noise = unravel(jax.random.normal(noise_key, flat.shape, flat.dtype))
+        noise = unravel(normals(noise_key, flat.size, flat.dtype))
         move, momentum, adapt_state = self.move(state, self._clipped(gradient), noise, step_size, temperature, other_key)
 
         finite = jnp.stack([jnp.isfinite(jnp.sum(gradient[name])) for name in sorted(gradient)])

@@ -12,11 +12,12 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from numpyro.infer.initialization import init_to_value
 from numpyro.infer.util import potential_energy
 from scipy.linalg import solve_discrete_lyapunov
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 
 import ppl_ext
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError, ProgramError
 from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay, sg_minibatch, sg_target
+from ppl_ext.infer.sg_noise import normals
 
 KEY = jax.random.key(0)
 
@@ -37,6 +38,18 @@ def test_rows_that_could_repeat_are_seen(monkeypatch):
     monkeypatch.setattr(sg_minibatch.jnp, "diff", lambda x: jnp.ones(len(x) - 1, x.dtype))  # every draw passes for a new one
     rows = np.asarray(jax.vmap(lambda key: sg_minibatch.draw_rows(key, 5, 2))(jax.random.split(KEY, 100)))
     assert not all(len(set(row)) == 2 for row in rows)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3), jax.random.key(3, impl="rbg")])
+def test_noise_is_normal_and_independent(key):
+    x = np.asarray(jax.jit(lambda key: normals(key, 20_001, jnp.dtype("float32")))(key), float)
+    assert kstest(x, "norm").pvalue > 1e-3 and np.isfinite(x).all()
+    halves = np.stack([x[:10_000], x[10_001:]])
+    for power in (1, 2):  # the two numbers of a pair, and neighbours
+        assert abs(np.corrcoef(halves**power)[0, 1]) < 4.5 / 100.0
+        assert abs(np.corrcoef(x[1:] ** power, x[:-1] ** power)[0, 1]) < 4.5 / 141.0
+    other = np.asarray(normals(jax.random.fold_in(key, 1), 20_001, jnp.dtype("float32")))
+    assert abs(np.corrcoef(x, other)[0, 1]) < 4.5 / 141.0
 
 
 X = jnp.linspace(-1.0, 1.0, 5)
