@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from benchmarks import harness
-from ppl_ext.meta import LaplaceGGN, SimulatedStream, head, lift
+from ppl_ext.meta import NIW, LaplaceGGN, SimulatedStream, head, lift
 from ppl_ext.meta.adapt import adapted, scale_nodes
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.scores import expected_calibration_error
@@ -98,7 +98,10 @@ def niw_head(pool, shots, steps, seed):
         with numpyro.plate("images", x.shape[0]):
             numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
-    fit = lift(episode, local=["weights"], num_episodes=10_000).fit(
+    # Weights of size 3 before anything is learnt of them: a law that starts at the default would shrink them for a long time.
+    d = WAYS * (WIDTH + 1)
+    prior = NIW(jnp.zeros(d), 0.01, 9.0 * (d + 2) * jnp.eye(d), d + 2.0)
+    fit = lift(episode, local=["weights"], num_episodes=10_000, prior=prior).fit(
         jax.random.key(seed),
         SimulatedStream(lambda key: flat(task(pool, key, shots + QUERIES))),
         local_solver=LaplaceGGN(num_steps=3),

@@ -1,4 +1,4 @@
-"""The page of the variational benchmarks, ``docs/benchmarks.md``, from the saved results: ``python -m benchmarks.tables``."""
+"""The page of the benchmarks, ``docs/benchmarks.md``, from the saved results: ``python -m benchmarks.tables``."""
 
 import json
 from collections.abc import Callable
@@ -94,6 +94,45 @@ def air(report):
     return table(head, rows) + f"\n\nThe commonest count alone is right for {report['chance']:.2f} of the images.\n\n![](images/air.png)"
 
 
+def figure(cell: dict[str, Any], digits: int = 3) -> str:
+    """A mean with its standard error over seeds."""
+    return f"{cell['mean']:.{digits}f}" + (f" ± {cell['se']:.{digits}f}" if cell["se"] is not None else "")
+
+
+def meta_regression(report):
+    columns = [("mse", "squared error"), ("nll", "NLL"), ("coverage", "90 % coverage"), ("steps", "steps"), ("seconds", "seconds")]
+    rows = []
+    for name, row in report["contenders"].items():
+        rows.append([name, *(figure(row[c], 0 if c in ("steps", "seconds") else 3) for c, _ in columns)])
+    sizes = report["temporary_mebibytes_by_inner_steps"]
+    memory = [[name, *(f"{by[name]:.3g}" for by in sizes.values())] for name in next(iter(sizes.values()))]
+    head = ["MiB of temporaries, by inner steps", *sizes]
+    return table(["", *(title for _, title in columns)], rows) + "\n\n" + table(head, memory)
+
+
+def meta_digits(report):
+    rows = []
+    for shots, contenders in report["shots"].items():
+        for name, row in contenders.items():
+            rows.append([f"{shots}-shot", name, figure(row["accuracy"]), figure(row["ece"]), figure(row["nll"]), figure(row["seconds"], 0)])
+    return table(["", "", "accuracy", "calibration error", "NLL", "seconds"], rows)
+
+
+def meta_stream(report):
+    rows = []
+    for name, score in report["log_score"].items():
+        peak = report["peak_mebibytes_of_the_process"].get(name, "")
+        rows.append([name, f"{score:.4f}", report["seconds"].get(name, ""), peak])
+    nuts = report["nuts"]
+    low, mean, high = nuts["sd_ratio"]
+    about = (
+        f"The pass is {100 * report['gap']:.2f} % from the full batch. Against NUTS on {nuts['students']} students: local means off by "
+        f"{nuts['mean_off_in_sd']:.3f} posterior sds on average and {nuts['most_off_in_sd']:.3f} at most, sd ratio {low} to {high}, "
+        f"mean {mean}."
+    )
+    return table(["", "log score of a held-out rating", "seconds", "peak MiB of the process so far"], rows) + f"\n\n{about}"
+
+
 SECTIONS: dict[str, tuple[str, str, Callable]] = {
     "vae": ("Overhead: the gradient of a VAE", "The median of at least 100 blocked and interleaved calls.", vae),
     "cone": ("The cone of Becker et al. 2024", "Each bound trained to convergence, then evaluated on fresh draws.", cone),
@@ -116,12 +155,23 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "The paper's figures are on its own data and hardware.",
         air,
     ),
+    "meta_regression": (
+        "Few-shot regression: sines and lines",
+        "A shared network with a Normal-Inverse-Wishart head beside MAML and a neural process, at equal wall time.",
+        meta_regression,
+    ),
+    "meta_digits": (
+        "Few-shot classification: digits",
+        "Five new classes of digits and their rotations; the same features, tasks and steps for all.",
+        meta_digits,
+    ),
+    "meta_stream": ("InstEval as a stream", "2,972 students, each seen once, against all of them in every step.", meta_stream),
 }
 
 
 def main() -> None:
     parts = [
-        "# Variational benchmarks\n\nMade by `python -m benchmarks.tables` from `benchmarks/results/`. Under each table stands the command "
+        "# Benchmarks\n\nMade by `python -m benchmarks.tables` from `benchmarks/results/`. Under each table stands the command "
         "that measures it again. Aims and peers are the project's own; a ratio under 1 is in our favour."
     ]
     for name, (title, about, make) in SECTIONS.items():

@@ -50,7 +50,7 @@ def plot_episodes(
         raise ArgumentError(f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and {told(level)}.")
     if labels is not None and len(labels) != len(stream):
         raise ArgumentError(f"plot_episodes: {len(stream)} labels are needed, one for each episode, got {len(labels)}.")
-    axes = several_axes(axes, len(stream), (max(4.5, 3.4 * len(stream)), 3.4), "episode")
+    axes = several_axes(axes, len(stream), (max(4.5, 3.4 * len(stream)), 3.4), "episode", sharey=True)
     program = substitute(fit.hierarchy.form.model, data=fit.shared)
     order = np.argsort(at)
     for i, ax in enumerate(axes):
