@@ -103,10 +103,11 @@ class Keyed:
 @jax.custom_jvp
 def only_gradient(x: jax.Array) -> jax.Array:
     """Zero, with the derivatives of x. (``x - stop_gradient(x)`` would be computed where nothing is differentiated.)"""
-    return jnp.zeros_like(x)
+    # Not a bare zeros_like: under vmap it has no batch axis where its tangent has one, which JAX 0.10 cannot join in a scan.
+    return jnp.where(jnp.ones_like(x, bool), jnp.zeros_like(x), x)
 
 
-only_gradient.defjvp(lambda primals, tangents: (jnp.zeros_like(primals[0]), tangents[0]))
+only_gradient.defjvp(lambda primals, tangents: (only_gradient(primals[0]), tangents[0]))
 
 
 def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=None) -> tuple[State, dict[str, jax.Array], Info]:

@@ -161,8 +161,12 @@ def run_here(what: str) -> Run:
         return run
     key = prng_key() if _PYRO_STACK else None
     if key is None:
-        raise ModelError(f"No random key to draw the sites inside {what}. Pass rng_key=..., or wrap the program in handlers.seed.")
+        raise no_key(what)
     return _Alone(key, random.fold_in(key, 0))
+
+
+def no_key(what: str) -> ModelError:
+    return ModelError(f"No random key to draw the sites inside {what}. Pass rng_key=..., or wrap the program in handlers.seed.")
 
 
 def unused_run() -> Run:

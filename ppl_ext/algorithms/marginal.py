@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.inner import Inner, refuse_open_plates, run_here
+from ppl_ext.algorithms.inner import Inner, Run, no_key, refuse_open_plates, run_here, unused_run
 from ppl_ext.algorithms.target import (
     Record,
     Retained,
@@ -80,9 +80,12 @@ class marginal(eqx.Module):
         what = f"marginal({', '.join(self.keep)})"
         refuse_open_plates(what)
         program = Program(self.program, args, kwargs)
-        with (pilot := Inner("marginal", run_here(what), {}, frozenset(self.keep), self.algorithm.scans)), (record := Record()):
+        run, keyless = self._run(what)
+        with (pilot := Inner("marginal", run, {}, frozenset(self.keep), self.algorithm.scans)), (record := Record()):
             program()
         sites = record.sites
+        if keyless and is_estimated(sites):
+            raise no_key(what)
         free = self._free(sites)
         given = {name: sites[name]["value"] for name in self.keep}
         drawn = all(pilot.drawn.values())
@@ -105,6 +108,15 @@ class marginal(eqx.Module):
 
         emit(what, log_w, Estimate(kind), forward, normalised)
         return given
+
+    def _run(self, what: str) -> tuple[Run, bool]:
+        """Who draws what is summed out, and whether nobody gave a key: an exact sum does not depend on these draws."""
+        try:
+            return run_here(what), False
+        except ModelError:
+            if not self.algorithm.exact:
+                raise
+            return unused_run(), True
 
     def _free(self, sites: dict[str, dict]) -> tuple[str, ...]:
         latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]

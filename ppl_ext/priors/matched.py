@@ -1,5 +1,6 @@
 """What matching returns: the tuned model, its hyperparameters, and how well its functions match."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 from jax import random
 
-from ppl_ext.arguments import check_count, check_key
+from ppl_ext.arguments import check_count, check_key, check_program
 from ppl_ext.priors.inputs import check_inputs
 from ppl_ext.priors.lifting import Layout, Raw, Tuned
 from ppl_ext.priors.outputs import run_once
@@ -45,6 +46,14 @@ class Matched:
     def untuned(self) -> Tuned:
         """The model with the families' starting values."""
         return self.matching.lifted.at(self.layout, jax.tree.map(np.asarray, self.initial))
+
+    def on(self, model: Callable) -> Tuned:
+        """Another NumPyro model with the tuned priors on its sites of the same names: a transition tuned alone, then in a ``scan``.
+
+        :raises ArgumentTypeError: if ``model`` is no NumPyro model. A tuned site of another shape raises when the model runs.
+        """
+        check_program("on: model", model)
+        return Tuned(model, self.layout, self.raw)
 
     def functions(self, rng_key: jax.Array, inputs: Any, num_draws: int = 1000) -> dict[str, np.ndarray]:
         """Draws at these inputs, (num_draws, M) or (num_draws, M, P), "before", "after", and of the "target"."""
