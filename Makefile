@@ -4,13 +4,14 @@
 #   make test-all   slow tests and benchmarks' checks too
 #   make lint       ruff and mypy
 #   make bench      side by side with peers
+#   make docs       the site, tutorials executed, into docs/_build/html; warnings are errors
 #   make clean      remove everything that these made
 # Another interpreter: make test PYTHON=python3.12 (after make clean)
 
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,8 +40,11 @@ lint: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks
 
+docs: $(VENV)/.ready-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/tutorials *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

@@ -74,11 +74,11 @@ def log_likelihood(
     beside the chain have terms as with "independent".
 
     :param model: a NumPyro model; ``args`` and ``kwargs`` are passed to it.
-    :param samples: by site, arrays (*batch, *site shape), in NumPyro's constrained space. Other names are ignored.
+    :param samples: by site, arrays of shape ``(*batch, *site shape)``, in NumPyro's constrained space. Other names are ignored.
     :param batch_ndims: the number of leading batch axes: 2 for (chain, draw).
     :param chunk_size: draws evaluated at once; by default so many that their factors fill about 16 MB.
     :param units: "observation"; "independent" to join what a finite site links; or "one_step" for a chain.
-    :return: by observed site, float arrays (*batch, *site batch shape) in nats. With "independent", joined terms have
+    :return: by observed site, float arrays of shape ``(*batch, *site batch shape)`` in nats. With "independent", joined terms have
         the axes of the plates they do not share, under the sites' names joined by "+"; with "one_step", those of a chain
         have the axis of time and the plates of the chain's finite sites.
     :raises ArgumentError: if batch axes disagree, or an option has no such value.

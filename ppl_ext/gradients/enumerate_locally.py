@@ -45,7 +45,7 @@ class EnumerateLocally(LocalStrategy):
 
 
 def finite_support(law: Distribution) -> jax.Array:
-    """The outcomes of one element: (outcomes, *event). Known while tracing, so that its length is."""
+    """The outcomes of one element, of shape ``(outcomes, *event)``. Known while tracing, so that its length is."""
     with jax.ensure_compile_time_eval():
         support = law.enumerate_support(expand=False)
         return support.reshape(support.shape[:1] + law.event_shape)

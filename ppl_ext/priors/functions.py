@@ -112,7 +112,8 @@ class FunctionDraws:
         r"""How far stated probabilities are from frequencies.
 
         Classes: the expected calibration error, :math:`\sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|` over ``num_bins``
-        equal bins of the largest predictive probability (Guo et al. 2017, eq. 5). Else: the mean of |coverage - level| at levels .1 to .9.
+        equal bins of the largest predictive probability (Guo et al. 2017, eq. 5). Else: the mean of
+        ``|coverage - level|`` at levels .1 to .9.
         """
         check_count("calibration_error: num_bins", num_bins)
         if self.probabilities is None:
