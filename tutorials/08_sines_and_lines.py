@@ -107,5 +107,6 @@ assert 0.8 < scores.coverage.mean() < 0.97
 
 # %%
 x, y = new[1]
-axes = plot_episodes(fit, [(x[:n], y[:n]) for n in (1, 5, 20)], np.linspace(-5, 5, 100), labels=["1 point", "5 points", "20 points"])
+_, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), layout="constrained", sharey=True)
+plot_episodes(fit, [(x[:n], y[:n]) for n in (1, 5, 20)], np.linspace(-5, 5, 100), axes, labels=["1 point", "5 points", "20 points"])
 plt.savefig("more_points.png", dpi=110)

@@ -90,7 +90,8 @@ plt.savefig("subjects.png", dpi=110)
 
 # %%
 nights = [(days[:n], reaction[:n]) for n in (1, 3, 10)]  # of subject 308, who is slower by the day
-plot_episodes(fit, nights, np.linspace(0, 9, 40), labels=["one night", "three nights", "ten nights"])
+_, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), layout="constrained", sharey=True)
+plot_episodes(fit, nights, np.linspace(0, 9, 40), axes, labels=["one night", "three nights", "ten nights"])
 plt.savefig("new_subject.png", dpi=110)
 report = fit.to_arviz(stream, labels=np.unique(subject))
 print(az.summary(report, var_names=["line"], kind="stats").head(4))

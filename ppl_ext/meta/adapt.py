@@ -102,7 +102,8 @@ def adapted(
     if fit.precision.ndim == 1:
         return _factorised(fit, niw, nodes, wide)
     if nodes is not None:  # a full fit couples coordinates whose scales are independent
-        u = jax.random.gamma(rng_key, niw.df / 2, (8 * nodes.log_weights.shape[0], niw.dim), niw.loc.dtype) / (niw.df / 2)
+        of_scales = jax.random.fold_in(rng_key, 1)
+        u = jax.random.gamma(of_scales, niw.df / 2, (8 * nodes.log_weights.shape[0], niw.dim), niw.loc.dtype) / (niw.df / 2)
         nodes = Nodes(u, jnp.full(u.shape[0], -jnp.log(u.shape[0]), niw.loc.dtype))
     return _mixture(fit, niw, nodes, jnp.diag(matrix), jnp.diag(wide))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_key, check_mapping, told
+from ppl_ext.arguments import check_count, check_key, told
 from ppl_ext.diagnostics.arviz_export import arviz_version, build_report
 from ppl_ext.diagnostics.likelihood import Terms as Likelihood
 from ppl_ext.diagnostics.runs import name_of, versions
@@ -83,7 +83,8 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
 
     :raises ArgumentError: if they have not as many draws each.
     """
-    check_mapping("adapted_to_arviz: posteriors", {str(k): v for k, v in dict(posteriors).items()}, "from labels to adapted posteriors")
+    if not isinstance(posteriors, Mapping):
+        raise ArgumentTypeError(f"adapted_to_arviz: posteriors must be a dict from labels to adapted posteriors, got {told(posteriors)}.")
     if not posteriors:
         raise ArgumentError("adapted_to_arviz: there is no posterior.")
     for label, post in posteriors.items():
@@ -92,6 +93,8 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
     if len({len(p.theta) for p in posteriors.values()}) > 1:
         raise ArgumentError(f"adapted_to_arviz: numbers of draws differ: {[len(p.theta) for p in posteriors.values()]}.")
     every = list(posteriors.values())
+    if any(set(p.samples) != set(every[0].samples) for p in every):
+        raise ArgumentError(f"adapted_to_arviz: the posteriors have different sites: {[sorted(p.samples) for p in every]}.")
     stacked = {name: np.stack([np.asarray(p.samples[name]) for p in every], axis=1)[None] for name in every[0].samples}
     labels = np.array([k if isinstance(k, int | float | str) else str(k) for k in posteriors])
     attrs = {**versions(), "arviz_version": arviz_version()}

@@ -33,7 +33,7 @@ def check_shapes(model, sites: Mapping[str, Mapping[str, Any]]) -> None:
         wrong = both not in (fn, value)
         for frame in site["cond_indep_stack"]:
             axis = frame.dim - site["fn"].event_dim
-            wrong |= -axis <= len(value) and value[axis] not in (1, frame.size)
+            wrong |= -axis <= len(value) and value[axis] != frame.size
         if wrong:
             plates = ", ".join(f"'{f.name}' of size {f.size}" for f in site["cond_indep_stack"])
             inside = f", in plate {plates}" if plates else ""

@@ -1,5 +1,6 @@
 """Whether one Gaussian can stand for an episode's posterior: its other modes, looked for from many starts."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.arguments import check_count, check_key, told
-from ppl_ext.errors import ArgumentTypeError
+from ppl_ext.errors import ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.arriving import finite_stream
+from ppl_ext.meta.checks import bad_episode, check_new_episode
 from ppl_ext.meta.fitted import MetaFit, State
 from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.solvers import LaplaceGGN, curvature
@@ -29,6 +31,7 @@ def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None
 
     :param fit: a fitted hierarchy. :param episodes: an ``EpisodeStream`` or a list of episodes.
     :return: (n,), between 0 and 1.
+    :raises NonFiniteError: naming episode and site.
 
     Source: Laplace's method, for instance Gelman et al. 2013, section 13.3, mixtures of normals at the modes.
     """
@@ -38,9 +41,13 @@ def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None
     check_count("mass_elsewhere: num_steps", num_steps)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key("mass_elsewhere: rng_key", rng_key)
-    stream = finite_stream("mass_elsewhere", episodes)
+    stream, h = finite_stream("mass_elsewhere", episodes), fit.hierarchy
+    check_new_episode("mass_elsewhere", h.form, fit.state.shared, stream[int(np.argmax(stream.lengths))], {}, h.like)
+    batch = stream.batch(np.arange(len(stream)))
+    if (why := bad_episode(partial(h.loss, fit.state.shared), batch, fit.niw.loc)) is not None:
+        raise NonFiniteError(f"mass_elsewhere: {why}")
     noise = jax.random.normal(rng_key, (num_starts, fit.niw.dim), fit.niw.loc.dtype)
-    return np.asarray(_elsewhere(fit.hierarchy, fit.state, stream.batch(np.arange(len(stream))), noise, LaplaceGGN(num_steps)))
+    return np.asarray(_elsewhere(h, fit.state, batch, noise, LaplaceGGN(num_steps)))
 
 
 @eqx.filter_jit

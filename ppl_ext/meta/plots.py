@@ -33,7 +33,7 @@ def plot_episodes(
 
     :param episodes: new episodes, one panel each.
     :param at: (n,), where to predict, in the place of the first argument.
-    :param axes: Matplotlib axes, one for each episode; a new row of them by default.
+    :param axes: Matplotlib axes, one for each episode; by default a new row of them, each with a scale of its own.
     :param site: the observed site, if there are several.
     :param level: of the central band.
     :return: the axes, (episode,).
@@ -45,12 +45,16 @@ def plot_episodes(
     check_number("plot_episodes: level", level)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key("plot_episodes: rng_key", rng_key)
-    stream, at = finite_stream("plot_episodes", episodes), np.asarray(at, np.float32)
+    stream = finite_stream("plot_episodes", episodes)
+    try:
+        at = np.asarray(at, np.float32)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"plot_episodes: at must be an array of numbers, got {told(at)}.") from None
     if at.ndim != 1 or not at.size or not 0 < level < 1:
         raise ArgumentError(f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and {told(level)}.")
     if labels is not None and len(labels) != len(stream):
         raise ArgumentError(f"plot_episodes: {len(stream)} labels are needed, one for each episode, got {len(labels)}.")
-    axes = several_axes(axes, len(stream), (max(4.5, 3.4 * len(stream)), 3.4), "episode", sharey=True)
+    axes = several_axes(axes, len(stream), (max(4.5, 3.4 * len(stream)), 3.4), "episode")
     program = substitute(fit.hierarchy.form.model, data=fit.shared)
     order = np.argsort(at)
     for i, ax in enumerate(axes):

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy.stats import norm
 
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.meta import (
     NIW,
     EpisodeStream,
@@ -114,6 +114,10 @@ def test_one_mode_is_not_flagged(fitted):
     assert mass_elsewhere(fitted, STREAM).max() < 1e-3
     with pytest.raises(ArgumentTypeError, match="must be a MetaFit"):
         mass_elsewhere(3, STREAM)
+    with pytest.raises(ModelError, match=r"'y' has data of shape \(1,\)"):
+        mass_elsewhere(fitted, [(NEW[0][0], NEW[0][1][:1])])
+    with pytest.raises(NonFiniteError, match="mass_elsewhere: in episode 0 .*'y'"):
+        mass_elsewhere(fitted, [(NEW[0][0], NEW[0][1] * np.nan)])
 
 
 # --- reports and pictures
@@ -149,6 +153,8 @@ def test_the_report_of_new_episodes(fitted):
     np.testing.assert_array_equal(posts["y"].to_arviz("y").posterior["w"].values[:, :, 0], report.posterior["w"].sel(episode="y").values)
     with pytest.raises(ArgumentTypeError, match="what adapt returned"):
         adapted_to_arviz({"x": 3})
+    with pytest.raises(ArgumentTypeError, match="must be a dict from labels"):
+        adapted_to_arviz(posts["x"])
     with pytest.raises(ArgumentError, match="no posterior"):
         adapted_to_arviz({})
 
@@ -164,6 +170,8 @@ def test_pictures_take_axes_and_return_them(fitted):
         plot_episodes(fitted, NEW[:2], np.zeros(3), given[:1])
     with pytest.raises(ArgumentError, match="no observed site 'z'"):
         plot_episodes(fitted, NEW[:1], np.zeros(3), site="z", num_samples=5)
+    with pytest.raises(ArgumentTypeError, match="at must be an array of numbers, got 'a'"):
+        plot_episodes(fitted, NEW[:1], "a")
     with pytest.raises(ArgumentError, match=r"at must have shape \(n,\)"):
         plot_episodes(fitted, NEW[:1], np.zeros((3, 1)))
     plt.close("all")
