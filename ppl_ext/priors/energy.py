@@ -98,4 +98,5 @@ def _median_distance(x: jax.Array) -> jax.Array:
     if len(x) < 2:
         raise ArgumentError("MMD needs at least 2 draws of the target.")
     upper = jnp.triu_indices(len(x), 1)
-    return jnp.sqrt(jnp.median(squared_distances(x - x.mean(0), x - x.mean(0))[upper]) + jnp.finfo(x.dtype).tiny)
+    median = jnp.median(squared_distances(x - x.mean(0), x - x.mean(0))[upper])
+    return jnp.sqrt(jnp.where(median > 0.0, median, 1.0))  # draws that are all equal have no scale of their own

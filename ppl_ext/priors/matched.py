@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -60,11 +61,15 @@ class Matched:
         check_key("functions: rng_key", rng_key)
         check_count("functions: num_draws", num_draws)
         x = check_inputs("functions: inputs", inputs)
-        drawn = jax.jit(self.matching.network_functions, static_argnums=3)
+        drawn = self._drawn
         keys = random.split(rng_key, 3)
         target = self.matching.target.sample(keys[2], x, num_draws)
         before, after = drawn(self.initial, keys[0], x, num_draws), drawn(self.raw, keys[1], x, num_draws)
         return {"before": np.asarray(before), "after": np.asarray(after), "target": np.asarray(target).reshape(after.shape)}
+
+    @cached_property
+    def _drawn(self) -> Callable:
+        return jax.jit(self.matching.network_functions, static_argnums=3)
 
     def print_summary(self) -> None:
         """Print the tuned hyperparameters, and how well the functions match."""

@@ -128,6 +128,16 @@ def test_a_run_that_breaks_down_names_the_site_and_keeps_the_last_good_state():
     assert 1.0 < float(result.hyperparameters["slope"]["slope"]["scale"]) < 5.0
 
 
+def test_a_gradient_that_breaks_down_is_named_by_its_hyperparameter():
+    def kinked(x):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        return slope * x + jnp.sqrt(0.0 * slope)
+
+    lifted = lift_prior(kinked, {"slo*": Gaussian()})
+    with pytest.raises(NonFiniteError, match=r"step 0, the gradient by 'log_scale' of 'slope' \(pattern 'slo\*'\)"):
+        match(jax.random.PRNGKey(0), lifted, inputs=X, target=linear_target(), num_steps=5, num_draws=8, progress_bar=False)
+
+
 def test_targets_that_are_not_finite_are_told_before_the_first_step():
     with pytest.raises(NonFiniteError, match="draws of the target"):
         tune(target=GaussianProcess(lambda a, b: -10.0 * jnp.eye(len(a)) @ jnp.ones((len(a), len(b)))))
@@ -172,6 +182,7 @@ def test_numpyro_optimisers_and_other_distances_work():
     assert fit.report.judge == "SlicedWasserstein" and len(fit.losses) == 3
 
 
+@pytest.mark.slow
 def test_the_family_may_be_hierarchical():
     fit = match(
         jax.random.key(0), lift_prior(network, {"w*": ScaleMixture(fan_in="auto")}), output="y", inputs=X, target=linear_target(),
