@@ -17,6 +17,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.local import LocalSolver, through
 from ppl_ext.meta.solvers import positive
 
+REACH = 3.0
+
 
 class VariationalLocal(LocalSolver):
     r"""Each episode's Gaussian by stochastic gradients of an objective, from the shared Gaussian as its start.
@@ -59,6 +61,15 @@ class VariationalLocal(LocalSolver):
         """Whether the closed forms of the hierarchy are those of this objective: only an ELBO's."""
         return self.objective is None or type(self.objective).__name__ in ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
 
+    def _least(self, shift):
+        """The least curvature, in standard deviations of the shared Gaussian, along a direction in which the mean moved by ``shift``.
+
+        An objective that covers can leave q as wide as the shared Gaussian where it moved its mean. No likelihood does that: a pull without
+        curvature carries the mean away without end where the shared law is wider, as a Student-t is in its tails. So the likelihood's own
+        optimum lies within ``REACH`` more deviations.
+        """
+        return 0.0 if self.conjugate else jnp.abs(shift) / REACH
+
     def __call__(self, neg_log_lik, mean, precision, rng_key):
         narrow, d = self.structure == "diagonal", mean.shape[0]
         own = jnp.diag(precision) if precision.ndim == 1 else precision
@@ -100,7 +111,12 @@ class VariationalLocal(LocalSolver):
         (free, _), _ = jax.lax.scan(step, (free, optim.init(free)), jax.random.split(rng_key, self.num_steps))
         q = params_of(free)
         if narrow:
-            sharp = jnp.maximum(1 / (spread * q["scale"]) ** 2 - jnp.diagonal(own), 0.0)
+            sharp = jnp.maximum(1 / (spread * q["scale"]) ** 2 - jnp.diagonal(own), self._least(q["loc"]) / spread**2)
             return through(at(q["loc"]), sharp, mean, precision)
-        inner = positive(cho_solve((q["scale"], True), eye) - eye)
+        inner = cho_solve((q["scale"], True), eye) - eye
+        if self.conjugate:
+            inner = positive(inner)
+        else:
+            values, vectors = jnp.linalg.eigh(inner)
+            inner = (vectors * jnp.maximum(values, self._least(q["loc"] @ vectors))) @ vectors.T
         return through(at(q["loc"]), root @ inner @ root.T, mean, precision)
