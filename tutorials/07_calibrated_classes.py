@@ -31,9 +31,9 @@ HIDDEN = 40
 
 
 def network(x, y=None):
-    w1 = numpyro.sample("w1", dist.Normal(0.0, 2.0).expand([2, HIDDEN]).to_event(2))
-    b1 = numpyro.sample("b1", dist.Normal(0.0, 2.0).expand([HIDDEN]).to_event(1))
-    w2 = numpyro.sample("w2", dist.Normal(0.0, 3.0).expand([HIDDEN]).to_event(1))
+    w1 = numpyro.sample("w1", dist.Normal(0.0, 4.0).expand([2, HIDDEN]).to_event(2))
+    b1 = numpyro.sample("b1", dist.Normal(0.0, 4.0).expand([HIDDEN]).to_event(1))
+    w2 = numpyro.sample("w2", dist.Normal(0.0, 6.0).expand([HIDDEN]).to_event(1))
     b2 = numpyro.sample("b2", dist.Normal(0.0, 1.0))
     logits = numpyro.deterministic("logits", jnp.tanh(x @ w1 / 2**0.5 + b1) @ w2 / HIDDEN**0.5 + b2)
     with numpyro.plate("points", x.shape[0]):
@@ -43,13 +43,13 @@ def network(x, y=None):
 # %% [markdown]
 # ## Three temperatures
 #
-# At temperature 1 the chain samples the posterior. At 0 it only descends, and the four chains are four best fits. In between lies a "cold"
-# posterior, too sure of itself by design. A draw is kept every fifty steps of twenty points each.
+# At temperature 1 the chain samples the posterior. At 0 it only descends, and the four chains are four best fits. In between lie "cold"
+# posteriors, sharper than the prior and the likelihood say. A draw is kept every hundred steps of twenty points each.
 
 
 # %%
 def sampled(temperature):
-    kernel = SGHMC(network, batch_size=20, step_size=0.02, friction=0.05, temperature=temperature, num_steps=50)
+    kernel = SGHMC(network, batch_size=20, step_size=0.06, friction=0.05, temperature=temperature, num_steps=100)
     mcmc = MCMC(kernel, num_warmup=40, num_samples=100, num_chains=4, chain_method="vectorized", progress_bar=False)
     mcmc.run(jax.random.key(0), x, y)
     return mcmc
@@ -61,7 +61,8 @@ runs = {temperature: sampled(temperature) for temperature in (1.0, 0.1, 0.0)}
 # ## Scores
 #
 # The negative log likelihood of new labels punishes being sure and wrong. The calibration error compares stated probabilities with
-# frequencies. For the best fit, take a single chain's last draw: that is what training a network gives.
+# frequencies. For the best fit, take a single chain's last draw: that is what training a network gives. On these data averaging is what
+# helps; whether at temperature 1 or .1 makes little difference.
 
 # %%
 best = {name: x[:1, -1:] for name, x in runs[0.0].get_samples(group_by_chain=True).items()}
