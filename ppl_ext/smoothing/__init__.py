@@ -7,12 +7,14 @@
 ``ScoreAscent``                  maximum likelihood on a series
 ``RecursiveMaximumLikelihood``   the same on a stream
 ``OnlineEM``                     expectation maximisation on a stream
+``discriminative_kalman``        Kalman's filter on the outputs of a regression; ``discriminative_factor`` puts them into a model
 ``additive``                     functionals: score, sufficient statistics, moments, lag covariances, transition counts
 ``backward``                     backward kernels: ``mcmc``, ``dense``, ``hybrid``, ``path``
 ================================ ==========================================================================================
 """
 
 from ppl_ext.smoothing import additive, backward
+from ppl_ext.smoothing.discriminative import DiscriminativeResult, discriminative_factor, discriminative_kalman
 from ppl_ext.smoothing.learning import Learned, LearnerState, OnlineEM, RecursiveMaximumLikelihood, ScoreAscent
 from ppl_ext.smoothing.online import OnlineResult, OnlineSmoother, SmootherState
 from ppl_ext.smoothing.ppg import ParisParticleGibbs, ParticleGibbsSmoothing
@@ -20,6 +22,7 @@ from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.smooth import smooth
 
 __all__ = [
+    "DiscriminativeResult",
     "Learned",
     "LearnerState",
     "OnlineEM",
@@ -33,5 +36,7 @@ __all__ = [
     "SmoothingResult",
     "additive",
     "backward",
+    "discriminative_factor",
+    "discriminative_kalman",
     "smooth",
 ]
