@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import lax, random
 from jax.example_libraries.optimizers import Optimizer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO as NumPyroELBO
@@ -53,6 +54,7 @@ def fit(
     early_stopping: Callable[[np.ndarray], str | None] | None = None,
     callback: Callable[[Progress], Any] | None = None,
     checkpoint: Checkpoint | None = None,
+    mesh: Mesh | None = None,
     **kwargs,
 ) -> Fit:
     r"""Maximise an objective over the parameters of a guide (and a model) by stochastic gradients.
@@ -74,6 +76,8 @@ def fit(
     :param early_stopping: :class:`~ppl_ext.infer.Plateau`, or a function from the losses (chain, step) so far to a reason to stop or None.
     :param callback: called with a :class:`Progress` about fifty times a run; if it returns something true, the run stops.
     :param checkpoint: :class:`~ppl_ext.infer.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file exists.
+    :param mesh: devices over whose first axis the chains are spread, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``;
+        ``num_chains`` is then a multiple of that axis. Results do not depend on it but for rounding.
     :param init_params: initial values of some or all ``param`` sites, the same for each chain.
     :return: :class:`~ppl_ext.result.Fit`; its ``params`` and ``losses`` have a leading chain axis.
     :raises ModelError: if model and guide do not fit together, naming the site.
@@ -91,6 +95,7 @@ def fit(
     """
     _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_chains)
     _check_options(progress_bar, init_params, early_stopping, callback, checkpoint)
+    spread = _spread(mesh, num_chains)
     for name, program in (("model", model), ("guide", guide)):
         check_call(f"fit: {name}", program, args, kwargs)
     check_data("fit: model", args, kwargs)
@@ -100,7 +105,7 @@ def fit(
     states = runner.init(rng_key, num_chains, init_params, args, kwargs)
     first = jax.tree.map(lambda x: x[0], runner.params(states))
     check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
-    states = runner.carrying(states, data, constants)
+    states = spread(runner.carrying(states, data, constants))
     states, _, _ = jax.block_until_ready(runner.steps(states, data, constants, 0))  # compiles
     compiled = time.perf_counter()
 
@@ -112,7 +117,7 @@ def fit(
     }
     losses = np.zeros((num_chains, 0), np.float32)
     if checkpoint is not None and (found := checkpoint.load(states, about)) is not None:
-        states, losses = found
+        states, losses = spread(found[0]), found[1]
     saved, alive = losses.shape[1], np.ones(num_chains, bool)
     stop_reason: str | None = None
     chunk = min(CHUNK, max(1, -(-num_steps // 50)))
@@ -180,6 +185,20 @@ def _check_options(progress_bar, init_params, early_stopping, callback, checkpoi
         raise ArgumentTypeError(f"fit: early_stopping must be an instance such as {early_stopping.__name__}(), got {told(early_stopping)}.")
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}.")
+
+
+def _spread(mesh: Mesh | None, num_chains: int) -> Callable[[Any], Any]:
+    """Put what has a leading chain axis on the devices of a mesh."""
+    if mesh is None:
+        return lambda states: states
+    if not isinstance(mesh, Mesh):
+        raise ArgumentTypeError(f"fit: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}.")
+    axis = mesh.axis_names[0]
+    if num_chains % mesh.shape[axis]:
+        raise ArgumentError(
+            f"fit: num_chains={num_chains} does not divide over the {mesh.shape[axis]} devices of the mesh's axis '{axis}'."
+        )
+    return lambda states: jax.device_put(states, NamedSharding(mesh, PartitionSpec(axis)))
 
 
 def _postfix(losses: np.ndarray, chunk: int) -> str:

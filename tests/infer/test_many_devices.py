@@ -1,0 +1,39 @@
+"""Chains spread over devices: the same numbers as on one, to rounding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from ppl_ext.errors import ArgumentTypeError
+from ppl_ext.infer import fit
+from ppl_ext.objectives import ELBO
+from tests.infer.many_devices import guide, model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_with(devices: int, folder: Path) -> dict[str, np.ndarray]:
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.infer.many_devices", str(folder), str(devices)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(folder / f"{devices}.npz"))
+
+
+def test_eight_devices_give_what_one_gives(tmp_path):
+    """And a run that was stopped goes on where it was, to the last bit, on as many devices."""
+    one, eight = (run_with(n, tmp_path) for n in (1, 8))
+    assert one.keys() == eight.keys() and one["losses"].shape == (8, 60)
+    for name in one:
+        np.testing.assert_allclose(eight[name], one[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_what_is_no_mesh_is_refused():
+    with pytest.raises(ArgumentTypeError, match="mesh must be a jax.sharding.Mesh"):
+        fit(jax.random.key(0), model, guide, ELBO(), optax.adam(0.1), 5, np.zeros(3, np.float32), mesh="devices")
