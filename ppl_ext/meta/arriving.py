@@ -13,7 +13,7 @@ from ppl_ext.meta.stream import Batch, EpisodeStream, SimulatedStream, as_episod
 
 
 class ArrivingStream:
-    """Episodes from a generator, in its order, one pass: only a batch of them is ever held.
+    """Episodes from a generator, in its order, one pass, made as they are needed: memory does not grow with their number.
 
     Training ends with the last whole batch. Which arrays are rows (their leading axis differs) is told from the first ``peek`` episodes;
     one that differs otherwise later is refused.

@@ -30,7 +30,11 @@ CUBATURE_UP_TO = 64
 """Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws`` antithetic pairs."""
 
 LOOK = 50
-"""Steps between two looks at the losses: each look waits for the device."""
+"""Steps between two looks at the losses; the batches since the last one are kept, so that what breaks down can be named."""
+
+
+AHEAD = 4
+"""Steps that may be under way at once."""
 
 
 def default_rate(step: jax.Array, whole: bool) -> jax.Array:
@@ -171,7 +175,8 @@ class _Run:
             with explained(self.trainer.hierarchy.form.model):
                 self.state, terms = self.step(self.state, batch, self.rng_key)
             losses.append(terms)
-            # The batches since the last look, so that what broke down can be named; one and the same where the whole stream is the batch.
+            if len(losses) > AHEAD:  # or a whole look's batches would be queued
+                jax.block_until_ready(losses[-1 - AHEAD])
             self.seen.append(batch)
             self.first, self.left = False, None if self.left is None else self.left - 1
         return np.stack([np.stack([np.asarray(x) for x in terms]) for terms in losses], axis=1) if losses else None
