@@ -7,6 +7,8 @@
 ``ScoreAscent``                  maximum likelihood on a series
 ``RecursiveMaximumLikelihood``   the same on a stream
 ``OnlineEM``                     expectation maximisation on a stream
+``SweptParticleFilter``          the same as an algorithm of ``normalize``
+``ConditionalSweep``             the same as the chain of ``MarkovScoreClimbing``, moved by the guide
 ``discriminative_kalman``        Kalman's filter on the outputs of a regression; ``discriminative_factor`` puts them into a model
 ``additive``                     functionals: score, sufficient statistics, moments, lag covariances, transition counts
 ``backward``                     backward kernels: ``mcmc``, ``dense``, ``hybrid``, ``path``
@@ -20,8 +22,10 @@ from ppl_ext.smoothing.online import OnlineResult, OnlineSmoother, SmootherState
 from ppl_ext.smoothing.ppg import ParisParticleGibbs, ParticleGibbsSmoothing
 from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.smooth import smooth
+from ppl_ext.smoothing.swept import ConditionalSweep, SweptParticleFilter
 
 __all__ = [
+    "ConditionalSweep",
     "DiscriminativeResult",
     "Learned",
     "LearnerState",
@@ -34,6 +38,7 @@ __all__ = [
     "ScoreAscent",
     "SmootherState",
     "SmoothingResult",
+    "SweptParticleFilter",
     "additive",
     "backward",
     "discriminative_factor",
