@@ -105,7 +105,7 @@ class StochasticGradientKernel(MCMCKernel):
         if init_params is None:
             z = self._target.start(here, keys[0], args, kwargs, self._init_strategy)
         else:
-            z = self._checked(init_params)
+            z = self._checked(init_params, () if single else rng_key.shape[:1])
         return self._first(z, keys[1]) if single else jax.vmap(self._first)(z, keys[1])
 
     def sample(self, state: SGState, model_args, model_kwargs) -> SGState:
@@ -208,12 +208,17 @@ class StochasticGradientKernel(MCMCKernel):
         factor = jnp.minimum(1.0, self._clip * self._set_up.num_rows / norm)
         return jax.tree.map(lambda g: factor * g, gradient)
 
-    def _checked(self, init_params: Any) -> Values:
+    def _checked(self, init_params: Any, chains: tuple[int, ...]) -> Values:
         here, names = type(self).__name__, sorted(self._set_up.transforms)
         if not isinstance(init_params, Mapping):
             raise ArgumentTypeError(f"{here}: init_params must be a dict of unconstrained values by site, got {told(init_params)}.")
         if set(init_params) != set(names):
             raise ArgumentError(f"{here}: init_params must hold {names}, unconstrained, got {sorted(init_params)}.")
+        for name, x in self._set_up.example.items():
+            if jnp.shape(init_params[name]) != (*chains, *x.shape):
+                raise ArgumentError(
+                    f"{here}: init_params of site '{name}' must have shape {(*chains, *x.shape)}, got {jnp.shape(init_params[name])}."
+                )
         return {name: jnp.asarray(init_params[name]) for name in self._set_up.transforms}
 
 

@@ -301,9 +301,27 @@ def test_chains_in_sequence_and_the_old_kind_of_keys_give_the_same(vectorized):
         np.testing.assert_allclose(found[name], x, rtol=2e-3, atol=1e-4)
 
 
+def test_a_resampled_momentum_has_its_stationary_variance():
+    from ppl_ext.infer.sg_kernel import SGState
+
+    eta, a, temperature, m = 0.1, 0.2, 0.5, 0.25
+    kernel = SGHMC(gaussian, step_size=eta, friction=a, temperature=temperature, resample_every=3, adapt="scale")
+    many, ones = jnp.full(40_000, 7.0), jnp.ones(40_000)
+    scale = kernel.begin({"w": many})[1]._replace(square={"w": ones / m**2})
+    for i in range(4):
+        state = SGState(jnp.array(i), {"w": many}, {"w": many}, scale, *(jnp.zeros(()),) * 3, *(None,) * 4)
+        still = {"w": 0.0 * ones}
+        v = np.asarray(kernel.move(state, still, still, jnp.float32(eta), jnp.float32(temperature), KEY)[0]["w"])
+        if i % 3 == 0:
+            wanted = (1.0 - a) ** 2 * eta**2 * m * temperature
+            assert abs(v.var() / wanted - 1.0) < 4.5 * np.sqrt(2.0 / 40_000) and abs(v.mean()) < 4.5 * np.sqrt(wanted / 40_000)
+        else:
+            np.testing.assert_allclose(v, (1.0 - a) * 7.0, rtol=1e-5)
+
+
 def test_thinning_and_steps_per_draw_keep_some_draws_of_the_same_chain():
     def run(num_steps=1, **options):
-        kernel = SGLD(hierarchical, step_size=Decay(0.01), num_steps=num_steps)
+        kernel = SGHMC(hierarchical, step_size=Decay(0.05), friction=0.2, num_steps=num_steps)
         return np.asarray(mcmc_of(kernel, **options).get_samples()["slope"])
 
     all_draws = run(num_warmup=10, num_samples=20)
@@ -497,6 +515,8 @@ def test_what_is_no_model_or_no_schedule_is_refused():
             make()
     with pytest.raises(ArgumentError, match="init_params must hold"):
         mcmc_of(SGLD(whole), init_params={"slope": jnp.zeros(())})
+    with pytest.raises(ArgumentError, match="init_params of site 'noise' must have shape .., got .2,."):
+        mcmc_of(SGLD(whole), init_params={"slope": jnp.zeros(()), "noise": jnp.zeros(2)})
     with pytest.raises(ArgumentError, match="takes .x, y."):
         mcmc_of(SGLD(whole), X)
     with pytest.raises(ArgumentError, match="init must be called"):
