@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.py"))
-SLOW = {"05_functional_prior"}  # compiles half a dozen samplers
+SLOW = {"06_functional_prior"}  # compiles half a dozen samplers
 
 
 def test_there_are_tutorials():
