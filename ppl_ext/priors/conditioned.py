@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ppl_ext.arguments import check_function, check_number, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.explain import in_one_line, name_of
 from ppl_ext.priors.gaussian_process import GaussianTarget
 from ppl_ext.priors.target import as_rows, cholesky
 
@@ -138,7 +139,12 @@ class Image(GaussianTarget):
 
 
 def _apply(operator: Operator, f: Function) -> jax.Array:
-    out = jnp.ravel(operator(f))
+    try:
+        out = jnp.ravel(operator(f))
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"The operator '{name_of(operator)}' must turn a function of inputs (n, d) into numbers, but raised {in_one_line(error)}"
+        ) from error
     return out.astype(jnp.result_type(float)) if not jnp.issubdtype(out.dtype, jnp.floating) else out
 
 

@@ -10,7 +10,8 @@ import numpyro
 import numpyro.distributions as dist
 from jax import lax
 
-from ppl_ext.arguments import check_count
+from ppl_ext.arguments import check_count, told
+from ppl_ext.errors import ArgumentError
 from ppl_ext.priors.family import Family, Raw, Unit, check_fan_in, check_per, check_positive, log_of, scale_by_fan_in, units_per
 from ppl_ext.priors.sites import Site
 
@@ -46,6 +47,8 @@ class Flow(Family):
         check_count("Flow: num_flows", self.num_flows)
         check_fan_in("Flow", self.fan_in)
         check_positive("Flow: scale", self.scale)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ArgumentError(f"Flow: seed must be an integer of at least 0, got {told(self.seed)}.")
 
     def units(self, pattern: str, sites: list[Site]) -> list[Unit]:
         return units_per(self.per, pattern, sites)

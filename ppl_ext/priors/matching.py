@@ -150,6 +150,7 @@ def _steps(matching: Matching, optimiser: _NumPyroOptim, carry, rng_key: jax.Arr
 
 def _sampler(inputs: Any) -> Callable[[jax.Array], jax.Array]:
     if callable(inputs):
+        check_call("match: inputs", inputs, (random.key(0),), {})
         drawn = inputs(random.key(0))
         check_inputs("match: what inputs(key) returns", drawn)
         return inputs

@@ -307,6 +307,7 @@ def test_arguments_of_another_width_are_refused():
         (lambda: ScaleMixture(per="element"), "per must be"),
         (lambda: ScaleMixture(shape=float("nan")), "shape"),
         (lambda: Flow(num_flows=0), "num_flows"),
+        (lambda: Flow(seed=-1), "seed"),
         (lambda: Gaussian(scale="1"), "scale must be a real number"),
         (lambda: Gaussian(learn_mean=1), "learn_mean"),
     ],

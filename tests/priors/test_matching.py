@@ -159,6 +159,7 @@ def test_handlers_around_the_call_are_refused():
         ({"inputs": np.zeros((0, 2))}, ArgumentError, "inputs must have shape"),
         ({"inputs": "abc"}, ArgumentTypeError, "inputs must be an array"),
         ({"inputs": lambda key: "abc"}, ArgumentTypeError, "inputs"),
+        ({"inputs": lambda: X}, ArgumentError, "inputs"),
         ({"target": 3}, ArgumentTypeError, "target"),
         ({"target": GaussianProcess}, ArgumentTypeError, "target"),
         ({"target": linear_target(num_outputs=2)}, ArgumentError, "target.sample must return shape"),
