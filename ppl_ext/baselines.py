@@ -1,16 +1,20 @@
 """What is taken off the cost of a scored draw without changing the mean of its gradient: what other particles or elements cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ppl_ext.choices import Choice, Run
 from ppl_ext.credit import Deps, collect, shared_sums
+from ppl_ext.explain import rolled
 from ppl_ext.gradients import LeaveOneOut
 
 _stop = jax.lax.stop_gradient
+LEFT_OUT_AT_ONCE = 128  # of the particles of a nonlinear objective; more are left out chunk by chunk
 
 
 def baselines(run, choices: Sequence[Choice], terms, base: Run, credit: list[Deps]) -> dict[str, jax.Array]:
@@ -21,14 +25,15 @@ def baselines(run, choices: Sequence[Choice], terms, base: Run, credit: list[Dep
         if choice.id not in out and choice.node is not None and _leaves_out(choice, base):
             by_node.setdefault(choice.node, []).append(choice)
     for node, inside in by_node.items():
-        num = base.laws[inside[0].id].shape[0]
-        costs = _leave_each_out(run, node, base.replicates[node], num)
+        num, without = base.laws[inside[0].id].shape[0], _without(run, node, base.replicates[node])
 
-        def one(k, *costs, inside=inside):
-            sums = collected(inside, _shapes(base), costs, credit)
+        def one(k, inside=inside, without=without):
+            sums = collected(inside, _shapes(base), without(k), credit)
             return [jnp.zeros(base.laws[c.id].shape)[k] if x is None else x[k] for c, x in zip(inside, sums, strict=True)]
 
-        out |= {c.id: b for c, b in zip(inside, jax.vmap(one)(jnp.arange(num), *costs), strict=True)}
+        # Each of the K runs holds the outputs of all K particles; all at once, thousands of particles would fill the memory.
+        every = partial(lax.map, batch_size=LEFT_OUT_AT_ONCE) if num > LEFT_OUT_AT_ONCE else lambda f, ks: jax.vmap(f)(ks)
+        out |= {c.id: b for c, b in zip(inside, rolled(every, one, jnp.arange(num)), strict=True)}
     return out
 
 
@@ -79,11 +84,12 @@ def collected(choices: Sequence[Choice], shapes: dict[str, tuple[int, ...]], ter
     return shared_sums(wanted, lambda t, relation, shape: collect(terms[t], relation, shape))
 
 
-def _leave_each_out(run, node: str, outputs, num: int) -> list[jax.Array]:
-    """The program's terms with particle k's output replaced by the mean of the others', for each k."""
+def _without(run, node: str, outputs) -> Callable[[jax.Array], list[jax.Array]]:
+    """From k to the program's terms with particle k's output replaced by the mean of the others'."""
 
     def without(k):
         def replaced(x):
+            num = x.shape[0]
             mine = jnp.arange(num).reshape((num,) + (1,) * (x.ndim - 1)) == k
             if not jnp.issubdtype(x.dtype, jnp.inexact):
                 return jnp.where(mine, jnp.roll(x, 1, axis=0), x)  # integers have no mean: another particle's will do
@@ -92,4 +98,4 @@ def _leave_each_out(run, node: str, outputs, num: int) -> list[jax.Array]:
 
         return run(outputs={node: jax.tree.map(replaced, _stop(outputs))})[0]
 
-    return jax.vmap(without)(jnp.arange(num))
+    return without

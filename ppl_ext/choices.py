@@ -20,7 +20,7 @@ from ppl_ext.arguments import check_count, check_flag, check_function
 from ppl_ext.credit import mark
 from ppl_ext.density import LogDensity
 from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
-from ppl_ext.explain import check_outside, rolled, trace_state
+from ppl_ext.explain import InsideError, rolled, trace_state
 from ppl_ext.gradients import (
     Constant,
     Enumerate,
@@ -38,6 +38,7 @@ from ppl_ext.gradients import (
 from ppl_ext.gradients.baseline import SUFFIX, Baseline, fitted
 from ppl_ext.laws import elements, log_prob, prob, unmasked
 from ppl_ext.program import run_in_scan_body, scan_length
+from ppl_ext.vmapped import control_flow_inside, sent_out, was_sent
 
 AUTOMATIC_SUPPORT = 64  # by default larger supports are not enumerated, nor is a joint of more lanes than this
 
@@ -134,6 +135,12 @@ class Run(Messenger):
 
     def process_message(self, msg):
         kind = msg["type"]
+        if "_ppl_ext_run" in msg:
+            return  # a run of particles, or of another expectation, inside this one has dealt with it
+        if trace_state() != self.state and self._from_inside(msg):
+            return
+        if kind in ("sample", "deterministic", "prng_key", "control_flow"):
+            msg["_ppl_ext_run"] = self
         if kind == "sample":
             if msg.get("_control_flow_done"):
                 self._after_scan(msg)
@@ -144,7 +151,7 @@ class Run(Messenger):
             msg["value"] = msg["fn"](*msg["args"], rng_key=random.fold_in(self.plate_key, zlib.crc32(msg["name"].encode())))
         elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:  # the key of a scan's step wins: this one is the same at all steps
             msg["kwargs"]["rng_key"] = self.next_key()
-        elif kind == "control_flow" and not msg.get("_ppl_ext_run"):
+        elif kind == "control_flow":
             self._control_flow(msg)
         elif kind == "mutable" and msg["name"] in self.mutable:
             value = self.mutable[msg["name"]]
@@ -152,15 +159,29 @@ class Run(Messenger):
         elif kind == "mutable" and _PYRO_STACK[-1] is self and self.given is not None:  # of the objective itself
             msg["value"] = self.carry(msg["name"], msg["value"])
 
+    def _from_inside(self, msg) -> bool:
+        """Whether a message from inside a ``vmap`` needs no more: its site is drawn out here, or has its value."""
+        kind = msg["type"]
+        if kind == "prng_key" or (kind == "sample" and msg["value"] is None and not msg["is_observed"]):
+            return sent_out(self, self.state, msg)
+        if kind == "control_flow" and not msg["kwargs"]["substitute_stack"]:
+            run_in_scan_body(msg, lambda _: _NothingToDraw())
+        if kind in ("sample", "deterministic", "control_flow"):
+            msg["_ppl_ext_run"] = None
+            return True
+        return False
+
     def postprocess_message(self, msg):
         kind = msg["type"]
+        if was_sent(self, msg) or msg.get("_ppl_ext_run", self) is not self:
+            return
         if kind == "mutable":
             self.mutable[msg["name"]] = msg["value"]
         elif kind == "deterministic":
             self._learned(msg["name"], msg["value"])
         elif kind == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done"):
             self.drawn[msg["name"]] = msg["value"]
-        elif kind == "control_flow" and msg.get("_ppl_ext_run") is self and isinstance(msg["fn"], partial):  # a scan, as below
+        elif kind == "control_flow" and isinstance(msg["fn"], partial):  # a scan, as below
             out, (trace, (ys, self.series)) = msg["value"]
             msg["value"] = out, (trace, ys)
 
@@ -185,8 +206,6 @@ class Run(Messenger):
         if isinstance(strategy, Constant):
             msg["value"] = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
             return
-        if not msg["infer"].get("_ppl_ext_body"):
-            check_outside(self.state, msg["name"])
         law = elements(fn if not sample_shape else fn.expand((*sample_shape, *fn.batch_shape)))
         inside = bool(msg["infer"].get("_ppl_ext_body"))
         forkable = support is not None and isinstance(strategy, Enumerate) and not (law.batch_shape or self.lanes_around or inside)
@@ -237,7 +256,6 @@ class Run(Messenger):
             self._keep(choice, elements(msg["fn"]), msg["value"], self.series.get(id))
 
     def _control_flow(self, msg) -> None:
-        msg["_ppl_ext_run"] = self  # runs of enclosing expectations leave it alone
         prefix = self.unique("scan") + "/"
         if msg["kwargs"].get("rng_key") is None:
             msg["kwargs"]["rng_key"] = self.next_key()
@@ -257,6 +275,8 @@ class Run(Messenger):
         msg["fn"], msg["args"] = partial(rolled, msg["fn"]), (with_baselines, *rest)
 
     def replicate(self, fn: Callable, num: int, vectorize: bool | None):
+        if trace_state() != self.state:
+            raise InsideError("replicate is called inside jax.vmap, jax.jit or another transformation within the program; put that inside.")
         node = self.unique("replicate")
         key = self.next_key() if num > 1 else self.key
         if node in self.outputs:
@@ -308,7 +328,8 @@ class Run(Messenger):
             else:
                 raise ArgumentError(
                     f"The objective carries '{name}' from step to step, and no value of it is given. ppl_ext.infer.fit starts it; with "
-                    "NumPyro, write SVI(model, objective.carried_by(guide, model), optim, objective)."
+                    "NumPyro, write SVI(model, objective.carried_by(guide, model), optim, objective). SVI.evaluate passes no state on: "
+                    "call objective.loss(rng_key, svi.get_params(state) | state.mutable_state, model, guide, *args) instead."
                 )
             self.mutable[name] = self.carries[name] = dict(value) if isinstance(value, dict) else value
         return self.mutable[name]
@@ -339,8 +360,8 @@ class _Body(Messenger):
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             raise StrategyError("A scan inside a scan is not supported by NumPyro; move the inner loop into jax.lax.scan without sites.")
-        if msg["type"] == "sample":
-            check_outside(self.state, msg["name"])
+        if sent_out(self, self.state, msg):
+            return
         if msg["type"] == "plate" and msg["value"] is None:
             self.run.process_message(msg)
         elif msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
@@ -354,6 +375,14 @@ class _Body(Messenger):
                     raise StrategyError(f"Site '{msg['name']}' states a baseline inside cond, from which it cannot leave; use another one.")
                 law = elements(msg["fn"])
                 self.given[id] = _stated(msg, stated, law, self.run.drawn)
+
+
+class _NothingToDraw(Messenger):
+    """Inside a scan inside a ``vmap``: sites may be scored and not drawn."""
+
+    def process_message(self, msg):
+        if msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
+            raise control_flow_inside()
 
 
 def _stated(msg, baseline, law, drawn: dict[str, Any]) -> jax.Array:

@@ -82,6 +82,11 @@ def _hint(error: BaseException) -> str:
         return (
             " Python's `if`, `for` and sizes need known numbers: use jnp.where, numpyro's cond and scan, or pass sizes as Python integers."
         )
+    if isinstance(error, jax.errors.UnexpectedTracerError) and "BatchTracer" in str(error):
+        return (
+            " If a site is sampled inside jax.vmap, NumPyro's own handlers lose it: wrap the program in ppl_ext.handlers.vmapped, or use "
+            "numpyro.plate."
+        )
     if "pandas" in str(error):
         return " Pass .to_numpy() of a table of pandas."
     if (site := discrete_site(error)) is not None:
@@ -115,16 +120,6 @@ class InsideError(ModelError):
     """A site is sampled inside a transformation of JAX within its program."""
 
 
-def check_outside(state: Any, name: str) -> None:
-    """Refuse a site inside a transformation of JAX that was opened after ``state`` was taken: its value could not leave it."""
-    if get_opaque_trace_state() != state:
-        raise InsideError(
-            f"Site '{name}' is sampled inside jax.vmap, jax.jit, jax.grad, jax.lax.scan or another transformation within the program, "
-            "and its value and density cannot leave it. Use numpyro.plate instead of vmap, numpyro.contrib.control_flow's scan and cond "
-            "instead of those of jax.lax, and leave an inner jit away: the whole program is compiled anyway."
-        )
-
-
 # Part of the key of every cache of traces: a jitted function that was traced elsewhere, its sites under other handlers, is traced anew.
 _here = jax.make_user_context(default_value=False)
 
@@ -134,7 +129,7 @@ def past_inner_jits(run: Callable[[], Any], again: bool = True, checked: bool = 
 
     JAX then unrolls the program's ``jax.lax`` loops too; those of NumPyro and our own stay (:func:`rolled`).
 
-    :param checked: every site met here is checked by :func:`check_outside`, so that no trace with a site in it is ever kept.
+    :param checked: every site met here is checked by :func:`ppl_ext.vmapped.sent_out`, so that no trace with a site in it is ever kept.
     """
     with _here(checked):
         try:

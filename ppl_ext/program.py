@@ -24,8 +24,9 @@ from ppl_ext.arguments import check_call, check_key, check_program, check_values
 from ppl_ext.density import Label, LogDensity, site_log_prob, site_term
 from ppl_ext.elimination import eliminate, finite_site
 from ppl_ext.errors import ModelError
-from ppl_ext.explain import check_outside, explained, past_inner_jits, trace_state
+from ppl_ext.explain import explained, past_inner_jits, trace_state
 from ppl_ext.laws import elements, log_prob, unmasked
+from ppl_ext.vmapped import Outside, sent_out, was_sent
 
 
 class Program(eqx.Module):
@@ -113,10 +114,11 @@ def scan_length(msg: dict) -> int | None:
     return jax.tree.leaves(xs)[0].shape[0] if length is None else length
 
 
-class _NoKey(Messenger):
+class _NoKey(Outside):
     """Refuse to draw: there is no key."""
 
     def process_message(self, msg):
+        super().process_message(msg)
         if msg["type"] in ("sample", "plate") and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             raise ModelError(
                 f"No random key to draw {msg['type']} '{msg['name']}'. Pass rng_key=..., or wrap the program in handlers.seed."
@@ -135,16 +137,17 @@ class _Record(Messenger):
     def process_message(self, msg):
         if "name" in msg:
             self.stands = f"at {'plate' if msg['type'] == 'plate' else 'site'} '{msg['name']}'"
-        if msg["type"] == "sample":
-            check_outside(self.state, msg["name"])
-        if any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK):
+        if sent_out(self, self.state, msg):
             return
-        if msg["type"] == "control_flow" and not msg["kwargs"]["substitute_stack"]:
-            run_in_scan_body(msg, lambda _: _NoKey())
+        keys = any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK)
+        if msg["type"] == "control_flow":
+            run_in_scan_body(msg, lambda _: Outside() if keys or msg["kwargs"]["substitute_stack"] else _NoKey())
+        if keys:
+            return
         _NoKey().process_message(msg)
 
     def postprocess_message(self, msg):
-        if "name" not in msg:
+        if "name" not in msg or was_sent(self, msg):
             return
         name = msg["name"]
         if msg["type"] in ("sample", "deterministic") and name in self.sites:
@@ -184,8 +187,8 @@ class _Impose(Messenger):
         self.summed = summed  # collects latent sites without a value that are marked for enumeration; None refuses them
 
     def process_message(self, msg):
-        if msg["type"] == "sample":
-            check_outside(self.state, msg["name"])
+        if sent_out(self, self.state, msg):
+            return
         if msg["type"] == "control_flow":
             length = scan_length(msg)
             values = dict(self.values)

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from ppl_ext import baselines, expectation, log_density
+from ppl_ext import baselines, expectation, log_density, log_mean_exp, replicate
 from ppl_ext.gradients import ScoreFunction
 from tests.oracles import assert_unbiased, quick_jit
 
@@ -130,3 +130,33 @@ def test_steps_of_a_scan_are_not_apart():
 
     with_others, without = (estimates(program(s), LOGITS, 2000)[1] for s in ("score", NO_BASELINE))
     np.testing.assert_allclose(with_others, without, rtol=1e-5)
+
+
+def many_particles(num):
+    """The importance-weighted bound of one coin: nonlinear, so each of its particles is left out in turn."""
+
+    def log_weight(logit):
+        b = numpyro.sample("b", dist.Bernoulli(logits=logit), infer={"gradient": ScoreFunction()})
+        return jnp.where(b == 1, 0.3, -0.8) - dist.Bernoulli(logits=logit).log_prob(b)
+
+    return expectation(lambda logit: log_mean_exp(replicate(lambda: log_weight(logit), num)))
+
+
+def test_particles_are_left_out_in_chunks(monkeypatch):
+    whole = many_particles(5).value_and_grad(jax.random.key(0), jnp.array(0.4))
+    monkeypatch.setattr(baselines, "LEFT_OUT_AT_ONCE", 2)
+    chunked = many_particles(5).value_and_grad(jax.random.key(0), jnp.array(0.4))
+    np.testing.assert_allclose(whole, chunked, rtol=1e-6)
+    assert abs(float(whole[1])) > 1e-3
+
+
+def test_thousands_of_particles_need_no_square_of_memory():
+    def sizes(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield from (v.aval.size for v in eqn.outvars)
+            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+                yield from sizes(inner) if hasattr(inner, "eqns") else ()
+
+    num = 4096
+    traced = jax.make_jaxpr(many_particles(num).value_and_grad)(jax.random.key(0), jnp.array(0.4))
+    assert max(sizes(traced.jaxpr)) <= 2 * num * baselines.LEFT_OUT_AT_ONCE

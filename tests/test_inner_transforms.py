@@ -1,6 +1,6 @@
 """Sites inside a ``jax.jit`` of the program's own: drawn, scored and differentiated as if the ``jit`` were not there.
 
-In genjax their gradient is zero. A site inside a ``vmap`` is refused by name: it has no index to draw its own noise by.
+In genjax their gradient is zero. Sites inside a ``vmap`` are in ``test_vmapped.py``.
 """
 
 import jax
@@ -14,8 +14,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed
 
 from ppl_ext import expectation, log_density, simulate
-from ppl_ext.errors import ModelError
-from ppl_ext.gradients import Enumerate, EnumerateLocally, MeasureValued, Reparameterize, ScoreFunction
+from ppl_ext.gradients import Enumerate, EnumerateLocally, MeasureValued, ScoreFunction
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO
@@ -149,30 +148,3 @@ def test_loops_of_jax_are_unrolled(strategy):
 
     run = jax.vmap(lambda key: expectation(program).value_and_grad(key, jnp.array(0.4)))
     assert_unbiased(run(jax.random.split(jax.random.key(0), 5_000)), jax.value_and_grad(by_hand)(0.4))
-
-
-def refused(name):
-    return pytest.raises(ModelError, match=f"Site '{name}' is sampled inside jax.vmap.*Use numpyro.plate instead of vmap")
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_site_inside_a_vmap_is_refused(strategy):
-    def program(p):
-        return jax.vmap(gradient(coin, {"z": STRATEGIES[strategy]}))(p * jnp.arange(3.0)).sum()
-
-    with refused("z"):
-        expectation(program).value_and_grad(jax.random.key(0), jnp.array(0.4))
-    with refused("z"):
-        expectation(lambda p: jax.jit(program)(p)).value_and_grad(jax.random.key(0), jnp.array(0.4))
-
-
-def test_a_site_inside_a_vmap_of_model_or_guide_is_refused():
-    def program():
-        jax.vmap(lambda x: numpyro.sample("z", dist.Normal(x, 1.0), infer={"gradient": Reparameterize()}))(jnp.arange(3.0))
-
-    with refused("z"):
-        simulate(program, rng_key=jax.random.key(0))
-    with refused("z"):
-        log_density(program, {"z": jnp.zeros(3)})
-    with refused("z"):
-        ELBO().loss(jax.random.key(0), {}, program, program)

@@ -16,6 +16,8 @@ from numpyro.primitives import _PYRO_STACK, Messenger, plate, prng_key
 
 from ppl_ext.choices import Run
 from ppl_ext.errors import ModelError
+from ppl_ext.explain import trace_state
+from ppl_ext.vmapped import sent_out, was_sent
 
 
 class Inner(Messenger):
@@ -33,7 +35,7 @@ class Inner(Messenger):
         super().__init__()
         self.scope, self.run, self.params, self.keep, self.scans = scope, run, params, keep, scans
         self.brings_keys = keep is None
-        self.leaving = False
+        self.leaving, self.state = False, trace_state()
         self.drawn: dict[str, bool] = {}
         self.outward: dict[str, str] = {}
 
@@ -41,6 +43,8 @@ class Inner(Messenger):
         kind = msg["type"]
         if self.leaving:
             return  # a handler outside speaks, while it deals with a kept site: NUTS adds a Jacobian, for example
+        if sent_out(self, self.state, msg):
+            return
         if kind == "sample" and self.keep and msg["name"] in self.keep:
             self._let_out(msg)
             return
@@ -65,6 +69,8 @@ class Inner(Messenger):
             msg["stop"] = True
 
     def postprocess_message(self, msg):
+        if was_sent(self, msg):
+            return
         laws = msg.get("_ppl_ext_laws", ())
         if laws and laws[-1][0] is self:
             _, name, fn, infer = laws.pop()

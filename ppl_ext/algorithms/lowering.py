@@ -21,8 +21,9 @@ from ppl_ext.algorithms.missing import observed_term
 from ppl_ext.choices import unmasked
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
-from ppl_ext.explain import check_outside, trace_state
+from ppl_ext.explain import trace_state
 from ppl_ext.program import _checked, _listed
+from ppl_ext.vmapped import sent_out, was_sent
 
 
 class Inputs(NamedTuple):
@@ -76,6 +77,8 @@ class _Sites(Messenger):
 
     def process_message(self, msg):
         kind = msg["type"]
+        if sent_out(self, self.state, msg):
+            return
         if "name" in msg:
             self.stands = f"at {'plate' if kind == 'plate' else 'site'} '{msg['name']}'"
         if kind == "sample":
@@ -97,7 +100,6 @@ class _Sites(Messenger):
     def sample(self, msg) -> None:
         name, key = msg["name"], msg["kwargs"]["rng_key"]
         self.num_keys += 1  # whether the site is drawn or not: so the others' draws do not depend on that
-        check_outside(self.state, name)
         if name in self.sites:
             raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
         if msg["value"] is not None or msg["is_observed"]:
@@ -112,7 +114,7 @@ class _Sites(Messenger):
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
 
     def postprocess_message(self, msg):
-        if msg["type"] == "sample":
+        if msg["type"] == "sample" and not was_sent(self, msg):
             self.sites[msg["name"]] = msg.copy()
             self.stands = f"after site '{msg['name']}'"
 

@@ -18,6 +18,7 @@ from ppl_ext.density import LogDensity, site_term
 from ppl_ext.direction import averaged
 from ppl_ext.errors import ModelError
 from ppl_ext.program import Draw, Program, _Impose, _listed, _Record, log_density, simulate
+from ppl_ext.vmapped import sent_out
 
 
 class Particle(NamedTuple):
@@ -43,7 +44,7 @@ class Record(_Record):
     """The sites of a run inside a transformation: keys are not its concern, nor what handlers outside do for a kept site."""
 
     def process_message(self, msg):
-        pass
+        sent_out(self, self.state, msg)
 
     def postprocess_message(self, msg):
         if not msg.get("_ppl_ext_foreign"):

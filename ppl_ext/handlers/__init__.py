@@ -5,5 +5,6 @@ from ppl_ext.handlers.gradient import gradient
 from ppl_ext.handlers.handler import Handler
 from ppl_ext.handlers.reparameterized import reparameterized
 from ppl_ext.handlers.unobserved import unobserved
+from ppl_ext.handlers.vmapped import vmapped
 
-__all__ = ["Handler", "detach", "gradient", "reparameterized", "unobserved"]
+__all__ = ["Handler", "detach", "gradient", "reparameterized", "unobserved", "vmapped"]

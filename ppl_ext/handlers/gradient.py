@@ -8,10 +8,12 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.arguments import check_mapping
 from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.explain import trace_state
 from ppl_ext.gradients import Strategy, as_strategy
 from ppl_ext.handlers.handler import Handler
 from ppl_ext.handlers.keeping import Keeping
 from ppl_ext.program import run_in_scan_body
+from ppl_ext.vmapped import sent_out, was_sent
 
 
 class gradient(Handler):
@@ -64,8 +66,11 @@ class _Annotate(Messenger):
     def __init__(self, strategies):
         super().__init__()
         self.strategies, self.matched, self.seen, self.keeping = strategies, set(), set(), Keeping()
+        self.state = trace_state()
 
     def process_message(self, msg):
+        if sent_out(self, self.state, msg):
+            return
         if msg["type"] == "control_flow":
             run_in_scan_body(msg, lambda _: _AnnotateBody(self))
         elif msg["type"] == "sample" and not msg["is_observed"]:
@@ -83,7 +88,8 @@ class _Annotate(Messenger):
             msg["infer"] = {**msg["infer"], "_ppl_ext_keeper": self.keeping.token}
 
     def postprocess_message(self, msg):
-        self.keeping.met(msg)
+        if not was_sent(self, msg):
+            self.keeping.met(msg)
 
 
 class _AnnotateBody(Messenger):

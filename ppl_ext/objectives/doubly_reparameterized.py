@@ -4,7 +4,7 @@ from ppl_ext.density import log_mean_exp, lower_bound, per_element, uneven_plate
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.handlers import detach, reparameterized
-from ppl_ext.held import SameKeys, fixed, simulate_and_hold
+from ppl_ext.held import SameRun, fixed, simulate_and_hold
 from ppl_ext.objectives.weights import normalised, signal
 from ppl_ext.program import log_density
 
@@ -31,7 +31,7 @@ def DoublyReparameterized(model, guide, num_particles: int = 8, alpha: float = 0
 
     def log_weights():
         draw, log_q = simulate_and_hold(reparameterized(guide, "DoublyReparameterized"))
-        with (same := SameKeys()):
+        with (same := SameRun()):
             by_model = log_density(model, fixed(draw.values)) - fixed(log_q)
         with same:
             by_draw = log_density(detach(model), draw.values) - log_q

@@ -56,8 +56,9 @@ def FDivergence(model, guide, divergence: str | Callable = "jeffreys", num_parti
         return log_density(detach(model), draw.values) - draw.log_density
 
     def mean_f(log_weights):
-        log_ratio = jax.nn.log_softmax(log_weights, axis=0) + jnp.log(num_particles)
+        sane = jnp.max(log_weights, axis=0) > -jnp.inf  # else every weight is zero: of no posterior it is infinitely far
+        log_ratio = jax.nn.log_softmax(jnp.where(sane, log_weights, 0.0), axis=0) + jnp.log(num_particles)
         # A weight of zero: f(0) itself is finite or not; in logarithms it would be NaN.
-        return jnp.mean(f(jnp.maximum(log_ratio, -60.0)), axis=0)
+        return jnp.where(sane, jnp.mean(f(jnp.maximum(log_ratio, -60.0)), axis=0), jnp.inf)
 
     return -per_element(mean_f, replicate(log_weight, num_particles))

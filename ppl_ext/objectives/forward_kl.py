@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from ppl_ext.density import log_mean_exp
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.handlers import detach
+from ppl_ext.held import SameRun, fixed
+from ppl_ext.objectives.weights import normalised, signal
 from ppl_ext.program import log_density, simulate
 
 
@@ -18,22 +20,20 @@ def ForwardKL(model, guide, num_particles: int = 8):
 
     Draws and weights are held fixed, so the gradient is :math:`\sum_k \bar w_k \nabla \log q(z_k)`: it trains the guide only, never
     differentiates through a draw, and takes discrete sites as they are. Not a bound. Self-normalising biases it by O(1/K); K = 1 has no
-    signal of the posterior.
+    signal of the posterior. Where every weight is zero the value is −inf and the gradient zero.
 
     :param num_particles: K, at least 1; use many.
     """
 
     def particle():
-        draw = simulate(detach(guide))
+        with (same := SameRun()):
+            draw = simulate(detach(guide))
         log_p = log_density(detach(model), draw.values)
-        return jax.lax.stop_gradient(log_p.total - draw.log_density.total), log_density(guide, _fixed(draw.values)).total
+        with same:
+            log_q = log_density(guide, fixed(draw.values))
+        return jax.lax.stop_gradient(log_p.total - draw.log_density.total), log_q.total
 
     log_weights, log_q = replicate(particle, num_particles)
-    weights = jax.nn.softmax(log_weights)
-    # `log_q - stop_gradient(log_q)` is zero: it carries the gradient, while the value is the divergence of the fixed draws.
-    signal = jnp.sum(weights * (log_q - jax.lax.stop_gradient(log_q)))
-    return log_mean_exp(log_weights) - jnp.sum(weights * jnp.where(weights > 0, log_weights, 0.0)) + signal
-
-
-def _fixed(values):
-    return jax.tree.map(jax.lax.stop_gradient, values)
+    weights = normalised(log_weights)
+    divergence = jnp.sum(weights * jnp.where(weights > 0, log_weights, 0.0)) - log_mean_exp(log_weights)  # of the fixed draws
+    return signal(weights, log_q) - divergence

@@ -10,7 +10,7 @@ from ppl_ext.density import lower_bound, per_element
 from ppl_ext.errors import ArgumentError
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.handlers import detach
-from ppl_ext.held import fixed
+from ppl_ext.held import SameRun, fixed
 from ppl_ext.objectives.weights import normalised, signal
 from ppl_ext.program import log_density, simulate
 
@@ -47,8 +47,10 @@ def Thermodynamic(model, guide, num_particles: int = 8, num_partitions: int = 4,
 
     def particle():
         if covariance:
-            values = fixed(simulate(detach(guide)).values)
-            log_q = log_density(guide, values)
+            with (same := SameRun()):
+                values = fixed(simulate(detach(guide)).values)
+            with same:
+                log_q = log_density(guide, values)
             return log_density(model, values) - log_q, log_q
         draw = simulate(guide)
         return log_density(model, draw.values) - draw.log_density, draw.log_density

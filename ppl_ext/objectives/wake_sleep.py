@@ -4,7 +4,7 @@ from ppl_ext.density import log_mean_exp, lower_bound, per_element
 from ppl_ext.errors import ArgumentError
 from ppl_ext.expectation import objective, replicate
 from ppl_ext.handlers import detach
-from ppl_ext.held import fixed
+from ppl_ext.held import SameRun, fixed
 from ppl_ext.objectives.sleep import Sleep
 from ppl_ext.objectives.weights import normalised, signal
 from ppl_ext.program import log_density, simulate
@@ -31,9 +31,12 @@ def ReweightedWakeSleep(model, guide, num_particles: int = 8, sleep: float = 0.0
         raise ArgumentError(f"ReweightedWakeSleep(sleep=...) is a share between 0 and 1, got {sleep}.")
 
     def particle():
-        draw = simulate(detach(guide))
+        with (same := SameRun()):
+            draw = simulate(detach(guide))
         values = fixed(draw.values)
-        return log_density(model, values) - draw.log_density, log_density(guide, values)
+        with same:
+            log_q = log_density(guide, values)
+        return log_density(model, values) - draw.log_density, log_q
 
     def wake(log_w, log_q):
         return log_mean_exp(log_w) + signal((1 - sleep) * normalised(log_w), log_q)

@@ -20,7 +20,17 @@ from ppl_ext.divergence import known_sites
 from ppl_ext.errors import ArgumentError, DirectionError, ModelError, StrategyError
 from ppl_ext.gradients import EnumerateLocally, MeasureValued, ScoreFunction
 from ppl_ext.handlers import detach, gradient
-from ppl_ext.objectives import ELBO, IWELBO, VRIWAE, DoublyReparameterized, FDivergence, Renyi, Thermodynamic
+from ppl_ext.objectives import (
+    ELBO,
+    IWELBO,
+    VRIWAE,
+    DoublyReparameterized,
+    FDivergence,
+    ForwardKL,
+    Renyi,
+    ReweightedWakeSleep,
+    Thermodynamic,
+)
 from tests import oracles
 from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, gaussian, normal, product, quick_jit, replicates
 from tests.problems import PROBLEMS, Problem
@@ -277,6 +287,44 @@ def test_noise_beside_the_sites_is_the_same_in_both_runs():
         for seed in range(4):
             given = [x.loss(jax.random.key(seed), {"mu": 0.3}, model, dropping) for x in (loss, other)]
             np.testing.assert_allclose(given[0], given[1], rtol=1e-5)
+
+
+def counting():
+    """A guide with state of its own, that counts its runs and moves its draws by the count."""
+    count = numpyro.primitives.mutable("count", {"runs": jnp.zeros(())})
+    count["runs"] += 1.0
+    numpyro.sample("x", dist.Normal(count["runs"] + numpyro.param("mu", 0.0), 0.5))
+
+
+STATEFUL = (ELBO(stick_the_landing=True), DoublyReparameterized(2), ForwardKL(2), ReweightedWakeSleep(2, sleep=0.0), Thermodynamic(2))
+
+
+@pytest.mark.parametrize("loss", STATEFUL, ids=lambda loss: type(loss).__name__)
+def test_state_of_the_guide_moves_once_a_step(loss):
+    """Both runs of one draw start from the same state: or it moved twice, and log q was that of another law."""
+    params = {"mu": jnp.array(0.3), "count": {"runs": jnp.array(4.0)}}
+    out = loss.loss_with_mutable_state(jax.random.key(0), params, PROBLEMS["reparam_normal"].model, counting)
+    assert float(out["mutable_state"]["count"]["runs"]) == 5.0
+    if type(loss).__name__ in ("ELBO", "DoublyReparameterized"):
+        plain = ELBO() if isinstance(loss, ELBO) else IWELBO(2)
+        np.testing.assert_allclose(
+            out["loss"], plain.loss(jax.random.key(0), params, PROBLEMS["reparam_normal"].model, counting), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("loss", [ForwardKL(3), FDivergence(num_particles=3), FDivergence("hellinger", 3)], ids=repr)
+def test_all_weights_zero(loss):
+    """An impossible observation: infinitely far from any posterior, and no direction to go in."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("impossible", -jnp.inf)
+
+    def guide():
+        numpyro.sample("x", dist.Normal(numpyro.param("mu", 0.0), 1.0))
+
+    value, grads = jax.value_and_grad(lambda p: loss.loss(jax.random.key(0), p, model, guide))({"mu": jnp.array(0.3)})
+    assert float(value) == jnp.inf and float(grads["mu"]) == 0.0
 
 
 def conjugate(loc, spread):
