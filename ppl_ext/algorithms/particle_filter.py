@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import ClassVar, Literal
 
 import equinox as eqx
@@ -159,7 +160,7 @@ class ParticleFilter(Algorithm):
 
 def _refuse_samplers() -> None:
     """A sampler that takes one fixed noise for the density, or another at every step, samples from something else."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name in _SAMPLERS:
@@ -167,4 +168,4 @@ def _refuse_samplers() -> None:
                 f"{name} needs the density itself, and a particle filter has a noisy estimate of it: the samples would follow another law. "
                 "Use particle Gibbs or particle marginal Metropolis-Hastings (ppl_ext.infer), or fit(...) with an objective."
             )
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
