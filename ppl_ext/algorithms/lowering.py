@@ -233,7 +233,8 @@ def _strong(x) -> jax.Array:
 def _values_of(held) -> dict[str, Any]:
     if callable(held):
         raise ModelError("A handler with a function (substitute_fn, condition_fn) lies around the scan; give it a dict of values.")
-    return {n: v["value"] if isinstance(v, dict) else v for n, v in held.items()}  # those of replay are traced sites
+    # Those of replay are traced sites; a dict that is none is mutable state, which an objective may carry.
+    return {n: v["value"] if isinstance(v, dict) else v for n, v in held.items() if not isinstance(v, dict) or "value" in v}
 
 
 def _check_carry(init, carry) -> None:

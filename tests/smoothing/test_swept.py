@@ -75,7 +75,7 @@ def test_a_given_path_is_scored_without_bias():
 @pytest.mark.slow
 def test_scoring_by_a_fresh_filter_fails_the_same_test(monkeypatch):
     monkeypatch.setattr(SweptParticleFilter, "evidence_through", lambda self, target, retained: self.evidence(target))
-    assert float(z_scores(reciprocals(), 1.0)) > 6.0
+    assert reciprocals().mean() > 1.5, "few and heavy tails: a standard error would not show it"
 
 
 def guide(y):
