@@ -6,26 +6,24 @@ subsampling, masks, ``scale``, ``factor``, ``param``, ``scan``, modules, observe
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.distributions.util import is_identically_one
 from numpyro.handlers import infer_config, seed
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.arguments import check_call, check_key, check_program, check_values
-from ppl_ext.density import Label, LogDensity, site_log_prob, site_term
-from ppl_ext.elimination import eliminate, finite_site
+from ppl_ext.density import LogDensity, site_term
+from ppl_ext.elimination import finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained, past_inner_jits, trace_state
-from ppl_ext.laws import elements, log_prob, unmasked
+from ppl_ext.summing import Aside, summed_out
 from ppl_ext.vmapped import Outside, sent_out, was_sent
 
 
@@ -350,7 +348,14 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
     def attempt():
         seen, summed = set[str](), set[str]()
         record = once(values, seen, summed)
-        return record, seen, record.log_density() if not summed else _summed_out(record, summed, partial(_aside, once, values))
+        if not summed:
+            return record, seen, record.log_density()
+
+        def aside(more: Mapping[str, jax.Array]) -> dict[str, dict]:
+            with Aside():
+                return once({**values, **more}, set(), set()).sites
+
+        return record, seen, summed_out(record.sites, record.log_density(), summed, aside)
 
     record, seen, result = _past_inner_jits(attempt)
     extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
@@ -362,56 +367,3 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
             "or mark it infer={'is_auxiliary': True}."
         )
     return result
-
-
-class _Aside(Messenger):
-    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may leave."""
-
-    def process_message(self, msg):
-        msg["stop"] = msg["type"] in ("sample", "deterministic", "mutable")
-
-
-def _aside(once, values, more: Mapping[str, jax.Array]) -> _Record:
-    with _Aside():
-        return once({**values, **more}, set(), set())
-
-
-def _summed_out(record: _Record, summed: set[str], run: Callable[[Mapping[str, jax.Array]], _Record]) -> LogDensity:
-    """The log density with the summed sites gone: the terms that they link are one, and one scale multiplies its logarithm."""
-    names = [n for n, s in record.sites.items() if s["type"] == "sample"]
-    finite = {n: finite_site(n, record.sites[n]) for n in names if n in summed}
-
-    def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
-        sites = run(values).sites
-        # A mask would have a summed site's outcomes count one each.
-        return [log_prob(elements(unmasked(sites[n]["fn"])), sites[n]["value"]) if n in summed else site_log_prob(sites[n]) for n in names]
-
-    whole, out = record.log_density(), []
-    groups = eliminate(terms, finite, names)
-    for t, (term, label) in enumerate(zip(whole.terms, whole.labels, strict=True)):
-        group = next((g for g in groups if t in g.terms), None)
-        if group is None:
-            out.append((term, label))
-        elif t == group.terms[0]:
-            labels, linked = [whole.labels[i] for i in group.terms], [names[i] for i in group.terms]
-            if any(x.estimate.kind != "exact" for x in labels):
-                raise ModelError(f"Site '{group.sites[0]}' cannot be summed out: a density that reads it is itself an estimate.")
-            scale = _one_scale(group.sites, [record.sites[n]["scale"] for n in linked])
-            plates = tuple(p for p in label.plates if all(p in x.plates for x in labels))
-            out.append((group.value if scale is None else scale * group.value, Label(_together(linked), plates)))
-    return LogDensity(tuple(x for x, _ in out), tuple(label for _, label in out), 0)
-
-
-def _one_scale(summed: tuple[str, ...], scales: list):
-    """The scale of linked sites: None, or a number that all share. (Of an array each element would have its own.)"""
-    scales = [None if s is None or is_identically_one(s) else s for s in scales]
-    if all(s is scales[0] or (not isinstance(s, jax.core.Tracer) and np.ndim(s) == 0 and s == scales[0]) for s in scales):
-        return scales[0]
-    raise ModelError(
-        f"Sites that read the summed site '{summed[0]}' do not share one scale (of a subsampled plate, or handlers.scale), so the log of "
-        "their sum has none. Put them all under the same one, or give the guide that site."
-    )
-
-
-def _together(names: Sequence[str]) -> str:
-    return " + ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])

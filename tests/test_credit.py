@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ppl_ext import credit
+from ppl_ext import dataflow
 from ppl_ext.credit import collect, mark, spread, trace_credit
 
 SHAPE = (3, 4)
@@ -205,7 +205,7 @@ def test_sharp(name):
 
 def test_soundness_check_has_power(monkeypatch):
     """With a rule that forgets that a shifting pad moves elements, the same check fails."""
-    monkeypatch.setitem(credit._RULES, "pad", credit._axes(lambda eqn, a: a))
+    monkeypatch.setitem(dataflow._RULES, "pad", dataflow._axes(lambda eqn, a: a))
     with pytest.raises(AssertionError):
         test_sound("shifting pad", False)
 

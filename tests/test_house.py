@@ -21,7 +21,21 @@ ROOT = Path(__file__).resolve().parent.parent
 # Low to high. A name is a module of ppl_ext or a subpackage; ppl_ext/__init__.py stands above them all.
 FLOORS = (
     {"errors"},
-    {"arguments", "checkpoint", "credit", "density", "direction", "elimination", "explain", "factors", "laws", "program", "vmapped"},
+    {
+        "arguments",
+        "checkpoint",
+        "credit",
+        "dataflow",
+        "density",
+        "direction",
+        "elimination",
+        "explain",
+        "factors",
+        "laws",
+        "program",
+        "summing",
+        "vmapped",
+    },
     {
         "expectation",
         "surrogate",

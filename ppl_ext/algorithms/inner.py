@@ -140,6 +140,7 @@ class Drawn(Distribution):
 
     def sample(self, key, sample_shape=()):
         if sample_shape:
+            # The error by which NumPyro's own laws refuse a draw; callers of theirs catch it.
             raise NotImplementedError("The value of this site comes from an algorithm, once a run.")
         return self.value()
 

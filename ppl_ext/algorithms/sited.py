@@ -42,6 +42,7 @@ class Ancestors(Distribution):
 
     def sample(self, key, sample_shape=()):
         if sample_shape or self.log_weights.ndim > 1:
+            # The error by which NumPyro's own laws refuse a draw; callers of theirs catch it.
             raise NotImplementedError("Ancestors are drawn once for each time.")
         weights = weights_of(self.log_weights)
         sums = jnp.cumsum(weights)

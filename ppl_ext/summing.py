@@ -1,0 +1,67 @@
+"""A log density in which finite latent sites of a program are summed out, site by site and term by term (:mod:`ppl_ext.elimination`)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from numpyro.distributions.util import is_identically_one
+from numpyro.primitives import Messenger
+
+from ppl_ext.density import Label, LogDensity, site_log_prob
+from ppl_ext.elimination import eliminate, finite_site
+from ppl_ext.errors import ModelError
+from ppl_ext.laws import elements, log_prob, unmasked
+
+
+class Aside(Messenger):
+    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may leave."""
+
+    def process_message(self, msg):
+        msg["stop"] = msg["type"] in ("sample", "deterministic", "mutable")
+
+
+def summed_out(
+    sites: dict[str, dict], density: LogDensity, summed: set[str], run: Callable[[Mapping[str, jax.Array]], dict[str, dict]]
+) -> LogDensity:
+    """The log density with the summed sites gone: the terms that they link are one, and one scale multiplies its logarithm.
+
+    :param sites: of one run, in which the summed sites had any of their outcomes; ``density`` is its log density.
+    :param run: the sites of a run in which they have the given outcomes.
+    """
+    names = [n for n, s in sites.items() if s["type"] == "sample"]
+    finite = {n: finite_site(n, sites[n]) for n in names if n in summed}
+
+    def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
+        now = run(values)
+        # A mask would have a summed site's outcomes count one each.
+        return [log_prob(elements(unmasked(now[n]["fn"])), now[n]["value"]) if n in summed else site_log_prob(now[n]) for n in names]
+
+    out = []
+    groups = eliminate(terms, finite, names)
+    for t, (term, label) in enumerate(zip(density.terms, density.labels, strict=True)):
+        group = next((g for g in groups if t in g.terms), None)
+        if group is None:
+            out.append((term, label))
+        elif t == group.terms[0]:
+            labels, linked = [density.labels[i] for i in group.terms], [names[i] for i in group.terms]
+            if any(x.estimate.kind != "exact" for x in labels):
+                raise ModelError(f"Site '{group.sites[0]}' cannot be summed out: a density that reads it is itself an estimate.")
+            scale = _one_scale(group.sites, [sites[n]["scale"] for n in linked])
+            plates = tuple(p for p in label.plates if all(p in x.plates for x in labels))
+            out.append((group.value if scale is None else scale * group.value, Label(_together(linked), plates)))
+    return LogDensity(tuple(x for x, _ in out), tuple(label for _, label in out), 0)
+
+
+def _one_scale(summed: tuple[str, ...], scales: list):
+    """The scale of linked sites: None, or a number that all share. (Of an array each element would have its own.)"""
+    scales = [None if s is None or is_identically_one(s) else s for s in scales]
+    if all(s is scales[0] or (not isinstance(s, jax.core.Tracer) and np.ndim(s) == 0 and s == scales[0]) for s in scales):
+        return scales[0]
+    raise ModelError(
+        f"Sites that read the summed site '{summed[0]}' do not share one scale (of a subsampled plate, or handlers.scale), so the log of "
+        "their sum has none. Put them all under the same one, or give the guide that site."
+    )
+
+
+def _together(names: Sequence[str]) -> str:
+    return " + ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])
