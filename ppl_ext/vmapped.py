@@ -57,7 +57,12 @@ def sent_out(handler: Messenger, state: Any, msg: dict) -> bool:
         return False
     if kind == "prng_key" and msg["kwargs"]["rng_key"] is not None:
         return False  # a handler inside, such as that of a scan's steps, has answered
-    msg["value"] = _Message(handler, state, msg).value()
+    try:
+        msg["value"] = _Message(handler, state, msg).value()
+    except InsideError:
+        if kind != "prng_key":
+            raise
+        return False  # a key is no site: inside jax.grad or jit it is given as ever
     msg["stop"], msg["_ppl_ext_sent"] = True, handler
     return True
 

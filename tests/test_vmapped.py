@@ -384,6 +384,8 @@ def test_keys_that_lanes_bring_and_ask_for():
     def asks():
         return jax.vmap(lambda x: x + random.normal(numpyro.prng_key()))(X)
 
+    inside_grad = expectation(lambda: jax.grad(lambda x: x * random.normal(numpyro.prng_key()))(1.0))
+    assert np.isfinite(inside_grad.value(KEY))
     estimator = expectation(lambda: asks().prod())  # independent: the mean of the product is the product of the means
     values = jax.vmap(estimator.value)(random.split(KEY, 4000))
     assert abs(values.mean() - X.prod()) < 4.5 * values.std() / 4000**0.5
