@@ -22,6 +22,8 @@ from tests import oracles
 from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, normal, product, replicates
 from tests.problems import Problem
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 STRATEGIES = {
     "score": ScoreFunction(),
     "enumerate": Enumerate(),

@@ -28,6 +28,8 @@ from ppl_ext.errors import ArgumentTypeError, ModelError
 from ppl_ext.program import SiteValues
 from tests.oracles import quick_jit
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 Y3 = np.array([0.3, -1.2, 0.8], np.float32)
 Y23 = np.array([[0.3, -1.2, 0.8], [1.1, 0.2, -0.4]], np.float32)
 

@@ -19,6 +19,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFini
 from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay, sg_minibatch, sg_target
 from ppl_ext.infer.sg_noise import normals
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 
 

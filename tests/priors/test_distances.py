@@ -29,6 +29,8 @@ from ppl_ext.priors import (
 from ppl_ext.priors.readout import find_readout, functions_with_moments
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 A, B = 0.5, 1.5  # standard deviations of the two laws where these have one value
 
 

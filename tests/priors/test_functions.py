@@ -19,6 +19,8 @@ from ppl_ext.infer import SGLD, fit
 from ppl_ext.objectives import ELBO
 from ppl_ext.priors.functions import posterior_functions
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 RNG = np.random.default_rng(0)
 X = np.linspace(-1.0, 1.0, 9).astype(np.float32)
 Y = (0.7 * X + 0.4 * RNG.normal(size=9)).astype(np.float32)

@@ -15,6 +15,8 @@ from ppl_ext.priors import Energy, Gaussian, GaussianProcess, ScaleMixture, Slic
 from ppl_ext.priors.outputs import draw_function
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 RULES = {"slope": Gaussian(), "level": Gaussian()}
 
 

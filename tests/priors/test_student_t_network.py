@@ -14,6 +14,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.priors import nngp_kernel
 from ppl_ext.priors.student_t_network import scale_mixture_posterior, student_t_posterior
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 X = jnp.array([[-1.0, 0.2], [-0.3, 1.0], [0.4, -0.5], [1.1, 0.3], [1.5, -1.0]])
 Y = jnp.array([-2.0, 0.3, 1.1, 1.9, 3.1])
 NEW = jnp.array([[0.0, 0.0], [2.0, 1.0]])

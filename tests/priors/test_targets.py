@@ -24,6 +24,8 @@ from ppl_ext.priors import (
 from ppl_ext.priors.target import cholesky
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 RBF = tinygp.kernels.ExpSquared(scale=0.8)
 DRAWS = 4000
 

@@ -10,6 +10,8 @@ from ppl_ext.smoothing import additive, smooth
 from tests.smoothing.problems import FINITE_Y, GAUSSIAN_Y, Finite, Gaussian, finite_exact, finite_paths, gaussian_exact, gaussian_smoother
 from tests.smoothing.test_smooth import FUNCTIONALS, LOGITS, PARAMS, TABLE, evidence, finite, gaussian, kalman_log_evidence, student
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 GIVEN = {**FUNCTIONALS, "score": additive.score()}
 

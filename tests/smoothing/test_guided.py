@@ -14,6 +14,8 @@ from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, as_path, functionals_of, gaussian_draws, gaussian_exact
 from tests.smoothing.test_smooth import FUNCTIONALS, PARAMS, evidence, gaussian
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 
 def proposal(parameters, x, y_t):
     """Half way to the observation, and wide."""

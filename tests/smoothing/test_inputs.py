@@ -13,6 +13,8 @@ from ppl_ext.smoothing import OnlineEM, OnlineSmoother, ParisParticleGibbs, Recu
 from tests.smoothing.problems import GAUSSIAN_Y
 from tests.smoothing.test_smooth import PARAMS, finite, gaussian
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 PRODUCT = {"s": lambda t, x_prev, x: x_prev * x}
 PPG = ParisParticleGibbs(gaussian, PRODUCT, num_particles=4, backward="path", num_sweeps=3, burn_in=1)
