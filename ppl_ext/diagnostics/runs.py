@@ -32,6 +32,7 @@ _ARVIZ_NAMES = {
     "accept_prob": "acceptance_rate",
     "mean_accept_prob": "mean_acceptance_rate",
     "adapt_state.step_size": "step_size",
+    "log_density": "lp",
 }
 
 
@@ -51,7 +52,8 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
         # A kernel on a bare potential function: the leaves have no names of their own.
         samples = {f"param_{i}": x for i, x in enumerate(jax.tree.leaves(samples))}
     values = {n: np.asarray(x) for n, x in samples.items()}
-    model = getattr(mcmc.sampler, "model", None) if model is None else model
+    if model is None and not getattr(mcmc.sampler, "sums_out_states", False):
+        model = getattr(mcmc.sampler, "model", None)
     args = tuple(mcmc._args if model_args is None else model_args)
     kwargs = dict(mcmc._kwargs if model_kwargs is None else model_kwargs)
     if hasattr(mcmc.sampler, "why_failed") and (reason := mcmc.sampler.why_failed(mcmc.last_state, args, kwargs)):

@@ -64,6 +64,8 @@ class PMMH(MCMCKernel):
     """
 
     sample_field = "z"
+    default_fields = ("z", "log_density", "accepted")
+    sums_out_states = True  # its draws have no path, so a report has no pointwise likelihood
 
     def __init__(
         self,

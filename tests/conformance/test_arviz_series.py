@@ -8,7 +8,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 import ppl_ext
-from ppl_ext.infer import ParticleGibbs
+from ppl_ext.infer import PMMH, ParticleGibbs
 from ppl_ext.smoothing import ParisParticleGibbs, smooth
 from tests.infer.test_particle_gibbs import T, Y, model
 
@@ -66,3 +66,11 @@ def test_a_series_in_arviz(name):
         az.plot_forest(report, var_names=["x"])
     finally:
         plt.close("all")
+
+
+def test_draws_without_states():
+    """PMMH sums the states out: its report has parameters and the estimated density they were accepted by, and no pointwise terms."""
+    report = mcmc(PMMH(model, num_particles=20))
+    assert set(report.posterior.data_vars) == {"phi", "scale"}
+    assert {"lp", "accepted"} <= set(report.sample_stats.data_vars) and np.isfinite(report.sample_stats["lp"]).all()
+    assert not hasattr(report, "log_likelihood") and len(az.summary(report, kind="stats")) == 2
