@@ -95,6 +95,7 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
 def _begin(guide) -> SiteValues:
     """A draw to begin with; where one is retained, only its names count."""
     draw = simulate(detach(guide))
+    _exact(draw.log_density)  # before particles are scored in a vmap, where an estimate cannot be made
     plates = {plate.name for label in draw.log_density.labels for plate in label.plates} & set(draw.values)
     if plates:
         raise ModelError(
