@@ -43,7 +43,8 @@ class Outside(Messenger):
 
 def sent_out(handler: Messenger, state: Any, msg: dict) -> bool:
     """Whether a message comes from inside a ``vmap`` opened after ``state`` was taken; if so it is dealt with, and ``handler`` and those
-    outside of it have met it with its lanes: ``handler`` leaves this one alone (:func:`was_sent`), the others never see it.
+    outside of it have met it with its lanes: ``handler`` leaves this one alone (:func:`was_sent`), the others never see it. Sites that a
+    transformation hides (``_ppl_ext_hidden``) do not leave it.
 
     :raises InsideError: from inside another transformation, which nothing can leave; also for NumPyro's control flow.
     """
@@ -53,7 +54,7 @@ def sent_out(handler: Messenger, state: Any, msg: dict) -> bool:
             raise control_flow_inside()
         met, msg["_ppl_ext_met"] = "_ppl_ext_met" in msg and trace_state() != state, True  # by a handler inside, whose affair it is
         return met
-    if kind not in _KINDS or trace_state() == state:
+    if kind not in _KINDS or trace_state() == state or "_ppl_ext_hidden" in msg:
         return False
     if kind == "prng_key" and msg["kwargs"]["rng_key"] is not None:
         return False  # a handler inside, such as that of a scan's steps, has answered

@@ -327,6 +327,7 @@ def test_impossible_outcomes():
     assert value == -jnp.inf and slope == 0.0
 
 
+@pytest.mark.slow
 def test_what_the_guide_has_is_not_summed():
     """``config_enumerate`` marks every finite site; the guide's are given."""
 
@@ -389,6 +390,7 @@ def test_elements_that_meet():
         enumerated(two_steps_back)
 
 
+@pytest.mark.slow
 def test_plates_that_cross():
     def model():
         rows, columns = numpyro.plate("rows", 2, dim=-2), numpyro.plate("columns", 3, dim=-1)
@@ -422,6 +424,7 @@ def test_too_many_at_once():
         enumerated(model)
 
 
+@pytest.mark.slow
 def test_a_density_that_is_an_estimate():
     def inner(z):
         u = numpyro.sample("u", dist.Normal(0.0, 1.0))

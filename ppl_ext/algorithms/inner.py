@@ -110,7 +110,7 @@ class Inner(Messenger):
         msg["intermediates"] = None
 
     def _draw(self, msg):
-        outer = {**msg, "kwargs": dict(msg["kwargs"])}
+        outer = {**msg, "kwargs": dict(msg["kwargs"]), "_ppl_ext_hidden": True}
         for handler in reversed(_PYRO_STACK[: _PYRO_STACK.index(self) + 1]):
             if isinstance(handler, Inner):
                 outer["name"] = f"{handler.scope}/{outer['name']}" if handler.scope else outer["name"]

@@ -23,7 +23,7 @@ from ppl_ext.errors import ModelError
 from tests.algorithms.state_spaces import PROBLEMS, Y, linear, log_evidence, slopes, smoothed
 from tests.oracles import quick_jit
 
-DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
 NUM = 20_000
 

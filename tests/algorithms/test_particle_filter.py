@@ -165,6 +165,7 @@ def test_fisher_is_the_default_elsewhere_and_can_be_chosen():
         np.testing.assert_allclose(jax.jit(jax.grad(log_z))(FINITE["stay"]), truth, atol=0.35)
 
 
+@pytest.mark.slow
 def test_the_filtering_objective_learns():
     """IWELBO with a filter inside, by SVI and NumPyro's own guide: the posterior of a static mean is found."""
 
@@ -285,6 +286,7 @@ def test_draws_of_a_posterior_follow_the_law_that_is_scored():
     assert (np.abs(hits.mean(0) - 1) < 4.5 * error)[share > 0.01].all()
 
 
+@pytest.mark.slow
 def test_a_posterior_inside_an_expectation():
     """log p(x, y) - log q̂(x) is log Ẑ of the run that drew x: the ELBO is its mean."""
 

@@ -89,6 +89,7 @@ def test_nuts(algorithm):
         assert np.isfinite(draws["s"]).all()
 
 
+@pytest.mark.slow
 def test_svi_with_our_objectives_and_numpyros():
     def guide_program(y=Y):
         u = numpyro.sample("u", dist.Normal(numpyro.param("m", 0.0), 0.3))
@@ -193,6 +194,7 @@ def test_inside_replicate():
     assert abs(spread - 2) < 0.7
 
 
+@pytest.mark.slow
 def test_particles_are_independent():
     """In one call, hidden sites get keys of their own: with more particles the estimate has less spread."""
 

@@ -173,6 +173,7 @@ def run_mcmc(key, data):
     return mcmc
 
 
+@pytest.mark.slow
 def test_an_svi_run_and_an_mcmc_run_inside_a_function_pass():
     guide = AutoMultivariateNormal(regression)
     svi = SVI(regression, guide, optax.adam(0.1), Trace_ELBO(num_particles=8))

@@ -21,6 +21,8 @@ from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
 from ppl_ext.result import Fit
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 RNG = np.random.default_rng(1)
 START, MOVE, PLACE = np.array([0.6, 0.4]), np.array([[0.8, 0.2], [0.3, 0.7]]), np.array([-1.0, 1.5])
 Y = RNG.normal(size=6).astype(np.float32)

@@ -92,6 +92,7 @@ def test_elbo_band_is_the_noise_of_a_step_whatever_the_slope():
     assert ax.get_legend_handles_labels()[1][0].endswith("± 0.042")
 
 
+@pytest.mark.slow
 def test_elbo_of_results_and_on_axes_given(results):
     _, ax = plt.subplots()
     for name in ("fit", "report", "svi"):

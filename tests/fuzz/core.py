@@ -86,9 +86,9 @@ PROGRAMS = [
         "failed before its first site",
     ),
     Case(
-        "simulate: site inside vmap",
+        "simulate: site inside grad",
         NAMES,
-        lambda x: ppl_ext.simulate(lambda: jax.vmap(lambda m: numpyro.sample(x, dist.Normal(m, 1.0)))(jnp.ones(2)), rng_key=KEY),
+        lambda x: ppl_ext.simulate(lambda: jax.grad(lambda m: numpyro.sample(x, dist.Normal(m, 1.0)))(1.0), rng_key=KEY),
         names,
     ),
     Case("log_density: program", NOT_CALLABLE, lambda x: ppl_ext.log_density(x, {}), "log_density: program", 25),
@@ -174,11 +174,9 @@ EXPECTATIONS = [
         15,
     ),
     Case(
-        "a choice inside vmap",
+        "a choice inside grad",
         NAMES,
-        lambda x: ppl_ext.expectation(lambda: jax.vmap(lambda p: 1.0 * numpyro.sample(x, dist.Bernoulli(p)))(jnp.full(2, 0.3)).sum()).value(
-            KEY
-        ),
+        lambda x: ppl_ext.expectation(lambda: jax.grad(lambda p: 1.0 * numpyro.sample(x, dist.Bernoulli(p)))(0.3)).value(KEY),
         names,
         8,
     ),

@@ -213,6 +213,7 @@ def test_the_average_is_that_of_earlier_costs():
 
 
 @pytest.mark.parametrize("baseline", [MovingAverage(0.8), Learned()], ids=["average", "learned"])
+@pytest.mark.slow
 def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
     """A scored coin beside an enumerated die: it is charged with the mean over the die, and the noise of its offset goes."""
 

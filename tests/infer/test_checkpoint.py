@@ -76,6 +76,7 @@ def test_stopped_run_goes_on_in_the_same_process(tmp_path, uninterrupted):
     assert_same_bits({"losses": whole.losses, **whole.params}, uninterrupted)
 
 
+@pytest.mark.slow
 def test_finished_run_is_returned_and_can_be_prolonged(tmp_path, uninterrupted):
     checkpoint = Checkpoint(tmp_path / "run.npz")
     interrupted.run(checkpoint, num_steps=300)

@@ -176,11 +176,14 @@ def inside(transformation, fn, gradient):
 def test_a_site_inside_a_transformation_of_jax(run, transformation, fn, gradient):
     """UnexpectedTracerError: Encountered an unexpected tracer."""
     words = {  # the last two are seen through: what is wrong there is the site itself
-        "vmap": "Site 'z' is sampled inside jax.vmap.*numpyro.plate.*control_flow",
-        "grad": "Site 'z' is sampled inside jax.vmap.*numpyro.plate.*control_flow",
+        "vmap": "inside jax.vmap.*ppl_ext.handlers.vmapped",  # NumPyro's own set-up of a fit loses it
+        "grad": "Site 'z' is sampled inside jax.jit, jax.grad.*control_flow",
         "jit": r"Shapes disagree at site 'z': the program expects \(2,\), the value has \(\)",
         "scan": "Site 'z' appears twice in one run",
     }[transformation]
+    if transformation == "vmap" and run is by_loss:  # two lanes, for two coins
+        assert not np.isnan(run(two_coins, inside(transformation, fn, gradient)))
+        return
     with pytest.raises(ModelError, match=words):
         run(two_coins, inside(transformation, fn, gradient))
 
@@ -205,10 +208,8 @@ def test_a_pathwise_site_of_an_expectation_may_lie_inside_vmap():
         return jax.vmap(lambda m: numpyro.sample("z", dist.Normal(m, 1e-3)))(loc * jnp.ones(2)).sum()
 
     np.testing.assert_allclose(ppl_ext.expectation(pathwise).value(KEY, 1.0), 2.0, atol=0.02)
-    with pytest.raises(ModelError, match="Site 'z' is sampled inside"):
-        ppl_ext.expectation(lambda p: jax.vmap(lambda q: 1.0 * numpyro.sample("z", dist.Bernoulli(q)))(p * jnp.ones(2)).sum()).value(
-            KEY, 0.3
-        )
+    coins = ppl_ext.expectation(lambda p: jax.vmap(lambda q: 1.0 * numpyro.sample("z", dist.Bernoulli(q)))(p * jnp.ones(2)).sum())
+    np.testing.assert_allclose(jax.grad(lambda p: coins.value(KEY, p))(0.3), 2.0, rtol=1e-5)  # enumerated, as in a plate
 
 
 @EVERY_WAY

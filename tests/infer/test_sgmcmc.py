@@ -19,7 +19,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFini
 from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay, sg_minibatch, sg_target
 from ppl_ext.infer.sg_noise import normals
 
-DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
 KEY = jax.random.key(0)
 
@@ -193,6 +193,7 @@ def test_sghmc_has_its_exact_variance_and_nearly_the_posteriors(temperature):
         assert_variance(draws, temperature * 1.1 / H)
 
 
+@pytest.mark.slow
 def test_coarse_steps_and_loud_gradients_have_the_variance_of_the_recursion():
     kernel = SGHMC(gaussian, step_size=0.06, friction=0.5, adapt=None, temperature=0.5)
     draws = ran(kernel, 100, 1000, 20).get_samples(group_by_chain=True)["mu"]
@@ -321,6 +322,7 @@ def test_a_resampled_momentum_has_its_stationary_variance():
             np.testing.assert_allclose(v, (1.0 - a) * 7.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_thinning_and_steps_per_draw_keep_some_draws_of_the_same_chain():
     def run(num_steps=1, **options):
         kernel = SGHMC(hierarchical, step_size=Decay(0.05), friction=0.2, num_steps=num_steps)

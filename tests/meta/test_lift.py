@@ -111,6 +111,7 @@ def test_training_is_coordinate_ascent_and_minimises_the_bound():
         assert float(bound(to_vector(ours))[0]) <= found.fun + 1e-9
 
 
+@pytest.mark.slow
 def test_without_the_globals_cost_the_bound_has_no_optimum():
     """The paper's objective less its last term: more df is always better."""
     h, batch = lift(line, ["w"]).hierarchy(STREAM), STREAM.batch(range(len(STREAM)))
@@ -213,6 +214,7 @@ def test_expected_loss_is_exact_for_cubics(diagonal):
     np.testing.assert_allclose(sampled, m @ m + np.trace(covariance), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_curvature_that_breaks_down_is_left_out():
     """An episode whose curvature is NaN, indefinite or flat gives a prior-like law, and training goes on."""
 
@@ -375,6 +377,7 @@ def test_own_priors_are_replaced_or_kept():
     np.testing.assert_allclose(difference, own, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_adaptation_in_one_dimension_by_quadrature():
     """The Student-t prior times a Gaussian likelihood, on a grid."""
 

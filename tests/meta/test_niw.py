@@ -197,6 +197,7 @@ def test_no_episodes_return_the_prior():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_limits():
     """n₀ just above d − 1 works; n₀ and l₀ large give the Gaussian with known mean and covariance."""
     edge = NIW(jnp.zeros(3), 1.0, jnp.eye(3), 2.001)

@@ -277,6 +277,7 @@ def test_the_upper_bound(name, order, strategy):
     np.testing.assert_allclose(chi_exact(problem, order * cubo, order)[0], cubo, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_upper_bound_comes_down_upon_the_evidence():
     """z ~ N(0, 1), y = 1 ~ N(z, 1): the guide that minimises it is the posterior, where it is the evidence."""
 

@@ -137,6 +137,7 @@ def test_the_bandwidth_is_the_median_of_other_draws():
     assert float(state) == pytest.approx(np.sqrt(2) * 0.6745, rel=0.1)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_where_draws_coincide():
     f = jnp.ones((4, 3))
     for distance in (Energy(), MMD(), SlicedWasserstein()):

@@ -141,6 +141,7 @@ def test_a_report_holds_functions_and_predictions(read, capsys):
     assert "Largest R-hat" in out and f"RMSE {read.rmse:.4f}, NLL {read.nll:.4f}" in out
 
 
+@pytest.mark.slow
 def test_every_kind_of_fit_is_read():
     flat = {name: x.reshape(100) for name, x in DRAWS.items()}
     assert posterior_functions(model, flat, X).values.shape == (1, 100, 9)

@@ -18,7 +18,7 @@ from ppl_ext.priors.flow import planar
 from ppl_ext.program import log_density
 from tests.priors.models import X, network
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 
 def sites_of(model, *args, key=0):

@@ -130,6 +130,7 @@ def test_a_run_that_breaks_down_names_the_site_and_keeps_the_last_good_state():
     assert 1.0 < float(result.hyperparameters["slope"]["slope"]["scale"]) < 5.0
 
 
+@pytest.mark.slow
 def test_a_gradient_that_breaks_down_is_named_by_its_hyperparameter():
     def kinked(x):
         slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))

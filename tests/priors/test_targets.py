@@ -113,7 +113,7 @@ def test_conditioning_on_an_integral_conserves_it():
     nodes = np.linspace(-1.0, 1.0, 9)
     weights = np.full(9, 2.0 / 9)
     target = Conditioned(GaussianProcess(RBF), integral(nodes, weights), 3.0)
-    draws = np.asarray(jax.jit(target.sample, static_argnums=2)(jax.random.key(6), jnp.asarray(nodes), 200))
+    draws = np.asarray(target.sample(jax.random.key(6), jnp.asarray(nodes), 200))
     np.testing.assert_allclose(draws @ weights, 3.0, atol=5e-2)
     assert draws.std(0).min() > 0.1
     free = np.asarray(GaussianProcess(RBF).sample(jax.random.key(6), jnp.asarray(nodes), 200)) @ weights

@@ -55,6 +55,7 @@ def maximize(s):
     return {"phi": phi, "scale": jnp.sqrt(jnp.maximum(s["after"] - phi * s["cross"], 1e-6))}
 
 
+@pytest.mark.slow
 def test_online_em_finds_the_parameters_of_a_stream():
     y = series(3000)
     learner = OnlineEM(gaussian, statistics, maximize, num_particles=100)

@@ -26,6 +26,7 @@ def test_estimates_are_unbiased_after_the_burn_in(run):
         np.testing.assert_allclose(chains.mean(), run.expectations[name], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_filter_of_as_few_particles_is_biased(run):
     smoother = smooth(gaussian, FUNCTIONALS, 8)
     found = jax.jit(jax.vmap(lambda key: smoother.run(key, GAUSSIAN_Y, params=PARAMS).expectations))(

@@ -134,6 +134,7 @@ def test_the_score_against_the_gradient_of_the_kalman_likelihood(backward):
         assert abs(value) > 6 * error + 0.03, "the test would not see a missing sign"
 
 
+@pytest.mark.slow
 def test_the_score_of_a_finite_model_against_enumeration():
     def log_evidence(logits):
         paths, _ = finite_paths(TABLE, FINITE_Y)
@@ -166,6 +167,7 @@ def test_moments_and_lag_covariances():
     jax.tree.map(close, found, jax.tree.map(np.asarray, exact, is_leaf=lambda x: isinstance(x, list)))
 
 
+@pytest.mark.slow
 def test_trajectories_are_draws_from_the_smoothing_law():
     run = smooth(gaussian, None, 2000).run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS)
     drawn = run.sample(num_samples=4000)
@@ -225,6 +227,7 @@ def second_order(y):
     scan(step, (x0, x0), y)
 
 
+@pytest.mark.slow
 def test_a_model_whose_state_has_a_memory_is_smoothed_along_paths_only():
     given = {"sum": lambda t, before, after: after[0]}
     with pytest.raises(ModelError, match="backward='path'"):
@@ -252,6 +255,7 @@ def student(y):
     scan(step, numpyro.sample("x0", dist.Gamma(2.0, 1.0)), y)
 
 
+@pytest.mark.slow
 def test_what_cannot_work_is_refused_by_name():
     with pytest.raises(ModelError, match="'scale'.*non-centred"):
         smooth(noncentred, {"score": additive.score()}, 20).run(jax.random.key(0), GAUSSIAN_Y, params={"scale": 1.0})
