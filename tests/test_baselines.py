@@ -17,6 +17,8 @@ from ppl_ext import baselines, expectation, log_density, log_mean_exp, replicate
 from ppl_ext.gradients import ScoreFunction
 from tests.oracles import assert_unbiased, quick_jit
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 NO_BASELINE = ScoreFunction(baseline=None)
 LOGITS = jnp.array([-0.7, 0.2, 1.1, 0.4])
 OFFSETS = jnp.array([8.0, 12.0, 9.0, 11.0])

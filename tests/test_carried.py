@@ -16,6 +16,8 @@ from ppl_ext.errors import ArgumentError, HandlerError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 
 

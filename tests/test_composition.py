@@ -20,6 +20,8 @@ from ppl_ext.objectives import ELBO, IWELBO
 from ppl_ext.priors import Gaussian, GaussianProcess, lift_prior, match
 from ppl_ext.smoothing import smooth
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 KEY = jax.random.key(0)
 X = jnp.linspace(-1.0, 1.0, 8)
 

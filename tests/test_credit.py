@@ -9,6 +9,8 @@ from jax import lax
 from ppl_ext import dataflow
 from ppl_ext.credit import collect, mark, spread, trace_credit
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 SHAPE = (3, 4)
 AT0, AT1 = ("at", 0), ("at", 1)
 

@@ -16,6 +16,8 @@ from ppl_ext.density import Label, Plate, per_element
 from ppl_ext.direction import Estimate
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 OUTER, INNER = Plate("outer", -2, 2, 1.0), Plate("inner", -1, 3, 1.0)
 RNG = np.random.default_rng(0)
 

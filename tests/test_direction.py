@@ -15,6 +15,8 @@ from ppl_ext.direction import Estimate
 from ppl_ext.errors import DirectionError
 from ppl_ext.objectives import ELBO, IWELBO, ForwardKL, Renyi
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 
 def term(kind, site="z"):
     return LogDensity((jnp.zeros(()),), (Label(site, (), Estimate(kind)),))

@@ -311,6 +311,7 @@ def test_a_masked_site_leaves_no_trace():
     close(out.total, seen[0] + seen[2])
 
 
+@pytest.mark.slow
 def test_impossible_outcomes():
     def model(p):
         z = numpyro.sample("z", dist.Categorical(probs=jnp.array([0.0, p, 1 - p])))

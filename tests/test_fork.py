@@ -12,6 +12,8 @@ from ppl_ext.errors import PplExtError, StrategyError
 from ppl_ext.handlers import gradient
 from ppl_ext.objectives import ELBO
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 ENUMERATE = {"gradient": "enumerate"}
 
 

@@ -16,7 +16,7 @@ from ppl_ext.infer import Checkpoint
 from tests.fuzz.core import EXPECTATIONS, HANDLERS, OBJECTIVES, PROGRAMS
 from tests.fuzz.runs import DIAGNOSTICS, FITS, REPORTS, RUNS
 
-DEFAULT_ROWS = 45  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 25  # of each table; the others are slow: see conftest.py
 
 ALL = {
     "programs": PROGRAMS,

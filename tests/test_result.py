@@ -161,6 +161,7 @@ def local_model(y, size=6, subsample_size=2):
         numpyro.sample("y", dist.Normal(x, 1.0), obs=y[n])
 
 
+@pytest.mark.slow
 def test_subsampled_local_latents_come_for_the_whole_plate():
     guide = AutoNormal(local_model)
     params = initial(local_model, guide, jnp.asarray(Y)) | {"x_auto_loc": Y, "x_auto_scale": np.full(6, 0.5, np.float32)}

@@ -29,6 +29,8 @@ from tests import oracles
 from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, normal, product, replicates
 from tests.problems import Problem
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 KEY = random.key(0)
 X = jnp.array([-0.5, 0.2, 0.9])
 Y = jnp.array([0.3, 2.2, -0.4])

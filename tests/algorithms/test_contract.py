@@ -20,7 +20,7 @@ from ppl_ext.gradients import Enumerate
 from ppl_ext.handlers import gradient
 from tests.oracles import quick_jit
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 A = 0.3
 B = np.array([0.2, 0.7])  # P(b = 1 | a)

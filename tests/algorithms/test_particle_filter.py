@@ -259,6 +259,7 @@ def test_a_fault_in_the_conditional_run_is_seen(fault, name, monkeypatch):
 # Posteriors
 
 
+@pytest.mark.slow
 def test_draws_of_a_posterior_follow_the_law_that_is_scored():
     """normalize on the finite model, two particles: the share of every path among draws, and the mean of its estimated density."""
     program = normalize(finite, dict(FINITE), ParticleFilter(2))

@@ -25,7 +25,7 @@ from ppl_ext import objectives
 from ppl_ext.diagnostics.arviz_export import variables_of
 from ppl_ext.infer import SGHMC, SGLD, fit
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 ROWS, GROUPS, DRAWS = 24, 3, 200
 GROUP = np.arange(ROWS) % GROUPS

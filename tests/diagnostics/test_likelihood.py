@@ -14,6 +14,8 @@ from ppl_ext.diagnostics.chunks import map_draws, over_draws
 from ppl_ext.diagnostics.likelihood import pointwise
 from ppl_ext.errors import ArgumentError, HandlerError, ModelError
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 RNG = np.random.default_rng(0)
 Y = RNG.normal(0.5, 1.5, 5).astype(np.float32)
 

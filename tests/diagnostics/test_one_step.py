@@ -529,6 +529,7 @@ def test_leave_one_out_says_what_is_missing():
         loo(np.zeros(3))
 
 
+@pytest.mark.slow
 def test_a_fit_of_a_chain_goes_the_whole_way():
     """A guide on the width, the chain summed out of the model: fit, report, refusal."""
 

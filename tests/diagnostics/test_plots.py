@@ -33,6 +33,8 @@ from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
 from ppl_ext.result import to_arviz
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
 

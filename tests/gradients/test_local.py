@@ -23,7 +23,7 @@ from tests.objectives.test_unbiased import OBJECTIVES, exact
 from tests.oracles import assert_unbiased, quick_jit, replicates
 from tests.problems import PROBLEMS
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 MEASURE, LOCAL, SCORE = MeasureValued(), EnumerateLocally(), ScoreFunction(baseline=None)
 

@@ -20,6 +20,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, Strateg
 from ppl_ext.gradients import Constant, Enumerate, Reparameterize, ScoreFunction
 from ppl_ext.handlers import Handler, detach, gradient, unobserved
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 SCORE = ScoreFunction(baseline=None)
 
 

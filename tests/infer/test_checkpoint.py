@@ -67,6 +67,7 @@ def stop_after(num_chunks):
     return callback
 
 
+@pytest.mark.slow
 def test_stopped_run_goes_on_in_the_same_process(tmp_path, uninterrupted):
     checkpoint = Checkpoint(tmp_path / "run.npz", every=100)
     half = interrupted.run(checkpoint, callback=stop_after(13))

@@ -14,6 +14,8 @@ from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.infer import PMMH, ParticleGibbs, PathSweep
 from ppl_ext.infer.particle_gibbs import path_sites
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 T = 20
 RNG = np.random.default_rng(5)
 X = np.zeros(T + 1)
@@ -101,6 +103,7 @@ def test_pmmh_equals_nuts_on_the_marginal(reference):
     assert set(mcmc.get_samples()) == {"phi", "scale"}
 
 
+@pytest.mark.slow
 def test_it_is_a_block_of_numpyros_gibbs():
     kernel = Gibbs([(NUTS(model), ["phi", "scale"]), (PathSweep(model, 5), ["x0", "x"])])
     own = means(ParticleGibbs(model, 5), 50, 20)[0]

@@ -6,6 +6,8 @@ import pytest
 from ppl_ext.errors import ArgumentError
 from ppl_ext.infer import Plateau
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 
 def noise(num_steps, seed=0, chains=2):
     return np.random.default_rng(seed).normal(size=(chains, num_steps))

@@ -23,6 +23,8 @@ from ppl_ext.meta import (
 from ppl_ext.meta.fitted import MetaFit, as_terms, start
 from tests.meta.test_lift import KEY, NOISE, STREAM, episodes, quiet
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 NEW = episodes((6, 9, 4, 7), seed=5)
 SUPPORT, QUERY = [(x[:2], y[:2]) for x, y in NEW], [(x[2:], y[2:]) for x, y in NEW]
 

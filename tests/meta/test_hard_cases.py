@@ -12,6 +12,8 @@ from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, li
 from ppl_ext.meta.local import closed_form
 from tests.meta.test_lift import KEY, NOISE, line, quiet
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 
 def level(y):
     w = numpyro.sample("w", dist.Normal(0.0, 1.0))

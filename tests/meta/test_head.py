@@ -16,6 +16,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta import NIW, EpisodeStream, LaplaceGGN, evaluate, head, lift
 from tests.meta.test_lift import KEY, quiet
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 NOISE, WIDTH = 0.2, 3
 
 

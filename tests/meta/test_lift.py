@@ -147,6 +147,7 @@ def test_solvers_agree_where_one_is_exact(fitted):
     np.testing.assert_allclose(ggn.linear, exact.linear, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_local_posterior_is_that_of_bayesian_regression(fitted):
     x, y = episodes()[3]
     prior = NIW([0.5, 0.0], 3.0, np.array([[2.0, 0.3], [0.3, 1.0]]), 5.0)

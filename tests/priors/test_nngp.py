@@ -10,6 +10,8 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.priors import nngp_kernel
 from ppl_ext.priors.nngp import expected_product
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 X = np.array([[0.3, -1.0], [1.5, 0.2], [-0.7, 0.9], [0.3, -1.0]])  # a duplicate on purpose
 
 

@@ -12,6 +12,8 @@ from ppl_ext.errors import ArgumentError
 from ppl_ext.smoothing import discriminative_factor, discriminative_kalman, smooth
 from ppl_ext.smoothing.discriminative import stationary_covariance
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 A = np.array([[0.8, 0.2], [-0.1, 0.7]])
 NOISE = np.array([[0.5, 0.1], [0.1, 0.3]])
 H = np.array([[1.0, 0.4], [0.0, 1.0], [0.5, -0.5]])

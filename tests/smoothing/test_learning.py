@@ -37,6 +37,7 @@ def test_score_ascent_reaches_the_maximum_of_the_kalman_likelihood():
     assert (np.abs(away) < 0.25 * np.sqrt(np.diag(np.linalg.inv(-matrix)))).all()
 
 
+@pytest.mark.slow
 def test_recursive_maximum_likelihood_finds_the_parameters_of_a_stream():
     y = series(3000)
     learner = RecursiveMaximumLikelihood(gaussian, lambda t: 2.0 * (t + 20.0) ** -0.6, num_particles=100)

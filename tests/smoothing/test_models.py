@@ -15,6 +15,8 @@ from ppl_ext.smoothing.lowered import ModelSpace
 from tests.smoothing.problems import GAUSSIAN_Y
 from tests.smoothing.test_smooth import gaussian
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 
 def difference(y):
     """The emission looks at the state before: backward draws must weigh it."""
@@ -133,6 +135,7 @@ def stationary(y):
     scan(step, x0, y)
 
 
+@pytest.mark.slow
 def test_the_score_counts_what_comes_before_the_first_step():
     num = len(GAUSSIAN_Y) + 1
     build = jnp.asarray(np.linalg.inv(np.eye(num) - 0.9 * np.eye(num, k=-1)), jnp.float32)

@@ -146,6 +146,7 @@ def test_the_score_of_a_finite_model_against_enumeration():
     np.testing.assert_allclose(run.expectations["score"]["logits"], jax.grad(log_evidence)(jnp.asarray(LOGITS)), atol=0.08)
 
 
+@pytest.mark.slow
 def test_moments_and_lag_covariances():
     given = {"moments": additive.moments(), "lags": additive.lag_covariances()}
     given["seen"] = additive.sufficient_statistics(lambda x_prev, x, y_t: x * y_t)

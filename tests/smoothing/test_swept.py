@@ -21,6 +21,8 @@ from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, functionals_of, gaussian_draws, gaussian_exact, gaussian_smoother
 from tests.smoothing.test_smooth import evidence
 
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
+
 SPACE = Gaussian()
 EXACT = gaussian_exact(SPACE, GAUSSIAN_Y)
 LOG_Z = evidence(GAUSSIAN_Y)
