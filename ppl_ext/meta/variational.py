@@ -59,6 +59,7 @@ class VariationalLocal(LocalSolver):
     @property
     def conjugate(self) -> bool:
         """Whether the closed forms of the hierarchy are those of this objective: only an ELBO's."""
+        # By name: the library's own objectives stand beside this package, not below it.
         return self.objective is None or type(self.objective).__name__ in ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
 
     def _least(self, shift):

@@ -63,7 +63,8 @@ def student_t_posterior(kernel: Kernel, x: Any, y: Any, *, shape: float = 2.0, r
     :raises ArgumentError: if shapes do not fit, or a parameter is out of range.
     :raises NonFiniteError: if the covariance is not positive definite; more noise, or no repeated inputs, makes it so.
 
-    Source: Lee, Yun, Yang, Lee 2022, section 3.3: the predictive of the multivariate Student-t (their eq. 15).
+    Source: Lee, Yun, Yang, Lee, *Scale mixtures of neural network Gaussian processes*, ICLR 2022 (arXiv 2107.01408); the formulas are those
+    of a normal with an inverse-gamma variance.
 
     >>> from ppl_ext.priors import nngp_kernel
     >>> x, y = jnp.array([[-1.0], [0.0], [1.0]]), jnp.array([-0.8, 0.1, 0.9])
@@ -170,7 +171,7 @@ def scale_mixture_posterior(
     :raises ArgumentError: if shapes do not fit, or a parameter is out of range.
     :raises NonFiniteError: if every weight is zero, or one is not a number.
 
-    Source: Lee, Yun, Yang, Lee 2022, section 3.3, self-normalised importance sampling from the prior of the scale.
+    Source: Lee, Yun, Yang, Lee, ICLR 2022 (arXiv 2107.01408), who sample the scale by importance as well.
 
     >>> kernel = lambda a, b: jnp.exp(-0.5 * (a[:, None] - b[None, :]) ** 2)
     >>> x, y = jnp.array([-1.0, 0.0, 1.0]), jnp.array([-0.8, 0.1, 0.9])
