@@ -74,6 +74,7 @@ def test_a_file_of_anything_else_is_no_checkpoint(tmp_path):
     refused()
 
 
+@pytest.mark.slow  # with all rows of the tables
 def test_a_thousand_calls_were_made():
     """After the others; a selection of them proves nothing either way."""
     if len(COUNTS) < len({param.values[0].name for param in CASES}) + 1:

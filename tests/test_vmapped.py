@@ -143,7 +143,7 @@ YY = jnp.arange(12.0).reshape(3, 2, 2) / 6
 
 def loss_and_gradient(program, objective, strategy):
     guide = gradient(lambda: program(numpyro.param("phi", PHI)), {"z": strategy})
-    model = lambda: program(jnp.zeros((2, 3)), YY)  # noqa: E731
+    model = lambda: program(jnp.zeros((2, 3)), YY)  # noqa: E731  a formula in one line
     run = jax.jit(jax.value_and_grad(lambda phi: objective.loss(KEY, {"phi": phi}, model, guide)))
     return run(PHI)
 

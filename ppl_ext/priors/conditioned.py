@@ -156,9 +156,8 @@ def _cross(base: GaussianTarget, operator: Operator, inputs: jax.Array) -> jax.A
 
 def _gram(base: GaussianTarget, left: Operator, right: Operator) -> jax.Array:
     """(K, L): covariance of G f with H f."""
-    of_right = lambda xs: _cross(base, right, xs)  # noqa: E731
     count = jax.eval_shape(lambda: _apply(right, base.mean_at)).shape[0]
-    return jax.vmap(lambda j: _apply(left, lambda xs: of_right(xs)[:, j]), out_axes=1)(jnp.arange(count))
+    return jax.vmap(lambda j: _apply(left, lambda xs: _cross(base, right, xs)[:, j]), out_axes=1)(jnp.arange(count))
 
 
 def _check_base(where: str, base: Any, operator: Any) -> None:

@@ -254,7 +254,7 @@ def posterior_functions(
             seed(Unconditioned(given(model, values, params)), key)(*args, **kwargs)
         values = {n: m["value"] for n, m in record.items() if m["type"] in ("sample", "deterministic")}
         if source is None:
-            read = {"values": output(values)}  # type: ignore[misc, operator]
+            read = {"values": output(values)}  # type: ignore[misc, operator]  # a function where no site is named
         else:
             read = {"values": values[source] if sites[source].kind == "deterministic" else readings.location(record[source])}
         if site is not None:

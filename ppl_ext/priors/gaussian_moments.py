@@ -1,5 +1,6 @@
 """Distances between Gaussians with the moments of two laws of functions."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -72,7 +73,7 @@ class GaussianKL(Distance):
         dim = len(m1)
         extra = self.noise * jnp.trace(c2) / dim * jnp.eye(dim, dtype=c1.dtype)
         l1, l2 = jnp.linalg.cholesky(c1 + extra), jnp.linalg.cholesky(c2 + extra)
-        solve = lambda b: jax.scipy.linalg.solve_triangular(l1, b, lower=True)  # noqa: E731
+        solve = partial(jax.scipy.linalg.solve_triangular, l1, lower=True)
         trace, mean = jnp.sum(solve(l2) ** 2), jnp.sum(solve(m2 - m1) ** 2)
         log_ratio = jnp.sum(jnp.log(jnp.diagonal(l1))) - jnp.sum(jnp.log(jnp.diagonal(l2)))
         return (0.5 * (trace + mean - dim) + log_ratio) / dim

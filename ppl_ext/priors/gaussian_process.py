@@ -106,7 +106,7 @@ class GaussianProcess(GaussianTarget):
             raise ArgumentError("GaussianProcess: with hyper, functions have no one covariance; draw them, or fix the hyperparameters.")
         return _matrix(self.kernel, x1, x2)
 
-    def cov(self, inputs: jax.Array) -> jax.Array | None:  # type: ignore[override]
+    def cov(self, inputs: jax.Array) -> jax.Array | None:  # type: ignore[override]  # none with hyper
         """As of every Gaussian target; ``None`` with ``hyper``."""
         return None if self.hyper is not None else super().cov(inputs)
 

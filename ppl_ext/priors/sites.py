@@ -99,7 +99,10 @@ def survey(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> dict[str,
 
     def run(values: Mapping[str, Any]) -> _Survey:
         record = _Survey(values)
-        last = lambda: f"after site '{next(reversed(record.found))}'" if record.found else "before its first sample site"  # noqa: E731
+
+        def last() -> str:
+            return f"after site '{next(reversed(record.found))}'" if record.found else "before its first sample site"
+
         with explained(model, last), numpyro.validation_enabled(False), block(), seed(rng_seed=0), record:
             model(*args, **kwargs)
         return record

@@ -67,10 +67,10 @@ class Exact:
             return jax.tree.map(lambda v: jnp.tensordot(probs, jnp.where(_beside(probs, v) > 0, v, 0), 2), values)
 
         x0 = ss.inputs(0)
-        before = jax.vmap(self.initial, axis_size=len(smoothed.first_pairs))(first)  # type: ignore[arg-type]
+        before = jax.vmap(self.initial, axis_size=len(smoothed.first_pairs))(first)  # type: ignore[arg-type]  # of finite states, so it is there
         total = _begun(mean(smoothed.first_pairs, before.carry, after(x0), x0))
         if functional.initial is not None:
-            probs = smoothed.first_pairs.sum(1)  # type: ignore[union-attr]
+            probs = smoothed.first_pairs.sum(1)  # type: ignore[union-attr]  # of finite states, so it is there
             values = jax.vmap(functional.initial, axis_size=len(probs))(before)
             total = _added(total, jax.tree.map(lambda v: jnp.tensordot(probs, v, 1), values))
         states = after(x0).carry
@@ -98,7 +98,7 @@ class Exact:
             return functional.step(x, before, self.states(steps.unravel_state(z[n:]), x))
 
         def of_initial(z, _):
-            values = functional.initial(self.initial(steps.unravel_initial(z)))  # type: ignore[misc]
+            values = functional.initial(self.initial(steps.unravel_initial(z)))  # type: ignore[misc]  # asked only where it is
             return {name: v for name, v in values.items() if v is not None}
 
         x0, x = ss.inputs(0), jax.tree.map(lambda a: a[1:], ss.xs)
@@ -138,10 +138,10 @@ class Exact:
             return chosen, index
 
         last_key, first_key, back_key = jax.random.split(rng_key, 3)
-        last = _choose(last_key, s.probs[-1])  # type: ignore[index]
+        last = _choose(last_key, s.probs[-1])  # type: ignore[index]  # of finite states, so it is there
         index, rest = jax.lax.scan(back, last, (jax.random.split(back_key, ss.num_steps - 1), s.pairs), reverse=True)
         indices = jnp.concatenate([index[None], rest])
-        start = _choose(first_key, s.first_pairs[:, index])  # type: ignore[index]
+        start = _choose(first_key, s.first_pairs[:, index])  # type: ignore[index]  # of finite states, so it is there
         return jax.tree.map(lambda v: v[start], first) | jax.tree.map(lambda v: v[indices], later)
 
     def _draw_gaussian(self, rng_key):
@@ -168,7 +168,7 @@ class Exact:
             spread = jnp.sqrt(jnp.diagonal(s.filtered_covariance, axis1=1, axis2=2))
             flat = s.filtered_mean + jax.scipy.special.ndtri(levels)[:, None, None] * spread
         else:
-            flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]
+            flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]  # of finite states, so it is there
         return jax.vmap(jax.vmap(self.steps.unravel_state))(flat)
 
 

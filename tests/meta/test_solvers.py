@@ -133,7 +133,7 @@ def test_low_rank_algebra_is_that_of_the_dense_matrix():
         np.testing.assert_allclose(root @ root.T, dense, rtol=1e-9, atol=1e-12)
         niw = NIW(rng.normal(size=6), 2.0, rng.gamma(2.0, size=6), 3.0)
         np.testing.assert_allclose(niw.expected_kl(jnp.ones(6), low), niw.expected_kl(jnp.ones(6), dense), rtol=1e-10)
-        quadratic = lambda t: t @ jnp.arange(36.0).reshape(6, 6) @ t  # noqa: E731
+        quadratic = lambda t: t @ jnp.arange(36.0).reshape(6, 6) @ t  # noqa: E731  a formula in one line
         values = [expected(quadratic, Gaussian(jnp.ones(6), c)) for c in (low, dense)]
         np.testing.assert_allclose(values[0], values[1], rtol=1e-9)
         fits = [Quadratic(a, jnp.arange(6.0)) for a in (Factored(factor), factor.T @ factor)]

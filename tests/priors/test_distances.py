@@ -156,7 +156,7 @@ def test_gaussian_distances_are_their_closed_forms():
     rng = np.random.default_rng(0)
     m1, m2 = rng.normal(size=(2, 3))
     c1, c2 = (x @ x.T + 0.3 * np.eye(3) for x in rng.normal(size=(2, 3, 3)))
-    root = lambda c: (lambda w, v: v * np.sqrt(w) @ v.T)(*np.linalg.eigh(c))  # noqa: E731
+    root = lambda c: (lambda w, v: v * np.sqrt(w) @ v.T)(*np.linalg.eigh(c))  # noqa: E731  a formula in one line
     w2 = (((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * root(root(c2) @ c1 @ root(c2)))) / 3
     ours = GaussianW2()(jax.random.key(0), (), known(m1, c1), known(m2, c2))
     np.testing.assert_allclose(ours, w2, rtol=1e-4)
