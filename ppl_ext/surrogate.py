@@ -18,7 +18,7 @@ run again under the same keys with the sites' values or the particles' outputs r
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -147,8 +147,12 @@ def _terms(out) -> list[jax.Array]:
     return [jnp.asarray(out)]
 
 
-def _sum(terms: list[jax.Array]) -> jax.Array:
-    sums = [jnp.sum(t) for t in terms]
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    """Of everything: those of one shape element by element first, since on a CPU each reduction costs more than an addition."""
+    by_shape: dict[tuple[int, ...], jax.Array] = {}
+    for t in terms:
+        by_shape[t.shape] = by_shape[t.shape] + t if t.shape in by_shape else t
+    sums = [jnp.sum(t) for t in by_shape.values()]
     return sum(sums[1:], start=sums[0]) if sums else jnp.zeros(())
 
 
@@ -163,19 +167,43 @@ def _surrogate(terms, choices: Sequence[Choice], run: Run, credit: list[Deps], b
     log_probs = {c.id: run.laws[c.id].log_prob for c in choices}
     felt = [frozenset((c.id, deps[c.id], cost.ndim) for c in choices if c.id in deps) for cost, deps in zip(terms, credit, strict=True)]
     exponents = shared_sums(felt, lambda id, relation, ndim: spread(log_probs[id], relation, ndim))
-    total = jnp.zeros(())
-    for cost, exponent in zip(terms, exponents, strict=True):
-        total += jnp.sum(cost if exponent is None else cost * _one(exponent))
+    alike: dict[tuple, jax.Array] = {}  # costs that feel the same draws share their likelihood ratio
+    ratios = dict(zip(felt, exponents, strict=True))
+    for cost, keys in zip(terms, felt, strict=True):
+        same = (keys, cost.shape)
+        alike[same] = alike[same] + cost if same in alike else cost
+    total = _sum(cost if ratios[keys] is None else cost * _one(ratios[keys]) for (keys, _), cost in alike.items())
     for choice in choices:
         if (b := baselines.get(choice.id)) is not None:
             # Without particle k the others may all be impossible (−inf): such a baseline is of no use, and any constant is unbiased.
-            total -= jnp.sum((_one(log_probs[choice.id]) - 1) * _stop(jnp.where(jnp.isfinite(b), b, 0.0)))
+            total -= _taken_off(log_probs[choice.id], _stop(jnp.where(jnp.isfinite(b), b, 0.0)))
     return total
 
 
+@jax.custom_jvp
 def _one(exponent: jax.Array) -> jax.Array:
-    """One in value; its derivatives of any order are those of a likelihood ratio. (log q may be −inf where a mask hides an element.)"""
-    return jnp.exp(jnp.where(jnp.isfinite(exponent), exponent - _stop(exponent), 0.0))
+    """One; its derivatives of any order are those of a likelihood ratio. (log q may be −inf where a mask hides an element.)"""
+    return jnp.ones_like(exponent)
+
+
+@_one.defjvp
+def _one_jvp(primals, tangents):
+    (exponent,), (change,) = primals, tangents
+    one = _one(exponent)
+    return one, one * jnp.where(jnp.isfinite(exponent), change, 0.0)
+
+
+@jax.custom_jvp
+def _taken_off(log_prob: jax.Array, baseline: jax.Array) -> jax.Array:
+    """Zero, with the derivatives of the sum of ``(one(log_prob) - 1) * baseline``: nothing is left of it where no gradient is taken."""
+    return jnp.zeros((), log_prob.dtype)
+
+
+@_taken_off.defjvp
+def _taken_off_jvp(primals, tangents):
+    log_prob, baseline = primals
+    change = _one_jvp((log_prob,), tangents[:1])[1]
+    return _taken_off(log_prob, baseline), jnp.sum(change * baseline)
 
 
 def _local(run, terms, base: Run, credit: list[Deps], lanes: LocalLanes, weighed, forced) -> jax.Array:
