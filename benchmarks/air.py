@@ -162,6 +162,7 @@ def evaluate(key, params, x):
 
 
 def main(quick: bool = False) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)  # or the seconds of compilation would be those of reading a file
     train_size, test_size, epochs, every = (256, 128, 3, 1) if quick else (2048, 512, 60, 3)
     x, _ = images(train_size, 0)
     x_test, counts = images(test_size, 1)

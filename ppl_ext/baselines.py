@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ppl_ext.choices import Choice, Run
+from ppl_ext.choices import Choice
 from ppl_ext.credit import Deps, collect, shared_sums
 from ppl_ext.explain import rolled
 from ppl_ext.gradients import LeaveOneOut
+from ppl_ext.run import Run
 
 _stop = jax.lax.stop_gradient
 LEFT_OUT_AT_ONCE = 128  # of the particles of a nonlinear objective; more are left out chunk by chunk

@@ -12,15 +12,16 @@ from numpyro.distributions import Distribution, kl_divergence
 from numpyro.handlers import block
 from numpyro.primitives import Messenger
 
-from ppl_ext.choices import AUTOMATIC_SUPPORT, Run, elements
+from ppl_ext.choices import AUTOMATIC_SUPPORT
 from ppl_ext.credit import mark, trace_credit
 from ppl_ext.density import Label, LogDensity
 from ppl_ext.explain import _NOT_CONCRETE
 from ppl_ext.gradients import Constant, finite_support
 from ppl_ext.gradients.strategy import unwrapped
 from ppl_ext.held import simulate_and_hold
-from ppl_ext.laws import log_prob, prob
+from ppl_ext.laws import elements, log_prob, prob
 from ppl_ext.program import log_density, run_in_scan_body, simulate
+from ppl_ext.run import Run
 
 
 def evidence(model, guide, known: frozenset[str] = frozenset(), hold: bool = False) -> tuple[LogDensity, frozenset[str]]:

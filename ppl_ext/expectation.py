@@ -28,10 +28,12 @@ from ppl_ext.arguments import (
     check_program,
     told,
 )
-from ppl_ext.choices import Run, carried, replicate
+from ppl_ext.carrying import carried
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
 from ppl_ext.explain import explained, past_inner_jits
+from ppl_ext.particles import replicate
 from ppl_ext.program import Program
+from ppl_ext.run import Run
 from ppl_ext.surrogate import estimate
 
 __all__ = ["Expectation", "Objective", "carried", "estimate", "expectation", "objective", "replicate"]

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.choices import AUTOMATIC_SUPPORT, Assigned, Choice, Replaced, Run
+from ppl_ext.choices import AUTOMATIC_SUPPORT, Assigned, Choice, Replaced
 from ppl_ext.credit import Deps, Relation, spread
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients import Enumerate, LocalStrategy
+from ppl_ext.run import Run
 
 
 class Plan(eqx.Module):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.baselines import collected
-from ppl_ext.choices import Choice, Run
+from ppl_ext.choices import Choice
 from ppl_ext.credit import Deps
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients import Learned, MovingAverage
 from ppl_ext.gradients.baseline import SUFFIX
+from ppl_ext.run import Run
 
 _stop = jax.lax.stop_gradient
 

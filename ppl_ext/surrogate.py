@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax, random
 
 from ppl_ext.baselines import baselines, collected, others_mean
-from ppl_ext.choices import AUTOMATIC_SUPPORT, Choice, ForkError, Run
+from ppl_ext.choices import AUTOMATIC_SUPPORT, Choice, ForkError
 from ppl_ext.credit import Deps, shared_sums, spread, trace_credit
 from ppl_ext.density import LogDensity
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
@@ -35,6 +35,7 @@ from ppl_ext.explain import past_inner_jits
 from ppl_ext.gradients import charged
 from ppl_ext.lanes import LocalLanes, plan_lanes
 from ppl_ext.predictions import moved, predictions, regression, targets
+from ppl_ext.run import Run
 
 _stop = lax.stop_gradient
 LANES_AT_ONCE = 128  # of alternatives; more run in chunks

@@ -26,6 +26,8 @@ TESTS = {
     "ppl_ext/expectation.py": "tests/test_expectation.py",
     "ppl_ext/surrogate.py": "tests/test_expectation.py tests/objectives/test_unbiased.py",
     "ppl_ext/choices.py": "tests/test_expectation.py tests/objectives/test_unbiased.py",
+    "ppl_ext/run.py": "tests/test_expectation.py tests/objectives/test_unbiased.py",
+    "ppl_ext/particles.py": "tests/test_expectation.py tests/test_carried.py",
     "ppl_ext/credit.py": "tests/test_credit.py tests/test_expectation.py",
     "ppl_ext/dataflow.py": "tests/test_credit.py tests/test_expectation.py",
     "ppl_ext/vmapped.py": "tests/test_vmapped.py",

@@ -15,9 +15,9 @@ from jax.scipy.special import logsumexp
 from ppl_ext.algorithms.compensated import plus, zero
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import Particle, StateSpace
-from ppl_ext.choices import elements
 from ppl_ext.errors import ModelError
 from ppl_ext.gradients import finite_support
+from ppl_ext.laws import elements
 
 
 def joint_points(sites: dict, max_states: int) -> tuple[dict[str, jax.Array], jax.Array]:

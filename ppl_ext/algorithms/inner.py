@@ -1,7 +1,7 @@
 """Sites that a transformation of a program keeps to itself.
 
 ``marginal`` and ``normalize`` run a program whose sites nobody outside should see: NumPyro's handlers, traces and :func:`ppl_ext.simulate`
-meet the kept sites only. Inside an expectation the hidden sites are drawn by its :class:`~ppl_ext.choices.Run` all the same, so that each
+meet the kept sites only. Inside an expectation the hidden sites are drawn by its :class:`~ppl_ext.run.Run` all the same, so that each
 has its gradient strategy; handlers of this library that annotate sites reach them under a scoped name, ``"marginal/u"``.
 """
 
@@ -14,9 +14,9 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger, plate, prng_key
 
-from ppl_ext.choices import Run
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
+from ppl_ext.run import Run
 from ppl_ext.vmapped import sent_out, was_sent
 
 

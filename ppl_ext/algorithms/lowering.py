@@ -18,10 +18,10 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from ppl_ext.algorithms.missing import observed_term
-from ppl_ext.choices import unmasked
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
+from ppl_ext.laws import unmasked
 from ppl_ext.program import _checked, _listed
 from ppl_ext.vmapped import sent_out, was_sent
 

@@ -17,9 +17,9 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from ppl_ext.algorithms.resampling import weights_of
-from ppl_ext.choices import unmasked
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients import Constant, Reparameterize, ScoreFunction, as_strategy
+from ppl_ext.laws import unmasked
 
 _stop = lax.stop_gradient
 

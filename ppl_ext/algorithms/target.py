@@ -13,11 +13,12 @@ from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.algorithms.inner import Inner, find_run, has_strategies, unused_run
-from ppl_ext.choices import Run, unmasked
 from ppl_ext.density import LogDensity, site_term
 from ppl_ext.direction import averaged
 from ppl_ext.errors import ModelError
+from ppl_ext.laws import unmasked
 from ppl_ext.program import Draw, Program, _Impose, _listed, _Record, log_density, simulate
+from ppl_ext.run import Run
 from ppl_ext.vmapped import sent_out
 
 

@@ -6,7 +6,7 @@ import equinox as eqx
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import Messenger
 
-from ppl_ext.choices import _resolve
+from ppl_ext.choices import resolve
 from ppl_ext.errors import ModelError, StrategyError
 from ppl_ext.gradients import Reparameterize
 from ppl_ext.handlers.handler import Handler
@@ -53,7 +53,7 @@ class _Reparameterized(Messenger):
             raise ModelError(f"{self.objective} takes no observed sites or factors in the guide, and '{name}' is one. Use IWELBO.")
         if msg["value"] is not None:
             return
-        strategy, _, _ = _resolve(msg)
+        strategy, _, _ = resolve(msg)
         if not isinstance(strategy, Reparameterize):
             raise StrategyError(
                 f"{self.objective} differentiates through draws, and the gradient of site '{name}' ({type(msg['fn']).__name__}) is "

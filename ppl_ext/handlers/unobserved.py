@@ -4,8 +4,8 @@ import equinox as eqx
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
-from ppl_ext.choices import unmasked
 from ppl_ext.handlers.handler import Handler
+from ppl_ext.laws import unmasked
 from ppl_ext.program import run_in_scan_body
 
 

@@ -10,7 +10,6 @@ import numpyro.distributions as dist
 import pytest
 
 from ppl_ext import expectation
-from ppl_ext.choices import Run
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, PplExtError, StrategyError
 from ppl_ext.gradients import (
     SHORT_FORMS,
@@ -25,6 +24,7 @@ from ppl_ext.gradients import (
     as_strategy,
     available,
 )
+from ppl_ext.run import Run
 
 DEFAULT_ROWS = 5  # of each table; the others are slow: see conftest.py
 
