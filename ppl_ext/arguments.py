@@ -111,6 +111,13 @@ def check_values(where: str, values: Any) -> None:
             raise ArgumentTypeError(f"{where}: the value of site '{name}' must be an array of numbers, got {_told_inside(value)}.")
 
 
+def check_array(where: str, value: Any) -> None:
+    """One array of real numbers, or what becomes one: a number, or a regular list of numbers. A tracer is fine."""
+    array = hasattr(value, "dtype") or isinstance(value, bool | int | float | list | tuple)
+    if not array or not _is_numeric(value) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.complexfloating)):
+        raise ArgumentTypeError(f"{where} must be an array of numbers, got {_told_inside(value)}.")
+
+
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, type):  # a class has its objects' attributes, unbound
         return False

@@ -15,6 +15,7 @@ from ppl_ext.errors import PplExtError
 from ppl_ext.infer import Checkpoint
 from tests.fuzz.core import EXPECTATIONS, HANDLERS, OBJECTIVES, PROGRAMS
 from tests.fuzz.runs import DIAGNOSTICS, FITS, REPORTS, RUNS
+from tests.fuzz.smoothing import SMOOTHED, SMOOTHERS, SMOOTHING_RUNS
 
 DEFAULT_ROWS = 25  # of each table; the others are slow: see conftest.py
 
@@ -27,6 +28,9 @@ ALL = {
     "diagnostics": DIAGNOSTICS,
     "reports": REPORTS,
     "runs": RUNS,
+    "smoothers": SMOOTHERS,
+    "smoothing runs": SMOOTHING_RUNS,
+    "smoothed": SMOOTHED,
 }
 CASES = [pytest.param(case, id=f"{group}, {case.name}") for group, cases in ALL.items() for case in cases]
 COUNTS: collections.Counter[str] = collections.Counter()

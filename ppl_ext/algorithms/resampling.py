@@ -102,7 +102,7 @@ def scheme_of(where: str, scheme: str | Scheme) -> Scheme:
     """A scheme by name, or a function of one's own, ``(key, log_weights, num) -> ancestors``."""
     if callable(scheme):
         return scheme
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ArgumentError(f"{where} must be one of {', '.join(map(repr, SCHEMES))} or a function, got {told(scheme)}.")
     return SCHEMES[scheme]
 

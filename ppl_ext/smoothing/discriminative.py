@@ -15,7 +15,7 @@ Source: Burkhart, Brandman, Franco, Hochberg, Harrison 2020, "The discriminative
 and non-Gaussian observation models", Neural Computation 32(5).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ import numpy as np
 import numpyro
 from jax.scipy.linalg import cho_solve
 
-from ppl_ext.errors import ArgumentError
+from ppl_ext.arguments import check_array, told
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 
 class DiscriminativeResult(NamedTuple):
@@ -60,8 +61,9 @@ def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> N
     >>> run.filtered().keys()
     dict_keys(['x'])
     """
-    mean, covariance, prior_covariance = (jnp.asarray(a) for a in (mean, covariance, prior_covariance))
-    _check(x, mean, covariance, prior_covariance)
+    given = {"x": x, "mean": mean, "covariance": covariance, "prior_covariance": prior_covariance}
+    x, mean, covariance, prior_covariance = _arrays("discriminative_factor", given)
+    _check("discriminative_factor", x, mean=mean, covariance=covariance, prior_covariance=prior_covariance)
     seen = ~jnp.isnan(mean).any()
     precision, shift, _ = _information(jnp.where(seen, mean, 0.0), covariance, prior_covariance)
     numpyro.factor(name, jnp.where(seen, -0.5 * x @ precision @ x + shift @ x, 0.0))
@@ -79,21 +81,25 @@ def discriminative_kalman(means, covariances, transition, noise, prior_covarianc
     >>> found.mean.shape, bool(found.guarded.any())
     ((3, 1), False)
     """
-    means, transition, noise = jnp.asarray(means), jnp.asarray(transition), jnp.asarray(noise)
+    given = {"means": means, "covariances": covariances, "transition": transition, "noise": noise}
+    means, covariances, transition, noise = _arrays("discriminative_kalman", given)
     if means.ndim != 2:
         raise ArgumentError(f"discriminative_kalman: means must be (T, d), got shape {means.shape}.")
     length, d = means.shape
-    covariances = jnp.broadcast_to(jnp.asarray(covariances), (length, *jnp.shape(covariances)[-2:]))
+    if covariances.shape not in ((d, d), (length, d, d)):
+        raise ArgumentError(
+            f"discriminative_kalman: covariances must be {(length, d, d)}, or {(d, d)} for all times, got shape {covariances.shape}."
+        )
+    covariances = jnp.broadcast_to(covariances, (length, d, d))
     for name, array in (("transition", transition), ("noise", noise)):
         if array.shape != (d, d):
             raise ArgumentError(f"discriminative_kalman: {name} must be {(d, d)}, got shape {array.shape}.")
-    prior = stationary_covariance(transition, noise) if prior_covariance is None else jnp.asarray(prior_covariance)
-    _check(means[0] if length else jnp.zeros(d), jnp.zeros(d), covariances[0] if length else jnp.eye(d), prior)
-    start = (jnp.zeros(d), prior) if initial is None else tuple(jnp.asarray(a) for a in initial)
-    if [a.shape for a in start] != [(d,), (d, d)]:
-        raise ArgumentError(
-            f"discriminative_kalman: initial must be a mean {(d,)} and a covariance {(d, d)}, got {[a.shape for a in start]}."
-        )
+    if prior_covariance is None:
+        prior = stationary_covariance(transition, noise)
+    else:
+        (prior,) = _arrays("discriminative_kalman", {"prior_covariance": prior_covariance})
+    _check("discriminative_kalman", jnp.zeros(d), prior_covariance=prior)
+    start = (jnp.zeros(d), prior) if initial is None else _initial(initial, d)
     for name, array in (("covariances", covariances), ("noise", noise), ("prior_covariance", prior), ("initial", start[1])):
         if not isinstance(array, jax.core.Tracer) and not (np.linalg.eigvalsh(np.asarray(array)) > 0).all():
             raise ArgumentError(f"discriminative_kalman: {name} holds a matrix that is not positive definite.")
@@ -119,7 +125,7 @@ def stationary_covariance(transition, noise) -> jax.Array:
     :raises ArgumentError: if an eigenvalue of A has modulus one or more, outside of a trace.
     """
     d = len(transition)
-    if not isinstance(transition, jax.core.Tracer) and (worst := float(jnp.abs(jnp.linalg.eigvals(transition)).max())) >= 1.0:
+    if not isinstance(transition, jax.core.Tracer) and not (worst := float(jnp.abs(jnp.linalg.eigvals(transition)).max())) < 1.0:
         raise ArgumentError(
             f"The states have no stationary law: the transition has an eigenvalue of modulus {worst:.3g}. Pass prior_covariance."
         )
@@ -143,16 +149,27 @@ def _inverse(matrix) -> jax.Array:
     return 0.5 * (inverse + inverse.T)
 
 
-def _check(x, mean, covariance, prior_covariance) -> None:
-    d = jnp.shape(x)[-1] if jnp.ndim(x) else 0
-    for name, array, shape in (
-        ("x", x, (d,)),
-        ("mean", mean, (d,)),
-        ("covariance", covariance, (d, d)),
-        ("prior_covariance", prior_covariance, (d, d)),
-    ):
-        if jnp.shape(array) != shape or not d:
+def _arrays(where: str, given: dict[str, Any]) -> list[jax.Array]:
+    for name, value in given.items():
+        check_array(f"{where}: {name}", value)
+    return [jnp.asarray(value) for value in given.values()]
+
+
+def _initial(initial, d: int) -> tuple[jax.Array, jax.Array]:
+    wanted = f"discriminative_kalman: initial must be a mean {(d,)} and a covariance {(d, d)}, got"
+    if not isinstance(initial, tuple | list) or len(initial) != 2:
+        raise ArgumentTypeError(f"{wanted} {told(initial)}.")
+    mean, covariance = _arrays("discriminative_kalman", {"initial[0]": initial[0], "initial[1]": initial[1]})
+    if (mean.shape, covariance.shape) != ((d,), (d, d)):
+        raise ArgumentError(f"{wanted} the shapes {mean.shape} and {covariance.shape}.")
+    return mean, covariance
+
+
+def _check(where: str, x: jax.Array, **others: jax.Array) -> None:
+    """``x`` is a vector (d,), the means of ``others`` are too, and their covariances are (d, d)."""
+    d = x.shape[-1] if x.ndim else 0
+    for name, array in {"x": x, **others}.items():
+        shape = (d, d) if "covariance" in name else (d,)
+        if array.shape != shape or not d:
             wanted = shape if d else "(d,)"
-            raise ArgumentError(
-                f"discriminative: {name} must have the shape {wanted}, got {jnp.shape(array)}; write a scalar state as (1,)."
-            )
+            raise ArgumentError(f"{where}: {name} must have the shape {wanted}, got {array.shape}; write a scalar state as (1,).")

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
-from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_values, told
+from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_number, check_values, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
@@ -67,6 +67,9 @@ class ScoreAscent:
         if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
             raise ArgumentTypeError(f"ScoreAscent: optimizer must be an optax transformation, got {told(optimizer)}.")
         check_number("ScoreAscent: average_from", average_from, at_least=0.0)
+        if average_from > 1.0:
+            raise ArgumentError(f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}.")
+        check_flag("ScoreAscent: prior", prior)
         self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
         self._run = jax.jit(self._ascend, static_argnums=4)
 
@@ -162,6 +165,7 @@ class _Online:
         """One observation: filter it, then move the parameters. ``state`` is donated."""
         if not isinstance(state, LearnerState):
             raise ArgumentTypeError(f"{self._where}.step: state must be what init or step returned, got {told(state)}.")
+        check_arrays(f"{self._where}.step:", args, kwargs)
         return self._step(state, *time_slice((args, kwargs)))
 
     def _first(self, rng_key, params, args, kwargs):
@@ -247,6 +251,7 @@ class OnlineEM(_Online):
         num_backward: int = 2,
         wait: int = 20,
     ):
+        check_function("OnlineEM: statistics", statistics)
         functionals = {"statistics": sufficient_statistics(statistics)}
         super().__init__("OnlineEM", model, functionals, num_particles, backward, num_backward, step_size)
         check_function("OnlineEM: maximize", maximize)

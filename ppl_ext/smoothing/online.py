@@ -91,9 +91,9 @@ def settings(
     threshold, scheme = float(ess_threshold), scheme_of(f"{where}: resampling", resampling)
     return Settings(
         model,
-        as_additive(f"{where}: functionals", functionals or {}),
+        as_additive(f"{where}: functionals", {} if functionals is None else functionals),
         filtering.Rules(int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead),
-        backward_kernel(f"{where}: backward", backward),
+        backward_kernel(f"{where}: backward", backward, ("exact",) if where == "smooth" else ()),
         int(num_backward),
         log_bound,
     )

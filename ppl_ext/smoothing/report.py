@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_key, told
+from ppl_ext.arguments import check_array, check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ModelError
 
 
@@ -60,6 +60,7 @@ class SmoothingResult:
 
         The particles of this run are made once more for it; nothing of them is kept.
         """
+        check_array("filtered: levels", levels)
         found = np.asarray(levels, np.float32)
         if found.ndim != 1 or not found.size or not ((found > 0) & (found < 1)).all():
             raise ArgumentError(f"filtered: levels must be numbers between 0 and 1, got {told(levels)}.")

@@ -21,12 +21,15 @@ from ppl_ext.smoothing.backward.path import Path
 KERNELS: dict[str, type[BackwardKernel]] = {"mcmc": Metropolis, "dense": Dense, "hybrid": Hybrid, "path": Path}
 
 
-def backward_kernel(where: str, kernel: str | BackwardKernel) -> BackwardKernel:
-    """A kernel by its name, or as it is."""
+def backward_kernel(where: str, kernel: str | BackwardKernel, others: tuple[str, ...] = ()) -> BackwardKernel:
+    """A kernel by its name, or as it is.
+
+    :param others: names that the caller takes besides, for the error.
+    """
     if isinstance(kernel, BackwardKernel):
         return kernel
     if not isinstance(kernel, str) or kernel not in KERNELS:
-        raise ArgumentError(f"{where} must be one of {', '.join(map(repr, KERNELS))} or a BackwardKernel, got {told(kernel)}.")
+        raise ArgumentError(f"{where} must be one of {', '.join(map(repr, (*KERNELS, *others)))} or a BackwardKernel, got {told(kernel)}.")
     return KERNELS[kernel]()
 
 
