@@ -98,6 +98,32 @@ def test_draws_of_expanded_laws_keep_to_their_lane():
     np.testing.assert_allclose(whole.sample(KEY), want, atol=1.0)
 
 
+def test_transforms_that_differ_between_lanes():
+    """Those that act element by element keep to their lane; of the others the lanes must have no batch of their own."""
+    values = np.asarray(lifted(laws()["affine"], (3,)).log_prob(jnp.ones((3, 3))))
+    z = (1 - np.asarray(X)) / 2
+    np.testing.assert_allclose(values, np.repeat((-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - np.log(2))[:, None], 3, 1), rtol=1e-5)
+
+    def correlated(batch):
+        matrix = jnp.array([[1.0, 0.0], [0.5, 2.0]])
+        return lambda a: dist.TransformedDistribution(
+            dist.Normal(jnp.zeros((*batch, 2)), 1.0).to_event(1), dist.transforms.LowerCholeskyAffine(jnp.stack([a, -a]), matrix)
+        )
+
+    assert lifted(correlated(()), (3,)).batch_shape == (3,)
+    with pytest.raises(ModelError, match="LowerCholeskyAffine of its law differs between lanes"):
+        lifted(correlated((4,)), (3,))
+
+
+def test_a_traced_parameter_that_lanes_share_gets_every_axis():
+    def scale(shared):
+        leaves, structure = jax.tree.flatten(dist.Normal(jnp.zeros(2), shared))
+        leaves = [x if x is shared else Lanes(jnp.zeros((3, 2)), (3,)) for x in leaves]
+        return in_lanes(structure.unflatten(leaves), (3,), "z").scale
+
+    assert jax.eval_shape(scale, jnp.ones(2)).shape == (1, 2)
+
+
 # --- programs with vmap and the same with plates
 
 
