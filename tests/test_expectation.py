@@ -19,7 +19,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.primitives import mutable
 
 from ppl_ext import expectation, log_density, log_mean_exp, replicate, simulate
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, StrategyError
 from ppl_ext.gradients import Enumerate, LeaveOneOut, Reparameterize, ScoreFunction
 from ppl_ext.objectives import ELBO
 from tests.oracles import assert_unbiased, gaussian, quick_jit, z_scores
@@ -406,6 +406,17 @@ def test_sites_in_scan(strategy):
 
     params = jnp.array([0.3, 0.7])
     assert_unbiased(replicates(program, params), exactly(by_hand, params))
+
+
+def test_a_scan_inside_a_scan_is_refused():
+    def program(p):
+        def inner(x, _):
+            return x + numpyro.sample("x", dist.Bernoulli(p), infer={"gradient": "score"}), None
+
+        return scan(lambda x, _: (scan(inner, x, None, length=2)[0], None), 0.0, None, length=2)[0]
+
+    with pytest.raises(StrategyError, match="scan inside a scan is not supported"):
+        expectation(program).value_and_grad(jax.random.key(0), 0.3)
 
 
 @pytest.mark.parametrize("strategy", [SCORE, Enumerate()], ids=["score", "enumerate"])

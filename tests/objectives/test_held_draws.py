@@ -268,6 +268,9 @@ def test_the_upper_bound(name, order, strategy):
     run = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0))
     samples = quick_jit(run)(jax.tree.map(jnp.asarray, problem.params), jax.random.split(KEY, 20_000))
     assert_unbiased(samples, chi_exact(problem, log_c, order))
+    for another in (chi_exact(problem, log_c, order + 0.2), chi_exact(problem, log_c + 0.2, order)):  # a wrong power, a wrong normaliser
+        with pytest.raises(AssertionError, match="standard errors off"):
+            assert_unbiased(samples, another)
     log_probs, log_p, log_q = table(problem.oracle, jax.tree.map(jnp.asarray, problem.params), None)
     log_w = (log_p - log_q).sum(-1)
     evidence, cubo = float(logsumexp(log_probs + log_w)), float(logsumexp(log_probs + order * log_w)) / order
@@ -508,18 +511,22 @@ def test_the_lagrangian_and_the_step_of_its_multiplier_are_unbiased():
     loss = constrain(ELBO(), kl("a"), at_most=0.02, rate=0.5)
     name = "kl('a') <= 0.02"
 
-    def exact(params):
+    def exact(params, multiplier=0.7):
         _, log_p, log_q = (x.reshape(-1) for x in table(problem.oracle, params, None))
         q = jax.nn.sigmoid(params["phi"])
         divergence = q * jnp.log(q / 0.4) + (1 - q) * jnp.log((1 - q) / 0.6)
-        return -(jnp.exp(log_q) * (log_p - log_q)).sum() + 0.7 * (divergence - 0.02)
+        return -(jnp.exp(log_q) * (log_p - log_q)).sum() + multiplier * (divergence - 0.02)
 
     def one(key, params):
         return loss.loss(key, params | {name: {"multiplier": jnp.asarray(0.7)}}, problem.model, gradient(problem.guide, {"*": SCORE}))
 
-    params = jax.tree.map(jnp.asarray, problem.params)
+    params = jax.tree.map(jnp.asarray, problem.params | {"phi": 0.9})  # far enough from the prior for the multiplier to show
     run = jax.vmap(jax.value_and_grad(one, argnums=1), in_axes=(0, None))
-    assert_unbiased(quick_jit(run)(jax.random.split(KEY, 20_000), params), jax.value_and_grad(exact)(params))
+    samples = quick_jit(run)(jax.random.split(KEY, 20_000), params)
+    assert_unbiased(samples, jax.value_and_grad(exact)(params))
+    for multiplier in (-0.7, 0.0, 1.0):  # a wrong sign, the multiplier forgotten, another one
+        with pytest.raises(AssertionError, match="standard errors off"):
+            assert_unbiased(samples, jax.value_and_grad(exact)(params, multiplier))
     state = params | {name: {"multiplier": jnp.asarray(0.7)}}
     after = loss.loss_with_mutable_state(KEY, state, problem.model, problem.guide)["mutable_state"][name]["multiplier"]
     q = jax.nn.sigmoid(params["phi"])
