@@ -1,5 +1,6 @@
 """What every test stands on: the CPU, a key to start from, and which rows of a long table run by default."""
 
+import os
 from collections import defaultdict
 
 import jax
@@ -7,6 +8,17 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_configure(config):
+    """Default tests compile without most of XLA's optimisations: nearly all their time is compiling. With slow tests asked for, all are on.
+
+    The environment's ``JAX_DISABLE_MOST_OPTIMIZATIONS`` has the last word, so that either set can be run either way.
+    """
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+        light = "not slow" in config.getoption("markexpr")
+        jax.config.update("jax_disable_most_optimizations", light)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(light))  # for the processes that tests start
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def many_particles(num):
     return expectation(lambda logit: log_mean_exp(replicate(lambda: log_weight(logit), num)))
 
 
+@pytest.mark.slow
 def test_particles_are_left_out_in_chunks(monkeypatch):
     whole = many_particles(5).value_and_grad(jax.random.key(0), jnp.array(0.4))
     monkeypatch.setattr(baselines, "LEFT_OUT_AT_ONCE", 2)

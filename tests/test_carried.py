@@ -52,6 +52,7 @@ def ByNumPyro(model, guide):
     return evidence(model, guide)
 
 
+@pytest.mark.slow
 def test_svi_carries_it():
     svi = SVI(model, Walking().carried_by(guide, model), optax.sgd(0.1), Walking())
     state = svi.init(KEY, 1.0)

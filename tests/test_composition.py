@@ -89,6 +89,7 @@ def test_an_objective_over_a_particle_filter_finds_the_exact_posterior():
     np.testing.assert_allclose(result.params["phi_auto_scale"][0], sd, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_several_particles_of_a_bound_each_run_a_filter():
     """Fisher's gradient under the vmap of an objective's particles, in the filter's scan. Two particles are the mean of two filters."""
     filtered = marginal(series, ["phi"], ParticleFilter(200, gradient="fisher"))
@@ -102,6 +103,7 @@ def test_several_particles_of_a_bound_each_run_a_filter():
     np.testing.assert_allclose(-grad, slope, atol=0.2)
 
 
+@pytest.mark.slow
 def test_only_an_exact_sum_needs_no_key():
     def program():
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
@@ -120,6 +122,7 @@ def test_only_an_exact_sum_needs_no_key():
     assert np.isfinite(log_density(noisy_inside, {"a": 0.5}, rng_key=KEY).total)
 
 
+@pytest.mark.slow
 def test_any_objective_serves_a_tuned_prior(tuned):
     """VI and functional priors: the tuned scale is a constant, and the bound that of the Gaussian process it stands for."""
     scale = float(tuned.hyperparameters["weights"]["weights"]["scale"])
@@ -138,6 +141,7 @@ def test_any_objective_serves_a_tuned_prior(tuned):
 @pytest.mark.parametrize(
     ("objective", "near"), [(ELBO(num_particles=8), 0.5), pytest.param(IWELBO(num_particles=8), 2.0, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_an_objective_is_a_local_solver(objective, near):
     """VI and NIW: the local posterior of an episode by an objective of the library, beside the exact one."""
     rng = np.random.default_rng(1)
@@ -166,6 +170,7 @@ def test_series_are_episodes():
     assert float(adapted.covariance[0, 0]) < 0.8 * float(alone.covariance[0, 0])
 
 
+@pytest.mark.slow
 def test_a_tuned_prior_is_the_base_of_a_hierarchy(tuned):
     """Functional priors and NIW: the lift takes the tuned model as any other, and keeps its prior as a factor if asked."""
     y = jnp.asarray(jnp.sin(3.0 * X))

@@ -185,6 +185,7 @@ def test_a_power_above_one_is_no_bound():
         Renyi(-1.0, 2).loss(KEY, {}, model, SUMMED)
 
 
+@pytest.mark.slow
 def test_what_is_not_a_bound_is_not_refused():
     @objective
     def WrongWay(model, guide):

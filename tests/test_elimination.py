@@ -245,6 +245,7 @@ def chain_of(length):
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWELBO(num_particles=2)], ids=repr)
+@pytest.mark.slow
 def test_a_chain_of_fifty_flips_is_the_forward_algorithm(objective):
     model, _, ys = chain_of(50)
     with jax.enable_x64(True):
@@ -292,6 +293,7 @@ def test_the_bound_with_a_mixture_is_that_of_the_mixture_written_as_one():
 
 
 @pytest.mark.parametrize("subsample_size", [None, 1, 2])
+@pytest.mark.slow
 def test_terms_keep_their_plate_and_its_scale(subsample_size):
     drawn = {"loc": jnp.array([0.5, -1.0])} | ({} if subsample_size is None else {"n": jnp.arange(subsample_size)})
     out = log_density(mixture, drawn, subsample_size)

@@ -39,6 +39,7 @@ def test_python_may_branch_on_enumerated_values():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grads, slopes)
 
 
+@pytest.mark.slow
 def test_a_branch_in_model_and_guide_of_an_objective():
     """A guide that branches on its coin: the bound is exact, since nothing random is left."""
 

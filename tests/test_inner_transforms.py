@@ -91,6 +91,7 @@ JITTED = jitted_problem()
     ],
     ids=["score", "mixed", "measure-valued"],
 )
+@pytest.mark.slow
 def test_objectives_reach_into_jits(strategies, objective):
     formula = oracles.iwelbo() if isinstance(objective, IWELBO) else oracles.elbo()
     samples = replicates(objective, JITTED, guide=gradient(JITTED.guide, strategies))
@@ -110,6 +111,7 @@ def test_a_site_that_was_traced_elsewhere_is_met_again(strategy):
         assert float(coin(jnp.array(0.4))) in (0.0, 1.0)  # and theirs is still what it was
 
 
+@pytest.mark.slow
 def test_simulate_and_log_density_reach_into_jits():
     for seed_ in range(4):
         draw = simulate(JITTED.guide, rng_key=jax.random.key(seed_))

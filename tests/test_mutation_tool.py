@@ -2,6 +2,8 @@
 
 import ast
 
+import pytest
+
 from tools import mutation
 
 SOURCE = '''"""A module."""
@@ -33,6 +35,7 @@ def test_each_place_is_changed_once_and_texts_are_left_alone():
         assert mutant.source != SOURCE
 
 
+@pytest.mark.slow
 def test_samples_are_repeatable_and_every_module_has_its_tests():
     first, again = (mutation.sample(40, seed=3) for _ in range(2))
     assert first == again and len({(m.module, m.line, m.after) for m in first}) == 40

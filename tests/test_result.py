@@ -407,6 +407,7 @@ def test_masks_over_two_plates_keep_track_of_both():
     np.testing.assert_allclose(terms, norm.logpdf(y[mask], np.asarray(report.posterior["mu"], float)[..., None]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_axes_are_named_after_plates_time_and_events():
     def model(y):
         with numpyro.handlers.scope(prefix="outer"):

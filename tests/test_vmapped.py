@@ -316,6 +316,7 @@ def test_inside_a_branch_of_cond():
     np.testing.assert_allclose(program(by_vmap), program(by_plate), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sites_are_summed_out():
     def model(lanes):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
@@ -355,6 +356,7 @@ def coins_guide():
     jax.vmap(lambda x: numpyro.sample("z", dist.Bernoulli(logits=x)))(numpyro.param("phi", jnp.zeros(3)))
 
 
+@pytest.mark.slow
 def test_fit_and_svi():
     """The coins' posterior log odds, 2 (y - 1), by each road into training."""
     guide, averaged = vmapped(coins_guide), {"z": ScoreFunction(baseline=MovingAverage())}
@@ -441,6 +443,7 @@ def test_particles_inside_a_vmap_are_refused():
         expectation(lambda: jax.vmap(lambda x: replicate(lambda: numpyro.sample("z", dist.Normal(x, 1.0)), 2).sum())(X).sum()).value(KEY)
 
 
+@pytest.mark.slow
 def test_an_svi_without_the_wrapper_says_what_to_do():
     with pytest.raises(ProgramError, match="ppl_ext.handlers.vmapped"):
         fit(KEY, coins_model, coins_guide, ELBO(), optax.adam(0.1), 2, progress_bar=False)

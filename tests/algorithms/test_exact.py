@@ -59,6 +59,7 @@ def test_what_is_filtered_is_what_is_smoothed_of_a_shorter_series(model, paramet
 
 
 @pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])
+@pytest.mark.slow
 def test_derivatives_of_the_evidence(model, parameters):
     grads = jax.jit(jax.grad(lambda p: smooth_exactly(lower(model, (Y,), {}, p)).log_evidence))(parameters)
     for name, slope in slopes(model, parameters).items():
@@ -114,6 +115,7 @@ def test_nothing_observed():
     assert abs(float(smoothed(finite, (y,), FINITE).log_evidence)) < 1e-5
 
 
+@pytest.mark.slow
 def test_one_time():
     assert float(smoothed(linear, (Y[:1],), LINEAR).log_evidence) == pytest.approx(log_evidence(linear, LINEAR, Y[:1]), rel=1e-5)
     assert float(smoothed(finite, (Y[:1],), FINITE).log_evidence) == pytest.approx(log_evidence(finite, FINITE, Y[:1]), rel=1e-5)

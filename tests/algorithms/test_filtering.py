@@ -161,6 +161,7 @@ FAULT_TABLE = [pytest.param(f, marks=pytest.mark.slow if f in SLOW_FAULTS else (
 
 
 @pytest.mark.parametrize("fault", FAULT_TABLE)
+@pytest.mark.slow
 def test_a_fault_is_seen(fault, monkeypatch):
     fault(monkeypatch)
     name, quantity = FAULTS[fault]
@@ -168,6 +169,7 @@ def test_a_fault_is_seen(fault, monkeypatch):
     assert off(replicates(problem, 3, options), exact_of(problem))[quantity] > 4.5
 
 
+@pytest.mark.slow
 def test_streaming_is_the_batch_to_the_last_bit():
     rules = Rules(50, systematic, 0.5)
     parameters = PROBLEMS["linear"][1]

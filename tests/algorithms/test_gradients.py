@@ -92,6 +92,7 @@ ALL = Enumerate(max_lanes=100_000)
 
 @pytest.mark.parametrize("proposal", [None, reverse])
 @pytest.mark.parametrize("num", [1, 2, 4])
+@pytest.mark.slow
 def test_enumerated_inside_the_hierarchical_bound_is_exact(num, proposal):
     guide = gradient(marginal(mixture, ["x"], ImportanceSampling(num, proposal)), {"*": ALL})
     assert_exact(ELBO(), guide, lambda params: hierarchical_loss(params, num, proposal))
@@ -107,12 +108,14 @@ MIXES = {
 
 @pytest.mark.parametrize("strategies", MIXES)
 @pytest.mark.parametrize("num", [1, 3])
+@pytest.mark.slow
 def test_scored_inside_the_hierarchical_bound_is_unbiased(num, strategies):
     guide = gradient(marginal(mixture, ["x"], ImportanceSampling(num, reverse)), MIXES[strategies])
     exact = jax.value_and_grad(lambda params: hierarchical_loss(params, num, reverse))(PARAMS)
     assert_unbiased(samples_of(ELBO(), guide), exact)
 
 
+@pytest.mark.slow
 def test_annotations_inside_reach_too():
     def annotated():
         phi = numpyro.param("phi", jnp.zeros(3))
@@ -168,6 +171,7 @@ def doubly_loss(params):
     return -jnp.sum(jnp.exp(log_probs[:, None] + log_probs) * pairs)
 
 
+@pytest.mark.slow
 def test_doubly_importance_weighted():
     inside = ImportanceSampling(2, reverse)
     assert_exact(IWELBO(2), gradient(marginal(mixture, ["x"], inside), {"*": ALL}), doubly_loss)
@@ -231,6 +235,7 @@ def gaussian(params):
     numpyro.sample("x", dist.Normal(params[1] * u, 1.3))
 
 
+@pytest.mark.slow
 def test_pathwise_through_the_particles():
     """The density itself, E[w] = N(x; ab, b² + 1.3²), has an exact gradient in a and b."""
 

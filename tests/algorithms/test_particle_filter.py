@@ -73,6 +73,7 @@ def exact_finite(stay, loud, num=2, y=SHORT):
     return total
 
 
+@pytest.mark.slow
 def test_gradients_of_the_bound_are_exact_on_average():
     """E log Ẑ and its derivatives: scores of the states and of the ancestors, on a finite model."""
     program = marginal(finite, list(FINITE), ParticleFilter(2))
@@ -131,6 +132,7 @@ def test_gradients_of_the_evidence(proposed, annotated):
     assert_unbiased((value, slopes), (1.0, truth))
 
 
+@pytest.mark.slow
 def test_without_scores_of_the_ancestors_the_gradient_is_another():
     program = gradient(marginal(finite, list(FINITE), ParticleFilter(2)), {"marginal/index": Constant(), "marginal/k*": "score"})
 
@@ -235,6 +237,7 @@ TABLE = [p for p in TABLE if p.values[1] > 1 or p.values[0] == "finite"]  # one 
 
 
 @pytest.mark.parametrize(("name", "num_particles"), TABLE)
+@pytest.mark.slow
 def test_a_conditional_run_from_an_exact_draw_has_a_reciprocal_mean(name, num_particles):
     assert_unbiased(reciprocals(name, num_particles), 1.0)
 
@@ -326,6 +329,7 @@ def test_bad_arguments():
 
 
 @pytest.mark.parametrize("options", [{"resampling": "systematic"}, {"threshold": 0.5}])
+@pytest.mark.slow
 def test_what_has_no_unbiased_gradient_is_refused_inside_an_expectation(options):
     program = marginal(linear, list(LINEAR), ParticleFilter(4, **options))
     with pytest.raises(StrategyError, match="gradient='fisher'"):

@@ -111,12 +111,14 @@ def misplaced(size=1_000_000):
     return (ancestors != expected).mean()
 
 
+@pytest.mark.slow
 def test_a_million_particles_in_float32(monkeypatch):
     assert misplaced() < 0.005
     monkeypatch.setattr(resampling, "_ONE_LEVEL", 10**9)
     assert misplaced() > 0.02
 
 
+@pytest.mark.slow
 def test_many_independent_points():
     """Whole stretches of 50,000 particles have their share of offspring, within the range of independent draws."""
     log_weights = jnp.log(np.random.default_rng(0).gamma(0.5, size=50_000).astype(np.float32))
@@ -137,6 +139,7 @@ def test_schemes_by_name():
         scheme_of("ParticleFilter: resampling", "optimal")
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop():
     log_weights = random.normal(random.key(5), (4, 2000))
     keys = random.split(random.key(6), 4)

@@ -53,6 +53,7 @@ def mean_under(log_joint):
     return float(weights @ grid)
 
 
+@pytest.mark.slow
 def test_numpyro_sees_the_kept_sites_and_one_factor():
     trace = numpyro.handlers.trace(numpyro.handlers.seed(marginal(pair, ["x"], ImportanceSampling(3)), KEY)).get_trace()
     assert list(trace) == ["x", "marginal(x)"]
@@ -75,6 +76,7 @@ def test_it_returns_the_kept_values_and_sits_inside_a_larger_model():
 
 
 @pytest.mark.parametrize("algorithm", [Enumeration(), ImportanceSampling(4)])
+@pytest.mark.slow
 def test_nuts(algorithm):
     """Exactly, and with the fixed particles of one key, where the target is what that key makes of it."""
     program = marginal(switching, ["s"], algorithm)
@@ -180,6 +182,7 @@ def test_both_kinds_of_keys(key):
         assert jnp.isfinite(simulate(program, rng_key=key).log_density.total)
 
 
+@pytest.mark.slow
 def test_double_precision():
     with jax.enable_x64(True):
         for program in (marginal(pair, ["x"], ImportanceSampling(2)), normalize(pair, {"x": 0.1}, ImportanceSampling(2))):
@@ -264,6 +267,7 @@ def test_plates_inside_are_one_joint_weight():
 
 
 @pytest.mark.parametrize("algorithm", [ImportanceSampling(3), ImportanceSampling(1), Enumeration()])
+@pytest.mark.slow
 def test_impossible_data_give_no_nan(algorithm):
     def impossible():
         k = numpyro.sample("k", dist.Bernoulli(0.5))

@@ -45,6 +45,7 @@ ALGORITHMS = {
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.slow
 def test_a_series_in_arviz(name):
     make, samples_parameters, by_time = ALGORITHMS[name]
     report = make()
@@ -68,6 +69,7 @@ def test_a_series_in_arviz(name):
         plt.close("all")
 
 
+@pytest.mark.slow
 def test_draws_without_states():
     """PMMH sums the states out: its report has parameters and the estimated density they were accepted by, and no pointwise terms."""
     report = mcmc(PMMH(model, num_particles=20))

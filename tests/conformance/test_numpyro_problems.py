@@ -73,6 +73,7 @@ def tosses_guide(data):
 @pytest.mark.parametrize(
     "loss", [ELBO(), Renyi(num_particles=10), pytest.param(IWELBO(num_particles=10), marks=pytest.mark.slow)], ids=repr
 )
+@pytest.mark.slow
 def test_beta_bernoulli(loss):
     params = optimum(tosses_model, tosses_guide, loss, 2_000, 0.02, TOSSES)
     np.testing.assert_allclose(params["alpha_q"] / (params["alpha_q"] + params["beta_q"]), 9.0 / 12.0, atol=0.03)
@@ -103,6 +104,7 @@ def test_update_under_jit_and_evaluate():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0])
+@pytest.mark.slow
 def test_a_bound_without_latent_sites_is_the_likelihood(alpha):
     def model(x):
         numpyro.sample("obs", dist.Normal(0, 1), obs=x)
@@ -427,6 +429,7 @@ def test_a_discrete_guide_needs_no_warning_and_finds_the_prior():
     np.testing.assert_allclose(params["probs"], 0.5, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_enumerated_scored_and_reparameterised_sites_in_one_guide():
     """Against the divergence in closed form."""
     prior = {"z1": jnp.array([0.2, 0.8]), "z2": jnp.array([[0.4, 0.6], [0.6, 0.4]]), "z3": jnp.array([[0.3, 0.5], [1.5, 0.0]])}
@@ -511,6 +514,7 @@ def mixture_guide(data):
     numpyro.sample("locs", dist.Normal(numpyro.param("m", jnp.array([-1.0, 1.0])), scale).to_event(1))
 
 
+@pytest.mark.slow
 def test_a_mixture_has_the_optimum_of_trace_enum():
     data = jnp.array([-2.2, -1.7, -2.9, 1.6, 2.4, 2.1, 3.0, -1.9])
     ours, theirs = (optimum(mixture, mixture_guide, loss(num_particles=4), 1_500, 0.02, data) for loss in (ELBO, TraceEnum_ELBO))
@@ -560,6 +564,7 @@ COINS = jnp.array([[1.0] * 8 + [0.0] * 2, [1.0] * 4 + [0.0] * 6]).T
 @pytest.mark.parametrize(
     "automatic", [AutoNormal, *(pytest.param(g, marks=pytest.mark.slow) for g in (AutoDiagonalNormal, AutoMultivariateNormal))]
 )
+@pytest.mark.slow
 def test_automatic_guides_of_two_coins(automatic):
     guide = automatic(two_coins)
     ours, theirs = (optimum(two_coins, guide, loss(num_particles=4), 2_000, 0.02, COINS) for loss in (ELBO, Trace_ELBO))
@@ -585,6 +590,7 @@ def test_logistic_regression(theirs):
 
 
 @pytest.mark.parametrize("theirs", [TraceGraph_ELBO, pytest.param(TraceMeanField_ELBO, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_subsampled_plate_of_local_means(theirs):
     """A global mean over local ones, ten of forty at a time; conjugate, so the optimum of the guide is known where the others are."""
     y = jnp.linspace(-1.0, 3.0, 40)

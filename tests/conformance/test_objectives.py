@@ -150,6 +150,7 @@ def test_a_second_call_does_not_retrace(objective, rng_key):
     assert traces == after_first > 0
 
 
+@pytest.mark.slow
 def test_promotes_no_ranks(objective, rng_key):
     with jax.numpy_rank_promotion("raise"):
         jax.eval_shape(eager(objective), rng_key, parameters())

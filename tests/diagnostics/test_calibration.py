@@ -71,6 +71,7 @@ def test_a_guide_made_over_confident_on_purpose_fails(capsys):
     assert "over-confident: too narrow" in printed and "not calibrated" in printed
 
 
+@pytest.mark.slow
 def test_the_exact_posterior_passes_at_a_thousand_data_sets():
     result = calibrate_regression(lambda key, data: {"slope": exact(key, data["y"], 99)}, 1000, seed=1, batch_size=1000)
     assert result.p_value > 0.01 and result.num_draws == 99 and result.thin == 1
@@ -154,6 +155,7 @@ def test_autocorrelated_draws_are_thinned_to_what_they_are_worth():
     assert result.p_value > 0.01
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_worth_little_is_told():
     with pytest.warns(UserWarning, match="worth only .* independent draws"):
         result = calibrate_regression(lambda key, data: autocorrelated(key, data, length=200), 100, batch_size=100)
@@ -185,6 +187,7 @@ def test_an_svi_run_and_an_mcmc_run_inside_a_function_pass():
     assert result.p_value > 0.01
 
 
+@pytest.mark.slow
 def test_batches_and_one_after_the_other_agree_to_the_last_rank():
     runs = []
 
@@ -200,6 +203,7 @@ def test_batches_and_one_after_the_other_agree_to_the_last_rank():
         np.testing.assert_array_equal(ranks, in_batches.ranks[name])
 
 
+@pytest.mark.slow
 def test_draws_by_chain_and_reports_are_taken():
     def chains(key, data):
         return {"slope": exact(key, data["y"], 30).reshape(2, 15, 2)}
@@ -220,6 +224,7 @@ def test_ranks_are_counts_of_draws_below_the_truth():
     assert result.data["y"].shape == (30, 3)
 
 
+@pytest.mark.slow
 def test_data_may_have_another_argument_and_give_the_sizes():
     def model(observed):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -239,6 +244,7 @@ def test_data_may_have_another_argument_and_give_the_sizes():
 # --- what goes wrong
 
 
+@pytest.mark.slow
 def test_failed_simulations_are_left_out_and_told(capsys):
     def sometimes(key, data):
         draws = exact(key, data["y"], 30)
@@ -319,6 +325,7 @@ def test_models_that_cannot_be_simulated_are_refused(model, data, error, words):
         calibrate(jax.random.key(0), model, never, data=data, num_simulations=50, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_mistakes_are_named():
     def good(key, data):
         return {"slope": exact(key, data["y"], 30)}

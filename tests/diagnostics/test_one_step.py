@@ -257,6 +257,7 @@ def test_links_by_brute_force(name):
 
 
 @pytest.mark.parametrize("model", [plated, plated_twice, a_class_for_each_series], ids=lambda m: m.__name__)
+@pytest.mark.slow
 def test_each_element_of_a_plate_is_a_chain_of_its_own(model):
     """The terms of one series are what brute force finds with the other series out of sight."""
     tones = (3,) if model is plated_twice else ()
@@ -272,6 +273,7 @@ def test_each_element_of_a_plate_is_a_chain_of_its_own(model):
     assert abs(terms[0, 0, :, 0] - terms[0, 0, :, 1]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_two_observed_sites_of_a_step_are_one_term():
     def model(y):
         def step(z, y):
@@ -471,6 +473,7 @@ def report_of(model, loc, **options):
     return result.to_arviz(num_samples=20, **options)
 
 
+@pytest.mark.slow
 def test_the_report_labels_them_and_no_leave_one_out_takes_them():
     report = report_of(hmm, {"width": 0.0})
     terms = report["log_predictive_one_step"]["y"]
@@ -489,6 +492,7 @@ def test_the_report_labels_them_and_no_leave_one_out_takes_them():
     close(terms.sum("time") + norm.logpdf(np.log(width)) - np.log(width), report.sample_stats["lp"], 1e-4)
 
 
+@pytest.mark.slow
 def test_plates_of_a_chain_are_named_and_masked_steps_are_left_out():
     def model(y):
         def step(z, x):

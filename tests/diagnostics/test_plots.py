@@ -145,6 +145,7 @@ def test_the_limit_of_khat_is_a_tail_of_seven_tenths():
     np.testing.assert_allclose(limit.get_xdata(), points.get_xdata(), atol=0.02)
 
 
+@pytest.mark.slow
 def test_khat_of_results_names_the_worst_chain(results):
     for name in ("fit", "report"):
         ax = drawn(plot_khat(results[name], num_samples=100))

@@ -266,6 +266,7 @@ def test_the_square_trains_the_regression_and_nothing_else():
     np.testing.assert_allclose(learned["z_baseline/constant"], 2.5 + loss, rtol=1e-6)  # of (cost − b)²/2, the cost being minus the loss
 
 
+@pytest.mark.slow
 def test_restarts_keep_their_own_and_a_checkpoint_goes_on(tmp_path):
     guide = gradient(coin_guide, {"z": AVERAGE})
 

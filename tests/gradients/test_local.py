@@ -243,6 +243,7 @@ def test_elements_whose_costs_do_not_meet_share_a_lane(strategy):
     np.testing.assert_allclose(grad, effect * p * (1 - p), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_elements_that_meet_take_a_lane_each_and_many_go_in_chunks(monkeypatch):
     """A product over 12 coins, 5 lanes at a time: unbiased, and the same numbers as in one go."""
     from ppl_ext import surrogate

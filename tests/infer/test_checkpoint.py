@@ -95,6 +95,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+@pytest.mark.slow
 def test_truncated_file_is_refused_by_name(saved, tmp_path, share):
     path = tmp_path / "cut.npz"
     path.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
@@ -102,6 +103,7 @@ def test_truncated_file_is_refused_by_name(saved, tmp_path, share):
         interrupted.run(Checkpoint(path), num_steps=100)
 
 
+@pytest.mark.slow
 def test_foreign_file_is_refused_by_name(tmp_path):
     path = tmp_path / "foreign.npz"
     np.savez(path, weights=np.ones(3))
@@ -119,6 +121,7 @@ def test_foreign_file_is_refused_by_name(tmp_path):
         ("state", {"optim": optax.sgd(1e-2)}),
     ],
 )
+@pytest.mark.slow
 def test_checkpoint_of_another_run_is_refused(saved, what, change):
     y = np.random.default_rng(0).normal(2.0, 1.0, 20).astype(np.float32)
     run = {"rng_key": jax.random.key(7), "objective": ELBO(), "optim": optax.adam(1e-2), "num_chains": 2, "y": y} | change

@@ -203,6 +203,7 @@ def traced_runs(model, *args, **kwargs):
     return model.count - before
 
 
+@pytest.mark.slow
 def test_numbers_may_change_and_sizes_compile_again():
     model = Runs()
     first = traced_runs(model, Y, 1.5)
@@ -460,6 +461,7 @@ def test_a_density_that_becomes_nan_when_a_parameter_crosses_a_line():
     assert ".result" in str(error.value)
 
 
+@pytest.mark.slow
 def test_one_chain_of_several_breaks_down():
     """The message names the chain, and the params of all chains are finite."""
 

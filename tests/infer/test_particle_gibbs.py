@@ -79,6 +79,7 @@ SLOW = pytest.mark.slow
     ("num_particles", "num_samples"),
     [(5, 4000), pytest.param(5, 20_000, marks=SLOW), pytest.param(50, 10_000, marks=SLOW)],
 )
+@pytest.mark.slow
 def test_particle_gibbs_equals_nuts_on_the_marginal(num_particles, num_samples, reference):
     found, errors, mcmc = means(ParticleGibbs(model, num_particles), num_samples)
     assert_close(found, errors, reference)
@@ -97,6 +98,7 @@ def test_a_sweep_that_forgets_the_frozen_path_is_seen(reference, monkeypatch):
         assert_close(found, errors, reference)
 
 
+@pytest.mark.slow
 def test_pmmh_equals_nuts_on_the_marginal(reference):
     found, errors, mcmc = means(PMMH(model, 50), 6000, 1000)
     assert_close(found, errors, reference)

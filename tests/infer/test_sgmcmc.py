@@ -114,6 +114,7 @@ def test_a_minibatch_that_is_not_scaled_up_is_seen(monkeypatch):
         test_the_gradient_is_unbiased_over_all_minibatches(whole, 2, {})
 
 
+@pytest.mark.slow
 def test_nested_plates_are_unbiased():
     y = jnp.eye(4)  # plates that chose the same rows would see the diagonal too often
 
@@ -208,6 +209,7 @@ def test_coarse_steps_and_loud_gradients_have_the_variance_of_the_recursion():
 
 
 @pytest.mark.parametrize("temperature", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_adapted_chain_is_frozen_and_has_its_exact_variance(temperature):
     eta, a = 0.03, 0.3
     start = init_to_value(values={"mu": MEAN.astype(np.float32)})
@@ -286,6 +288,7 @@ def vectorized():
     return mcmc_of(kernel, num_chains=2, chain_method="vectorized", extra_fields=fields)
 
 
+@pytest.mark.slow
 def test_sites_come_out_as_from_nuts(vectorized):
     samples = vectorized.get_samples(group_by_chain=True)
     assert {name: x.shape for name, x in samples.items()} == {"scale": (2, 30), "slope": (2, 30), "mean": (2, 30, 5)}
@@ -296,6 +299,7 @@ def test_sites_come_out_as_from_nuts(vectorized):
     np.testing.assert_allclose(fields["step_size"], 0.05, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_chains_in_sequence_and_the_old_kind_of_keys_give_the_same(vectorized):
     kernel = SGHMC(hierarchical, step_size=0.05, friction=0.2, resample_every=7, clip=10.0)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
@@ -333,6 +337,7 @@ def test_thinning_and_steps_per_draw_keep_some_draws_of_the_same_chain():
     np.testing.assert_allclose(run(num_steps=5, num_warmup=2, num_samples=4), all_draws[4::5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_traces_the_model_a_few_times_whatever_its_length():
     traced = []
 
@@ -353,6 +358,7 @@ def test_given_starting_points_are_used():
     np.testing.assert_allclose(found, [3.0, -3.0], atol=0.02)
 
 
+@pytest.mark.slow
 def test_it_is_a_block_of_numpyros_gibbs():
     kernel = Gibbs([(SGLD(whole, batch_size=2, step_size=0.01), ["slope"]), (NUTS(whole), ["noise"])])
     assert set(mcmc_of(kernel).get_samples()) == {"slope", "noise"}
@@ -370,6 +376,7 @@ def test_a_cycle_explores_without_noise():
     np.testing.assert_array_equal(still, ~np.asarray(fields["sampling"])[1:])
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_gradient_over_the_rows():
     """A single step of SGLD without noise shows the gradient."""
 

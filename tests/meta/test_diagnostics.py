@@ -34,6 +34,7 @@ def scores(fitted):
     return evaluate(fitted, KEY, SUPPORT, QUERY, num_samples=2000, prior="mode")
 
 
+@pytest.mark.slow
 def test_densities_are_those_of_the_exact_predictive_law(fitted, scores):
     """Bayesian linear regression with the mode's Gaussian as its prior, row by row."""
     for i, ((x, y), (at, of)) in enumerate(zip(SUPPORT, QUERY, strict=True)):
@@ -67,6 +68,7 @@ def coin(x, y=None):
         numpyro.sample("y", dist.Bernoulli(logits=w * x), obs=y)
 
 
+@pytest.mark.slow
 def test_classes_have_accuracy_and_confidence():
     x = np.array([4.0, -4.0, 4.0, -4.0], np.float32)
     data = [(x, (s * x > 0).astype(np.int32)) for s in (1.0, -1.0, 1.0)]
@@ -125,6 +127,7 @@ def test_one_mode_is_not_flagged(fitted):
 # --- reports and pictures
 
 
+@pytest.mark.slow
 def test_the_report_of_a_fit(fitted, scores):
     names = list("abcdef")
     report = fitted.to_arviz(STREAM, num_samples=400, labels=names)
@@ -161,6 +164,7 @@ def test_the_report_of_new_episodes(fitted):
         adapted_to_arviz({})
 
 
+@pytest.mark.slow
 def test_pictures_take_axes_and_return_them(fitted):
     figure, given = plt.subplots(1, 2)
     axes = plot_episodes(fitted, NEW[:2], np.linspace(-3, 3, 20), given, labels=["one", "two"], num_samples=200)

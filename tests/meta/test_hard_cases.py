@@ -65,6 +65,7 @@ def shaped(x, y=None):
         numpyro.sample("y", dist.Normal((x @ a).sum(-1) + size * share[0] - share[2], NOISE), obs=y)
 
 
+@pytest.mark.slow
 def test_matrices_simplices_and_positive_numbers_share_one_vector():
     """4 + 2 + 1 dimensions in the model's order; the log likelihood by hand, and draws in their supports."""
     rng = np.random.default_rng(0)

@@ -140,6 +140,7 @@ def test_a_single_episode():
 # --- local fits
 
 
+@pytest.mark.slow
 def test_solvers_agree_where_one_is_exact(fitted):
     h, batch = fitted.hierarchy, STREAM.batch(range(len(STREAM)))
     exact, ggn = (h.fits(fitted.niw, fitted.state.shared, batch, s, KEY) for s in (ExactLinearGaussian(), LaplaceGGN()))
@@ -160,6 +161,7 @@ def test_a_local_posterior_is_that_of_bayesian_regression(fitted):
     np.testing.assert_allclose(q.mean, covariance @ (f.T @ y / NOISE**2 + p @ [0.5, 0.0]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_unconverged_diagonal_fit_does_not_overshoot():
     """One step from m₀ with correlated coordinates: the closed form's mean is the iterate, not a whole Newton step in each coordinate."""
 
@@ -178,6 +180,7 @@ def test_an_unconverged_diagonal_fit_does_not_overshoot():
     assert float(naive.sum()) > 30
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_the_closed_form_only(fitted):
     """By finite differences with the fits held fixed; a solver that moves with m₀ adds nothing."""
     with jax.enable_x64(True):
@@ -241,6 +244,7 @@ def test_curvature_that_breaks_down_is_left_out():
 # --- episodes
 
 
+@pytest.mark.slow
 def test_padding_and_order_change_nothing(fitted):
     order = [4, 0, 5, 2, 1, 3]
     turned = quiet(lift(line, ["w"]), EpisodeStream([episodes()[i] for i in order]))
@@ -263,6 +267,7 @@ def test_padding_and_order_change_nothing(fitted):
         np.testing.assert_allclose(terms.loss, other.loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_empty_episode_is_the_prior(fitted):
     with_empty = EpisodeStream([*episodes(), (np.zeros(0, np.float32), np.zeros(0, np.float32))])
     h = lift(line, ["w"]).hierarchy(with_empty)
@@ -339,6 +344,7 @@ def test_constrained_local_sites_and_shared_ones():
     assert np.abs(drawn.mean(0) - data[0][1]).max() < 0.3
 
 
+@pytest.mark.slow
 def test_the_hierarchy_as_one_model_has_the_same_density():
     """log p of the NumPyro model at a point, against the same written out by hand, Jacobians and padding included."""
     lifted = lift(curve, ["rate", "share"])
@@ -403,6 +409,7 @@ def test_adaptation_in_one_dimension_by_quadrature():
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "block"])
+@pytest.mark.slow
 def test_structures_train_and_adapt(structure):
     prior = None if structure == "diagonal" else NIW(np.zeros(2, np.float32), 0.01, np.eye(2), 2.0, blocks=(1, 1))
     result = quiet(lift(line, ["w"], structure=structure, prior=prior))

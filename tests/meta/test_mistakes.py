@@ -47,12 +47,14 @@ def test_what_adapt_refuses(fitted, args, kwargs, error, message):
         fitted.adapt(KEY, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_adapt_takes_keywords_and_lists(fitted):
     by_place = fitted.adapt(KEY, X, Y, num_samples=3)
     for other in (fitted.adapt(KEY, y=Y, x=X, num_samples=3), fitted.adapt(KEY, X.tolist(), Y.tolist(), num_samples=3)):
         np.testing.assert_allclose(by_place.theta, other.theta, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_density_that_breaks_down_in_training_names_episode_and_site():
     with pytest.raises(NonFiniteError, match="at step 0: in episode 1 the log density of site 'y' is .*1 NaN of 5.*result"):
         quiet(lift(line, ["w"]), [(X, Y), (X, HOLED), (X[:3], Y[:3])], num_steps=2)

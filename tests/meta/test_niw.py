@@ -47,6 +47,7 @@ EVERY = pytest.mark.parametrize("structure", ["full", "diagonal", "block"])
 
 
 @EVERY
+@pytest.mark.slow
 def test_expectations_are_those_of_draws(structure):
     niw = member(structure)
     mean, covariance = draws_of(niw)
@@ -63,6 +64,7 @@ def test_expectations_are_those_of_draws(structure):
 
 
 @EVERY
+@pytest.mark.slow
 def test_expected_divergence_is_the_mean_over_draws(structure):
     niw = member(structure)
     mean, covariance = draws_of(niw)
@@ -86,6 +88,7 @@ def niw_log_prob(niw, mean, covariance):
 
 
 @EVERY
+@pytest.mark.slow
 def test_divergence_between_members_is_the_mean_log_ratio(structure):
     p, q = member(structure, df=5.0, mean_precision=0.8, seed=1), member(structure)
     mean, covariance = draws_of(q)
@@ -123,6 +126,7 @@ def test_full_in_one_dimension_is_normal_inverse_gamma():
     np.testing.assert_allclose(full.predictive().log_prob(m), student_t(3.0, 0.4, scale).logpdf(0.1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_diagonal_and_blocks_are_members_side_by_side():
     whole = member("diagonal")
     apart = [NIW(whole.loc[i : i + 1], whole.mean_precision, whole.scale_matrix[i : i + 1], whole.df) for i in range(3)]
@@ -212,6 +216,7 @@ def test_limits():
         np.testing.assert_allclose(sure.predictive().log_prob(m), known.log_prob(m), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_single_precision_at_fifty_dimensions():
     rng = np.random.default_rng(0)
     scale, m, v = spd(50, rng), rng.normal(size=50), spd(50, rng)

@@ -110,6 +110,7 @@ def test_coupled_coordinates_do_not_overshoot(name):
         np.testing.assert_allclose(np.ones(8) @ q.covariance.dense() @ np.ones(8), 1 / (20 / 0.01 + 3 / 8), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_empty_episode_is_the_prior_for_a_noisy_solver():
     stream = EpisodeStream([*episodes(), (np.zeros(0, np.float32), np.zeros(0, np.float32))])
     h = lift(line, ["w"]).hierarchy(stream)
@@ -120,6 +121,7 @@ def test_an_empty_episode_is_the_prior_for_a_noisy_solver():
 # --- low rank
 
 
+@pytest.mark.slow
 def test_low_rank_algebra_is_that_of_the_dense_matrix():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -156,6 +158,7 @@ def test_low_rank_adapts_as_the_full_fit_does():
         assert np.abs((a.theta.mean(0) - a.mean) / np.sqrt(np.diagonal(a.covariance))).max() < 4.5 / np.sqrt(2000)
 
 
+@pytest.mark.slow
 def test_independent_coordinates_are_mixtures_each_by_quadrature():
     """A diagonal law and a diagonal fit: each coordinate's posterior on a grid."""
 

@@ -31,6 +31,7 @@ def test_a_run_goes_on_in_a_new_process_to_the_last_bit(whole, tmp_path):
         np.testing.assert_array_equal(file["losses"].sum(0), whole.losses)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path):
     path = tmp_path / "run.npz"
     interrupted.run(path, 3)
@@ -42,6 +43,7 @@ def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_saved_fit_adapts_and_goes_on(whole, tmp_path):
     lifted, path = lift(curve, ["rate", "share"]), whole.save(tmp_path / "fit.npz")
     loaded = lifted.load(path, interrupted.data(), whole.solver)
@@ -56,6 +58,7 @@ def test_a_saved_fit_adapts_and_goes_on(whole, tmp_path):
         quiet(lift(line, ["w"]), init=whole)
 
 
+@pytest.mark.slow
 def test_a_generator_is_the_list_in_its_order():
     """One pass, batches of two in order of arrival: what a list whose random order is the identity gives."""
 
@@ -96,6 +99,7 @@ def test_only_a_batch_is_held():
     assert next(later).numbers.tolist() == [15, 16, 17, 18, 19]
 
 
+@pytest.mark.slow
 def test_arrays_and_lists_are_streams():
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     as_arrays, as_list = EpisodeStream.from_arrays(x, 2 * x), [(row, 2 * row) for row in x]
@@ -103,6 +107,7 @@ def test_arrays_and_lists_are_streams():
     np.testing.assert_array_equal(a.loc, b.loc)
 
 
+@pytest.mark.slow
 def test_batch_sizes_change_between_runs():
     """2, then 3, then all: a run goes on with other batches, without failure."""
     fit = quiet(lift(line, ["w"]), batch_size=2, num_steps=3)

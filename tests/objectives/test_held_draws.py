@@ -256,6 +256,7 @@ def chi_exact(problem, log_c, order):
 @pytest.mark.parametrize(
     ("name", "order", "strategy"), [("chain", 2.0, SCORE), ("chain", 1.5, MeasureValued()), ("triple", 2.0, ScoreFunction())]
 )
+@pytest.mark.slow
 def test_the_upper_bound(name, order, strategy):
     problem, log_c = PROBLEMS[name], -2.0
     guide = gradient(problem.guide, {"*": strategy})
@@ -428,6 +429,7 @@ def random_walk(model, guide, values):
 
 
 @pytest.mark.parametrize("kernel", [ConditionalImportanceSampling(4), random_walk], ids=["importance", "random walk"])
+@pytest.mark.slow
 def test_climbing_ends_at_the_posterior(kernel):
     """Two chains of ``fit``, each with its own retained draw, the step size falling."""
     optim = optax.adam(optax.exponential_decay(0.05, 1_000, 0.2))
@@ -491,6 +493,7 @@ def test_a_constraint_that_does_not_bind_lets_go():
     np.testing.assert_allclose(result.params["logit"][0], 2.0, atol=1e-2)  # the posterior's: log N(2; 2, 1) − log N(2; 0, 1)
 
 
+@pytest.mark.slow
 def test_constraints_from_below_nest_and_take_a_function():
     """The mean log likelihood, log N(1.1; 2, 1) p + log N(1.1; 0, 1) (1 − p), is asked to be that of p = 0.775."""
 

@@ -526,6 +526,7 @@ def test_many_particles_give_the_divergence():
         assert abs(samples.mean() - value) < 4.5 * samples.std() / np.sqrt(200) + 5e-4, name
 
 
+@pytest.mark.slow
 def test_the_thermodynamic_bound_lies_between_the_elbo_and_the_importance_weighted_one():
     for num_particles in (1, 2, 3):
         problem = PROBLEMS["chain"]
@@ -551,6 +552,7 @@ def test_options_that_make_no_sense():
     assert jnp.isfinite(own.loss(key, params, model, guide))
 
 
+@pytest.mark.slow
 def test_estimated_densities_are_refused_where_they_would_be_taken_twice():
     from ppl_ext import marginal
     from ppl_ext.algorithms import ImportanceSampling

@@ -89,6 +89,7 @@ def test_control_variates_with_a_wrong_mean_are_caught(draws, monkeypatch):
     assert not has_mean(estimates(draws, num_projections=16), on_the_circle(*draws))
 
 
+@pytest.mark.slow
 def test_halved_draws_have_no_bias_where_the_laws_are_equal():
     assert has_mean(replicate(SlicedWasserstein(num_projections=8), 8, scales=(1.0, 1.0)), 0.0)
     biased = SlicedWasserstein(num_projections=8, debias=False)
@@ -102,6 +103,7 @@ def test_halved_draws_estimate_the_squared_difference_of_expected_order_statisti
     assert has_mean(replicate(SlicedWasserstein(num_projections=8), 8), exact, tolerance=2e-3)
 
 
+@pytest.mark.slow
 def test_sliced_distances_see_the_mean_too():
     f = jax.random.normal(jax.random.key(0), (500, 4))
     shifted = SlicedWasserstein()(jax.random.key(1), (), Functions(f), Functions(f + 2.0))
@@ -275,6 +277,7 @@ def test_wasserstein_1_of_two_normals_by_the_critic(dim, scales, shift, steps, e
     assert float(estimate(jax.random.key(0))) == pytest.approx(exact * (1.0 + exact / (2.0 * critic.penalty)), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_critic_stops_early_and_as_published_sees_one_set_of_draws():
     seen = []
 

@@ -79,6 +79,7 @@ def test_replicates_come_from_the_predictive(read):
     np.testing.assert_allclose(spread.std(), np.sqrt(np.mean(DRAWS["noise"] ** 2)), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_outputs(read):
     by_name = posterior_functions(model, DRAWS, X, output="f", chunk_size=7)
     by_function = posterior_functions(model, DRAWS, X, output=lambda values: values["f"] + values["slope"])
@@ -122,6 +123,7 @@ def test_classes_are_scored_by_probabilities(many):
             getattr(found, what)() if what == "coverage" else found.rmse
 
 
+@pytest.mark.slow
 def test_counts_are_read_from_replicates():
     def counts(y=None):
         numpyro.sample("y", dist.Poisson(numpyro.sample("rate", dist.Gamma(2.0, 1.0))).expand([60]), obs=y)

@@ -86,6 +86,7 @@ def with_equinox(x):
     ],
     ids=["linen", "nnx", "equinox"],
 )
+@pytest.mark.slow
 def test_fan_in_is_that_of_the_library(model, weight, fan_in):
     """One scale for kernel and bias of a layer, the kernel's divided by the root of what it sums over; names stay."""
     x = jnp.ones((5, 3))
@@ -159,6 +160,7 @@ def test_one_variance_a_function(centered):
     assert abs(np.corrcoef(np.log(z[:, :8] ** 2).mean(1), np.log(z[:, 8:] ** 2).mean(1))[0, 1]) < 4.5 / np.sqrt(4000)
 
 
+@pytest.mark.slow
 def test_a_mixtures_density_is_that_of_its_two_parts():
     lifted = lift_prior(network, {"w1": ScaleMixture(shape=3.0, scale=2.0, fan_in=4)})
     layout = lifted.layout(X)

@@ -87,6 +87,7 @@ def test_nuts_runs_on_it_and_agrees_with_the_conjugate_posterior(tuned):
     assert abs(float(slopes.mean()) - variance * float((X * y).sum()) / 0.25) < 4.5 * np.sqrt(variance / 100)
 
 
+@pytest.mark.slow
 def test_functions_and_arviz(tuned):
     draws = tuned.functions(jax.random.key(0), X[:4], 50)
     assert {name: d.shape for name, d in draws.items()} == dict.fromkeys(("before", "after", "target"), (50, 4))
@@ -115,6 +116,7 @@ def test_measurement_sets_are_training_inputs_and_points_of_their_box():
     assert len(np.unique(drawn[~is_training, 1])) == 60
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_down_names_the_site_and_keeps_the_last_good_state():
     def fragile(x):
         slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
@@ -181,6 +183,7 @@ def test_bad_arguments_are_named(options, error, words):
         tune(**{"num_steps": 1, "num_draws": 8} | options)
 
 
+@pytest.mark.slow
 def test_numpyro_optimisers_and_other_distances_work():
     fit = tune(optim=numpyro.optim.Adam(0.05), distance=Energy(), num_steps=3, num_draws=8)
     assert fit.report.judge == "SlicedWasserstein" and len(fit.losses) == 3

@@ -87,6 +87,7 @@ def test_wide_networks_have_these_covariances(activation, phi):
     assert (np.abs(sample.mean(0) - wrong) > 4.5 * error).any()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_finite_where_inputs_coincide():
     def total(x):
         return nngp_kernel(x, depth=2, activation="relu").sum()

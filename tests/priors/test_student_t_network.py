@@ -66,6 +66,7 @@ def summed():
     return quadrature(inverse_gamma, lambda s: s * NOISE)
 
 
+@pytest.mark.slow
 def test_the_closed_posterior_is_that_of_quadrature(exact, summed):
     log_evidence, mean, covariance, grid, density = summed
     law = exact.predict(NEW)
@@ -88,6 +89,7 @@ def test_new_data_have_the_noise_too(exact):
     np.testing.assert_allclose(apart[0] @ apart[0].T - apart[1] @ apart[1].T, factor * NOISE * np.eye(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_importance_sampling_agrees_with_the_closed_form(exact):
     prior = dist.InverseGamma(A, B)
     proposal = dist.InverseGamma(3.0, 3.0)
@@ -106,6 +108,7 @@ def test_importance_sampling_agrees_with_the_closed_form(exact):
     assert abs(without.mean() - 1.0) > 4.5 * without.std(ddof=1) / 4.0, "a constant that is off by a tenth is seen"
 
 
+@pytest.mark.slow
 def test_fixed_noise_and_another_prior_agree_with_quadrature():
     log_evidence, mean, covariance, _, _ = quadrature(lambda s: stats.lognorm(1.0).logpdf(s), lambda s: NOISE)
     found = scale_mixture_posterior(jax.random.key(2), kernel, X, Y, dist.LogNormal(0.0, 1.0), noise=NOISE, num_samples=20_000)
@@ -146,6 +149,7 @@ def test_a_tinygp_kernel_serves():
     np.testing.assert_allclose(found.predict(X[:, 0]).loc, Y, atol=0.02)
 
 
+@pytest.mark.slow
 def test_inputs_close_together_stay_finite():
     found = student_t_posterior(lambda a, b: jnp.exp(-0.5 * (a[:, None] - b[None]) ** 2), jnp.linspace(0, 1, 30), jnp.zeros(30), noise=1e-4)
     assert np.isfinite(found.predict(jnp.linspace(0, 1, 50)).scale_tril).all()

@@ -79,6 +79,7 @@ def test_a_network_limit_is_its_kernel():
     np.testing.assert_allclose(target.cov(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_student_t_process_is_a_scale_mixture():
     x = X[:3]
     target = StudentTProcess(GaussianProcess(RBF, mean=1.0), shape=4.0, scale=6.0)

@@ -160,6 +160,7 @@ def test_all_weight_on_one_particle(kernel):
     assert (np.asarray(drawn) == 3).all() and int(tally.fallbacks) == 0
 
 
+@pytest.mark.slow
 def test_a_bound_that_is_too_low_shows_in_the_tally():
     lanes = jnp.arange(M)
     _, right = Hybrid().draw(jax.random.key(0), pairs(bound=BOUND), lanes, 20)

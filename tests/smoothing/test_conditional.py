@@ -125,6 +125,7 @@ def test_backward_draws_renew_a_path_that_tracing_ancestors_leaves():
     assert (np.asarray(drawn) > 0.7).all() and float(traced[0]) < float(drawn[0]) - 0.1
 
 
+@pytest.mark.slow
 def test_a_sweep_without_functionals_draws_a_path_and_says_how_it_went():
     space, y, *_ = PROBLEMS["gaussian"]
     sweep = jax.jit(lambda key: conditional_paris(key, space, y, as_path(jnp.zeros(len(y) + 1)), 50, Hybrid()))(jax.random.key(0))

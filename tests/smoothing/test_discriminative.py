@@ -62,6 +62,7 @@ def model(f, q):
     scan(step, numpyro.sample("x0", dist.MultivariateNormal(jnp.zeros(2), jnp.asarray(S, jnp.float32))), (f, q))
 
 
+@pytest.mark.slow
 def test_the_factor_makes_the_same_model():
     f, q = regression()
     f = np.where(np.arange(12)[:, None] == 4, np.nan, f).astype(np.float32)  # a time at which nothing was seen

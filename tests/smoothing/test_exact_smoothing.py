@@ -31,6 +31,7 @@ def sums():
     return smooth(finite, given, backward="exact").run(KEY, FINITE_Y, params={"logits": LOGITS})
 
 
+@pytest.mark.slow
 def test_a_gaussian_model_against_kalman(kalman):
     for name, exact in gaussian_exact(Gaussian(), GAUSSIAN_Y).items():
         np.testing.assert_allclose(kalman.expectations[name], exact, rtol=1e-4)

@@ -51,6 +51,7 @@ def runs(kind, num_particles, replicates, functionals=None):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("guided", marks=SLOW), pytest.param("auxiliary", marks=SLOW), "both"])
+@pytest.mark.slow
 def test_the_evidence_is_unbiased_with_four_particles(kind):
     assert_unbiased(runs(kind, 4, 20_000)[0], 1.0)
 
@@ -87,6 +88,7 @@ def conditional(num_particles, replicates=4000):
     return (estimates, functionals_of(paths)), (EXACT, EXACT)
 
 
+@pytest.mark.slow
 def test_a_guided_sweep_from_an_exact_draw_is_unbiased_with_two_particles():
     assert_unbiased(*conditional(2))
 

@@ -103,6 +103,7 @@ def test_data_that_are_no_arrays_are_refused():
 EMPTY = GAUSSIAN_Y[:0]
 
 
+@pytest.mark.slow
 def test_an_empty_series_is_smoothed_to_what_is_known_before_it():
     run = SMOOTHER.run(KEY, EMPTY, params=PARAMS)
     assert float(run.log_evidence) == 0.0 and float(run.expectations["s"]) == 0.0
@@ -122,6 +123,7 @@ def run_mcmc(kernel, *args, **kwargs):
     MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False).run(KEY, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_what_particle_gibbs_cannot_begin_with_is_named():
     with pytest.raises(ModelError, match="series is empty"):
         run_mcmc(ParticleGibbs(gaussian, 4), EMPTY)

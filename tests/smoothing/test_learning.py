@@ -24,6 +24,7 @@ def to_theta(params):
     return {"phi": jax.scipy.special.logit(0.5 * (params["phi"] + 1.0)), "scale": jnp.log(params["scale"])}
 
 
+@pytest.mark.slow
 def test_score_ascent_reaches_the_maximum_of_the_kalman_likelihood():
     y = series(60)
     ascent = ScoreAscent(gaussian, optax.adam(0.05), num_particles=30)

@@ -40,6 +40,7 @@ def difference_exact(y):
 
 
 @pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_emission_that_looks_back_is_weighed(backward):
     given = {"product": lambda t, x_prev, x: x_prev * x, "first": lambda t, x_prev, x: jnp.where(t == 0, x_prev, 0.0)}
     smoother = smooth(difference, given, 300, backward)
@@ -84,6 +85,7 @@ def test_kernels_agree_on_a_model_with_several_kinds_of_sites():
             assert (np.abs(apart.mean(0)) < 4.5 * apart.std(0) / np.sqrt(40) + 1e-3).all()
 
 
+@pytest.mark.slow
 def test_the_bound_follows_from_the_laws_of_a_step():
     lowered = lower(rich, (RICH_Y,))
     carry = {"k": jnp.array([0, 1, 1]), "x": jnp.zeros((3, 2))}

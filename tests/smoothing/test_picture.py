@@ -23,6 +23,7 @@ def closed_figures():
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_bands_of_particles():
     run = smooth(gaussian, None, 500, "path").run(KEY, GAUSSIAN_Y, params=PARAMS)
     axes = plot_smoothing(run, observed=GAUSSIAN_Y, level=0.8, num_samples=2000)
@@ -48,6 +49,7 @@ def test_bands_of_particles():
         plot_smoothing({"x": 1})
 
 
+@pytest.mark.slow
 def test_renewal_of_particle_gibbs_on_axes_given():
     ppg = ParisParticleGibbs(gaussian, None, num_particles=4, backward="path", num_sweeps=3, burn_in=1)
     run = ppg.run(KEY, GAUSSIAN_Y, params=PARAMS)

@@ -18,6 +18,7 @@ def run():
     return ppg.run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS, num_chains=100)
 
 
+@pytest.mark.slow
 def test_estimates_are_unbiased_after_the_burn_in(run):
     """By chain, which are independent: three means, so a false alarm for one key in 50,000."""
     for name, exact in gaussian_exact(Gaussian(), GAUSSIAN_Y).items():

@@ -79,6 +79,7 @@ def test_the_evidence_is_unbiased():
     assert_unbiased(np.exp(np.asarray(run(keys), np.float64) - evidence(GAUSSIAN_Y)), 1.0)
 
 
+@pytest.mark.slow
 def test_a_finite_model_against_enumeration():
     smoother = smooth(finite, {**FUNCTIONALS, "counts": additive.transition_counts(3)}, 1000, "mcmc")
     keys = jax.random.split(jax.random.key(0), 60)
@@ -93,6 +94,7 @@ def test_a_finite_model_against_enumeration():
 
 
 @pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=SLOW), pytest.param("hybrid", marks=SLOW)])
+@pytest.mark.slow
 def test_streaming_and_batch_agree_to_the_last_bit(backward):
     given = {**FUNCTIONALS, "score": additive.score()}
     y = np.concatenate([GAUSSIAN_Y, [np.nan], GAUSSIAN_Y])
@@ -121,6 +123,7 @@ def kalman_log_evidence(theta, y):
 
 
 @pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=SLOW)])
+@pytest.mark.slow
 def test_the_score_against_the_gradient_of_the_kalman_likelihood(backward):
     params = {"phi": 0.5, "scale": 1.5}
     theta = {"phi": jax.scipy.special.logit(0.75), "scale": jnp.log(1.5)}
@@ -178,6 +181,7 @@ def test_trajectories_are_draws_from_the_smoothing_law():
     np.testing.assert_allclose(np.cov(paths.T), cov, atol=0.06)
 
 
+@pytest.mark.slow
 def test_the_report():
     y = np.concatenate([GAUSSIAN_Y, [np.nan]]).astype(np.float32)
     run = smooth(gaussian, FUNCTIONALS, 100).run(jax.random.key(0), y, params=PARAMS)
@@ -190,6 +194,7 @@ def test_the_report():
     assert report.attrs["inference_library"] == "ppl_ext"
 
 
+@pytest.mark.slow
 def test_nothing_seen_has_evidence_one_exactly():
     run = smooth(gaussian, FUNCTIONALS, 30).run(jax.random.key(0), np.full(4, np.nan, np.float32), params=PARAMS)
     assert float(run.log_evidence) == 0.0
@@ -204,6 +209,7 @@ def test_one_particle_and_one_step(num_particles, length):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.expectations)) and run.ess.shape == (length,)
 
 
+@pytest.mark.slow
 def test_an_impossible_observation_ends_the_evidence_and_nothing_else():
     def model(y):
         def step(x, y_t):

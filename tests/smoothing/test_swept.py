@@ -108,6 +108,7 @@ def sweeps(num_particles=2, replicates=8000):
     return functionals_of(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), replicates), xs))
 
 
+@pytest.mark.slow
 def test_a_sweep_moved_by_a_guide_leaves_an_exact_draw_with_two_particles():
     assert_unbiased(sweeps(), EXACT)
 
