@@ -15,6 +15,7 @@ from ppl_ext.errors import PplExtError
 from ppl_ext.infer import Checkpoint
 from tests.fuzz.core import EXPECTATIONS, HANDLERS, OBJECTIVES, PROGRAMS
 from tests.fuzz.runs import DIAGNOSTICS, FITS, REPORTS, RUNS
+from tests.fuzz.samplers import SAMPLER_RUNS, SAMPLERS
 from tests.fuzz.smoothing import SMOOTHED, SMOOTHERS, SMOOTHING_RUNS
 
 DEFAULT_ROWS = 25  # of each table; the others are slow: see conftest.py
@@ -28,6 +29,8 @@ ALL = {
     "diagnostics": DIAGNOSTICS,
     "reports": REPORTS,
     "runs": RUNS,
+    "samplers": SAMPLERS,
+    "sampler runs": SAMPLER_RUNS,
     "smoothers": SMOOTHERS,
     "smoothing runs": SMOOTHING_RUNS,
     "smoothed": SMOOTHED,

@@ -1,16 +1,69 @@
 """What can be known to be wrong before a run starts, or after one broke down: in the user's words, naming the site."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 import numpyro
+from numpyro.distributions import biject_to
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 
-from ppl_ext.errors import NonFiniteError, PplExtError
+from ppl_ext.arguments import check_key, check_values
+from ppl_ext.errors import ArgumentError, NonFiniteError, PplExtError
+from ppl_ext.explain import explained, is_foreign
 from ppl_ext.program import log_density, simulate
+
+
+@contextmanager
+def named(model: Callable, rng_key, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """While a sampler looks at a model: what NumPyro and JAX raise is said in our words, with the site, if running the model meets it too.
+
+    :raises PplExtError: in place of an error of theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_foreign(error):
+            simulate(model, *args, rng_key=rng_key, **{name: x for name, x in kwargs.items() if name != GIBBS_SITES_KWARG})
+        with explained(model):
+            raise
+
+
+def check_one_key(where: str, rng_key: Any) -> None:
+    """A kernel that NumPyro does not vectorise over chains has one key."""
+    if getattr(rng_key, "shape", None) and rng_key.shape not in ((2,), (4,)) or getattr(rng_key, "ndim", 0) == 2:
+        raise ArgumentError(
+            f"{where}: rng_key must be one random key, got {rng_key.shape[0]}; for several chains take chain_method='sequential' or "
+            "'parallel' in numpyro.infer.MCMC."
+        )
+    check_key(f"{where}: rng_key", rng_key)
+
+
+def check_init_params(where: str, init_params: Any, sites: Mapping[str, Any], exactly: bool = False) -> None:
+    """Unconstrained values of the latent sites of a trace, each of its shape and finite.
+
+    :param sites: those that there must be a value of. :param exactly: and of no other.
+    """
+    check_values(f"{where}: init_params", init_params)
+    if exactly and set(init_params) != set(sites):
+        raise ArgumentError(f"{where}: init_params must hold {sorted(sites)}, unconstrained, got {sorted(init_params)}.")
+    if missing := [name for name in sites if name not in init_params]:
+        raise ArgumentError(f"{where}: init_params has no value for '{missing[0]}'; it must hold all parameters, unconstrained.")
+    for name, site in sites.items():
+        shape, support = np.shape(site["value"]), site["fn"].support
+        shape = shape if support.is_discrete else biject_to(support).inverse_shape(shape)
+        if np.shape(init_params[name]) != shape:
+            raise ArgumentError(
+                f"{where}: init_params: '{name}' must have shape {shape}, unconstrained, got {np.shape(init_params[name])}."
+            )
+    for name, value in init_params.items():
+        if not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value)).all():
+            raise ArgumentError(f"{where}: init_params: the value of '{name}' is not finite.")
 
 
 def densities_by_site(model: Callable, guide: Callable, args: tuple, kwargs: dict, key, params: dict) -> dict[str, dict[str, jax.Array]]:

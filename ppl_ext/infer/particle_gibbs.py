@@ -1,23 +1,22 @@
 """Particle Gibbs for NumPyro's MCMC: conditional particle sweeps for the states of a ``scan``, NUTS for the parameters."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpyro.infer import NUTS
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
 
 from ppl_ext.algorithms.state_space import lower, num_steps
-from ppl_ext.arguments import check_call, check_program, told
+from ppl_ext.arguments import check_call, check_data, check_program, check_values, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.explain import explained
+from ppl_ext.infer.checks import check_init_params, check_one_key, named
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
-from ppl_ext.smoothing.online import settings
+from ppl_ext.smoothing.online import Settings, settings
 from ppl_ext.smoothing.trajectories import path_of, values_of
 
 
@@ -66,20 +65,19 @@ class PathSweep(MCMCKernel):
         proposal: Callable | None = None,
         initial_proposal: Callable | None = None,
     ):
-        how = (num_particles, backward, 1, "multinomial", 1.0, None, proposal, initial_proposal)
-        self._how = settings("PathSweep", model, None, *how)
-        if num_particles < 2:
-            raise ArgumentError("PathSweep: num_particles must be at least 2: one of them is frozen on the path.")
+        self._how = sweep_settings("PathSweep", model, num_particles, backward, proposal, initial_proposal)
         self.model = model
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> PathState:
         """``init_params``: values of the path's sites; ``numpyro.infer.Gibbs`` gives them."""
-        if not init_params:
+        check_one_key("PathSweep", rng_key)
+        if not isinstance(init_params, Mapping) or not init_params:
             raise ArgumentError("PathSweep updates the states given the parameters: use it as a block of Gibbs, or use ParticleGibbs.")
         lowered = self._lower(model_args, model_kwargs)
         wanted = {*lowered.initial_sites, *lowered.step_sites}
         if set(init_params) != wanted:
             raise ModelError(f"PathSweep updates the sites {sorted(wanted)} together, but its block is given {sorted(init_params)}.")
+        check_values("PathSweep: init_params", init_params)
         z = {name: jnp.asarray(x) for name, x in init_params.items()}
         return PathState(z, rng_key, jnp.zeros(lowered.num_steps + 1, bool))
 
@@ -163,20 +161,19 @@ class ParticleGibbs(MCMCKernel):
             raise ArgumentError("ParticleGibbs: inner must be built on the same model.")
         self.model, self._initial = model, initial_names("ParticleGibbs", initial)
         self._inner = NUTS(model) if inner is None else inner
+        sweep_settings("ParticleGibbs", model, num_particles, backward, proposal, initial_proposal)  # for what they say of a mistake
         self._sweep = PathSweep(model, num_particles, backward, proposal, initial_proposal)
         self._gibbs: Gibbs | None = None
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
-        path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
+        check_one_key("ParticleGibbs", rng_key)
+        path = path_sites("ParticleGibbs", self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
         if not num_steps(self.model, tuple(model_args), dict(model_kwargs or {})):
             raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
         trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
         others = [name for name in latent_sample_sites(trace) if name not in path]
-        if init_params and (missing := [name for name in others if name not in init_params]):
-            raise ArgumentError(f"ParticleGibbs: init_params has no value for '{missing[0]}'; it must hold all parameters, unconstrained.")
-        for name, value in (init_params or {}).items():
-            if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
-                raise ArgumentError(f"ParticleGibbs: init_params: the value of '{name}' is not finite.")
+        if init_params is not None:
+            check_init_params("ParticleGibbs", init_params, {name: trace[name] for name in others})
         blocks = [(self._inner, others)] if others else []
         self._gibbs = Gibbs([*blocks, (self._sweep, path)])
         return self._told(self._gibbs.init(rng_key, num_warmup, init_params, model_args, model_kwargs))
@@ -232,14 +229,24 @@ def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
     return tuple(initial)
 
 
-def path_sites(model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None) -> list[str]:
+def sweep_settings(where: str, model, num_particles, backward, proposal, initial_proposal) -> Settings:
+    """Of a conditional sweep, checked."""
+    found = settings(where, model, None, num_particles, backward, 1, "multinomial", 1.0, None, proposal, initial_proposal)
+    if num_particles < 2:
+        raise ArgumentError(f"{where}: num_particles must be at least 2: one of them is frozen on the path.")
+    return found
+
+
+def path_sites(where: str, model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None) -> list[str]:
     """Latent sites of the scan, and the sites before it that are its first state: those that reach the first carry and that no step, and
     no other site's law, uses otherwise.
 
     :raises ModelError: if the model has no state-space form.
     """
-    check_call("ParticleGibbs: model", model, args, {name: x for name, x in kwargs.items() if name != GIBBS_SITES_KWARG})
-    with explained(model):
+    own = {name: x for name, x in kwargs.items() if name != GIBBS_SITES_KWARG}
+    check_call(f"{where}: model", model, args, own)
+    check_data(f"{where}:", args, own)
+    with named(model, jax.random.key(0), args, kwargs):
         trace = prototype_trace(conditioned(model), jax.random.key(0), args, kwargs)
     before = {name: trace[name]["value"] for name in latent_sample_sites(trace) if not trace[name].get("_control_flow_done")}
     if initial is None:

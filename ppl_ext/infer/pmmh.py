@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 from numpyro.infer.gibbs import latent_sample_sites, prototype_trace
@@ -16,6 +15,7 @@ from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_count, check_program
 from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.infer.checks import check_init_params, check_one_key
 from ppl_ext.infer.particle_gibbs import initial_names, path_sites
 
 
@@ -84,8 +84,9 @@ class PMMH(MCMCKernel):
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> PMMHState:
         """``init_params``: unconstrained values; by default a draw from the prior."""
         model_kwargs = dict(model_kwargs or {})
+        check_one_key("PMMH", rng_key)
         rng_key, prior_key, filter_key = jax.random.split(rng_key, 3)
-        path = path_sites(self.model, tuple(model_args), model_kwargs, self._initial)
+        path = path_sites("PMMH", self.model, tuple(model_args), model_kwargs, self._initial)
         trace = prototype_trace(self.model, prior_key, model_args, model_kwargs)
         names = [name for name in latent_sample_sites(trace) if name not in path]
         if not names:
@@ -96,18 +97,17 @@ class PMMH(MCMCKernel):
         self._num_warmup = num_warmup
         if init_params is None:
             z = {name: self._transforms[name].inv(trace[name]["value"]) for name in names}
-        elif set(init_params) != set(names):
-            raise ArgumentError(f"PMMH: init_params must hold {sorted(names)}, unconstrained, got {sorted(init_params)}.")
         else:
+            check_init_params("PMMH", init_params, {name: trace[name] for name in names}, exactly=True)
             z = {name: jnp.asarray(init_params[name]) for name in names}
-            if wrong := [n for n, x in z.items() if not isinstance(x, jax.core.Tracer) and not np.isfinite(x).all()]:
-                raise ArgumentError(f"PMMH: init_params: the value of '{wrong[0]}' is not finite.")
         flat = ravel_pytree(z)[0]
         log_density = self._log_density(filter_key, z, model_args, model_kwargs)
         start = 0.1 * jnp.eye(len(flat))
         return PMMHState(z, log_density, jnp.zeros((), bool), flat, start, jnp.zeros((), jnp.int32), rng_key)
 
     def sample(self, state: PMMHState, model_args, model_kwargs) -> PMMHState:
+        if not self._transforms:
+            raise ArgumentError("PMMH: init must be called before sample; run it by numpyro.infer.MCMC.")
         rng_key, move_key, filter_key, choice_key = jax.random.split(state.rng_key, 4)
         flat, unravel = ravel_pytree(state.z)
         num = len(flat)

@@ -13,8 +13,8 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from ppl_ext.arguments import check_count, check_function, check_number, check_program, told
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.arguments import check_count, check_function, check_key, check_number, check_program, check_values, told
+from ppl_ext.errors import ArgumentError
 from ppl_ext.infer.sg_noise import normals
 from ppl_ext.infer.sg_schedule import schedule_of
 from ppl_ext.infer.sg_target import Target, Values, set_up
@@ -99,6 +99,7 @@ class StochasticGradientKernel(MCMCKernel):
         """``init_params``: unconstrained values by site, with a leading axis of chains if there are several keys."""
         here, args, kwargs = type(self).__name__, tuple(model_args), dict(model_kwargs or {})
         single = is_prng_key(rng_key)
+        check_key(f"{here}: rng_key", rng_key if single or not getattr(rng_key, "ndim", 0) or not len(rng_key) else rng_key[0])
         self._target = set_up(here, self.model, self._batch_size, rng_key if single else rng_key[0], args, kwargs)
         self._num_warmup = num_warmup * self._num_steps
         keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
@@ -210,8 +211,7 @@ class StochasticGradientKernel(MCMCKernel):
 
     def _checked(self, init_params: Any, chains: tuple[int, ...]) -> Values:
         here, names = type(self).__name__, sorted(self._set_up.transforms)
-        if not isinstance(init_params, Mapping):
-            raise ArgumentTypeError(f"{here}: init_params must be a dict of unconstrained values by site, got {told(init_params)}.")
+        check_values(f"{here}: init_params", init_params)
         if set(init_params) != set(names):
             raise ArgumentError(f"{here}: init_params must hold {names}, unconstrained, got {sorted(init_params)}.")
         for name, x in self._set_up.example.items():

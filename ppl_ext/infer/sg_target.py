@@ -18,6 +18,7 @@ from ppl_ext.arguments import check_call, check_data, told
 from ppl_ext.diagnostics.sites import FullPlates, is_factor
 from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError
 from ppl_ext.explain import explained
+from ppl_ext.infer.checks import named
 from ppl_ext.infer.sg_minibatch import Rows, Weighed, cut, draw_rows, find_rows
 
 Values = dict[str, Any]
@@ -87,7 +88,8 @@ class Target(NamedTuple):
         indices = {name: jnp.arange(sub) for name, (_, sub) in self.plates.items()}
         args_, kwargs_ = jax.tree.map(_traceable, (args_, kwargs_)) if indices else (args_, kwargs_)
         model = substitute(self.model, data={**self.params, **indices})
-        with scale, seed(rng_seed=first), numpyro.validation_enabled(False):  # its warnings do not name the site
+        no_warnings = numpyro.validation_enabled(False)  # they do not name the site
+        with named(self.model, first, args, kwargs), scale, seed(rng_seed=first), no_warnings:
             (z, _, _), valid = find_valid_initial_params(
                 rng_key, model, init_strategy=strategy, model_args=args_, model_kwargs=kwargs_, prototype_params=self.example
             )
@@ -134,7 +136,7 @@ def set_up(where: str, model: Callable, batch_size: int | None, rng_key: jax.Arr
     own = {n: x for n, x in kwargs.items() if n != GIBBS_SITES_KWARG}
     check_call(f"{where}: model", model, args, own)
     check_data(f"{where}:", args, own)
-    with explained(model):
+    with named(model, rng_key, args, kwargs):
         record = trace(_prior(model, rng_key, {})).get_trace(*args, **kwargs)
     plates = subsample_plate_sizes(record)
     transforms, replay = {}, False

@@ -96,7 +96,7 @@ class SGHMC(StochasticGradientKernel):
         check_number("SGHMC: friction", friction)
         if not 0.0 < friction <= 1.0:
             raise ArgumentError(f"SGHMC: friction must be in (0, 1], got {told(friction)}.")
-        if adapt not in ("scale", None):
+        if adapt is not None and not (isinstance(adapt, str) and adapt == "scale"):
             raise ArgumentError(f"SGHMC: adapt must be 'scale' or None, got {told(adapt)}.")
         if resample_every is not None:
             check_count("SGHMC: resample_every", resample_every)
