@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ppl_ext.errors import PplExtError
 from ppl_ext.infer import Checkpoint
 from tests.fuzz.core import EXPECTATIONS, HANDLERS, OBJECTIVES, PROGRAMS
+from tests.fuzz.meta import LAWS, STREAMS
+from tests.fuzz.meta_fits import ADAPTED, LIFTS
 from tests.fuzz.runs import DIAGNOSTICS, FITS, REPORTS, RUNS
 from tests.fuzz.samplers import SAMPLER_RUNS, SAMPLERS
 from tests.fuzz.smoothing import SMOOTHED, SMOOTHERS, SMOOTHING_RUNS
@@ -29,6 +31,10 @@ ALL = {
     "diagnostics": DIAGNOSTICS,
     "reports": REPORTS,
     "runs": RUNS,
+    "streams": STREAMS,
+    "laws": LAWS,
+    "lifts": LIFTS,
+    "adapted": ADAPTED,
     "samplers": SAMPLERS,
     "sampler runs": SAMPLER_RUNS,
     "smoothers": SMOOTHERS,

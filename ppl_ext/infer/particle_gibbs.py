@@ -167,7 +167,7 @@ class ParticleGibbs(MCMCKernel):
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
         check_one_key("ParticleGibbs", rng_key)
-        path = path_sites("ParticleGibbs", self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
+        path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
         if not num_steps(self.model, tuple(model_args), dict(model_kwargs or {})):
             raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
         trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
@@ -237,7 +237,9 @@ def sweep_settings(where: str, model, num_particles, backward, proposal, initial
     return found
 
 
-def path_sites(where: str, model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None) -> list[str]:
+def path_sites(
+    model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None, where: str = "ParticleGibbs"
+) -> list[str]:
     """Latent sites of the scan, and the sites before it that are its first state: those that reach the first carry and that no step, and
     no other site's law, uses otherwise.
 

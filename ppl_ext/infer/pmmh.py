@@ -86,7 +86,7 @@ class PMMH(MCMCKernel):
         model_kwargs = dict(model_kwargs or {})
         check_one_key("PMMH", rng_key)
         rng_key, prior_key, filter_key = jax.random.split(rng_key, 3)
-        path = path_sites("PMMH", self.model, tuple(model_args), model_kwargs, self._initial)
+        path = path_sites(self.model, tuple(model_args), model_kwargs, self._initial, "PMMH")
         trace = prototype_trace(self.model, prior_key, model_args, model_kwargs)
         names = [name for name in latent_sample_sites(trace) if name not in path]
         if not names:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta.stream import Batch, EpisodeStream, SimulatedStream, as_episode, few_lengths
+from ppl_ext.meta.stream import Batch, EpisodeStream, SimulatedStream, as_episode, check_batch_size, few_lengths
 
 
 class ArrivingStream:
@@ -56,7 +56,7 @@ class ArrivingStream:
 
     def batches(self, rng_key: jax.Array, batch_size: int | None, first_step: int = 0) -> Iterator[Batch]:
         """Batches in the order of arrival, from that of ``first_step`` on if the episodes come from a function."""
-        check_count("ArrivingStream: batch_size", batch_size)
+        check_batch_size("ArrivingStream:", self, batch_size)
         assert batch_size is not None
         passing, count = self._passing, 0
         if self._make is not None:

@@ -24,7 +24,7 @@ from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, start
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
 from ppl_ext.meta.local import LocalSolver, closed_form
 from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
-from ppl_ext.meta.stream import Batch, EpisodeStream
+from ppl_ext.meta.stream import Batch, EpisodeStream, check_batch_size
 
 CUBATURE_UP_TO = 64
 """Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws`` antithetic pairs."""
@@ -206,7 +206,9 @@ def _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size
         check_count("fit: num_steps", num_steps)
     check_count("fit: num_draws", num_draws)
     check_flag("fit: progress_bar", progress_bar)
-    if batch_size is not None or not isinstance(stream, EpisodeStream):
+    if not isinstance(stream, EpisodeStream):
+        check_batch_size("fit:", stream, batch_size)
+    elif batch_size is not None:
         check_count("fit: batch_size", batch_size)
     if local_solver is not None and not isinstance(local_solver, LocalSolver):
         raise ArgumentTypeError(f"fit: local_solver must be an instance such as LaplaceGGN(), got {told(local_solver)}.")

@@ -1,5 +1,6 @@
 """What training over a stream returns: the fitted shared law, and what can be done with it."""
 
+import inspect
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -126,6 +127,9 @@ class MetaFit:
         """The ArviZ report over the episodes trained on: :func:`ppl_ext.meta.arviz_report.fit_to_arviz`, which has the options."""
         from ppl_ext.meta.arviz_report import fit_to_arviz
 
+        known = list(inspect.signature(fit_to_arviz).parameters)[4:]
+        if unknown := sorted(set(options) - set(known)):
+            raise ArgumentError(f"to_arviz: there is no option {unknown}; there are {known}.")
         return fit_to_arviz(self, episodes, rng_key, num_samples, **options)
 
     def adapt(self, rng_key: jax.Array, *args, prior: str = "student_t", num_samples: int = 1000, num_nodes: int = 64, **kwargs) -> Adapted:
@@ -144,7 +148,7 @@ class MetaFit:
         check_key("adapt: rng_key, the first argument,", rng_key)
         check_count("adapt: num_samples", num_samples)
         check_count("adapt: num_nodes", num_nodes)
-        if prior not in ("student_t", "mode"):
+        if not isinstance(prior, str) or prior not in ("student_t", "mode"):
             raise ArgumentError(f"adapt: prior is 'student_t' or 'mode', got {told(prior)}.")
         form, shared = self.hierarchy.form, self.state.shared
         args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)

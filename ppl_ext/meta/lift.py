@@ -194,9 +194,14 @@ def lift(
     for name, names in (("local", local), ("shared", shared)):
         if names is None and name == "shared":
             continue
-        if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
+        if (
+            isinstance(names, str)
+            or hasattr(names, "dtype")
+            or not isinstance(names, Iterable)
+            or not all(isinstance(n, str) for n in names)
+        ):
             raise ArgumentError(f"lift: {name} must be a list of site names, got {told(names)}.")
-    if structure not in ("full", "diagonal", "block"):
+    if not isinstance(structure, str) or structure not in ("full", "diagonal", "block"):
         raise ArgumentError(f"lift: structure is 'full', 'diagonal' or 'block', got {told(structure)}.")
     if structure == "block" and prior is None:
         raise ArgumentError("lift: structure='block' needs prior=NIW(..., blocks=...), which says where the blocks are.")

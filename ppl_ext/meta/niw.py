@@ -6,7 +6,7 @@ diagonal of a full one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import block_diag, cho_solve, solve_triangular
 from jax.scipy.special import digamma, gammaln, multigammaln
 
-from ppl_ext.arguments import check_key, told
+from ppl_ext.arguments import check_array, check_key, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.independent import Independent
 from ppl_ext.meta.low_rank import LowRank
@@ -59,8 +59,9 @@ class NIW(eqx.Module):
             raise ArgumentError(f"NIW: loc must have shape (d,) with d at least 1, got {self.loc.shape}.")
         d = self.loc.shape[0]
         default = (1,) * d if self.scale_matrix.ndim == 1 else (d,)
-        if blocks is not None and (isinstance(blocks, str) or not all(isinstance(b, int | np.integer) for b in blocks)):
-            raise ArgumentTypeError(f"NIW: blocks must be whole numbers, the sizes of the blocks, got {blocks!r}.")
+        whole = isinstance(blocks, Iterable) and not isinstance(blocks, str) and all(isinstance(b, int | np.integer) for b in blocks)
+        if blocks is not None and not whole:
+            raise ArgumentTypeError(f"NIW: blocks must be whole numbers, the sizes of the blocks, got {told(blocks)}.")
         self.blocks = default if blocks is None else tuple(int(b) for b in blocks)
 
     def __check_init__(self):
@@ -203,6 +204,8 @@ class NIW(eqx.Module):
         :param covariances: Vᵢ, shape (n, d, d) or (n, d).
         :param num_episodes: N, if the n episodes stand for more: sums are scaled by N/n.
         """
+        check_array("NIW.posterior: means", means)
+        check_array("NIW.posterior: covariances", covariances)
         d, n = self.dim, jnp.shape(means)[0] if jnp.ndim(means) else 0
         if jnp.shape(means) != (n, d) or jnp.shape(covariances) not in ((n, d), (n, d, d)):
             raise ArgumentError(
@@ -267,6 +270,8 @@ class NIW(eqx.Module):
     def sample(self, rng_key: jax.Array, sample_shape: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
         """Draws of (μ, Σ), shapes ``sample_shape`` + (d,) and + (d, d) or (d,)."""
         check_key("NIW.sample: rng_key", rng_key)
+        if not isinstance(sample_shape, tuple) or not all(isinstance(n, int | np.integer) and n >= 0 for n in sample_shape):
+            raise ArgumentTypeError(f"NIW.sample: sample_shape must be a tuple of sizes, such as (100,), got {told(sample_shape)}.")
         of_covariance, of_mean = jax.random.split(rng_key)
         laws, noise = self.covariance_law(), jax.random.normal(of_mean, (*sample_shape, self.dim), self.loc.dtype)
         if not isinstance(laws, list):

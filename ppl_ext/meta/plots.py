@@ -8,7 +8,7 @@ import numpy as np
 from numpyro.handlers import substitute
 from numpyro.infer import Predictive
 
-from ppl_ext.arguments import check_key, check_number, told
+from ppl_ext.arguments import check_array, check_call, check_key, check_number, told
 from ppl_ext.diagnostics.plots.axes import colour, several_axes, tidy
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.arriving import finite_stream
@@ -46,10 +46,9 @@ def plot_episodes(
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key("plot_episodes: rng_key", rng_key)
     stream = finite_stream("plot_episodes", episodes)
-    try:
-        at = np.asarray(at, np.float32)
-    except (TypeError, ValueError):
-        raise ArgumentTypeError(f"plot_episodes: at must be an array of numbers, got {told(at)}.") from None
+    check_array("plot_episodes: at", at)
+    at = np.asarray(at, np.float32)
+    check_call("plot_episodes: the episode model, called without its data,", fit.hierarchy.form.model, (at,), {})
     if at.ndim != 1 or not at.size or not 0 < level < 1:
         raise ArgumentError(f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and {told(level)}.")
     if labels is not None and len(labels) != len(stream):

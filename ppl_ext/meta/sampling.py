@@ -43,7 +43,7 @@ class SGLD(LocalSolver):
             raise ArgumentError("SGLD(num_steps=...) must be at least 2, for a variance.")
         if not 0 < self.step_size <= 2:
             raise ArgumentError(f"SGLD(step_size=...) must lie in (0, 2], got {told(self.step_size)}.")
-        if self.structure not in ("full", "diagonal"):
+        if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal"):
             raise ArgumentError(f"SGLD(structure=...) is 'full' or 'diagonal', got {told(self.structure)}.")
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):

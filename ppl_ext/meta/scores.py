@@ -13,7 +13,7 @@ import numpyro
 from jax.scipy.special import logsumexp
 from numpyro.handlers import block, seed, trace
 
-from ppl_ext.arguments import check_count, check_key, check_number, told
+from ppl_ext.arguments import check_array, check_count, check_key, check_number, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.adapt import Nodes, adapted, scale_nodes
 from ppl_ext.meta.arriving import finite_stream
@@ -90,6 +90,9 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_
     >>> round(expected_calibration_error(np.array([0.9, 0.9, 0.6, 0.6]), np.array([1, 1, 1, 0])), 6)
     0.1
     """
+    check_array("expected_calibration_error: confidence", confidence)
+    check_array("expected_calibration_error: correct", correct)
+    check_count("expected_calibration_error: num_bins", num_bins)
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     if confidence.shape != correct.shape or confidence.ndim != 1:
         raise ArgumentError(f"expected_calibration_error: shapes must be equal and (n,), got {confidence.shape} and {correct.shape}.")
@@ -137,7 +140,7 @@ def evaluate(
     for name, value in (("num_samples", num_samples), ("num_nodes", num_nodes), ("batch_size", batch_size)):
         check_count(f"evaluate: {name}", value)
     check_number("evaluate: level", level)
-    if not 0 < level < 1 or prior not in ("student_t", "mode"):
+    if not 0 < level < 1 or not isinstance(prior, str) or prior not in ("student_t", "mode"):
         raise ArgumentError(f"evaluate: level must lie in (0, 1) and prior be 'student_t' or 'mode', got {told(level)} and {told(prior)}.")
     known, asked = finite_stream("evaluate: support", support), finite_stream("evaluate: query", query)
     if len(known) != len(asked):

@@ -45,7 +45,7 @@ class LaplaceGGN(LocalSolver):
 
     def __check_init__(self):
         check_count("LaplaceGGN(num_steps=...)", self.num_steps)
-        if self.structure not in ("full", "diagonal", "low_rank"):
+        if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal", "low_rank"):
             raise ArgumentError(f"LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got {told(self.structure)}.")
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):

@@ -122,6 +122,8 @@ class EpisodeStream:
         index = np.asarray(index)
         if index.ndim != 1 or not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(self):
             raise ArgumentError(f"EpisodeStream.batch: index must list episodes from 0 to {len(self) - 1}, got {index.tolist()}.")
+        if pad_to is not None:
+            check_count("EpisodeStream.batch: pad_to", pad_to)
         chosen = [jax.tree.leaves(self.episodes[i]) for i in index]
         longest = int(max(self.lengths[index].max(), 1))
         if pad_to is not None and pad_to < longest and any(self.ragged):
@@ -178,7 +180,7 @@ class SimulatedStream:
             return jax.jit(self._tuple)(jax.random.fold_in(jax.random.key(0), i))
 
     def batches(self, rng_key: jax.Array, batch_size: int | None, first_step: int = 0) -> Iterator[Batch]:
-        check_count("SimulatedStream: batch_size", batch_size)
+        check_batch_size("SimulatedStream:", self, batch_size)
         check_key("SimulatedStream: rng_key", rng_key)
         assert batch_size is not None
         step = first_step
@@ -188,6 +190,15 @@ class SimulatedStream:
             rows = max((x.shape[1] for x in jax.tree.leaves(args) if x.ndim > 1), default=1)
             yield Batch(args, jnp.full(batch_size, rows), jnp.arange(step * batch_size, (step + 1) * batch_size))
             step += 1
+
+
+def check_batch_size(where: str, stream: Any, batch_size: Any) -> None:
+    """Of a stream that does not hold all of its episodes."""
+    if batch_size is None:
+        raise ArgumentError(
+            f"{where} the {type(stream).__name__} does not hold all of its episodes, so say how many a step takes: batch_size=32, say."
+        )
+    check_count(f"{where} batch_size", batch_size)
 
 
 def as_episode(episode: Any, i: int) -> tuple:

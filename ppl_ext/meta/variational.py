@@ -53,7 +53,7 @@ class VariationalLocal(LocalSolver):
         check_number("VariationalLocal(step_size=...)", self.step_size)
         if not self.step_size > 0:
             raise ArgumentError(f"VariationalLocal(step_size=...) must be positive, got {told(self.step_size)}.")
-        if self.structure not in ("full", "diagonal"):
+        if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal"):
             raise ArgumentError(f"VariationalLocal(structure=...) is 'full' or 'diagonal', got {told(self.structure)}.")
 
     @property

@@ -87,7 +87,11 @@ NORMAL = dict(loc=np.zeros(2), mean_precision=1.0, scale_matrix=np.eye(2), df=4.
         (lambda: L.fit(KEY, [(X, Y)], checkpoint="run"), ArgumentTypeError, "checkpoint must be"),
         (lambda: L.fit(KEY, [(X, Y)], num_steps=None), ArgumentError, "num_steps must be a positive"),
         (lambda: L.fit(KEY, iter([(X, Y)]), batch_size=1), ArgumentError, "say num_episodes"),
-        (lambda: lift(line, ["w"], num_episodes=9).fit(KEY, iter([(X, Y)])), ArgumentError, "batch_size must be a positive"),
+        (
+            lambda: lift(line, ["w"], num_episodes=9).fit(KEY, iter([(X, Y)])),
+            ArgumentError,
+            "the ArrivingStream does not hold all of its episodes.*batch_size=32",
+        ),
         (lambda: L.load("nowhere.npz", [(X, Y)]), ArgumentError, "no file 'nowhere.npz'"),
         (lambda: L.as_model(SimulatedStream(lambda key: (jnp.zeros(3),))), ArgumentTypeError, "needs all episodes at once"),
         (lambda: lift(line, None), ArgumentError, "local must be a list"),
