@@ -110,6 +110,7 @@ class StochasticGradientKernel(MCMCKernel):
         return self._first(z, keys[1]) if single else jax.vmap(self._first)(z, keys[1])
 
     def sample(self, state: SGState, model_args, model_kwargs) -> SGState:
+        _ = self._set_up  # raises before init
         args, kwargs = tuple(model_args), dict(model_kwargs or {})
 
         def steps(state):
