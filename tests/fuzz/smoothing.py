@@ -139,7 +139,7 @@ SMOOTHING_RUNS = [
     Case("params that are no numbers", each(NOT_NUMBERS, tuple(RUNNING)), lambda x: run(x[0], params={"phi": x[1]}), "params: .*'phi'", 30),
     Case(
         "params that are NaN",
-        each(SHAPES, tuple(RUNNING)),
+        each(SHAPES.filter(lambda s: 0 not in s), tuple(RUNNING)),
         lambda x: run(x[0], params={"phi": np.full(x[1], np.nan)}),
         "params: .*'phi'",
         12,
@@ -164,7 +164,7 @@ SMOOTHING_RUNS = [
     Case("data that are no arrays", each(OF_NO_DATA, tuple(RUNNING)), lambda x: run(x[0], args=(x[1],)), "argument 0|'y'", 30),
     Case(
         "params of another shape",
-        each(st.integers(2, 4), tuple(RUNNING)),
+        each(st.sampled_from([0, 2, 3]), tuple(RUNNING)),
         lambda x: run(x[0], params={"phi": np.full(x[1], 0.5)}),
         "'phi'|'x'",
         6,
