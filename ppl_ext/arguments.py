@@ -111,8 +111,12 @@ def check_values(where: str, values: Any) -> None:
             raise ArgumentTypeError(f"{where}: the value of site '{name}' must be an array of numbers, got {_told_inside(value)}.")
 
 
-def check_array(where: str, value: Any) -> None:
-    """One array of real numbers, or what becomes one: a number, or a regular list of numbers. A tracer is fine."""
+def check_array(where: str, value: Any, tables: bool = False) -> None:
+    """One array of real numbers, or what becomes one: a number, or a regular list of numbers. A tracer is fine.
+
+    :param tables: so is a column of a table of pandas.
+    """
+    value = value.to_numpy() if tables and hasattr(value, "to_numpy") and not isinstance(value, type) else value
     array = hasattr(value, "dtype") or isinstance(value, bool | int | float | list | tuple)
     if not array or not _is_numeric(value) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.complexfloating)):
         raise ArgumentTypeError(f"{where} must be an array of numbers, got {_told_inside(value)}.")

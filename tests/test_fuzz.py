@@ -16,6 +16,8 @@ from ppl_ext.infer import Checkpoint
 from tests.fuzz.core import EXPECTATIONS, HANDLERS, OBJECTIVES, PROGRAMS
 from tests.fuzz.meta import LAWS, STREAMS
 from tests.fuzz.meta_fits import ADAPTED, LIFTS
+from tests.fuzz.priors import FAMILY_CASES, TARGETS
+from tests.fuzz.priors_runs import MATCHES, POSTERIORS
 from tests.fuzz.runs import DIAGNOSTICS, FITS, REPORTS, RUNS
 from tests.fuzz.samplers import SAMPLER_RUNS, SAMPLERS
 from tests.fuzz.smoothing import SMOOTHED, SMOOTHERS, SMOOTHING_RUNS
@@ -35,6 +37,10 @@ ALL = {
     "laws": LAWS,
     "lifts": LIFTS,
     "adapted": ADAPTED,
+    "families": FAMILY_CASES,
+    "targets": TARGETS,
+    "matches": MATCHES,
+    "posteriors": POSTERIORS,
     "samplers": SAMPLERS,
     "sampler runs": SAMPLER_RUNS,
     "smoothers": SMOOTHERS,

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.arguments import check_function, check_number, told
+from ppl_ext.arguments import check_array, check_function, check_number, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.explain import in_one_line, name_of
 from ppl_ext.priors.gaussian_process import GaussianTarget
@@ -49,6 +49,8 @@ def integral(nodes: Any, weights: Any) -> Operator:
 
 def stacked(*operators: Operator) -> Operator:
     """Several operators as one, their results joined."""
+    for i, operator in enumerate(operators):
+        check_function(f"stacked: operator {i}", operator)
     return lambda f: jnp.concatenate([jnp.ravel(g(f)) for g in operators])
 
 
@@ -140,7 +142,11 @@ class Image(GaussianTarget):
 
 def _apply(operator: Operator, f: Function) -> jax.Array:
     try:
-        out = jnp.ravel(operator(f))
+        found = operator(f)
+        check_array(f"What the operator '{name_of(operator)}' gives", found)
+        out = jnp.ravel(jnp.asarray(found))
+    except ArgumentTypeError:
+        raise
     except TypeError as error:
         raise ArgumentTypeError(
             f"The operator '{name_of(operator)}' must turn a function of inputs (n, d) into numbers, but raised {in_one_line(error)}"
@@ -171,10 +177,8 @@ def _check_base(where: str, base: Any, operator: Any) -> None:
 
 
 def _points(where: str, x: Any, dims: tuple[int, ...] = (1, 2)) -> jax.Array:
-    try:
-        x = jnp.asarray(x, jnp.result_type(float))
-    except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{where} must be an array of numbers, got {told(x)}.") from None
+    check_array(where, x, tables=True)
+    x = jnp.asarray(x, jnp.result_type(float))
     if x.ndim not in dims or x.size == 0:
         raise ArgumentError(f"{where} must have {' or '.join(map(str, dims))} axes and at least one entry, got shape {x.shape}.")
     if not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():

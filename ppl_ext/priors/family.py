@@ -67,7 +67,7 @@ def normal(site: Site, loc: jax.Array | float, scale: jax.Array) -> dist.Distrib
 
 
 def check_per(where: str, per: Any, choices: tuple[str, ...] = PER) -> None:
-    if per not in choices:
+    if not isinstance(per, str) or per not in choices:
         raise ArgumentError(f"{where}: per must be one of {', '.join(map(repr, choices))}, got {told(per)}.")
 
 

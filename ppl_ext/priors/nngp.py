@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_number, told
+from ppl_ext.arguments import check_array, check_count, check_number, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 ACTIVATIONS = ("relu", "erf", "step", "linear")
@@ -51,6 +51,7 @@ def nngp_kernel(
     eqs. 1 and 6, for relu and step. Williams, *Computing with Infinite Networks*, 1996, eq. 11, for erf.
     """
     weights, biases = layer_scales("nngp_kernel", depth, weight_scale, bias_scale)
+    check_count("nngp_kernel: nodes", nodes)
     check_activation("nngp_kernel", activation)
     x1 = _rows("x1", x1)
     x2 = x1 if x2 is None else _rows("x2", x2)
@@ -129,7 +130,7 @@ def _gauss_hermite(nodes: int, dtype) -> tuple[jax.Array, jax.Array]:
 
 def layer_scales(where: str, depth: Any, weight_scale: Any, bias_scale: Any) -> tuple[tuple, tuple]:
     """One weight and one bias scale a layer, checked."""
-    if depth != 0 or isinstance(depth, bool):
+    if not isinstance(depth, int | np.integer) or isinstance(depth, bool) or depth != 0:
         check_count(f"{where}: depth", depth)
     scales = []
     for name, value in (("weight_scale", weight_scale), ("bias_scale", bias_scale)):
@@ -156,11 +157,11 @@ def check_activation(where: str, activation: Any) -> None:
 
 
 def _rows(name: str, x: Any) -> jax.Array:
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise ArgumentTypeError(f"nngp_kernel: {name} must be an array of inputs, got {told(x)}.") from None
+    check_array(f"nngp_kernel: {name}", x, tables=True)
+    x = jnp.asarray(x)
     if x.ndim not in (1, 2):
         raise ArgumentError(f"nngp_kernel: {name} must have shape (n, d) or (n,), got {x.shape}.")
+    if not isinstance(x, jax.core.Tracer) and not np.isfinite(x).all():
+        raise ArgumentError(f"nngp_kernel: {name} holds numbers that are not finite.")
     x = x.astype(jnp.result_type(float)) if not jnp.issubdtype(x.dtype, jnp.floating) else x
     return x[:, None] if x.ndim == 1 else x

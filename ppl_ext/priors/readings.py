@@ -9,10 +9,10 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
-from ppl_ext.arguments import told
+from ppl_ext.arguments import check_array, check_values
 from ppl_ext.diagnostics.reading import is_fit, posterior_draws
 from ppl_ext.diagnostics.sites import Site, Unconditioned
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
+from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError
 
 _HERE = "posterior_functions"
 
@@ -29,6 +29,8 @@ def predictable(model: Callable) -> Callable:
 
 def draws_of(samples: Any, num_samples: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Draws by site, and the params that belong to them (of a fit)."""
+    if isinstance(samples, dict):
+        check_values(f"{_HERE}: samples", samples)
     found = {name: np.asarray(x) for name, x in posterior_draws(samples, num_samples).items()}
     if isinstance(samples, MCMC) and hasattr(samples.sampler, "why_failed"):
         if reason := samples.sampler.why_failed(samples.last_state, samples._args, samples._kwargs):
@@ -96,9 +98,8 @@ def source_of(output: Any, site: str | None, sites: Mapping[str, Site]) -> str |
 def targets_of(y: Any, site: str | None, sites: Mapping[str, Site]) -> np.ndarray:
     if site is None:
         raise ArgumentError(f"{_HERE}: y= needs the site that predicts it, and every sample site has samples: name it by site=.")
+    check_array(f"{_HERE}: y", y, tables=True)
     targets = np.asarray(y)
-    if targets.dtype.kind not in "biuf":
-        raise ArgumentTypeError(f"{_HERE}: y must be an array of numbers, got {told(y)}.")
     if targets.shape != sites[site].shape:
         raise ArgumentError(f"{_HERE}: y has shape {targets.shape}, but site '{site}' has {sites[site].shape} on these arguments.")
     if not np.isfinite(targets.astype(float)).all():

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.scipy.special import gammaln
 
-from ppl_ext.arguments import check_count, check_function, check_key, check_number, told
+from ppl_ext.arguments import check_array, check_count, check_flag, check_function, check_key, check_number, told
 from ppl_ext.diagnostics.psis import psis
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 
@@ -184,6 +184,7 @@ def scale_mixture_posterior(
     check_key(f"{here}: rng_key", rng_key)
     check_count(f"{here}: num_samples", num_samples)
     _check_positive(f"{here}: noise", noise)
+    check_flag(f"{here}: scaled_noise", scaled_noise)
     proposal = scale_prior if proposal is None else proposal
     for name, law in (("scale_prior", scale_prior), ("proposal", proposal)):
         if not isinstance(law, dist.Distribution):
@@ -238,10 +239,9 @@ def _set_up(here: str, kernel: Kernel, x: Any, y: Any, noise: Any) -> tuple[jax.
 
 def _covariance(here: str, kernel: Kernel, x: Any, y: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     check_function(f"{here}: kernel", kernel)
-    try:
-        x, y = jnp.asarray(x), jnp.asarray(y)
-    except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(f"{here}: x and y must be arrays of numbers, got {told(x)} and {told(y)}.") from error
+    check_array(f"{here}: x", x, tables=True)
+    check_array(f"{here}: y", y, tables=True)
+    x, y = jnp.asarray(x), jnp.asarray(y)
     x, y = (v.astype(jnp.result_type(float)) if not jnp.issubdtype(v.dtype, jnp.floating) else v for v in (x, y))
     if x.ndim == 0 or y.ndim != 1 or x.shape[0] != y.shape[0] or y.shape[0] == 0:
         raise ArgumentError(f"{here}: x must be (n, ...) and y (n,) with n at least 1, got shapes {x.shape} and {y.shape}.")
