@@ -2,9 +2,10 @@
 
 - The bootstrap filter against one written by hand in JAX for this model, at N = 10³ to 10⁶ (systematic resampling by scatter, always).
 - PaRIS (``backward="mcmc"``, two backward draws) against the filter, and how the time grows with N.
-- What a stream keeps: bytes of its state after many and after few steps.
+- What a stream keeps: bytes of its state, and the peak of the process, after many and after few steps.
+- The spread of a score at T = 1600 by PaRIS, and along the particles' own paths.
 - cuthbert's filter, and its backward sampler (Metropolis) for N trajectories, at equal N, in this process: ``pip install cuthbert``.
-- PaRIS and backward sampling of particles, at N = 1000, in an environment of its own:
+- PaRIS, FFBS (exact backward draws) and backward Metropolis of particles, at N = 1000 and T = 5, in an environment of its own:
   ``python -m benchmarks.smoothing --particles-python ENV/bin/python`` (see ``benchmarks/peers/particles_smoothing.py``).
 
 Peers that are not there are left out, and the table says so.
@@ -14,6 +15,7 @@ import argparse
 import json
 import math
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +28,14 @@ import numpyro
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from numpyro.contrib.control_flow import scan
+from tqdm import tqdm
 
 from benchmarks import harness
-from ppl_ext.smoothing import OnlineSmoother, smooth
+from ppl_ext.smoothing import OnlineSmoother, additive, smooth
 
 PARAMETERS = {"phi": 0.9, "sigma": 0.6, "noise": 1.0}
 STEPS = 100
+PEER_STEPS = 5  # particles' PaRIS is a double loop in Python: seconds a step
 FUNCTIONALS = {"s10": lambda t, x_prev, x: x_prev * x}
 
 
@@ -75,14 +79,14 @@ def ours(num: int, **options: Any):
     smoother = smooth(model, num_particles=num, **options)
 
     def run(key, y):
-        state, found, _, _ = smoother._forward(key, PARAMETERS, (y,), {})
-        return state.log_evidence, found
+        found = smoother._forward(key, PARAMETERS, (y,), {})[0]
+        return found["log_evidence"], found["expectations"]
 
     return run
 
 
-def trajectories(num: int):
-    smoother = smooth(model, num_particles=num)
+def trajectories(num: int, **options: Any):
+    smoother = smooth(model, num_particles=num, **options)
 
     def run(key, y):
         of_filter, of_draws = jax.random.split(key)
@@ -168,15 +172,31 @@ def check(problems: dict[str, Any], y: jax.Array) -> None:
             raise AssertionError(f"{name} estimates a log evidence of {float(value):.2f}, exactly {exact:.2f}")
 
 
-def stream_bytes(steps: int, num: int = 1000) -> int:
-    """Bytes that live on the device after so many steps of a stream, beyond those before it."""
+def stream_memory(few: int, many: int, num: int = 100) -> dict[str, int]:
+    """What a stream holds after few and after many steps: bytes of its arrays on the device, and the peak of the process so far."""
     smoother = OnlineSmoother(model, functionals=FUNCTIONALS, num_particles=num)
+    values = [jnp.asarray(value) for value in np.asarray(series(200))]
     before = {id(x) for x in jax.live_arrays()}
-    state = smoother.init(jax.random.key(0), jnp.zeros(()), params=PARAMETERS)
-    for value in np.asarray(series(200))[np.arange(steps) % 200]:
-        state = smoother.step(state, value)
-    jax.block_until_ready(state)
-    return sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
+    state = smoother.init(jax.random.key(0), values[0], params=PARAMETERS)
+    found = {}
+    for step in tqdm(range(many), desc="stream", leave=False):
+        state = smoother.step(state, values[step % len(values)])
+        if step + 1 in (few, many):
+            jax.block_until_ready(state)
+            found[f"bytes after {step + 1}"] = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
+            found[f"peak KiB after {step + 1}"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found
+
+
+def score_spread(replicates: int, steps: int = 1600, num: int = 100) -> dict[str, float]:
+    """Standard deviation, over keys, of the score in phi by Fisher's identity: PaRIS, and along the particles' own paths."""
+    y, keys = series(steps), jax.random.split(jax.random.key(5), replicates)
+    found = {}
+    for backward in ("mcmc", "path"):
+        run = jax.jit(ours(num, functionals={"score": additive.score()}, backward=backward))
+        values = [run(key, y)[1]["score"]["phi"] for key in keys]
+        found[backward] = float(np.std(np.asarray(values, np.float64), ddof=1))
+    return found
 
 
 def particles_peer(python: str, y: jax.Array, num: int, repeats: int) -> dict[str, Any]:
@@ -186,65 +206,106 @@ def particles_peer(python: str, y: jax.Array, num: int, repeats: int) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(quick: bool = False, particles_python: str | None = None) -> None:
-    y = series(STEPS)
-    sizes = (1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)
-    check({"ours": ours(10_000), "hand-coded": hand_coded(10_000)}, y)
-    cases = []
-    for num in sizes:
-        steps = STEPS if num < 1_000_000 else 10
+def seconds_of(name: str, contenders: dict[str, Any], y: jax.Array, calls: int) -> dict[str, np.ndarray]:
+    return harness.time_calls(harness.Case(name, contenders, (y,)), calls, 3, random.Random(0))
+
+
+class Report:
+    """Rows of medians, and lines of ratios beside their aims."""
+
+    def __init__(self, quick: bool):
+        self.cases: dict[str, Any] = {}
+        self.lines: dict[str, Any] = {}
+        self.calls = (lambda calls: 5) if quick else (lambda calls: calls)
+
+    def time(self, name: str, contenders: dict[str, Any], y: jax.Array, calls: int) -> dict[str, np.ndarray]:
+        seconds = seconds_of(name, contenders, y, self.calls(calls))
+        row = {contender: float(f"{np.median(values) / len(y):.4g}") for contender, values in seconds.items()}
+        self.cases[name] = {"calls": self.calls(calls), "steps": len(y), "median_seconds_a_step": row}
+        print(f"  {name}: " + ", ".join(f"{k} {1e6 * v:.1f} µs" for k, v in row.items()) + " a step", flush=True)
+        return seconds
+
+    def ratio(self, name: str, times: np.ndarray, against: np.ndarray, aim: float) -> None:
+        found = harness.paired_ratio(times, against)
+        self.line(name, found.median, aim, interval=[round(x, 4) for x in found.interval])
+
+    def line(self, name: str, value: float, aim: float, **more: Any) -> None:
+        """``aim``: at most this; if negative, at least its size."""
+        verdict = "met" if (value <= aim if aim > 0 else value >= -aim) else "missed"
+        self.lines[name] = {"ratio": round(value, 4), "aim": aim, "verdict": verdict, **more}
+        print(f"  {name:<58} {value:>9.3f}   aim {'at most' if aim > 0 else 'at least'} {abs(aim):g}   {verdict}", flush=True)
+
+
+def filters(report: Report, sizes: dict[int, int]) -> None:
+    """Ours against the hand-coded one and cuthbert's, PaRIS against the filter, and how PaRIS grows with N."""
+    paris = {}
+    for num, calls in sizes.items():
+        y = series(STEPS if num < 1_000_000 else 10)
         contenders = {"filter": ours(num, ess_threshold=1.0), "hand-coded": hand_coded(num)}
         if num <= 100_000:
             contenders["PaRIS"] = ours(num, functionals=FUNCTIONALS, ess_threshold=1.0)
-        if (peer := cuthberts(num, backward=False)) is not None and num <= 100_000:
+        peer = cuthberts(num, backward=False)
+        if peer is not None and num <= 10_000:
             contenders["cuthbert"] = peer
-        cases.append(harness.Case(f"N {num}", contenders, (y[:steps],)))
-    description = f"bootstrap filter and PaRIS of an AR(1) with noise, T = {STEPS} (10 at N = 10⁶)"
-    report = harness.run("smoothing", cases[: 1 if quick else None], [], description=description, calls=100, compilations=1, save=False)
-    table = report["cases"]
-    lines: dict[str, Any] = {}
-    for name, case in table.items():
-        seconds = case["median_seconds"]["run"]
+        seconds = report.time(f"N {num}", contenders, y, calls)
         for contender, against, aim in (("filter", "hand-coded", 1.15), ("PaRIS", "filter", 3.0), ("filter", "cuthbert", 1.0)):
             if contender in seconds and against in seconds:
-                lines[f"{name}: {contender} / {against}"] = {"ratio": round(seconds[contender] / seconds[against], 3), "aim": aim}
-    paris = [(int(n.split()[1]), c["median_seconds"]["run"]["PaRIS"]) for n, c in table.items() if "PaRIS" in c["median_seconds"]["run"]]
+                report.ratio(f"N {num}: {contender} / {against}", seconds[contender], seconds[against], aim)
+        if "PaRIS" in seconds:
+            paris[num] = float(np.median(seconds["PaRIS"]))
     if len(paris) > 1:
-        exponent = math.log(paris[-1][1] / paris[0][1]) / math.log(paris[-1][0] / paris[0][0])
-        lines["PaRIS: exponent of N"] = {"ratio": round(exponent, 3), "aim": 1.1}
+        few, many = min(paris), max(paris)
+        report.line("PaRIS: exponent of N", math.log(paris[many] / paris[few]) / math.log(many / few), 1.1)
+
+
+def peers(report: Report, particles_python: str | None) -> None:
+    """Backward draws beside cuthbert's, and everything beside particles', which is timed on a shorter series."""
+    y = series(STEPS)
     if (peer := cuthberts(1000, backward=True)) is not None:
-        case = harness.Case("N 1000, N trajectories", {"ours": trajectories(1000), "cuthbert": peer}, (y,))
-        drawn = harness.run(
-            "trajectories", [case], [harness.Target("ours", "cuthbert", "run", 1.0)], description="", compilations=1, save=False
-        )
-        row = drawn["cases"][case.name]["ratios"][0]
-        lines["N 1000: trajectories / cuthbert"] = {"ratio": row["median"], "aim": 1.0}
+        seconds = report.time("N 1000, N trajectories", {"ours": trajectories(1000), "cuthbert": peer}, y, 100)
+        report.ratio("N 1000: trajectories / cuthbert", seconds["ours"], seconds["cuthbert"], 1.0)
     else:
         print("  cuthbert is not installed: left out")
-    few, many = stream_bytes(100), stream_bytes(500 if quick else 5_000)
-    lines["stream: bytes after many steps / after few"] = {"ratio": round(many / few, 3), "aim": 1.0}
-    if particles_python:
-        peer_report = particles_peer(particles_python, y, 1000, 1 if quick else 3)
-        mine = np.median(
-            harness.time_calls(harness.Case("", {"PaRIS": ours(1000, functionals=FUNCTIONALS)}, (y,)), 50, 5, random.Random(0))["PaRIS"]
-        )
-        lines["N 1000: particles' PaRIS / PaRIS"] = {
-            "ratio": round(float(np.median(peer_report["seconds"]["paris"])) / mine, 1),
-            "aim": -20.0,
-        }
-        mine = np.median(harness.time_calls(harness.Case("", {"draws": trajectories(1000)}, (y,)), 50, 5, random.Random(0))["draws"])
-        backward = float(np.median(peer_report["seconds"]["backward"]))
-        lines["N 1000: particles' backward draws / trajectories"] = {"ratio": round(backward / mine, 1), "aim": -20.0}
-    else:
+    if particles_python is None:
         print("  particles: left out, no --particles-python")
-    for name, line in lines.items():
-        aim = line["aim"]
-        met = line["ratio"] <= aim if aim > 0 else line["ratio"] >= -aim
-        line["verdict"] = "met" if met else "missed"
-        print(f"  {name:<52} {line['ratio']:>8}   aim {'at most' if aim > 0 else 'at least'} {abs(aim):g}   {line['verdict']}", flush=True)
+        return
+    short = y[:PEER_STEPS]
+    mine = report.time(
+        f"N 1000, T = {PEER_STEPS}",
+        {
+            "PaRIS": ours(1000, functionals=FUNCTIONALS),
+            "exact draws": trajectories(1000, backward="hybrid"),
+            "mcmc draws": trajectories(1000),
+        },
+        short,
+        100,
+    )
+    theirs = particles_peer(particles_python, short, 1000, 1)["seconds"]
+    report.cases["particles, seconds a run"] = {name: float(np.median(values)) for name, values in theirs.items()}
+    for name, contender, peer in (("PaRIS", "PaRIS", "paris"), ("FFBS, exact draws", "exact draws", "ffbs")):
+        report.line(f"N 1000: particles' {name} / ours", float(np.median(theirs[peer]) / np.median(mine[contender])), -20.0)
+    ratio = float(np.median(theirs["backward mcmc"]) / np.median(mine["mcmc draws"]))
+    report.line("N 1000: particles' backward Metropolis / ours", ratio, -1.0)
+
+
+def main(quick: bool = False, particles_python: str | None = None) -> None:
+    check({"ours": ours(10_000), "hand-coded": hand_coded(10_000)}, series(STEPS))
+    report = Report(quick)
+    filters(report, {1_000: 200} if quick else {1_000: 200, 10_000: 100, 100_000: 20, 1_000_000: 15})
+    peers(report, particles_python)
+    spread = score_spread(5 if quick else 40, 200 if quick else 1600)
+    report.line("score, T = 1600: sd by PaRIS / along paths", spread["mcmc"] / spread["path"], 0.5)
+    few, many = (100, 500) if quick else (1_000, 1_000_000)
+    memory = stream_memory(few, many)
+    report.line(f"stream: bytes after {many} steps / after {few}", memory[f"bytes after {many}"] / memory[f"bytes after {few}"], 1.0)
+    peak = memory[f"peak KiB after {many}"] / memory[f"peak KiB after {few}"]
+    report.line(f"stream: peak of the process after {many} / after {few}", peak, 1.01)
     if not quick:
+        described = "bootstrap filter and PaRIS of an AR(1) with noise, T = 100 (10 at N = 10⁶); medians of blocked, interleaved calls"
+        found = {"benchmark": "smoothing", "description": described, **harness.environment(), "cases": report.cases}
         harness.RESULTS.mkdir(exist_ok=True)
-        (harness.RESULTS / "smoothing.json").write_text(json.dumps({**report, "ratios": lines}, indent=1) + "\n")
+        lines = {"ratios": report.lines, "score_sd": spread, "stream": memory}
+        (harness.RESULTS / "smoothing.json").write_text(json.dumps({**found, **lines}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

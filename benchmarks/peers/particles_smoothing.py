@@ -36,7 +36,7 @@ def main():
     problem = json.load(sys.stdin)
     y, num = np.asarray(problem["y"]), problem["num_particles"]
     model = LinearGaussian(**problem["parameters"])
-    seconds = {"paris": [], "backward": [], "filter": []}
+    seconds = {"paris": [], "ffbs": [], "backward mcmc": [], "filter": []}
     value = 0.0
     for _ in range(problem["repeats"]):
         feynman_kac = ssms.Bootstrap(ssm=model, data=y)
@@ -49,8 +49,12 @@ def main():
         smc = particles.SMC(fk=feynman_kac, N=num, resampling="systematic", ESSrmin=0.5, store_history=True)
         smc.run()
         seconds["filter"].append(time.perf_counter() - start)
+        filtered = time.perf_counter()
         smc.hist.backward_sampling_mcmc(num)
-        seconds["backward"].append(time.perf_counter() - start)
+        seconds["backward mcmc"].append(time.perf_counter() - start)
+        filtered, again = filtered - start, time.perf_counter()
+        smc.hist.backward_sampling_ON2(num)
+        seconds["ffbs"].append(time.perf_counter() - again + filtered)
     print(json.dumps({"seconds": seconds, "value": value, "numpy": np.__version__}))
 
 

@@ -28,6 +28,7 @@ from jax import lax, random
 from jax.scipy.special import logsumexp
 
 from ppl_ext.algorithms.compensated import Sum, plus, zero
+from ppl_ext.algorithms.lane_keys import LaneKeys
 from ppl_ext.algorithms.lowering import Inputs, Terms, run_proposal
 from ppl_ext.algorithms.resampling import Scheme, multinomial
 from ppl_ext.algorithms.state_space import Particle, StateSpace
@@ -76,7 +77,7 @@ class Draws(Protocol):
 
     def ancestors(self, key, log_weights: jax.Array, num: int) -> jax.Array: ...
 
-    def values(self, one: Callable, keys, names, *particles, frozen=None) -> tuple[dict[str, jax.Array], jax.Array]: ...
+    def values(self, one: Callable, keys: LaneKeys, names, *particles, frozen=None) -> tuple[dict[str, jax.Array], jax.Array]: ...
 
 
 class Keyed:
@@ -93,10 +94,10 @@ class Keyed:
     def values(self, one, keys, names, *particles, frozen=None):
         """The lanes' values, and the log density that they were drawn with. ``one(given, key, *particle)`` runs a lane and returns both and
         the sites of the run; ``frozen`` holds the values that the first lane gets instead."""
-        values, log_q = jax.vmap(lambda *lane: one({}, *lane)[:2])(keys, *particles)
+        values, log_q = keys.each(lambda *lane: one({}, *lane)[:2], *particles)
         if frozen is not None:
             values = jax.tree.map(lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen)
-            log_q = jax.vmap(lambda *lane: one(*lane)[1])(values, keys, *particles)
+            log_q = keys.each(lambda key, given, *particle: one(given, key, *particle)[1], values, *particles)
         return _stop(values), log_q
 
 
@@ -121,7 +122,7 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
     def one(given, key):
         return propose_initial(ss, rules, given, key)
 
-    values, log_q = draws.values(one, random.split(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen)
+    values, log_q = draws.values(one, LaneKeys(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen)
     particles, terms = jax.vmap(ss.initial_terms, axis_size=rules.num_particles)(values)
     log_ratio = _log_ratio(terms, log_q, program is not None, draws.fixed)
     log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
@@ -164,7 +165,7 @@ def advance(
     log_first = first_stage(ss, rules, state, x_t)
     resampled, ancestors, log_before = resample(rules, draws, for_ancestors, state.log_weights, log_first, num, frozen is not None)
     old = jax.tree.map(lambda x: x[ancestors], state.particles)
-    particles, log_ratio = propose(ss, rules, draws, random.split(for_lanes, num), old, x_t, frozen)
+    particles, log_ratio = propose(ss, rules, draws, LaneKeys(for_lanes, num), old, x_t, frozen)
     log_weights, increment, num_nan = normalised(log_before + log_ratio)
     new = State(key, particles, log_weights, plus(state.log_evidence, increment), state.num_nan + num_nan, state.time + 1)
     return new, Info(ancestors, increment, ess(log_weights), resampled)
@@ -201,7 +202,9 @@ def resample(rules: Rules, draws: Draws, key, log_weights, log_first, num: int, 
     return resampled, ancestors, jnp.where(resampled, ratio[ancestors] - jnp.log(num), log_weights)
 
 
-def propose(ss: StateSpace, rules: Rules, draws: Draws, keys, old: Particle, x_t: Inputs, frozen=None) -> tuple[Particle, jax.Array]:
+def propose(
+    ss: StateSpace, rules: Rules, draws: Draws, keys: LaneKeys, old: Particle, x_t: Inputs, frozen=None
+) -> tuple[Particle, jax.Array]:
     """New particles and log(m g / q)."""
 
     def one(given, key, particle):

@@ -17,6 +17,7 @@ from numpyro.handlers import block, condition, substitute
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
+from ppl_ext.algorithms.lane_keys import LaneKey
 from ppl_ext.algorithms.missing import observed_term
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
@@ -73,7 +74,7 @@ class _Sites(Messenger):
     def next_key(self, number: int):
         if self.key is None:
             raise ModelError("The model asks for a random key of its own; make it a function of its arguments and sites.")
-        return random.fold_in(self.key, number)
+        return self.key.own(number) if isinstance(self.key, LaneKey) else random.fold_in(self.key, number)
 
     def process_message(self, msg):
         kind = msg["type"]
@@ -109,6 +110,8 @@ class _Sites(Messenger):
         if name in self.values:
             shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
             msg["value"] = jnp.reshape(_checked(name, self.values[name], shape), shape)
+        elif key is None and isinstance(self.key, LaneKey):
+            msg["value"] = self.key.draw(unmasked(msg["fn"]), self.num_keys, msg["kwargs"]["sample_shape"])
         else:
             key = self.next_key(self.num_keys) if key is None else key
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from ppl_ext.algorithms.compensated import Sum, two_sum
+from ppl_ext.algorithms.running import BLOCK, running_count, running_sum
 from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentError
 
@@ -92,7 +93,7 @@ def residual(key, log_weights: jax.Array, num: int) -> jax.Array:
     points = jax.tree.map(lambda x: x[:-1], _cumulated(gaps, num))
     drawn = _read(_cumulated(jnp.where(rest.max() > 0, rest, 1.0), num), points, jnp.where(rest.max() > 0, rest, 1.0), num)
     extra = jnp.zeros(len(weights), jnp.int32).at[drawn].add((jnp.arange(num) < left).astype(jnp.int32))
-    return _offspring(jnp.cumsum(certain.astype(jnp.int32) + extra), weights, num)
+    return _offspring(running_count(certain.astype(jnp.int32) + extra, num), weights, num)
 
 
 SCHEMES: dict[str, Scheme] = {"systematic": systematic, "stratified": stratified, "residual": residual, "multinomial": multinomial}
@@ -108,8 +109,9 @@ def scheme_of(where: str, scheme: str | Scheme) -> Scheme:
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    side = math.ceil(math.sqrt(len(x)))
-    return jnp.pad(x, (0, side * -(-len(x) // side) - len(x))).reshape(-1, side)
+    """Square, or nearly: rows of whole blocks, and an even number of them."""
+    side = BLOCK * math.ceil(math.sqrt(len(x)) / BLOCK)
+    return jnp.pad(x, (0, -len(x) % (2 * side))).reshape(-1, side)
 
 
 def _total(x: jax.Array) -> jax.Array:
@@ -122,15 +124,17 @@ def _total(x: jax.Array) -> jax.Array:
 def _cumulated(x: jax.Array, num: int) -> _Position:
     """Cumulative sums of positive numbers, scaled so that the last is ``num``."""
     if len(x) <= _ONE_LEVEL:
-        sums = jnp.cumsum(x)
+        sums = running_sum(x)
         return _split(jnp.zeros((), x.dtype), sums * (num / sums[-1]), len(x))
-    inner = jnp.cumsum(_rows(x), axis=1)
+    inner = running_sum(_rows(x))
     total = lax.associative_scan(two_sum, Sum(inner[:, -1], jnp.zeros_like(inner[:, -1]))).high[-1]
     inner = inner * (num / total)
     high, low = lax.associative_scan(two_sum, Sum(inner[:, -1], jnp.zeros_like(inner[:, -1])))
     low = low + ((num - high[-1]) - low[-1]) * (high / num)  # the factor num / total is rounded, too
-    high, low = (jnp.pad(part[:-1], (1, 0))[:, None] for part in (high, low))
-    return _split(jnp.floor(high), (high - jnp.floor(high)) + low + inner, len(x))
+    before = [jnp.pad(part[:-1], (1, 0)).reshape(2, -1) for part in (high, low)]
+    # In a loop, through which XLA does not fuse: on a CPU it would work these out anew for each particle of the row.
+    whole, rest = lax.map(lambda at: (jnp.floor(at[0]), (at[0] - jnp.floor(at[0])) + at[1]), tuple(before))
+    return _split(whole.reshape(-1, 1), rest.reshape(-1, 1) + inner, len(x))
 
 
 def _split(base: jax.Array, sums: jax.Array, length: int) -> _Position:
@@ -147,9 +151,8 @@ def _offspring(below: jax.Array, weights: jax.Array, num: int) -> jax.Array:
     index = jnp.arange(len(weights), dtype=jnp.int32)
     # Rounding must neither leave a place empty nor give the last ones to particles of weight zero.
     below = jnp.where(index >= _last_positive(weights), num, jnp.clip(below, 0, num))
-    first = jnp.concatenate([jnp.zeros(1, below.dtype), below[:-1]])
-    starts = jnp.where(below > first, first, num)
-    return lax.cummax(jnp.zeros(num, jnp.int32).at[starts].max(index, mode="drop"))
+    # A place belongs to the first particle with more than that below it: as many come before it as have no more.
+    return running_count(jnp.zeros(num, jnp.int32).at[below].add(1, mode="drop"), len(weights))
 
 
 def _read(at: _Position, points: _Position, weights: jax.Array, num: int) -> jax.Array:
@@ -157,7 +160,7 @@ def _read(at: _Position, points: _Position, weights: jax.Array, num: int) -> jax
 
     The whole parts narrow it down to the particles that end in the same cell of length one, a few on average; then by bisection.
     """
-    ends = jnp.cumsum(jnp.zeros(num + 1, jnp.int32).at[jnp.minimum(at.whole, num)].add(1))
+    ends = running_count(jnp.zeros(num + 1, jnp.int32).at[jnp.minimum(at.whole, num)].add(1), len(weights))
     cell = jnp.minimum(points.whole, num)
     low, high = jnp.where(cell > 0, ends[jnp.maximum(cell - 1, 0)], 0), ends[cell]
 

@@ -117,7 +117,10 @@ class Sited:
             laws.update({n: (unmasked(s["fn"]), s["infer"]) for n, s in sites.items()})
             return values, log_q, {n: jnp.sum(unmasked(s["fn"]).log_prob(_stop(s["value"]))) for n, s in sites.items()}
 
-        values, log_q, by_site = jax.vmap(lane)({}, keys, *particles)
+        def all_lanes(given):
+            return keys.each(lambda key, given, *particle: lane(given, key, *particle), given, *particles)
+
+        values, log_q, by_site = all_lanes({})
         given: dict[str, Any] = {}
         skip = 0 if frozen is None else 1  # the frozen lane is no choice
         for name in names:
@@ -127,13 +130,13 @@ class Sited:
             drawn = _stop(values[name])
             if isinstance(strategy, ScoreFunction) and len(drawn) > skip:
                 lanes = Lanes(drawn[skip:], by_site[name][skip:], law.support.is_discrete)
-                drawn = jnp.concatenate([drawn[:skip], self._sample(name, lanes, keys[0], {"gradient": strategy})])
+                drawn = jnp.concatenate([drawn[:skip], self._sample(name, lanes, random.fold_in(keys.key, 0), {"gradient": strategy})])
             given[name] = drawn
         if frozen is not None:
-            values = jax.vmap(lane)(given, keys, *particles)[0] if given else values
+            values = all_lanes(given)[0] if given else values
             given = jax.tree.map(lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen)
         if given:
-            values, log_q, _ = jax.vmap(lane)(given, keys, *particles)
+            values, log_q, _ = all_lanes(given)
         return values, log_q
 
     def _strategy(self, name: str, law: Distribution, infer: dict):

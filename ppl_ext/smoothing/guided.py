@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ppl_ext.algorithms.lane_keys import LaneKeys
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.errors import ModelError
 from ppl_ext.smoothing.conditional import ParticlePath
@@ -36,7 +37,7 @@ class GuidedSpace:
             drawn, values, _ = self.guide.start(key)
             return Particles((self.model.initial(values).particle.carry, drawn.carry), values)
 
-        return jax.vmap(one)(jax.random.split(rng_key, num))
+        return LaneKeys(rng_key, num).each(one)
 
     def weigh_initial(self, particles: Particles) -> jax.Array:
         def one(sites):
@@ -53,7 +54,7 @@ class GuidedSpace:
             after = self.model.step(Particle(carry[0], {}), drawn.sites, x).particle.carry
             return Particles((after, drawn.carry), drawn.sites)
 
-        return jax.vmap(one)(jax.random.split(rng_key, len(jax.tree.leaves(carry)[0])), carry)
+        return LaneKeys(rng_key, len(jax.tree.leaves(carry)[0])).each(one, carry)
 
     def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
         x, x_guide = inputs

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from ppl_ext.algorithms.filtering import Rules, propose_initial, propose_step
+from ppl_ext.algorithms.lane_keys import LaneKeys
 from ppl_ext.algorithms.resampling import multinomial
 from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.smoothing.backward.kernel import rows
 from ppl_ext.smoothing.bounds import log_peak
 from ppl_ext.smoothing.space import Particles
 
@@ -27,11 +29,11 @@ class ModelSpace:
         self.lowered, self._given_bound, self._rules = lowered, log_bound, rules
 
     def initial(self, rng_key: jax.Array, num: int) -> Particles:
-        keys = jax.random.split(rng_key, num)
+        keys = LaneKeys(rng_key, num)
         if self._rules.initial_proposal is None:
-            particle, values, _ = jax.vmap(self.lowered.start)(keys)
+            particle, values, _ = keys.each(self.lowered.start)
             return Particles(particle.carry, values)
-        values = jax.vmap(lambda key: propose_initial(self.lowered, self._rules, {}, key)[0])(keys)
+        values = keys.each(lambda key: propose_initial(self.lowered, self._rules, {}, key)[0])
         return Particles(jax.vmap(lambda v: self.lowered.initial(v).particle.carry)(values), values)
 
     def weigh_initial(self, particles: Particles) -> jax.Array:
@@ -42,16 +44,16 @@ class ModelSpace:
         return terms.observed + terms.latent - log_q
 
     def move(self, rng_key: jax.Array, carry: Any, inputs: Any) -> Particles:
-        keys = jax.random.split(rng_key, len(jax.tree.leaves(carry)[0]))
+        keys = LaneKeys(rng_key, len(jax.tree.leaves(carry)[0]))
         if self._rules.proposal is None:
-            particle, _ = jax.vmap(lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs))(keys, carry)
+            particle, _ = keys.each(lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs), carry)
             return Particles(particle.carry, particle.sites)
 
         def one(key, c):
             values = propose_step(self.lowered, self._rules, Particle(c, {}), inputs, {}, key)[0]
             return Particles(*self.lowered.step(Particle(c, {}), values, inputs).particle)
 
-        return jax.vmap(one)(keys, carry)
+        return keys.each(one, carry)
 
     def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
         terms = jax.vmap(lambda c, sites: self.lowered.step_terms(Particle(c, {}), sites, inputs)[1])(carry, particles.sites)
@@ -69,8 +71,7 @@ class ModelSpace:
             return step.log_transition + step.log_emission if self.lowered.emission_uses_carry else step.log_transition
 
         def log_m(j, i):
-            earlier, later = (jax.tree.map(lambda x, at=at: x[at.ravel()], tree) for at, tree in ((j, carry), (i, particles.sites)))
-            return jax.vmap(one)(earlier, later).reshape(j.shape)
+            return jax.vmap(one)(rows(carry, j.ravel()), rows(particles.sites, i.ravel())).reshape(j.shape)
 
         return log_m
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.smoothing.backward import BackwardKernel, Pairs
+from ppl_ext.smoothing.backward.kernel import rows
 
 
 class Particles(NamedTuple):
@@ -69,7 +70,7 @@ def terms(step: Callable, inputs: Any, carry: Any, particles: Particles) -> Call
     """A functional's step for pairs: ``(j, i)`` to leaves that begin with the shape of the two index arrays."""
 
     def increment(j, i):
-        earlier, later = (jax.tree.map(lambda x, at=at: x[at.ravel()], tree) for at, tree in ((j, carry), (i, particles)))
+        earlier, later = rows(carry, j.ravel()), rows(particles, i.ravel())
         values = jax.vmap(lambda before, after: step(inputs, before, after))(earlier, later)
         return jax.tree.map(lambda x: x.reshape(j.shape + x.shape[1:]), values)
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ppl_ext.errors import ArgumentError
 from ppl_ext.smoothing.backward import Dense, Hybrid, Metropolis, Pairs, Path, backward_kernel
-from ppl_ext.smoothing.backward.mcmc import acceptance
+from ppl_ext.smoothing.backward.mcmc import log_acceptance
 from ppl_ext.smoothing.backward.proposals import proposals
 from tests.oracles import quick_jit
 
@@ -89,7 +89,7 @@ def test_the_chi_squared_test_sees_weights_left_out():
 @pytest.mark.parametrize("num", [1, M, 60])
 def test_proposals_are_distributed_as_the_weights_in_every_lane(num):
     keys = jax.random.split(jax.random.key(2), 20_000)
-    drawn = quick_jit(jax.vmap(lambda key: jax.nn.one_hot(proposals(key, jnp.asarray(LOG_WEIGHTS), num), N)))(keys)
+    drawn = quick_jit(jax.vmap(lambda key: jax.nn.one_hot(proposals(key, jnp.asarray(LOG_WEIGHTS), num)[0], N)))(keys)
     law = np.exp(LOG_WEIGHTS) / np.exp(LOG_WEIGHTS).sum()
     assert p_values(np.asarray(drawn).sum(0), law).min() > 1e-4 / num
 
@@ -99,7 +99,9 @@ def transition():
     law = np.exp(np.asarray(LOG_WEIGHTS, np.float64))
     law /= law.sum()
     scores = LOG_M.T
-    move = law[None, None, :] * np.asarray(acceptance(jnp.asarray(scores[:, :, None]), jnp.asarray(scores[:, None, :])), np.float64)
+    move = law[None, None, :] * np.exp(
+        np.asarray(log_acceptance(jnp.asarray(scores[:, :, None]), jnp.asarray(scores[:, None, :])), np.float64)
+    )
     return move + np.eye(N) * (1.0 - move.sum(-1))[:, :, None]
 
 
@@ -123,7 +125,9 @@ def test_a_metropolis_chain_that_is_offered_sorted_proposals_does_not_follow_it(
     from ppl_ext.algorithms.resampling import systematic
     from ppl_ext.smoothing.backward import mcmc
 
-    monkeypatch.setattr(mcmc, "proposals", lambda key, log_weights, num: systematic(key, log_weights, N)[:num])
+    monkeypatch.setattr(
+        mcmc, "proposals", lambda key, lw, num: (systematic(key, lw, N)[:num], jax.random.uniform(jax.random.fold_in(key, 1), (num,)))
+    )
     law = np.einsum("ij,ijk->ik", np.eye(N)[ANCESTORS], transition())
     with pytest.raises(AssertionError):
         assert p_values(counts(Metropolis().draw, num_draws=1)[0], law).min() > 1e-10

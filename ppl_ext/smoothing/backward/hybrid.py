@@ -50,10 +50,9 @@ class Hybrid(BackwardKernel):
 
         def one_round(state, rng_key):
             index, waiting, excess = state
-            proposal_key, choice_key = jax.random.split(rng_key)
-            proposed = proposals(proposal_key, pairs.log_weights, num)
+            proposed, uniforms = proposals(rng_key, pairs.log_weights, num)
             log_ratio = known(pairs.log_pair(proposed, lane)) - log_bound
-            accept = waiting & (jnp.log(jax.random.uniform(choice_key, (num,))) < log_ratio)
+            accept = waiting & (jnp.log(uniforms) < log_ratio)
             return (jnp.where(accept, proposed, index), waiting & ~accept, jnp.maximum(excess, log_ratio.max())), None
 
         state = jnp.zeros(num, jnp.int32), jnp.ones(num, bool), jnp.full((), -jnp.inf)

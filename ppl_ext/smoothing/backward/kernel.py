@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCK = 1 << 18
 """Entries of the matrix of pairs that are held at a time."""
@@ -49,18 +50,26 @@ class BackwardKernel(ABC):
     needs_bound = False
 
     @abstractmethod
-    def draw(self, rng_key: jax.Array, pairs: Pairs, lanes: jax.Array, num_draws: int) -> tuple[jax.Array, Tally]:
-        """Indices (L, num_draws) of particles before, for the new particles ``lanes`` (L,)."""
+    def draw(self, rng_key: jax.Array, pairs: Pairs, lanes: Any, num_draws: int) -> tuple[jax.Array, Tally]:
+        """Indices (L, num_draws) of particles before, for the new particles ``lanes`` (L,), an array of JAX or NumPy."""
 
     def average(self, rng_key: jax.Array, pairs: Pairs, value: Callable, num_draws: int) -> tuple[Any, Tally]:
         """The mean of ``value(j, i)`` over j from B, for every new particle i: leaves (M, ...).
 
         :param value: two integer arrays of one shape to a pytree whose leaves begin with that shape.
         """
-        lanes = jnp.arange(len(pairs.ancestors))
+        lanes = np.arange(len(pairs.ancestors))  # not of JAX, so that `rows` sees that these are all of them
         drawn, tally = self.draw(rng_key, pairs, lanes, num_draws)
-        values = value(drawn, jnp.broadcast_to(lanes[:, None], drawn.shape))
-        return jax.tree.map(lambda x: x.mean(1), values), tally
+        values = jax.vmap(lambda j: value(j, lanes), 1)(drawn)
+        # Written out: XLA's CPU reduction of a short axis takes ten times as long.
+        return jax.tree.map(lambda x: (sum(x[1:], start=x[0]) if num_draws <= 8 else x.sum(0)) / num_draws, values), tally
+
+
+def rows(tree: Any, index: Any) -> Any:
+    """Rows ``index`` of every leaf. Known to be all of them in order, they are taken as they are: a gather costs as much for these."""
+    if isinstance(index, np.ndarray) and np.array_equal(index, np.arange(len(jax.tree.leaves(tree)[0]))):
+        return tree
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 def no_bound_needed(fallbacks: jax.Array) -> Tally:

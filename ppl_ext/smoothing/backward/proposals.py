@@ -3,19 +3,21 @@
 import jax
 
 from ppl_ext.algorithms.resampling import systematic, weights_of
+from ppl_ext.algorithms.words import random_words, to_index, to_unit
 from ppl_ext.smoothing.backward.kernel import invert
 
 
-def proposals(rng_key: jax.Array, log_weights: jax.Array, num: int) -> jax.Array:
-    r"""Indices (num,), each distributed as the weights: :math:`P(J = j) = \omega_j / \sum \omega`.
+def proposals(rng_key: jax.Array, log_weights: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    r"""Indices (num,), each distributed as the weights, :math:`P(J = j) = \omega_j / \sum \omega`; and a uniform number beside each.
 
     For many at once, a systematic sample of N is drawn and each index is a uniform choice from it. That choice is what makes
     them exchangeable: a systematic sample is sorted, ancestors are sorted as well, and a Metropolis chain that starts at
     entry i of the one and is offered entry i of the other does not target B. Conditionally on the sample they are
     independent, so calls that must be independent of each other take different keys.
     """
-    if num < len(log_weights) // 4:
-        return invert(weights_of(log_weights), jax.random.uniform(rng_key, (num,)))
     sample_key, choice_key = jax.random.split(rng_key)
+    words, other_words = random_words(choice_key, num)
+    if num < len(log_weights) // 4:
+        return invert(weights_of(log_weights), to_unit(words)), to_unit(other_words)
     sample = systematic(sample_key, log_weights, len(log_weights))
-    return sample[jax.random.randint(choice_key, (num,), 0, len(sample))]
+    return sample[to_index(words, len(sample))], to_unit(other_words)
