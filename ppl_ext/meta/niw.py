@@ -292,7 +292,7 @@ def _floats(x, name: str) -> jax.Array:
         array = jnp.asarray(None if isinstance(x, str) else x)
     except (TypeError, ValueError):
         raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {told(x)}.") from None
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {told(x)}.")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
