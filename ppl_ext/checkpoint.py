@@ -27,6 +27,17 @@ class Checkpoint:
 
     :param path: the file.
     :param every: steps between two saves; the run saves at the end, too.
+    :raises ArgumentError: if ``every`` is below 1, or the path is a folder or in one that does not exist; when loaded, if the file is
+        damaged or of another run.
+    :raises ArgumentTypeError: if the path is no name of a file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoint = Checkpoint(Path(folder) / "run.npz", every=100)  # fit(..., checkpoint=checkpoint) saves and loads by itself
+    ...     checkpoint.save({"loc": jnp.ones(2)}, losses=np.array([3.0, 1.0]), about={"model": "level"})
+    ...     state, losses = checkpoint.load({"loc": jnp.zeros(2)}, about={"model": "level"})
+    >>> state["loc"].tolist(), losses.tolist()
+    ([1.0, 1.0], [3.0, 1.0])
     """
 
     path: str | os.PathLike

@@ -19,7 +19,15 @@ class ProgramError(ModelError):
 
 
 class ArgumentError(PplExtError, ValueError):
-    """An argument has a value that cannot be used."""
+    """An argument has a value that cannot be used.
+
+    >>> from ppl_ext.objectives import ELBO
+    >>> try:
+    ...     ELBO(num_particles=0)
+    ... except ArgumentError as error:  # or ValueError
+    ...     print(error)
+    ELBO(num_particles=...) must be a positive integer, got 0.
+    """
 
 
 class ArgumentTypeError(PplExtError, TypeError):
@@ -27,7 +35,14 @@ class ArgumentTypeError(PplExtError, TypeError):
 
 
 class StrategyError(PplExtError, ValueError):
-    """A gradient strategy cannot serve a site."""
+    """A gradient strategy cannot serve a site.
+
+    >>> import numpyro.distributions as dist
+    >>> from ppl_ext.gradients import Reparameterize
+    >>> Reparameterize().check("z", dist.Bernoulli(0.5))
+    Traceback (most recent call last):
+    ppl_ext.errors.StrategyError: Reparameterize() cannot serve site 'z' (BernoulliProbs). Strategies that can: ...
+    """
 
 
 class DirectionError(PplExtError, ValueError):

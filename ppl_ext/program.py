@@ -32,6 +32,11 @@ class Program(eqx.Module):
 
     It is itself a NumPyro model: handlers wrap it, and NUTS or SVI take it. Arrays in the arguments are leaves, so a program passes through
     ``jit`` and ``vmap``.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> program = Program(lambda loc, y: numpyro.sample("y", dist.Normal(loc, 1.0), obs=y), (0.0,))
+    >>> round(float(log_density(program, {}, 0.0).total), 4)  # more arguments follow those it has
+    -0.9189
     """
 
     fn: Callable
@@ -65,6 +70,11 @@ class Draw(NamedTuple):
     ``values``: the unobserved sites by name, and the indices a subsampling plate drew, under the plate's name.
     ``log_density``: a :class:`~ppl_ext.density.LogDensity` of the whole run (latent and observed sites, factors), masks and scales applied.
     ``output``: what the program returned.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> draw = simulate(lambda: 2 * numpyro.sample("z", dist.Delta(3.0)), rng_key=jax.random.key(0))
+    >>> float(draw.values["z"]), float(draw.log_density.total), float(draw.output)
+    (3.0, 0.0, 6.0)
     """
 
     values: SiteValues

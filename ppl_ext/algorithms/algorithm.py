@@ -21,6 +21,21 @@ class Algorithm(eqx.Module):
     Importance sampling pairs with conditional importance sampling, a particle filter with the conditional particle filter (Andrieu, Doucet,
     Holenstein 2010); exact algorithms (``exact = True``) have w = p(x) both ways. ``marginal`` needs :meth:`evidence` and
     :meth:`evidence_through`, ``normalize`` needs :meth:`draw` and :meth:`score`.
+    :raises ModelError: when run, if the program has a ``scan`` and the algorithm none (``scans``), or sites that it cannot serve.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from ppl_ext import log_density, marginal
+    >>> from ppl_ext.algorithms import Enumeration
+    >>> class Counted(Enumeration):  # an algorithm that says when it is asked
+    ...     def evidence(self, target):
+    ...         print("asked for p(y)")
+    ...         return super().evidence(target)
+    >>> def model():
+    ...     heads = numpyro.sample("heads", dist.Bernoulli(0.5))
+    ...     numpyro.sample("y", dist.Bernoulli(jax.numpy.where(heads == 1, 0.8, 0.2)))
+    >>> round(float(jax.numpy.exp(log_density(marginal(model, ["y"], Counted()), {"y": 1}).total)), 3)
+    asked for p(y)
+    0.5
     """
 
     exact: ClassVar[bool] = False

@@ -37,6 +37,10 @@ class Calibration:
     :param thin: one draw in how many was kept, so that the kept ones are nearly independent.
     :param truths: by site, (simulation, ...): what was drawn from the prior. :param data: by argument, what followed from it.
     :param failed: by simulation, why it has no rank; its row is left out of ``ranks``, ``truths`` and ``data``.
+
+    >>> uniform, narrow = np.repeat(np.arange(10), 20), np.repeat([0, 9], 100)
+    >>> Calibration({"mu": uniform}, num_draws=9), Calibration({"mu": narrow}, num_draws=9).p_value < 0.01
+    (Calibration(num_simulations=200, num_draws=9, p_value=1), True)
     """
 
     ranks: dict[str, np.ndarray]

@@ -22,6 +22,10 @@ class PSIS(NamedTuple):
     weight is zero).
     ``pareto_k``: (...), the fitted tail shape. NaN and inf are failures.
     ``ess``: (...), the effective number of draws of the smoothed weights.
+
+    >>> smoothed = psis(np.zeros(100))  # all weights alike: no tail, and no draw lost
+    >>> float(smoothed.pareto_k), float(smoothed.ess), round(float(np.exp(smoothed.log_weights).sum()), 6)
+    (-inf, 100.0, 1.0)
     """
 
     log_weights: np.ndarray

@@ -31,7 +31,11 @@ class Baseline:
 
 
 class Kept(Baseline, ABC):
-    """A baseline that keeps numbers between steps, in sites of the program that carries the strategy."""
+    """A baseline that keeps numbers between steps, in sites of the program that carries the strategy.
+
+    >>> [isinstance(baseline, Kept) for baseline in (MovingAverage(), Learned(), LeaveOneOut())]
+    [True, True, False]
+    """
 
     @abstractmethod
     def declare(self, site: str, shape: tuple[int, ...], kept: tuple[int, ...], draws: dict[str, jax.Array]) -> None:
@@ -51,6 +55,10 @@ class LeaveOneOut(Baseline):
     F with particle k's output replaced by the mean of the others' outputs; for importance-weighted bounds that is VIMCO (Mnih and
     Rezende 2016, eq. 8, geometric mean). With a single particle it is the costs of the other elements of the same site, where they do not
     meet (the other slices of a plate): their sum over n and not n − 1, since they may be unlike. A lone element has no baseline.
+
+    >>> from ppl_ext.gradients import ScoreFunction
+    >>> ScoreFunction()  # at the site: infer={"gradient": ScoreFunction()}
+    ScoreFunction(baseline=LeaveOneOut())
     """
 
 

@@ -45,7 +45,12 @@ class EnumerateLocally(LocalStrategy):
 
 
 def finite_support(law: Distribution) -> jax.Array:
-    """The outcomes of one element, of shape ``(outcomes, *event)``. Known while tracing, so that its length is."""
+    """The outcomes of one element, of shape ``(outcomes, *event)``. Known while tracing, so that its length is.
+
+    >>> import numpyro.distributions as dist
+    >>> finite_support(dist.Categorical(logits=jnp.zeros((5, 3)))).tolist()
+    [0, 1, 2]
+    """
     with jax.ensure_compile_time_eval():
         support = law.enumerate_support(expand=False)
         return support.reshape(support.shape[:1] + law.event_shape)

@@ -21,6 +21,14 @@ class LocalStrategy(Strategy):
     Branch 0 is the site's own draw, the other :math:`x_b` are alternatives to it. The program runs again for each of them under the same
     keys, all in one ``vmap``; only derivatives of the :math:`c_b` are used. A law's elements come apart (plates and ``.to_event`` alike):
     all at once where their costs do not meet, one at a time where they do.
+
+    >>> import numpyro.distributions as dist
+    >>> from ppl_ext.gradients import EnumerateLocally
+    >>> law, x = dist.Bernoulli(0.25), jnp.array(1)
+    >>> [float(c) for c in EnumerateLocally().coefficients("x", law, x)]  # of the draw, and of the other outcome:
+    [0.25, 0.75]
+    >>> [int(other) for other in EnumerateLocally().alternatives(law, None, x)]
+    [0]
     """
 
     @abstractmethod
@@ -36,6 +44,16 @@ def charged(site: str, coefficients: Sequence[jax.Array], values: Sequence[jax.A
     """Zero, with the derivative ``sum(d coefficients * values)`` over branches and elements.
 
     Not to be differentiated twice: the values' own change is not in it.
+
+    :param coefficients: :math:`c_b`, one array for each branch, each with the shape of the site's elements. :param values: :math:`K(x_b)`,
+        likewise.
+    :return: a scalar.
+    :raises StrategyError: when differentiated twice, naming the site.
+
+    >>> def bernoulli(p):  # the derivative of E[7 x] by p, from both branches
+    ...     return charged("x", [1 - p, p], [jnp.array(0.0), jnp.array(7.0)])
+    >>> float(bernoulli(0.3)), float(jax.grad(bernoulli)(0.3))
+    (0.0, 7.0)
     """
     return _charged(site, list(coefficients), list(values))
 

@@ -9,7 +9,18 @@ from ppl_ext.errors import StrategyError
 
 
 class Strategy(ABC):
-    """Immutable, hashable and comparable, so that it can stand in ``infer={"gradient": ...}`` and pass through ``jit`` as a constant."""
+    """Immutable, hashable and comparable, so that it can stand in ``infer={"gradient": ...}`` and pass through ``jit`` as a constant.
+
+    :raises StrategyError: by :meth:`check`, if it does not serve the site.
+
+    >>> import numpyro.distributions as dist
+    >>> from ppl_ext.gradients import Enumerate, ScoreFunction
+    >>> isinstance(Enumerate(), Strategy), Enumerate() == Enumerate(), len({Enumerate(), ScoreFunction()})
+    (True, True, 2)
+    >>> Enumerate().check("n", dist.Poisson(1.0))
+    Traceback (most recent call last):
+    ppl_ext.errors.StrategyError: Enumerate(max_lanes=4096) cannot serve site 'n' (Poisson). Strategies that can: ...
+    """
 
     @staticmethod
     @abstractmethod

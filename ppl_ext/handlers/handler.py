@@ -14,7 +14,21 @@ from ppl_ext.arguments import check_program
 
 
 class Handler(eqx.Module):
-    """A program under an effect; it is again a program, and nests with NumPyro's handlers in both directions."""
+    """A program under an effect; it is again a program, and nests with NumPyro's handlers in both directions.
+
+    :raises ArgumentTypeError: if ``program`` is no program.
+
+    >>> import numpyro
+    >>> from numpyro.primitives import Messenger
+    >>> class Doubled(Messenger):
+    ...     def postprocess_message(self, msg):
+    ...         msg["value"] = 2 * msg["value"] if msg["type"] == "param" else msg["value"]
+    >>> class doubled(Handler):
+    ...     def messenger(self):
+    ...         return Doubled()
+    >>> doubled(doubled(lambda: numpyro.param("a", 1.0)))()
+    4.0
+    """
 
     program: Callable
 

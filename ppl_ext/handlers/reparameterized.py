@@ -23,6 +23,13 @@ class reparameterized(Handler):
     :param objective: the name of who asks, for the message.
     :raises StrategyError: when the program runs and a site is not reparameterised.
     :raises ModelError: if a site is observed, masked or scaled.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> from ppl_ext import simulate
+    >>> guide = reparameterized(lambda p: numpyro.sample("b", dist.Bernoulli(p)), "MyObjective")
+    >>> simulate(guide, 0.5, rng_key=jax.random.key(0))
+    Traceback (most recent call last):
+    ppl_ext.errors.StrategyError: MyObjective differentiates through draws, and the gradient of site 'b' (BernoulliProbs) is ...
     """
 
     objective: str = eqx.field(static=True)

@@ -35,6 +35,21 @@ def ChiUpperBound(model, guide, order: float = 2.0, num_particles: int = 8, deca
     :param order: n, at least 1.
     :param num_particles: K, at least 1.
     :param decay: share of the running normaliser that is kept each step, at least 0 and less than 1.
+    :raises ArgumentError: for an order or a decay out of its range, or a number of particles below 1.
+    :raises ModelError: if a plate is subsampled.
+    :raises DirectionError: if powers of an estimated density make no upper bound.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):  # the posterior
+    ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+    >>> from ppl_ext.objectives import ELBO
+    >>> key, upper = jax.random.key(0), ChiUpperBound()
+    >>> state = upper.initial_state(key, {}, model, guide, 1.0)  # fit does this by itself
+    >>> below, above = -ELBO().loss(key, {}, model, guide, 1.0), upper.loss(key, state, model, guide, 1.0)
+    >>> round(float(below), 2), round(float(above), 2)  # at the posterior the bracket closes, on log p(y)
+    (-1.52, -1.52)
     """
     if order < 1:
         raise ArgumentError(f"ChiUpperBound(order=...) must be at least 1, got {order}.")

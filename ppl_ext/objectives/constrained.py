@@ -25,6 +25,18 @@ class kl:
 
     :param pattern: the sites, by a name pattern of the shell.
     :param num_particles: draws of the guide.
+    :raises ArgumentTypeError: if the pattern is no string.
+    :raises ModelError: when used, if no common latent site fits; the message lists those there are.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):
+    ...     numpyro.sample("z", dist.Normal(1.0, 1.0))
+    >>> from ppl_ext import Program, expectation
+    >>> divergence = expectation(lambda y: kl("z")(Program(model, (y,)), Program(guide, (y,))))
+    >>> round(float(divergence.value(jax.random.key(0), 1.0)), 3)
+    0.5
     """
 
     pattern: str

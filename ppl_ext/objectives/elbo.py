@@ -23,6 +23,17 @@ def ELBO(model, guide, num_particles: int = 1, analytic_kl: bool = False, stick_
       estimated densities among them, keep their gradient.
 
     :param num_particles: draws per estimate, at least 1.
+    :raises ArgumentError: for a number of particles below 1.
+    :raises ModelError: if model and guide do not have the same latent sites, with their names.
+    :raises DirectionError: if a density is estimated and errs upwards.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):  # the posterior
+    ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+    >>> round(-float(ELBO().loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # without a gap: log p(y), whatever the draw
+    -1.52
     """
     known = known_sites(model, guide) if analytic_kl else frozenset()
     log_ratio = replicate(lambda: evidence(model, guide, known, hold=stick_the_landing)[0], num_particles)

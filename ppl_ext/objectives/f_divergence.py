@@ -42,6 +42,18 @@ def FDivergence(model, guide, divergence: str | Callable = "jeffreys", num_parti
 
     :param divergence: a name from the table, or f itself as a function of log r, convex in r with f(1) = 0.
     :param num_particles: K, at least 2; use many.
+    :raises ArgumentError: for an unknown divergence, or a number of particles below 2.
+    :raises ModelError: if model and guide do not have the same latent sites, with their names.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):  # the posterior
+    ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+    >>> def shifted(y):
+    ...     numpyro.sample("z", dist.Normal(y / 2 + 1.0, 0.5**0.5))
+    >>> [round(float(FDivergence("hellinger").loss(jax.random.key(0), {}, model, g, 1.0)), 2) > 0.0 for g in (guide, shifted)]
+    [False, True]
     """
     if isinstance(divergence, str) and divergence not in GENERATORS:
         raise ArgumentError(f"FDivergence: unknown divergence {divergence!r}; known: {', '.join(GENERATORS)}, or a function of log r.")

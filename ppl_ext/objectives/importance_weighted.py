@@ -16,6 +16,18 @@ def IWELBO(model, guide, num_particles: int = 8):
     :class:`~ppl_ext.gradients.LeaveOneOut`).
 
     :param num_particles: K, at least 1.
+    :raises ArgumentError: for a number of particles below 1.
+    :raises ModelError: if model and guide do not have the same latent sites, with their names.
+    :raises DirectionError: if a density is estimated and errs upwards.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):  # the prior; log p(y) is -1.52
+    ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
+    >>> from ppl_ext.objectives import ELBO
+    >>> [round(-float(bound.loss(jax.random.key(0), {}, model, guide, 1.0)), 1) for bound in (ELBO(10_000), IWELBO(10_000))]
+    [-1.9, -1.5]
     """
 
     def log_weight():

@@ -17,6 +17,17 @@ def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
 
     :param alpha: the order, not 1 (that is :class:`~ppl_ext.objectives.ELBO`).
     :param num_particles: K, at least 1.
+    :raises ArgumentError: for α = 1, or a number of particles below 1.
+    :raises ModelError: if model and guide do not have the same latent sites, with their names.
+    :raises DirectionError: if a density is estimated and errs to the wrong side.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):  # the posterior
+    ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+    >>> [round(-float(Renyi(alpha).loss(jax.random.key(0), {}, model, guide, 1.0)), 2) for alpha in (0.0, 0.5, 2.0)]  # log p(y)
+    [-1.52, -1.52, -1.52]
     """
     if alpha == 1:
         raise ArgumentError("Renyi(alpha=1) is the ELBO: use ppl_ext.objectives.ELBO().")

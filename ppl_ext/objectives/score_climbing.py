@@ -23,6 +23,10 @@ class Move(NamedTuple):
 
     In stationarity the weighted particles, too, have the posterior's expectations; a kernel without such returns its values alone, with an
     axis in front and the weight 1.
+
+    >>> move = Move({"z": jnp.array(2.0)}, {"z": jnp.array([0.0, 2.0])}, jnp.array([0.25, 0.75]))
+    >>> float(move.weights @ move.particles["z"])
+    1.5
     """
 
     values: Any
@@ -35,6 +39,13 @@ class MarkovKernel(Protocol):
 
     It runs inside the objective: it may use :func:`~ppl_ext.replicate`, :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` and
     ``numpyro.prng_key``. ``values`` maps the guide's sites to their retained values. No gradient is taken through a step.
+
+    >>> def flip(model, guide, values):  # leaves any law of a fair coin unchanged
+    ...     z = {"z": 1 - values["z"]}
+    ...     return Move(z, jax.tree.map(lambda x: x[None], z), jnp.ones(1))
+    >>> step: MarkovKernel = flip
+    >>> int(step(None, None, {"z": jnp.array(1)}).values["z"])
+    0
     """
 
     def __call__(self, model, guide, values) -> Move: ...
@@ -49,6 +60,12 @@ class ConditionalImportanceSampling:
     It leaves the posterior unchanged for every K from 2 on; K = 2 moves least often.
 
     :param num_particles: K, at least 2.
+    :raises ArgumentError: for fewer than 2 particles.
+    :raises ModelError: when run, if a density is only estimated.
+
+    >>> ConditionalImportanceSampling(1)
+    Traceback (most recent call last):
+    ppl_ext.errors.ArgumentError: ConditionalImportanceSampling needs num_particles of at least 2: a single one is the retained draw.
     """
 
     num_particles: int = 8
@@ -81,6 +98,16 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
 
     :param kernel: a :class:`MarkovKernel`.
     :raises ModelError: if a plate of the guide is subsampled, or a density is only estimated.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(1.0 * numpyro.sample("coin", dist.Bernoulli(0.5)), 1.0), obs=y)
+    >>> def guide(y):
+    ...     numpyro.sample("coin", dist.Bernoulli(numpyro.param("p", 0.5)))
+    >>> key, objective = jax.random.key(0), MarkovScoreClimbing(ConditionalImportanceSampling(4))
+    >>> state = objective.initial_state(key, {}, model, guide, 1.0)  # fit does this by itself
+    >>> round(float(objective.loss(key, state, model, guide, 1.0)), 3)  # the cross entropy with a fair coin: log 2
+    0.693
     """
     fresh = _begin(guide)
     state = carried("MarkovScoreClimbing", lambda: {"retained": dict(fresh)})

@@ -40,6 +40,17 @@ def Thermodynamic(model, guide, num_particles: int = 8, num_partitions: int = 4,
     :param num_particles: K, at least 1; with the covariance gradient use many.
     :param num_partitions: T, the number of terms: β is 0, then T values from ``first`` to 1, evenly spaced in logarithms.
     :param first: the smallest β after 0, between 0 and 1.
+    :raises ArgumentError: for ``first`` out of its range, or a count below 1.
+    :raises ModelError: if model and guide do not have the same latent sites, with their names.
+    :raises DirectionError: if a density is estimated and errs upwards.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):  # the posterior
+    ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+    >>> round(-float(Thermodynamic().loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # log p(y), as the whole path is the posterior
+    -1.52
     """
     if not 0 < first < 1:
         raise ArgumentError(f"Thermodynamic(first=...) must lie between 0 and 1, got {first}.")

@@ -26,6 +26,16 @@ def ReweightedWakeSleep(model, guide, num_particles: int = 8, sleep: float = 0.0
     :param num_particles: K, at least 1; one has no wake signal of the posterior. As many dreams are drawn.
     :param sleep: the share s of :class:`~ppl_ext.objectives.Sleep` in the guide's gradient.
     :param data: as in :class:`~ppl_ext.objectives.Sleep`.
+    :raises ArgumentError: for a share out of its range, or a number of particles below 1; asleep, as :class:`~ppl_ext.objectives.Sleep`.
+    :raises ModelError: if model and guide do not have the same latent sites, with their names.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> def model(y):
+    ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> def guide(y):
+    ...     numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.5) * y, 0.5**0.5))
+    >>> round(-float(ReweightedWakeSleep(sleep=0.5).loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # at the posterior log p(y)
+    -1.52
     """
     if not 0 <= sleep <= 1:
         raise ArgumentError(f"ReweightedWakeSleep(sleep=...) is a share between 0 and 1, got {sleep}.")
