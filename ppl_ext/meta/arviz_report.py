@@ -82,6 +82,14 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
     """The report of new episodes by label: local sites (chain, draw, episode, ...).
 
     :raises ArgumentError: if they have not as many draws each.
+    :param posteriors: by label of the episode, what :meth:`MetaFit.adapt` returned; all with the same sites and as many draws.
+    :raises ArgumentTypeError: if it is no such dict.
+
+    >>> from ppl_ext.meta.adapt import Adapted
+    >>> draws = {name: np.full(50, level) for name, level in (("ann", 1.0), ("bob", 2.0))}  # in the place of fit.adapt(key, ...)
+    >>> report = adapted_to_arviz({name: Adapted({"level": x}, x[:, None], None, {}) for name, x in draws.items()})
+    >>> report.posterior["level"].dims, report.posterior["level"].mean(("chain", "draw")).values.tolist()
+    (('chain', 'draw', 'episode'), [1.0, 2.0])
     """
     if not isinstance(posteriors, Mapping):
         raise ArgumentTypeError(f"adapted_to_arviz: posteriors must be a dict from labels to adapted posteriors, got {told(posteriors)}.")

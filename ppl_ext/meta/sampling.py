@@ -28,6 +28,11 @@ class SGLD(LocalSolver):
     :param num_steps: iterates that count, at least 2. :param num_warmup: iterates before them.
     :param step_size: ε, in (0, 2]; at 2 the iterates of a Gaussian are independent, and anything else may diverge.
     :param structure: ``"full"``, or ``"diagonal"``, as the paper has it, for many local dimensions.
+    :raises ArgumentError: for options out of range.
+
+    >>> SGLD(num_steps=500, step_size=3.0)  # lift(...).fit(..., local_solver=SGLD(500))
+    Traceback (most recent call last):
+    ppl_ext.errors.ArgumentError: SGLD(step_size=...) must lie in (0, 2], got ...
     """
 
     num_steps: int = 200

@@ -36,6 +36,10 @@ class Scores:
     :param pit: by episode, for real or ordered values, the share of predictive draws below each value (ties at random); uniform if
         calibrated. ``None`` for classes.
     :param confidence: by episode, for classes, the probability of the likeliest, and ``correct`` whether it was right.
+
+    >>> scores = Scores(np.array([1.2, 0.8]), 0.5, [np.array([0.5, 0.9]), np.array([0.3, 0.6])], None, None)
+    >>> scores.coverage.tolist()  # 0.9 lies outside of the central half
+    [0.5, 1.0]
     """
 
     nll: np.ndarray
@@ -133,6 +137,20 @@ def evaluate(
     :return: :class:`Scores`. Of several observed sites, the density is that of all, the rest is taken from the first.
     :raises ArgumentError: if there are not as many queries as supports, or for options out of range.
     :raises NonFiniteError: naming episode and site.
+
+    >>> import jax, numpy as np, numpyro, numpyro.distributions as dist
+    >>> from ppl_ext.meta import EpisodeStream, ExactLinearGaussian, lift
+    >>> from ppl_ext.meta.fitted import MetaFit, start
+    >>> def episode(x, y=None):
+    ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("rows", len(x)):
+    ...         numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+    >>> rows = [(np.zeros(2, np.float32), np.full(2, y, np.float32)) for y in (1.0, 2.0, 3.0)]
+    >>> h = lift(episode, ["level"]).hierarchy(EpisodeStream(rows))
+    >>> fit = MetaFit(h, ExactLinearGaussian(), start(h), None, 0.0)  # untrained; lift(...).fit(key, rows) trains
+    >>> scores = evaluate(fit, jax.random.key(0), rows, rows, num_samples=50)
+    >>> scores.nll.shape, scores.coverage.shape
+    ((3,), (3,))
     """
     check_key("evaluate: rng_key", rng_key)
     if not isinstance(fit, MetaFit):

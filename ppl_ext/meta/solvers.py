@@ -15,6 +15,13 @@ class ExactLinearGaussian(LocalSolver):
     .. math:: A = \nabla^2 \ell(m_0), \qquad b = A m_0 - \nabla \ell(m_0)
 
     No iterates, no approximation; A may be rank-deficient. ``fit`` checks that the model is quadratic, and refuses it otherwise.
+
+    :return: of a call, :class:`Quadratic` with A (d, d) and b (d,).
+    :raises ModelError: by ``fit``, if the model is not quadratic.
+
+    >>> fit = ExactLinearGaussian()(lambda theta: jnp.sum((theta - 3.0) ** 2), jnp.zeros(1), jnp.eye(1), None)
+    >>> fit.precision.tolist(), fit.linear.tolist()
+    ([[2.0]], [6.0])
     """
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):
@@ -38,6 +45,20 @@ class LaplaceGGN(LocalSolver):
 
     :param num_steps: Gauss-Newton steps, at least 1.
     :param structure: ``"full"``; ``"diagonal"``: only the diagonal of A, for many local dimensions; or ``"low_rank"``.
+    :raises ArgumentError: for options out of range.
+
+    >>> import numpy as np, numpyro, numpyro.distributions as dist
+    >>> from ppl_ext.meta import EpisodeStream, lift
+    >>> def episode(y):
+    ...     log_rate = numpyro.sample("log_rate", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("rows", len(y)):
+    ...         numpyro.sample("y", dist.Poisson(jnp.exp(log_rate)), obs=y)
+    >>> counts = np.array([2, 4])
+    >>> h = lift(episode, ["log_rate"]).hierarchy(EpisodeStream([(counts,)]))
+    >>> loss = h.loss(h.form.initial_shared(), (counts,), jnp.array(2))
+    >>> fit = LaplaceGGN()(loss, jnp.zeros(1), 1e-6 * jnp.eye(1), None)  # hardly a prior: the mode is log 3, the curvature 2 * 3
+    >>> round(float(fit.precision[0, 0]), 2), round(float(fit.linear[0] / fit.precision[0, 0]), 2)
+    (6.0, 1.1)
     """
 
     num_steps: int = 8

@@ -37,6 +37,12 @@ class VariationalLocal(LocalSolver):
         state, do not serve.
     :param num_steps: steps of Adam. :param step_size: its first, in standard deviations of the shared Gaussian; it falls to zero as a
         cosine does. :param structure: ``"full"``, or ``"diagonal"``.
+    :raises ArgumentError: for options out of range.
+    :raises ArgumentTypeError: if the objective is none.
+
+    >>> from numpyro.infer import RenyiELBO
+    >>> VariationalLocal().conjugate, VariationalLocal(RenyiELBO(0.5, 8)).conjugate
+    (True, False)
     """
 
     objective: Any = eqx.field(static=True, default=None)

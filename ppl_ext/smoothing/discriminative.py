@@ -29,7 +29,12 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 class DiscriminativeResult(NamedTuple):
     """``mean`` (T, d) and ``covariance`` (T, d, d) of the states given the observations up to their own time; ``guarded`` (T,): where the
-    prior was not divided out; ``mean_0`` and ``covariance_0`` of the state before them."""
+    prior was not divided out; ``mean_0`` and ``covariance_0`` of the state before them.
+
+    >>> found = DiscriminativeResult(np.zeros((3, 2)), np.tile(4.0 * np.eye(2), (3, 1, 1)), np.zeros(3, bool), np.zeros(2), np.eye(2))
+    >>> np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2)).tolist()  # standard deviations, (T, d)
+    [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
+    """
 
     mean: jax.Array
     covariance: jax.Array

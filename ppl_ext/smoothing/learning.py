@@ -123,7 +123,12 @@ class ScoreAscent:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """:param params: the estimate, constrained. :param iterates: by step, (num_steps, ...). :param scores: in unconstrained parameters."""
+    """:param params: the estimate, constrained. :param iterates: by step, (num_steps, ...). :param scores: in unconstrained parameters.
+
+    >>> found = Learned({"mean": jnp.array(2.0)}, {"mean": jnp.array([0.0, 1.5, 2.5])}, {"mean": jnp.array([3.0, 0.5, -0.5])})
+    >>> bool(found.iterates["mean"][1:].mean() == found.params["mean"])  # as ScoreAscent.run with average_from=1/3 returns it
+    True
+    """
 
     params: dict[str, jax.Array]
     iterates: dict[str, jax.Array]
@@ -132,7 +137,22 @@ class Learned:
 
 class LearnerState(NamedTuple):
     """``smoother``: particles and statistics, with the present parameters in ``params``. ``theta``: unconstrained. ``average``: the
-    statistic that the next parameters are made from (online EM), or their running mean (recursive maximum likelihood)."""
+    statistic that the next parameters are made from (online EM), or their running mean (recursive maximum likelihood).
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.LogNormal(0.0, 1.0))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(mean, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> learner = RecursiveMaximumLikelihood(model, lambda t: t**-0.6, num_particles=10)
+    >>> state = learner.init(jax.random.key(0), 0.0, params={"mean": 1.0})
+    >>> float(state.smoother.params["mean"]), float(state.theta["mean"])  # a positive parameter, and its logarithm
+    (1.0, 0.0)
+    """
 
     smoother: SmootherState
     theta: dict[str, jax.Array]
@@ -196,6 +216,23 @@ class RecursiveMaximumLikelihood(_Online):
     :param optimizer: an optax transformation for the scaled gradient; plain ascent by default.
 
     ``state.smoother.params`` holds the parameters, ``state.average`` their running mean over time.
+    :raises ArgumentError: for counts below 1 or, from :meth:`init`, parameters that are not the model's or outside of their support.
+    :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 10.0))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(mean, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> learner = RecursiveMaximumLikelihood(model, lambda t: t**-0.6, num_particles=100, backward="path")
+    >>> state = learner.init(jax.random.key(0), 0.0, params={"mean": 0.0})
+    >>> state = learner.step(state, 2.3)
+    >>> bool(0.0 < state.smoother.params["mean"] < 2.3)  # on the way from 0 to what was seen
+    True
     """
 
     def __init__(
@@ -238,6 +275,24 @@ class OnlineEM(_Online):
     :param wait: steps before the first maximisation.
 
     ``state.smoother.params`` holds the parameters, ``state.average`` the statistic.
+    :raises ArgumentError: for counts below 1, or if ``maximize`` does not return the parameters in their shapes.
+    :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 10.0))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(mean, 0.5))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> learner = OnlineEM(model, lambda x_prev, x, y_t: y_t, lambda s: {"mean": s}, lambda t: 1 / t, 10, backward="path", wait=1)
+    >>> state = learner.init(jax.random.key(0), 0.0, params={"mean": 0.0})
+    >>> for y_t in [2.0, 3.0, 4.0]:
+    ...     state = learner.step(state, y_t)
+    >>> round(float(state.smoother.params["mean"]), 3)  # of a statistic that is seen no expectation has to be taken: the mean
+    3.0
     """
 
     def __init__(

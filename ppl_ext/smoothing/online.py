@@ -118,6 +118,19 @@ class SmootherState(NamedTuple):
     :param filter: of :mod:`ppl_ext.algorithms.filtering`: key, particles, weights, evidence, time.
     :param statistic: values of the functionals.
     :param tally: of backward draws.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(0.6 * x_prev, 0.8))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> from ppl_ext.smoothing import OnlineSmoother
+    >>> state = OnlineSmoother(model, num_particles=10).init(jax.random.key(0), 0.0)
+    >>> state.filter.log_weights.shape, int(state.filter.time), float(state.log_evidence)
+    ((10,), 0, 0.0)
     """
 
     filter: filtering.State
@@ -166,6 +179,10 @@ class OnlineResult(NamedTuple):
 
     :param log_evidence: log p(y_1, ..., y_t). :param expectations: by functional. :param num_steps: t.
     :param fallbacks: backward rows that were zero throughout.
+
+    >>> result = OnlineResult(jnp.array(-9.5), {"square": jnp.array(12.0)}, jnp.array(4), jnp.array(0))  # of OnlineSmoother.result
+    >>> float(result.expectations["square"] / result.num_steps)  # additive functionals grow with t
+    3.0
     """
 
     log_evidence: jax.Array

@@ -152,6 +152,11 @@ class ParticleGibbsSmoothing:
     :param renewed: the same before averaging, (chain, sweep, T + 1), and ``ess``, the effective sample sizes.
     :param fallbacks: backward rows in which no particle before could have led to the one after.
     :param initial_names: the sites before the scan among the trajectories'.
+
+    >>> renewed = np.array([[[True, True], [False, True]]])  # of one chain, two sweeps, one time and the one before it
+    >>> numbers = {"renewal": renewed.mean((0, 1)), "renewed": renewed, "ess": np.full((1, 2, 2), 3.0), "fallbacks": 0}
+    >>> ParticleGibbsSmoothing({}, {}, {}, model=None, args=(), kwargs={}, params={}, **numbers)
+    ParticleGibbsSmoothing(renewal=0.5..1, {})
     """
 
     expectations: dict[str, Any]

@@ -21,6 +21,19 @@ class SmoothingResult:
     :param resampled: (T,) whether the particles were resampled before that step; None where the answer is exact.
     :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of what is observed before the scan.
     :param fallbacks: backward rows in which no particle before could have led to the one after.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> def model(y):
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(0.6 * x_prev, 0.8))
+    ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+    >>> from ppl_ext.smoothing import smooth
+    >>> result = smooth(model, backward="exact").run(jax.random.key(0), jnp.ones(1))
+    >>> round(float(result.log_evidence), 2), result.ess  # y is Normal(0, sqrt(2))
+    (-1.52, None)
     """
 
     log_evidence: jax.Array

@@ -137,6 +137,12 @@ class ConditionalSweep:
 
     :param num_particles: N, at least 2. :param backward: how the new path is drawn.
     :param guided: move the particles by the guide, which must be a ``scan`` itself; by default they move by the model.
+    :raises ArgumentError: for fewer than 2 particles, or an unknown kernel.
+    :raises ModelError: when run, if the guide's sites are not those of the model's scan, or its states do not suffice for backward draws.
+
+    >>> from ppl_ext.objectives import MarkovScoreClimbing
+    >>> MarkovScoreClimbing(ConditionalSweep(20, backward="dense"))
+    MarkovScoreClimbing(kernel=ConditionalSweep(num_particles=20, backward='dense', guided=True))
 
     Sources: Naesseth, Lindsten, Blei 2020, for score climbing; Cardoso et al. 2023, for the sweep.
     """

@@ -24,6 +24,12 @@ class Hybrid(BackwardKernel):
 
     :param num_rounds: from 1 to 8.
     :param block: lanes whose rows are evaluated together.
+    :raises ArgumentError: for options out of range; when it draws, if there is no bound.
+
+    >>> cloud = Pairs(jnp.zeros(2), jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))  # log_bound=jnp.array(0.0) would do
+    >>> Hybrid().draw(None, cloud, jnp.arange(2), num_draws=1)
+    Traceback (most recent call last):
+    ppl_ext.errors.ArgumentError: backward='hybrid' needs a bound on the log transition density, and none is known: ...
     """
 
     num_rounds: int = 8

@@ -25,6 +25,12 @@ class Pairs(NamedTuple):
     :param ancestors: (M,) the particle before that each new one was moved from.
     :param log_pair: ``(j, i)``, two integer arrays of one shape, to log m(x_j, x'_i) of that shape.
     :param log_bound: a number that log m does not exceed for any of these pairs; only ``hybrid`` reads it.
+
+    >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
+    >>> pairs = Pairs(weights, jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))
+    >>> row = probabilities(log_rows(pairs, jnp.array([1])))[0]  # of B, for the second of the new ones
+    >>> [round(float(p), 3) for p in row[0]]
+    [0.2, 0.8]
     """
 
     log_weights: jax.Array
@@ -38,6 +44,10 @@ class Tally(NamedTuple):
 
     :param fallbacks: rows of B that were zero throughout and fell back to the ancestor.
     :param excess: by how many nats a pair exceeded the bound it should have kept; at most 0 where all did.
+
+    >>> tally = no_bound_needed(jnp.array(0))  # of a kernel that reads no bound
+    >>> int(tally.fallbacks), float(tally.excess)
+    (0, -inf)
     """
 
     fallbacks: jax.Array
@@ -45,7 +55,17 @@ class Tally(NamedTuple):
 
 
 class BackwardKernel(ABC):
-    """How to draw from B, and how to average under it."""
+    """How to draw from B, and how to average under it.
+
+    >>> class Likeliest(BackwardKernel):  # for a look at the data: the mode of each row, no draw from it
+    ...     def draw(self, rng_key, pairs, lanes, num_draws):
+    ...         best = log_rows(pairs, lanes).argmax(1)
+    ...         return jnp.repeat(best[:, None], num_draws, 1), no_bound_needed(jnp.array(0))
+    >>> pairs = Pairs(jnp.zeros(3), jnp.array([0, 0]), lambda j, i: -1.0 * (j - i) ** 2)  # near ones are likely
+    >>> mean, _ = Likeliest().average(None, pairs, lambda j, i: 10.0 * j, num_draws=2)
+    >>> mean.tolist()
+    [0.0, 10.0]
+    """
 
     needs_bound = False
 

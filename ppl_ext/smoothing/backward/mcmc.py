@@ -27,6 +27,14 @@ class Metropolis(BackwardKernel):
     2022, theorem 2 and section 4.1).
 
     :param num_steps: Metropolis steps before each draw.
+    :raises ArgumentError: for a number of steps below 1.
+
+    >>> import jax
+    >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
+    >>> pairs = Pairs(weights, jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))
+    >>> mean, _ = Metropolis(num_steps=1).average(jax.random.key(0), pairs, lambda j, i: 1.0 * j, num_draws=2000)
+    >>> [round(float(x), 1) for x in mean]
+    [0.8, 0.8]
     """
 
     num_steps: int = 1

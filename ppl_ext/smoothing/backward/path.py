@@ -16,6 +16,12 @@ class Path(BackwardKernel):
 
     All paths soon share their beginning, so the variance of a sum over T steps grows as T², where the others' grows as T.
     It is here for comparison, and for models whose step depends on more of the past than the sites of the step before.
+
+    >>> import jax
+    >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
+    >>> pairs = Pairs(weights, jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))
+    >>> Path().draw(jax.random.key(0), pairs, jnp.arange(2), num_draws=3)[0].tolist()
+    [[0, 0, 0], [1, 1, 1]]
     """
 
     def draw(self, rng_key, pairs: Pairs, lanes, num_draws: int) -> tuple[jax.Array, Tally]:
