@@ -202,6 +202,55 @@ def test_a_circle_through_a_package_that_python_loads_on_the_way_is_found():
     assert "circle" in found
 
 
+# --- every public name shows what it is for
+
+SHOWN_ELSEWHERE = {"ppl_ext.priors.Matched": "match makes it, for seconds, and its example looks at one"}
+
+
+def public_definitions(modules: dict[str, str]) -> dict[str, ast.AST]:
+    """What packages offer in ``__all__``, by its dotted name there: the function or class it stands for, wherever that is written."""
+    found: dict[str, ast.AST] = {}
+    packages = {module for module in modules if any(other.startswith(f"{module}.") for other in modules)}
+    for package in sorted(packages):
+        tree = ast.parse(modules[package])
+        # Those that are imported when first asked for stand under ``if TYPE_CHECKING``, which the walk enters.
+        origin = {a.asname or a.name: (n.module, a.name) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+        [offered] = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"] or [None]
+        for name in () if offered is None else ast.literal_eval(offered):
+            module, here = origin.get(name, (package, name))
+            while (again := _imported(modules.get(module, ""), here) if module in packages else None) and again != (module, here):
+                module, here = again
+            defined = {n.name: n for n in ast.parse(modules.get(module, "")).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+            if here in defined:
+                found[f"{package}.{name}"] = defined[here]
+    return found
+
+
+def _imported(source: str, name: str) -> tuple[str, str] | None:
+    """Where a package has a name from."""
+    nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module)
+    return next(((str(n.module), a.name) for n in nodes for a in n.names if (a.asname or a.name) == name), None)
+
+
+def without_example(modules: dict[str, str]) -> list[str]:
+    public = public_definitions(modules)
+    return [name for name, node in public.items() if ">>>" not in (ast.get_docstring(node) or "") and name not in SHOWN_ELSEWHERE]
+
+
+def test_every_public_name_has_a_docstring_with_an_example():
+    modules = modules_under(ROOT / "ppl_ext")
+    public = public_definitions(modules)
+    assert {"ppl_ext.simulate", "ppl_ext.marginal", "ppl_ext.objectives.ELBO", "ppl_ext.priors.match"} <= public.keys()
+    assert len(public) > 150 and SHOWN_ELSEWHERE.keys() <= public.keys()
+    assert without_example(modules) == []
+
+
+@pytest.mark.parametrize("module", ["ppl_ext.objectives.elbo", "ppl_ext.priors.energy", "ppl_ext.result", "ppl_ext.gradients"])
+def test_a_public_name_without_an_example_is_found(module):
+    modules = modules_under(ROOT / "ppl_ext")
+    assert without_example(modules | {module: modules[module].replace(">>>", "...")})
+
+
 # --- what is built and installed
 
 

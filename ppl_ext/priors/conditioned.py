@@ -18,7 +18,14 @@ Operator = Callable[[Function], jax.Array]
 
 
 def values_at(points: Any) -> Operator:
-    """The operator that reads a function at points (K, d) or (K,)."""
+    """The operator that reads a function at points (K, d) or (K,).
+
+    :return: from a function to its values, (K,).
+    :raises ArgumentTypeError: if the points are no array of numbers.
+
+    >>> print(values_at([0.0, 3.0])(lambda x: x[:, 0] ** 2))
+    [0. 9.]
+    """
     points = as_rows(_points("values_at", points))
     return lambda f: f(points)
 
@@ -48,7 +55,14 @@ def integral(nodes: Any, weights: Any) -> Operator:
 
 
 def stacked(*operators: Operator) -> Operator:
-    """Several operators as one, their results joined."""
+    """Several operators as one, their results joined.
+
+    :param operators: each from a function to numbers. :return: one to all of them, (K,), in this order.
+    :raises ArgumentTypeError: if one is no function.
+
+    >>> print(stacked(values_at([2.0]), derivative_at([2.0]))(lambda x: x[:, 0] ** 2))
+    [4. 4.]
+    """
     for i, operator in enumerate(operators):
         check_function(f"stacked: operator {i}", operator)
     return lambda f: jnp.concatenate([jnp.ravel(g(f)) for g in operators])

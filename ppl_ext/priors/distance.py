@@ -12,6 +12,11 @@ class Functions(NamedTuple):
     """Draws of functions at D values (inputs times outputs), and what is known of their moments beyond the draws.
 
     ``values``: (draw, D). ``mean``: (D,) or None. ``cov``: (D, D) or None.
+
+    >>> import jax.numpy as jnp
+    >>> draws = Functions(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> draws.values.shape, draws.cov is None
+    ((2, 2), True)
     """
 
     values: jax.Array
@@ -24,6 +29,13 @@ class Distance(eqx.Module):
 
     State is for distances that learn something on the way, such as a critic. Each step of matching calls ``prepare`` once, without
     gradients, and then differentiates the call.
+
+    >>> import jax.numpy as jnp
+    >>> class OfMeans(Distance):
+    ...     def __call__(self, rng_key, state, network, target):
+    ...         return jnp.sum((network.values.mean(0) - target.values.mean(0)) ** 2)
+    >>> float(OfMeans()(None, (), Functions(jnp.ones((4, 3))), Functions(jnp.zeros((4, 3)))))
+    3.0
     """
 
     wants_moments: bool = eqx.field(static=True, default=False, init=False, kw_only=True)

@@ -27,7 +27,12 @@ class Unit(NamedTuple):
 
 
 class Family(eqx.Module):
-    """A family of priors. Its fields are options; what is tuned is passed in as ``raw``."""
+    """A family of priors. Its fields are options; what is tuned is passed in as ``raw``.
+
+    >>> from ppl_ext.priors import Flow, Gaussian, ScaleMixture
+    >>> [issubclass(kind, Family) for kind in (Gaussian, ScaleMixture, Flow)]
+    [True, True, True]
+    """
 
     @abstractmethod
     def init(self, unit: Unit) -> dict[str, jax.Array]:

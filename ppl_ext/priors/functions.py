@@ -33,6 +33,10 @@ class FunctionDraws:
     With targets also ``targets``, y; ``log_scores`` (chain, draw, ...), log p(y_i | draw); and either ``probabilities``
     (chain, draw, ..., class), where the site has finitely many values, or ``means`` of its law and ``levels``, its distribution function at
     the target, both (chain, draw, ...).
+
+    >>> draws = FunctionDraws("f", None, np.arange(24.0).reshape(2, 4, 3))  # as posterior_functions returns them
+    >>> draws, draws.r_hat.shape
+    (FunctionDraws('f', num_chains=2, num_draws=4, shape=(3,)), (3,))
     """
 
     output: str

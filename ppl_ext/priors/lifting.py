@@ -69,7 +69,15 @@ def lift_prior(model: Callable, rules: Mapping[str, Family]) -> "Lifted":
 
 
 class Lifted:
-    """A model with priors to be tuned. Called, it is the model with the families' starting values."""
+    """A model with priors to be tuned. Called, it is the model with the families' starting values.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from ppl_ext.priors import Gaussian
+    >>> def model(x):
+    ...     return numpyro.sample("w", dist.Normal(0.0, 1.0)) * x
+    >>> lift_prior(model, {"w": Gaussian()})
+    Lifted(model, ['w'])
+    """
 
     def __init__(self, program: Callable, rules: dict[str, Family]):
         self.program = program

@@ -25,6 +25,10 @@ def backward_kernel(where: str, kernel: str | BackwardKernel, others: tuple[str,
     """A kernel by its name, or as it is.
 
     :param others: names that the caller takes besides, for the error.
+    :raises ArgumentError: if it is neither; ``where`` begins the message.
+
+    >>> backward_kernel("smooth: backward", "mcmc"), backward_kernel("smooth: backward", Metropolis(3))
+    (Metropolis(num_steps=1), Metropolis(num_steps=3))
     """
     if isinstance(kernel, BackwardKernel):
         return kernel
