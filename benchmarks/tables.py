@@ -133,6 +133,14 @@ def meta_stream(report):
     return table(["", "log score of a held-out rating", "seconds", "peak MiB of the process so far"], rows) + f"\n\n{about}"
 
 
+def smoothing(report):
+    rows = []
+    for name, line in report["ratios"].items():
+        kind = "at most" if line["aim"] > 0 else "at least"
+        rows.append([name, f"{line['ratio']:.3g}", f"{kind} {abs(line['aim']):g}", line["verdict"]])
+    return table(["", "ratio", "aim", ""], rows)
+
+
 SECTIONS: dict[str, tuple[str, str, Callable]] = {
     "vae": ("Overhead: the gradient of a VAE", "The median of at least 100 blocked and interleaved calls.", vae),
     "cone": ("The cone of Becker et al. 2024", "Each bound trained to convergence, then evaluated on fresh draws.", cone),
@@ -164,6 +172,12 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "Few-shot classification: digits",
         "Five new classes of digits and their rotations; the same features, tasks and steps for all.",
         meta_digits,
+    ),
+    "smoothing": (
+        "Particle filters and PaRIS",
+        "Beside a filter written by hand in JAX, cuthbert 0.1, and particles 0.4 (NumPy), whose environment the head of "
+        "`benchmarks/peers/particles_smoothing.py` describes.",
+        smoothing,
     ),
     "meta_stream": ("InstEval as a stream", "2,972 students, each seen once, against all of them in every step.", meta_stream),
 }

@@ -276,7 +276,7 @@ class OnlineSmoother:
         check_arrays("OnlineSmoother.step:", args, kwargs)
         if isinstance(state, _Waiting):
             state = self.init(state.rng_key, *args, params=state.params, **kwargs)
-        return self._step(state, *time_slice((args, kwargs)))
+        return self._step(state, args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
         """Estimates so far.
@@ -293,6 +293,7 @@ class OnlineSmoother:
         return begin(rng_key, params, self._how, space, functional)[0], outside(space.lowered)
 
     def _next(self, state: SmootherState, args, kwargs):
+        args, kwargs = time_slice((args, kwargs))  # here and not before: outside, each array costs a dispatch
         space, functional = self._how.begin(state.params, args, kwargs)
         return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, x)[0], None), state, space.lowered.xs)[0]
 
