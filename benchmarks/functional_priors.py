@@ -282,7 +282,8 @@ def main(quick: bool = False) -> None:
 
 
 def save(sizes: dict[str, int], iteration: dict[str, Any], data: dict[str, Any]) -> None:
-    report = {"benchmark": "functional_priors", "sizes": sizes, **harness.environment(), "iteration": iteration["cases"], "data": data}
+    about = {"benchmark": "functional_priors", "description": "regression with one hidden layer of 100 tanh units", "sizes": sizes}
+    report = about | harness.environment() | {"iteration": iteration["cases"], "data": data}
     harness.RESULTS.mkdir(exist_ok=True)
     (harness.RESULTS / "functional_priors.json").write_text(json.dumps(report, indent=1) + "\n")
 
