@@ -32,10 +32,11 @@ def replicate(fn: Callable, num_particles: int, *, vectorize: bool | None = None
     check_count("replicate: num_particles", num_particles)
     if vectorize is not None:
         check_flag("replicate: vectorize", vectorize)
-    return _replicated(current_run(), fn, num_particles, vectorize)
+    return replicated(current_run(), fn, num_particles, vectorize)
 
 
-def _replicated(run: Run, fn: Callable, num: int, vectorize: bool | None):
+def replicated(run: Run, fn: Callable, num: int, vectorize: bool | None = None):
+    """:func:`replicate` within ``run``, which need not be the one that handles sites now."""
     if trace_state() != run.state:
         raise InsideError("replicate is called inside jax.vmap, jax.jit or another transformation within the program; put that inside.")
     node = run.unique("replicate")

@@ -17,6 +17,7 @@ from ppl_ext.density import LogDensity, site_term
 from ppl_ext.direction import averaged
 from ppl_ext.errors import ModelError
 from ppl_ext.laws import unmasked
+from ppl_ext.particles import replicated
 from ppl_ext.program import Draw, Program, _Impose, _listed, _Record, log_density, simulate
 from ppl_ext.run import Run
 from ppl_ext.vmapped import sent_out
@@ -122,7 +123,7 @@ class Target:
     def replicate(self, fn: Callable[[], Any], num: int):
         """``fn`` for each of ``num`` particles at once, stacked; as :func:`ppl_ext.replicate`."""
         run = find_run()
-        return (self.run if run is None else run).replicate(fn, num, None)
+        return replicated(self.run if run is None else run, fn, num)
 
     def sample(self, name: str, fn: Distribution) -> jax.Array:
         """A site of the algorithm's own, such as an index; it has a gradient strategy like any other."""
