@@ -115,6 +115,7 @@ def test_svi_with_our_objectives_and_numpyros():
         assert evidence - 0.5 < -losses.mean() < evidence + 4.5 * losses.std() / 10
 
 
+@pytest.mark.slow
 def test_svi_with_an_autoguide_of_a_marginal():
     model = marginal(switching, ["s"], Enumeration())
     result = SVI(model, AutoNormal(model), optax.adam(0.02), loss=ELBO(2)).run(KEY, 50, progress_bar=False)

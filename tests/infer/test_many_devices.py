@@ -26,6 +26,7 @@ def run_with(devices: int, folder: Path) -> dict[str, np.ndarray]:
     return dict(np.load(folder / f"{devices}.npz"))
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(tmp_path):
     """And a run that was stopped goes on where it was, to the last bit, on as many devices."""
     one, eight = (run_with(n, tmp_path) for n in (1, 8))

@@ -83,6 +83,7 @@ def test_matrices_simplices_and_positive_numbers_share_one_vector():
     np.testing.assert_allclose(loss, -norm(mean, NOISE).logpdf(y).sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_single_precision_in_a_fit_of_fifty_dimensions():
     """Local laws from 10 rows each against the same in double precision, in the latter's standard deviations."""
     d, rng = 50, np.random.default_rng(0)

@@ -369,6 +369,7 @@ def test_the_hierarchy_as_one_model_has_the_same_density():
     np.testing.assert_allclose(sites["rate"]["value"], jnp.exp(theta[:, 0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_own_priors_are_replaced_or_kept():
     theta, (x, y) = jnp.array([0.4, 0.2]), episodes()[0]
     plain, kept = (lift(line, ["w"], keep_prior=k).hierarchy(EpisodeStream([(x, y)])).form for k in (False, True))
