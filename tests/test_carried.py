@@ -69,6 +69,7 @@ def test_svi_carries_it():
 
 
 @pytest.mark.parametrize("approximation", [guide, AutoNormal(model)], ids=["guide", "AutoNormal"])
+@pytest.mark.slow
 def test_fit_carries_it_chain_by_chain(approximation):
     result = fit(KEY, model, approximation, Walking(), optax.sgd(0.01), 5, 1.0, num_chains=2, progress_bar=False)
     np.testing.assert_array_equal(result.params["walk"]["steps"], [5.0, 5.0])

@@ -103,7 +103,6 @@ def test_several_particles_of_a_bound_each_run_a_filter():
     np.testing.assert_allclose(-grad, slope, atol=0.2)
 
 
-@pytest.mark.slow
 def test_only_an_exact_sum_needs_no_key():
     def program():
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))

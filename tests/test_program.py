@@ -497,6 +497,7 @@ def test_a_flax_module_with_a_prior(rng_key):
     close(log_density(model, draw.values, rng_key=rng_key).total, expected)
 
 
+@pytest.mark.slow
 def test_a_flow_is_scored_from_its_intermediates():
     """The inverse of an autoregressive flow is a loop; the draw keeps the noise instead, and scores the same."""
     init, apply = AutoregressiveNN(3, [4])

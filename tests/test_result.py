@@ -265,6 +265,7 @@ def chain_model(y):
     scan(step, 0, y)
 
 
+@pytest.mark.slow
 def test_a_chain_is_summed_along_the_chain_and_has_no_leave_one_out():
     def guide(y):
         numpyro.sample("noise", dist.LogNormal(numpyro.param("m", 0.0), 0.1))

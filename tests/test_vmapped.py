@@ -184,6 +184,7 @@ def loss_and_gradient(program, objective, strategy):
     ],
     ids=lambda x: repr(x),
 )
+@pytest.mark.slow
 def test_gradients_are_those_of_plates(objective, strategy):
     """The same draws, the same credit: that of a lane is its own, as in a plate."""
     value, slope = loss_and_gradient(in_vmaps, objective, strategy)

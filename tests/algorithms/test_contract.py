@@ -274,6 +274,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "seen"), [(fault, seen) for fault, all_seen in FAULTS.items() for seen in all_seen])
+@pytest.mark.slow
 def test_a_fault_is_seen(fault, seen):
     algorithm = fault(2, propose("a"))
     if seen.startswith("marginal"):

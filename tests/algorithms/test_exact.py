@@ -34,6 +34,7 @@ def test_linear_gaussian():
     np.testing.assert_allclose(np.r_[found.first_cross[0], found.cross[:, 0, 0]], np.diag(covariance, 1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_finite():
     found = smoothed(finite, (Y,), FINITE)
     with jax.enable_x64(True):
@@ -51,6 +52,7 @@ def test_finite():
 
 
 @pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])
+@pytest.mark.slow
 def test_what_is_filtered_is_what_is_smoothed_of_a_shorter_series(model, parameters):
     whole, shorter = smoothed(model, (Y,), parameters), smoothed(model, (Y[:2],), parameters)
     np.testing.assert_allclose(whole.filtered_mean[1], shorter.mean[1], rtol=1e-4)
@@ -157,6 +159,7 @@ def student(y):
     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
 
 
+@pytest.mark.slow
 def test_which_models_have_an_exact_answer():
     assert kind_of(lower(linear, (Y,), {}, LINEAR)) == "gaussian"
     assert kind_of(lower(finite, (Y,), {}, FINITE)) == "finite"
@@ -170,6 +173,7 @@ def test_which_models_have_an_exact_answer():
 
 
 @pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])
+@pytest.mark.slow
 def test_as_an_algorithm(model, parameters):
     """Exact in a marginal, inside an expectation and outside, and its density is no estimate."""
     program = marginal(model, list(parameters), ExactFilter())

@@ -364,6 +364,7 @@ def test_every_scheme_by_name(scheme):
     assert abs(float(log_density(program, LINEAR, Y, rng_key=random.key(0)).total) - exact) < 0.4
 
 
+@pytest.mark.slow
 def test_ancestors_follow_their_weights():
     law = sited.Ancestors(jnp.log(jnp.array([0.2, 0.0, 0.5, 0.3])), 3)
     draws = np.asarray(jax.vmap(law.sample)(KEYS[:5000]))

@@ -84,6 +84,7 @@ def test_a_fault_is_seen(mutation, monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.slow
 def test_degenerate_weights(scheme, monkeypatch):
     draw = jax.jit(SCHEMES[scheme], static_argnums=2)
     nothing = draw(random.key(0), jnp.full(6, -jnp.inf), 6)

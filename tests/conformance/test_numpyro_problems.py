@@ -414,6 +414,7 @@ def test_enumerated_guides_agree_with_trace_enum(problem):
 
 @pytest.mark.parametrize("strategy", ["score", pytest.param("measure_valued", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("problem", ["global and local", *(pytest.param(p, marks=pytest.mark.slow) for p in ("one site", "a tree"))])
+@pytest.mark.slow
 def test_sampled_guides_agree_with_trace_enum(problem, strategy):
     expected, params = loss_of(TraceEnum_ELBO(), problem)
     actual, _ = loss_of(ELBO(num_particles=2), problem, strategy)

@@ -169,6 +169,7 @@ def test_keeps_the_precision_it_is_given(objective, dtype):
 @pytest.mark.parametrize(
     "name", ["ELBO()", "ELBO(3)", "IWELBO(3)", "Renyi(0.5, 3)", pytest.param("FDivergence(3)", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_single_precision_is_close_to_double(name):
     """Every site is enumerated, so both precisions see the same outcomes. (Others hold their draws fixed.)"""
     objective = OBJECTIVES[name]()

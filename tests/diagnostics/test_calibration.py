@@ -120,6 +120,7 @@ def switch_posterior(key, data, sharpen=1.0):
     return {"on": jax.random.bernoulli(key, jax.nn.sigmoid(log_odds), (99,)).astype(int)}
 
 
+@pytest.mark.slow
 def test_ties_of_a_discrete_site_are_broken_at_random():
     result = calibrate(jax.random.key(1), switched, switch_posterior, data="y", num_simulations=1000, batch_size=1000, progress_bar=False)
     assert result.p_value > 0.01
@@ -216,6 +217,7 @@ def test_draws_by_chain_and_reports_are_taken():
         np.testing.assert_array_equal(calibrate_regression(algorithm, 10).ranks["slope"], plain.ranks["slope"])
 
 
+@pytest.mark.slow
 def test_ranks_are_counts_of_draws_below_the_truth():
     draws = np.random.default_rng(0).permutation(np.linspace(-3.0, 3.0, 50))
     result = calibrate_regression(lambda key, data: {"slope": jnp.stack([draws, draws], axis=-1)}, 30, batch_size=30)

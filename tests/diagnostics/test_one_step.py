@@ -289,6 +289,7 @@ def test_two_observed_sites_of_a_step_are_one_term():
     close(terms["y+v"][0, 0], brute_force(model, Y[:4], {"z": (BINARY, along())}, {}, 0.0))
 
 
+@pytest.mark.slow
 def test_unequal_lengths_by_a_mask():
     """As in NumPyro's tutorial: a masked step is no step. Its hidden site must not count K times either."""
     lengths = np.array([4, 2])
@@ -391,6 +392,7 @@ def test_given_states_between_the_chain_and_the_data():
     close(result.sample(num_samples=1).log_p, joint, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_finite_site_of_one_step_alone_leaves_independent_terms():
     def model(y):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))

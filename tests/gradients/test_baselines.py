@@ -171,6 +171,7 @@ def trained(strategy):
 
 
 @pytest.mark.parametrize("baseline", [MovingAverage(0.95), Learned(of_the_coin)], ids=["average", "regression"])
+@pytest.mark.slow
 def test_a_trained_baseline_takes_the_offset_out(baseline):
     """Costs of several hundred nats, of which the draws decide some tens."""
     plain = spread(gradient(offset_guide, {"*": ScoreFunction(baseline=None)}))
@@ -254,6 +255,7 @@ def test_a_cost_that_is_not_finite_is_not_remembered():
     np.testing.assert_allclose(MovingAverage().value(new), [2.0, 4.0])  # 1/0.5 as before, and (0.5 · 2 + 0.5 · 4)/0.75
 
 
+@pytest.mark.slow
 def test_the_square_trains_the_regression_and_nothing_else():
     def grads(guide, params):
         return jax.value_and_grad(lambda params: ELBO().loss(jax.random.key(3), params, coin_model, guide))(params)

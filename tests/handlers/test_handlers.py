@@ -150,6 +150,7 @@ def test_sites_in_the_branches_of_cond_are_reached():
     assert chosen(gradient(program, {"b": SCORE})) == {"b": SCORE}
 
 
+@pytest.mark.slow
 def test_a_handler_changes_no_draw_and_no_density():
     key = jax.random.key(2)
     for handled in (gradient(scanned, {"x": "score"}), detach(scanned)):

@@ -53,6 +53,7 @@ def minibatch_model(data=DATA):
 
 
 @pytest.mark.parametrize("run", [by_fit, by_loss, by_svi])
+@pytest.mark.slow
 def test_numpy_data_indexed_in_a_plate(run):
     """TracerArrayConversionError: the numpy.ndarray conversion method __array__() was called on traced array."""
     with pytest.raises(ProgramError, match=r"'minibatch_model' failed after plate 'rows'.*jnp\.asarray\(data\)\[indices\]"):
@@ -188,6 +189,7 @@ def test_a_site_inside_a_transformation_of_jax(run, transformation, fn, gradient
         run(two_coins, inside(transformation, fn, gradient))
 
 
+@pytest.mark.slow
 def test_a_transformation_around_the_whole_is_no_mistake():
     """What is drawn and scored under one vmap stays there."""
     losses = jax.vmap(lambda key: ELBO().loss(key, {}, switched, switched_guide))(jax.random.split(KEY, 3))

@@ -109,6 +109,7 @@ def test_a_discrete_posterior(strategy):
     np.testing.assert_allclose(result.params["logit"], exact, atol=0.02 if strategy == "enumerate" else 0.1)
 
 
+@pytest.mark.slow
 def test_numpyros_svi_with_our_objective_finds_the_same():
     """Same guide, objective and optimiser: the two answers agree, and so do they with the posterior."""
 
@@ -134,6 +135,7 @@ def test_one_chain_is_numpyros_svi_step_by_step():
 # --- chains, keys, arguments -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_chains_are_independent_restarts():
     """Each chain of an autoguide starts from its own draw, and makes steps of its own."""
     guide = AutoNormal(conjugate, init_loc_fn=init_to_uniform)
@@ -347,6 +349,7 @@ def test_draws_outside_the_support():
         run(model=model)
 
 
+@pytest.mark.slow
 def test_a_discrete_site_that_no_strategy_can_serve():
     def model(y):
         numpyro.sample("k", dist.Poisson(2.0))
@@ -490,6 +493,7 @@ def test_one_chain_of_several_breaks_down():
     assert finite.all(1).sum() == 2 and not finite[worst, 4]
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_names_the_site_and_the_parameter():
     """The square root has a finite value and an infinite slope at zero, which the first step after the checks meets."""
 

@@ -308,6 +308,7 @@ def test_chains_in_sequence_and_the_old_kind_of_keys_give_the_same(vectorized):
         np.testing.assert_allclose(found[name], x, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resampled_momentum_has_its_stationary_variance():
     from ppl_ext.infer.sg_kernel import SGState
 
@@ -351,6 +352,7 @@ def test_a_run_traces_the_model_a_few_times_whatever_its_length():
     assert len(traced) == 2 * few <= 20
 
 
+@pytest.mark.slow
 def test_given_starting_points_are_used():
     init = {"slope": jnp.array([3.0, -3.0]), "noise": jnp.zeros(2)}
     kernel = SGLD(subsampled, step_size=1e-6)
@@ -421,6 +423,7 @@ def test_a_run_that_breaks_down_is_nan_and_names_the_site():
     assert "not finite since step" in kernel.get_diagnostics_str(mcmc.last_state)
 
 
+@pytest.mark.slow
 def test_nan_in_the_data_is_named():
     y = np.asarray(Y).copy()
     y[4] = np.nan

@@ -114,6 +114,7 @@ def test_a_posterior_with_two_modes_is_flagged():
     np.testing.assert_allclose(share, expected, atol=0.03)
 
 
+@pytest.mark.slow
 def test_one_mode_is_not_flagged(fitted):
     assert mass_elsewhere(fitted, STREAM).max() < 1e-3
     with pytest.raises(ArgumentTypeError, match="must be a MetaFit"):
@@ -151,6 +152,7 @@ def test_the_report_of_a_fit(fitted, scores):
         fitted.to_arviz(STREAM, scores=scores)
 
 
+@pytest.mark.slow
 def test_the_report_of_new_episodes(fitted):
     posts = {name: fitted.adapt(KEY, *e, num_samples=7) for name, e in zip("xy", NEW[:2], strict=True)}
     report = adapted_to_arviz(posts)

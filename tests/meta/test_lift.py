@@ -132,6 +132,7 @@ def test_infinitely_many_episodes_make_the_shared_law_a_point():
     np.testing.assert_allclose(result.niw.loc, finite.niw.loc, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_single_episode():
     result = quiet(lift(line, ["w"]), EpisodeStream(episodes((4,))))
     assert float(result.niw.df) == 4.0 and np.isfinite(result.losses).all()
@@ -300,6 +301,7 @@ def test_groups_of_a_table():
     assert len(stream) == 2 and stream[0][0].tolist() == [1.0, 3.0, 4.0] and stream[1][1].tolist() == [0.0, 20.0]
 
 
+@pytest.mark.slow
 def test_a_simulator_as_stream():
     def simulate(key):
         a, b = jax.random.split(key)

@@ -62,6 +62,7 @@ def gibbs(groups, noise, prior, sweeps=12_000, burn_in=1_000, seed=0):
 
 
 @pytest.mark.parametrize("name", TABLES)
+@pytest.mark.slow
 def test_local_posteriors_are_those_of_gibbs_sampling(name):
     group, x, y, noise = standardised(name)
 

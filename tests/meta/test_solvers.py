@@ -95,6 +95,7 @@ def correlated(y):
 
 
 @pytest.mark.parametrize("name", DIAGONAL)
+@pytest.mark.slow
 def test_coupled_coordinates_do_not_overshoot(name):
     """The second trap: every coordinate alone would go all the way, and the eight of them eight times too far. And the third: the law of a
     diagonal hierarchy is a product, for which df may lie below the dimension."""

@@ -341,6 +341,7 @@ def test_a_bound_from_marginals_is_an_upper_one():
     assert losses.mean() - 4.5 * losses.std() / np.sqrt(4_000) > float(dist.Normal(0.0, np.sqrt(5.0)).log_prob(0.5))
 
 
+@pytest.mark.slow
 def test_a_minibatch_has_no_running_normaliser():
     problem = PROBLEMS["subsampled_local"]
     with pytest.raises(ModelError, match="'n' is subsampled"):
@@ -401,6 +402,7 @@ def test_from_the_posterior_the_score_is_unbiased_at_any_number_of_particles(nam
     assert_unbiased([s.astype(float) for s in same], list(np.asarray(posterior_of(problem), float)))
 
 
+@pytest.mark.slow
 def test_fresh_draws_alone_are_biased():
     """As if nothing were retained: the retained draw is one of the guide's own."""
     problem = PROBLEMS["chain"]
@@ -474,6 +476,7 @@ def kl_from_half(logit):
     return p * jnp.log(2 * p) + (1 - p) * jnp.log(2 * (1 - p))
 
 
+@pytest.mark.slow
 def test_a_constraint_is_met_and_the_multiplier_is_lagranges():
     """Everything is enumerated: the optimum is that of the Lagrangian, to four digits."""
     loss = constrain(ELBO(), kl("z"), at_most=0.1, rate=0.2)

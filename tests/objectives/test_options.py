@@ -65,6 +65,7 @@ KNOWN = {
 @pytest.mark.parametrize(
     "problem", [name if name in ("plated", "scaled", "subsampled") else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN]
 )
+@pytest.mark.slow
 def test_analytic_divergences_change_no_mean(problem):
     problem = PROBLEMS[problem]
     strategy = SCORE if problem.finite_sites else None
@@ -275,6 +276,7 @@ def _stopped(x):
     return jax.tree.map(jax.lax.stop_gradient, x)
 
 
+@pytest.mark.slow
 def test_noise_beside_the_sites_is_the_same_in_both_runs():
     """A guide that asks for a key of its own, as dropout does: log q is scored with the mask that the draw was made with."""
 
@@ -410,6 +412,7 @@ def test_the_signal_does_not_fade_with_the_number_of_particles():
     assert signal_to_noise(DoublyReparameterized(64)) > 4 * signal_to_noise(IWELBO(64))
 
 
+@pytest.mark.slow
 def test_what_the_doubly_reparameterised_gradient_refuses():
     model, guide, params = conjugate(0.3, 0.8)
     key = jax.random.key(0)

@@ -29,7 +29,7 @@ from tests import oracles
 from tests.oracles import assert_unbiased, expected_forward_kl, expected_loss, quick_jit, replicates, table
 from tests.problems import PROBLEMS, ROUTED
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 STRATEGIES = {
     "score": ScoreFunction(baseline=None),

@@ -218,6 +218,7 @@ def test_readouts_are_found_from_the_data_flow(model, output, sites):
     assert set(find_readout(model, output, jax.random.key(0), X, (), {})) == set(sites)
 
 
+@pytest.mark.slow
 def test_moments_are_exact_over_the_readout():
     """One draw of the hidden layer: the covariance is that of its features, and the mean that of the readout."""
     lifted = lift_prior(network, {"w2": Gaussian(scale=1.7, learn_mean=True)})

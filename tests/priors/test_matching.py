@@ -54,6 +54,7 @@ def test_the_report_tells_of_heavy_tails_and_of_a_match_that_got_worse(tuned):
     assert not any("ScaleMixture" in w or "worse" in w for w in tuned.report.words())
 
 
+@pytest.mark.slow
 def test_tuned_values_are_constants_under_svi(tuned):
     """Neither a param that SVI would train, nor a site of that name: the prior after training is the prior before."""
     y = jnp.asarray(3.0 * X)
@@ -76,6 +77,7 @@ def test_the_same_arguments_and_sites_as_before(tuned):
     assert draws["slope"].std() == pytest.approx(SLOPE, rel=0.2)
 
 
+@pytest.mark.slow
 def test_nuts_runs_on_it_and_agrees_with_the_conjugate_posterior(tuned):
     y = 1.5 * X + 0.3
     model = numpyro.handlers.condition(tuned.model, {"noise": jnp.array(0.5)})
@@ -96,6 +98,7 @@ def test_functions_and_arviz(tuned):
     assert data.prior["slope"].shape == (1, 20) and data.prior_predictive["tuned"].shape == (1, 20, len(X))
 
 
+@pytest.mark.slow
 def test_a_picture_of_draws_before_after_and_of_the_target(tuned):
     axes = tuned.plot_function_draws(np.linspace(-1, 1, 9), num_draws=20, num_lines=3)
     assert [ax.get_title() for ax in axes] == ["before", "after", "target"]

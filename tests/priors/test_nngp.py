@@ -99,6 +99,7 @@ def test_the_gradient_is_finite_where_inputs_coincide():
     np.testing.assert_allclose((total(x + step) - total(x - step)) / 2e-2, slope[1, 0], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_scales_of_their_own_for_each_layer_and_one_dimensional_inputs():
     x = np.linspace(-1, 1, 4)
     one = nngp_kernel(x, depth=1, activation="linear", weight_scale=[2.0, 3.0], bias_scale=[0.0, 0.5])

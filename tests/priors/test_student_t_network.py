@@ -143,6 +143,7 @@ def test_nuts_agrees(exact):
     np.testing.assert_allclose(log_s.std(), wanted.std(), rtol=0.08)
 
 
+@pytest.mark.slow
 def test_a_tinygp_kernel_serves():
     tinygp = pytest.importorskip("tinygp")
     found = student_t_posterior(tinygp.kernels.Matern32(1.0), X[:, 0], Y, noise=1e-3)

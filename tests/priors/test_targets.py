@@ -63,6 +63,7 @@ def test_several_outputs_are_independent():
     np.testing.assert_allclose(target.cov(x)[::2, 1::2], 0.0)
 
 
+@pytest.mark.slow
 def test_hyperparameters_are_drawn_for_each_function():
     target = GaussianProcess(lambda h: h["variance"] * RBF, hyper={"variance": dist.LogNormal(0.0, 1.0)})
     draws = np.asarray(target.sample(jax.random.key(2), X[:2], 20_000), np.float64)

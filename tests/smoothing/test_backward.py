@@ -133,6 +133,7 @@ def test_a_metropolis_chain_that_is_offered_sorted_proposals_does_not_follow_it(
         assert p_values(counts(Metropolis().draw, num_draws=1)[0], law).min() > 1e-10
 
 
+@pytest.mark.slow
 def test_dense_averages_are_sums_over_b():
     values = RNG.normal(size=(N, M)).astype(np.float32)
     kernel = Dense()

@@ -18,7 +18,7 @@ from ppl_ext.smoothing.statistic import estimate
 from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import PROBLEMS, PRODUCT, as_path, functionals_of
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
 REPLICATES = 20_000
 KERNELS = {"mcmc": Metropolis(), "dense": Dense(), "hybrid": Hybrid(num_rounds=2), "path": Path()}
