@@ -31,11 +31,11 @@ def test_estimates_are_unbiased_after_the_burn_in(run):
 def test_a_filter_of_as_few_particles_is_biased(run):
     smoother = smooth(gaussian, FUNCTIONALS, 8)
     found = jax.jit(jax.vmap(lambda key: smoother.run(key, GAUSSIAN_Y, params=PARAMS).expectations))(
-        jax.random.split(jax.random.key(0), 4000)
+        jax.random.split(jax.random.key(0), 20_000)
     )
     worst = 0.0
     for name, exact in gaussian_exact(Gaussian(), GAUSSIAN_Y).items():
-        worst = max(worst, abs(np.mean(found[name]) - exact) / (np.std(found[name]) / np.sqrt(4000)))
+        worst = max(worst, abs(np.mean(found[name]) - exact) / (np.std(found[name]) / np.sqrt(20_000)))
     assert worst > 6.0
 
 
