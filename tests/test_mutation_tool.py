@@ -1,10 +1,13 @@
 """The tool that breaks the code: what it changes, and that a red test is told from a green one."""
 
 import ast
+import dataclasses
 
 import pytest
 
 from tools import mutation
+from tools.mutants import mutants
+from tools.verdicts import ALIVE, KILLED, UNDECIDED, Verdict, add, load, report
 
 SOURCE = '''"""A module."""
 
@@ -18,7 +21,7 @@ def loss(x: int | float, y):
 
 
 def test_each_place_is_changed_once_and_texts_are_left_alone():
-    found = mutation.mutants("m.py", SOURCE)
+    found = mutants("m.py", SOURCE)
     changes = [(m.line, m.before, m.after) for m in found]
     assert changes == [
         (6, "not y > 1", "(not not y > 1)"),
@@ -44,12 +47,65 @@ def test_samples_are_repeatable_and_every_module_has_its_tests():
     assert {m.module for m in mutation.sample(5, seed=0, only="ppl_ext/divergence.py")} == {"ppl_ext/divergence.py"}
 
 
-def test_red_is_killed_green_survives_and_the_source_is_put_back(tmp_path, monkeypatch):
-    (tmp_path / "toy.py").write_text("def double(x):\n    return x + x\n", encoding="utf-8")
-    (tmp_path / "test_toy.py").write_text("from toy import double\ndef test_it():\n    assert double(3) == 6\n", encoding="utf-8")
-    monkeypatch.setattr(mutation, "TESTS", {"toy.py": "test_toy.py"})
-    (mutant,) = mutation.mutants("toy.py", (tmp_path / "toy.py").read_text(encoding="utf-8"))
-    assert mutation.killed(mutant, tmp_path, 60.0, [])
-    same = mutation.Mutant("toy.py", 2, "x + x", "(x * 2)", "def double(x):\n    return x * 2\n")
-    assert not mutation.killed(same, tmp_path, 60.0, [])
-    assert "x + x" in (tmp_path / "toy.py").read_text(encoding="utf-8")
+TOY = "def double(x):\n    return x + x\n\n\ndef half(x):\n    while 2 * x > 1:\n        x = x - 1\n    return x\n"
+TESTS_OF_TOY = """
+from ppl_ext.toy import double, half
+def test_half():
+    assert half(0.0) == 0.0
+def test_double():
+    assert double(3) == 6
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, tmp_path_factory, monkeypatch):
+    """A tree with one module and its tests, and the trials of it."""
+    (tmp_path / "ppl_ext").mkdir()
+    (tmp_path / "ppl_ext" / "__init__.py").touch()
+    (tmp_path / "ppl_ext" / "toy.py").write_text(TOY, encoding="utf-8")
+    (tmp_path / "test_toy.py").write_text(TESTS_OF_TOY, encoding="utf-8")
+    monkeypatch.setattr(mutation, "TESTS", {"ppl_ext/toy.py": "test_toy.py"})
+    monkeypatch.setattr(mutation, "ROOT", tmp_path)
+    monkeypatch.setattr(mutation, "PRELOAD", [])
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return mutation.Trials(tmp_path, tmp_path_factory.mktemp("trees"))
+
+
+def test_red_is_killed_green_survives_and_the_source_is_put_back(toy):
+    [mutant] = [m for m in mutants("ppl_ext/toy.py", TOY) if m.before == "x + x"]
+    assert mutant.function == "ppl_ext/toy.py:double"
+    same = dataclasses.replace(mutant, after="(x * 2)", source=TOY.replace("x + x", "x * 2"))
+    assert toy.judge(same, 60.0).verdict == ALIVE
+    enters = {nodeid.rpartition(":")[2]: functions for nodeid, (_, functions) in toy.known.items()}
+    assert enters == {"test_double": ["ppl_ext/toy.py:double"], "test_half": ["ppl_ext/toy.py:half"]}
+    verdict = toy.judge(mutant, 60.0)
+    assert verdict.verdict == KILLED and verdict.by.endswith("test_double")
+    [tree] = toy.trees.queue
+    assert (tree / "ppl_ext" / "toy.py").read_text(encoding="utf-8") == TOY
+
+
+def test_what_is_red_anyway_kills_nothing_and_a_run_out_of_time_decides_nothing(toy):
+    [tree] = toy.trees.queue
+    (tree / "test_toy.py").write_text("def test_it():\n    assert False\n", encoding="utf-8")
+    mutant = mutants("ppl_ext/toy.py", TOY)[0]
+    verdict = toy.judge(mutant, 60.0)
+    assert verdict.verdict == UNDECIDED and "not green without" in verdict.note
+    (tree / "test_toy.py").write_text("import time\ndef test_it():\n    time.sleep(60)\n", encoding="utf-8")
+    assert toy.judge(mutant, 3.0).verdict == UNDECIDED
+
+
+def test_verdicts_add_up_stay_where_lines_move_and_grow_stale(tmp_path, toy):
+    kept = tmp_path / "kept.json"
+    first, second = mutants("ppl_ext/toy.py", TOY)[:2]
+    add(kept, Verdict.on(first, ALIVE, 1.0, note="no test can tell"))
+    add(kept, Verdict.on(second, KILLED, 2.0))
+    assert [v.place for v in load(kept)] == [first.place, second.place]
+    judged = frozenset(v.place for v in load(kept))
+    assert not judged & {m.place for m in mutation.sample(99, 0, judged=judged)}
+    add(kept, Verdict.on(first, ALIVE, 3.0))  # judged again: the note stays
+    moved = {m.place: m for m in mutants("ppl_ext/toy.py", "import math\n\n" + TOY)}
+    said = report(load(kept), moved)
+    assert "1 of    2 killed,  50 %" in said and "1 alive, 1 of them explained" in said and "0 stale" in said
+    assert f"toy.py:{first.line + 2}" in said and "no test can tell" in said
+    gone = {m.place: m for m in mutants("ppl_ext/toy.py", TOY.replace("x + x", "2 * x"))}
+    assert "1 stale" in report(load(kept), gone)

@@ -1,134 +1,103 @@
 """Mutation testing: break the code on purpose, one place at a time, and see whether a test goes red.
 
-``python -m tools.mutation --num 20 --seed 1`` samples twenty places over all modules of ``TESTS``, evenly by module; ``--module
-ppl_ext/smoothing/conditional.py`` keeps to one. Each mutant runs in a copy of the tree against the tests named for its module, up to the
-first failure. The survivors, each with its text before and after, end the run; a survivor wants a test or an explanation.
+``python -m tools.mutation --num 20 --seed 1`` judges twenty more places over all modules of ``TESTS``, a module as likely as another;
+``--module ppl_ext/smoothing`` keeps to one folder or module. Verdicts add up in ``tools/mutants.json``; those already judged there are
+passed over while their line stands in the source, and ``--again`` judges the survivors anew. ``--report`` prints kills by folder and each
+survivor with its note: a survivor wants a test, or a note in that file that says why no test can tell.
+
+Each mutant runs in a copy of the tree against the tests named for its module, up to the first failure. Tests that are known to enter the
+changed function come first, the fastest of them before; that knowledge, and what XLA compiled, grow from run to run in ``.mutation``.
 """
 
 import argparse
-import ast
-import copy
+import json
+import multiprocessing
+import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Queue
+
+from tools.mutants import Mutant, mutants
+from tools.verdicts import ALIVE, KILLED, UNDECIDED, Verdict, add, load, report
+from tools.watching import run_tests
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "tools" / "mutants.json"
+HABITS = ROOT / ".mutation"
 
+_OBJECTIVES = "tests/objectives/test_unbiased.py tests/objectives/test_options.py"
 TESTS = {
     "ppl_ext/program.py": "tests/test_program.py tests/test_density.py",
     "ppl_ext/density.py": "tests/test_density.py tests/test_program.py",
-    "ppl_ext/expectation.py": "tests/test_expectation.py",
-    "ppl_ext/surrogate.py": "tests/test_expectation.py tests/objectives/test_unbiased.py",
-    "ppl_ext/choices.py": "tests/test_expectation.py tests/objectives/test_unbiased.py",
-    "ppl_ext/run.py": "tests/test_expectation.py tests/objectives/test_unbiased.py",
-    "ppl_ext/particles.py": "tests/test_expectation.py tests/test_carried.py",
-    "ppl_ext/credit.py": "tests/test_credit.py tests/test_expectation.py",
-    "ppl_ext/dataflow.py": "tests/test_credit.py tests/test_expectation.py",
-    "ppl_ext/vmapped.py": "tests/test_vmapped.py",
-    "ppl_ext/summing.py": "tests/test_elimination.py",
+    "ppl_ext/laws.py": "tests/test_laws.py tests/test_elimination.py",
+    "ppl_ext/direction.py": "tests/test_direction.py",
+    "ppl_ext/expectation.py": f"tests/test_expectation.py tests/test_inner_transforms.py {_OBJECTIVES}",
+    "ppl_ext/surrogate.py": f"tests/test_expectation.py tests/gradients tests/test_fork.py {_OBJECTIVES}",
+    "ppl_ext/choices.py": f"tests/test_expectation.py tests/gradients tests/test_fork.py {_OBJECTIVES}",
+    "ppl_ext/run.py": f"tests/test_expectation.py tests/gradients tests/test_fork.py {_OBJECTIVES}",
+    "ppl_ext/particles.py": "tests/test_expectation.py tests/test_carried.py tests/gradients",
+    "ppl_ext/carrying.py": "tests/test_carried.py tests/test_baselines.py tests/gradients tests/objectives/test_held_draws.py",
+    "ppl_ext/lanes.py": "tests/test_vmapped.py tests/test_expectation.py tests/test_credit.py tests/gradients",
+    "ppl_ext/predictions.py": "tests/gradients tests/test_baselines.py",
+    "ppl_ext/baselines.py": "tests/test_baselines.py tests/gradients",
+    "ppl_ext/credit.py": "tests/test_credit.py tests/test_expectation.py tests/gradients",
+    "ppl_ext/dataflow.py": "tests/test_credit.py tests/test_expectation.py tests/gradients",
+    "ppl_ext/vmapped.py": "tests/test_vmapped.py tests/test_inner_transforms.py",
+    "ppl_ext/summing.py": "tests/test_elimination.py tests/test_density.py",
     "ppl_ext/held.py": "tests/objectives/test_held_draws.py tests/test_carried.py",
-    "ppl_ext/factors.py": "tests/test_elimination.py",
-    "ppl_ext/divergence.py": "tests/objectives/test_options.py",
-    "ppl_ext/elimination.py": "tests/test_elimination.py",
-    "ppl_ext/gradients": "tests/gradients",
-    "ppl_ext/objectives": "tests/objectives",
-    "ppl_ext/algorithms": "tests/algorithms",
-    "ppl_ext/smoothing": "tests/smoothing",
-    "ppl_ext/meta": "tests/meta",
-    "ppl_ext/priors": "tests/priors",
-    "ppl_ext/infer": "tests/infer",
+    "ppl_ext/factors.py": "tests/test_elimination.py tests/gradients",
+    "ppl_ext/divergence.py": "tests/objectives tests/test_expectation.py",
+    "ppl_ext/elimination.py": "tests/test_elimination.py tests/test_density.py",
+    "ppl_ext/gradients": "tests/gradients tests/test_expectation.py tests/test_fork.py tests/test_carried.py",
+    "ppl_ext/algorithms": "tests/algorithms tests/smoothing/test_smooth.py tests/smoothing/test_swept.py tests/test_composition.py",
+    "ppl_ext/smoothing": "tests/smoothing tests/algorithms/test_contract.py tests/fuzz tests/test_fuzz.py",
+    "ppl_ext/meta": "tests/meta tests/fuzz tests/test_fuzz.py",
+    "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",
+    "ppl_ext/objectives": "tests/objectives tests/conformance/test_objectives.py",
+    "ppl_ext/handlers": "tests/handlers tests/gradients tests/test_expectation.py",
+    "ppl_ext/infer": "tests/infer tests/fuzz tests/test_fuzz.py",
 }
-"""From a module, or a folder of them, to the tests that should notice."""
+"""From a module, or a folder of them, to the tests that should notice; the examples of the module's own docstrings come on top."""
 
-SWAPS = {
-    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Add},
-    **{ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
-    **{ast.And: ast.Or, ast.Or: ast.And, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
-}
-IDENTITIES = {"stop_gradient", "_stop"}
-"""Functions of one argument that are left out: without them only a gradient is wrong."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change in one module: the source after it, and the line before and after."""
-
-    module: str
-    line: int
-    before: str
-    after: str
-    source: str
+PRELOAD = [
+    "jax",
+    "numpyro.infer",
+    "numpyro.infer.autoguide",
+    "arviz",
+    "equinox",
+    "optax",
+    "funsor",
+    "scipy.stats",
+    "hypothesis",
+    "tqdm.auto",
+]
+STUCK = 20.0
+"""A test that takes so many times its known seconds, and five minutes at least, never ends."""
 
 
-def places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, object]]:
-    """Every (node, field, new value) that makes a mutant. Annotations, defaults' types, docstrings and messages are left alone."""
-    skip: set[int] = set()
-    for node in ast.walk(tree):
-        for name in ("annotation", "returns"):
-            if (note := getattr(node, name, None)) is not None:
-                skip |= {id(x) for x in ast.walk(note)}
-        if isinstance(node, ast.Raise | ast.JoinedStr):  # a message, or whether an error is raised at all: other tests hold these
-            skip |= {id(x) for x in ast.walk(node)}
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr):
-            skip |= {id(x) for x in ast.walk(node.value)}  # a union of types, as a rule
-    for node in ast.walk(tree):
-        if id(node) in skip:
-            continue
-        if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
-            yield node, "op", SWAPS[type(node.op)]()
-        elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in SWAPS:
-            yield node, "ops", [SWAPS[type(node.ops[0])]()]
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
-            yield node, "op", ast.UAdd()
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            yield node, "operand", ast.UnaryOp(ast.Not(), node.operand)
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            yield node, "value", node.value + 1
-        elif isinstance(node, ast.Call) and _name(node.func) in IDENTITIES and len(node.args) == 1:
-            yield node, "func", ast.Lambda(ast.arguments([], [ast.arg("x")], None, [], [], None, []), ast.Name("x", ast.Load()))
+def tests_of(module: str) -> list[str]:
+    return next(tests for path, tests in TESTS.items() if module == path or module.startswith(f"{path}/")).split()
 
 
-def _name(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+def sources(only: str | None = None) -> dict[str, str]:
+    """The text of every module under ``TESTS``, or of those in one folder."""
+    paths = [p for path in TESTS for p in ([ROOT / path] if path.endswith(".py") else sorted((ROOT / path).rglob("*.py")))]
+    names = [p.relative_to(ROOT).as_posix() for p in paths if p.name != "__init__.py"]
+    return {n: (ROOT / n).read_text(encoding="utf-8") for n in names if only is None or n == only or n.startswith(f"{only.rstrip('/')}/")}
 
 
-def mutants(module: str, source: str) -> list[Mutant]:
-    """All mutants of a module, in the order of its text."""
-    tree = ast.parse(source)
-    lines, found = source.splitlines(), []
-    for node, field, new in sorted(places(tree), key=lambda p: (p[0].lineno, p[0].col_offset)):  # type: ignore[attr-defined]
-        old = ast.get_source_segment(source, node)
-        changed = copy.copy(node)
-        setattr(changed, field, new)
-        text = f"({ast.unparse(ast.fix_missing_locations(changed))})"
-        if old is None:
-            continue
-        start, end = _offset(lines, node.lineno, node.col_offset), _offset(lines, node.end_lineno, node.end_col_offset)
-        found.append(Mutant(module, node.lineno, old, text, source[:start] + text + source[end:]))
-    return found
-
-
-def _offset(lines: list[str], line: int, column: int) -> int:
-    before = sum(len(x) + 1 for x in lines[: line - 1])
-    return before + len(lines[line - 1].encode()[:column].decode())
-
-
-def tests_of(module: str) -> str:
-    return next(tests for path, tests in TESTS.items() if module == path or module.startswith(f"{path}/"))
-
-
-def sample(num: int, seed: int, only: str | None = None) -> list[Mutant]:
-    """Mutants, a module as likely as another, none twice."""
+def sample(num: int, seed: int, only: str | None = None, judged: frozenset = frozenset()) -> list[Mutant]:
+    """Mutants that are not judged yet, a module as likely as another, none twice."""
     rng = random.Random(seed)
-    modules = [p for path in TESTS for p in ([ROOT / path] if path.endswith(".py") else sorted((ROOT / path).rglob("*.py")))]
-    names = [p.relative_to(ROOT).as_posix() for p in modules if p.name != "__init__.py"]
-    pool = {n: mutants(n, (ROOT / n).read_text(encoding="utf-8")) for n in names if only is None or n == only}
+    pool = {name: [m for m in mutants(name, source) if m.place not in judged] for name, source in sources(only).items()}
     chosen: list[Mutant] = []
     while len(chosen) < num and any(pool.values()):
         name = rng.choice([n for n, left in pool.items() if left])
@@ -136,49 +105,143 @@ def sample(num: int, seed: int, only: str | None = None) -> list[Mutant]:
     return chosen
 
 
-def killed(mutant: Mutant, tree: Path, seconds: float, options: list[str]) -> bool:
-    """Whether a test goes red; one that never ends counts as killed."""
-    target = tree / mutant.module
-    original = target.read_text(encoding="utf-8")
-    target.write_text(mutant.source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, *tests_of(mutant.module).split()]
+class Trials:
+    """Copies of a tree, one a job, and what is known of its tests: their seconds, and the functions that they enter."""
+
+    def __init__(self, root: Path, folder: Path, jobs: int = 1, habits: Path | None = None, options: tuple[str, ...] = ()):
+        self.options, self.habits, self.lock = list(options), habits, threading.Lock()
+        self.known: dict[str, tuple[float, list[str]]] = {}
+        if habits is not None:
+            habits.mkdir(exist_ok=True)
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(habits / "jax"))
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+            if (habits / "tests.json").exists():
+                self.known = json.loads((habits / "tests.json").read_text(encoding="utf-8"))
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        self.trees: Queue[Path] = Queue()
+        left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", "_build", "output", ".mutation", ".*_cache")
+        for job in range(jobs):
+            shutil.copytree(root, tree := folder.resolve() / f"tree{job}", symlinks=True, ignore=left_out)
+            self.trees.put(tree)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOAD)  # a second of imports, not ten; nothing of XLA runs before the fork
+
+    def judge(self, mutant: Mutant, seconds: float) -> Verdict:
+        """Killed where a test that is green without the mutant goes red, or never ends."""
+        started, tree, note = time.perf_counter(), self.trees.get(), ""
+        try:
+            with changed(tree / mutant.module, mutant.source):
+                tests = [mutant.module, *tests_of(mutant.module)]
+                outcome, by = self.run(tree, tests, mutant.function or f"{mutant.module}:", seconds)
+            if outcome == KILLED and by and by not in self.known and self.run(tree, [by], "", seconds)[0] != ALIVE:
+                outcome, note = UNDECIDED, "this test is not green without the mutant either"
+        finally:
+            self.trees.put(tree)
+        return Verdict.on(mutant, outcome, time.perf_counter() - started, by, note)
+
+    def run(self, tree: Path, tests: list[str], function: str, seconds: float) -> tuple[str, str]:
+        """The outcome of these tests in a process of their own, and the test that decided it."""
+        here, there = self.context.Pipe(duplex=False)
+        arguments = (there, str(tree), f"{tree}.log", [*self.options, *tests], self.known, function)
+        process = self.context.Process(target=run_tests, args=arguments)
+        process.start()
+        there.close()
+        try:
+            with here:
+                return self.watch(here, seconds)
+        finally:
+            for stop in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):
+                with suppress(ProcessLookupError):
+                    stop()
+            process.join()
+
+    def watch(self, tells, seconds: float) -> tuple[str, str]:
+        started, current, last = time.perf_counter(), "", float("inf")
+        while True:
+            now = time.perf_counter()
+            if now > last:
+                return KILLED, current
+            if now > started + seconds:
+                return UNDECIDED, current
+            if not tells.poll(1.0):
+                continue
+            try:
+                what, *told = tells.recv()
+            except EOFError:  # the interpreter itself went down
+                return KILLED, current
+            if what == "starts":
+                (current,) = told
+                last = now + max(300.0, STUCK * self.known[current][0]) if current in self.known else float("inf")
+            elif what == "failed":
+                return KILLED, told[0]
+            elif what == "passed":
+                self.learn(*told)
+            elif what == "ends":
+                return (ALIVE if told[0] == 0 else KILLED), ""
+
+    def learn(self, nodeid: str, seconds: float, enters: list[str]) -> None:
+        with self.lock:
+            before = self.known.get(nodeid, (seconds, []))
+            self.known[nodeid] = (round(min(seconds, before[0]), 2), sorted({*before[1], *enters}))
+
+    def remember(self) -> None:
+        if self.habits is not None:
+            with self.lock:
+                (self.habits / "tests.json").write_text(json.dumps(self.known), encoding="utf-8")
+
+
+@contextmanager
+def changed(path: Path, source: str) -> Iterator[None]:
+    original = path.read_text(encoding="utf-8")
+    path.write_text(source, encoding="utf-8")
     try:
-        return subprocess.run(command, cwd=tree, capture_output=True, timeout=seconds, check=False).returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        yield
     finally:
-        target.write_text(original, encoding="utf-8")
+        path.write_text(original, encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num", type=int, default=20)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--num", type=int, default=20, help="so many places that are not judged yet")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--module")
-    parser.add_argument("--seconds", type=float, default=900.0, help="for the tests of one mutant")
-    parser.add_argument("--list", action="store_true", help="show the sample and stop")
+    parser.add_argument("--module", help="one module, or a folder of them")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1800.0, help="for the tests of one mutant; then it is undecided")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="the file of verdicts")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="show the sample and stop")
+    what.add_argument("--again", action="store_true", help="judge those anew that are alive or undecided, and stop")
+    what.add_argument("--report", action="store_true", help="print what is kept and stop")
     parser.add_argument("options", nargs="*", help="for pytest, after --")
     given = parser.parse_args()
-    chosen = sample(given.num, given.seed, given.module)
-    survivors = []
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "_build", "output"))
-        for number, mutant in enumerate(chosen, 1):
-            what = f"{mutant.module}:{mutant.line}  {mutant.before}  ->  {mutant.after}"
-            if given.list:
-                print(what)
-                continue
-            started = time.perf_counter()
-            dead = killed(mutant, tree, given.seconds, given.options)
-            survivors += [] if dead else [what]
-            print(f"{number:4}/{len(chosen)}  {'killed' if dead else 'ALIVE '}  {time.perf_counter() - started:6.0f} s  {what}", flush=True)
-    if chosen and not given.list:
-        print(
-            f"\n{len(chosen) - len(survivors)} of {len(chosen)} killed ({100 * (1 - len(survivors) / len(chosen)):.0f} %).",
-            *survivors,
-            sep="\n",
-        )
+    kept = load(given.kept)
+    standing = {m.place: m for name, source in sources(given.module).items() for m in mutants(name, source)}
+    if given.report:
+        print(report([v for v in kept if given.module is None or v.module.startswith(given.module)], standing))
+        return
+    if given.again:
+        chosen = [standing[v.place] for v in kept if v.verdict != KILLED and v.place in standing]
+    else:
+        chosen = sample(given.num, given.seed, given.module, frozenset(v.place for v in kept))
+    if given.list:
+        print(*(f"{m.module}:{m.line}  {m.before}  ->  {m.after}" for m in chosen), sep="\n")
+        return
+    lock = threading.Lock()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
+        trials = Trials(ROOT, Path(folder), given.jobs, HABITS, tuple(given.options))
+
+        def judge(numbered: tuple[int, Mutant]) -> None:
+            number, mutant = numbered
+            verdict = trials.judge(mutant, given.seconds)
+            with lock:
+                trials.remember()
+                add(given.kept, verdict)
+                what = f"{mutant.module}:{mutant.line}  {mutant.before}  ->  {mutant.after}"
+                print(f"{number:4}/{len(chosen)}  {verdict.verdict:9}  {verdict.seconds:6.0f} s  {what}   {verdict.by}", flush=True)
+
+        list(pool.map(judge, enumerate(chosen, 1)))
+    print(report([v for v in load(given.kept) if v.place in {m.place for m in chosen}], standing))
 
 
 if __name__ == "__main__":
