@@ -82,6 +82,10 @@ def test_red_is_killed_green_survives_and_the_source_is_put_back(toy):
     assert verdict.verdict == KILLED and verdict.by.endswith("test_double")
     [tree] = toy.trees.queue
     assert (tree / "ppl_ext" / "toy.py").read_text(encoding="utf-8") == TOY
+    broken = dataclasses.replace(mutant, source=TOY + "\n1 / 0\n")
+    assert toy.judge(broken, 60.0).by == "ppl_ext/toy.py"
+    with pytest.raises(RuntimeError, match="pytest ended with 4"):
+        toy.run(tree, ["test_nowhere.py"], "", 60.0)
 
 
 def test_what_is_red_anyway_kills_nothing_and_a_run_out_of_time_decides_nothing(toy):

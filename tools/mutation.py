@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Queue
 
@@ -134,8 +135,10 @@ class Trials:
             with changed(tree / mutant.module, mutant.source):
                 tests = [mutant.module, *tests_of(mutant.module)]
                 outcome, by = self.run(tree, tests, mutant.function or f"{mutant.module}:", seconds)
-            if outcome == KILLED and by and by not in self.known and self.run(tree, [by], "", seconds)[0] != ALIVE:
-                outcome, note = UNDECIDED, "this test is not green without the mutant either"
+            if outcome == KILLED and by not in self.known:
+                alone = [by] if "::" in by else [by, "--collect-only"]  # a file, where the mutant breaks its import
+                if self.run(tree, alone, "", seconds)[0] != ALIVE:
+                    outcome, note = UNDECIDED, "this test is not green without the mutant either"
         finally:
             self.trees.put(tree)
         return Verdict.on(mutant, outcome, time.perf_counter() - started, by, note)
@@ -143,20 +146,21 @@ class Trials:
     def run(self, tree: Path, tests: list[str], function: str, seconds: float) -> tuple[str, str]:
         """The outcome of these tests in a process of their own, and the test that decided it."""
         here, there = self.context.Pipe(duplex=False)
-        arguments = (there, str(tree), f"{tree}.log", [*self.options, *tests], self.known, function)
+        log = tree.with_suffix(".log")
+        arguments = (there, str(tree), str(log), [*self.options, *tests], self.known, function)
         process = self.context.Process(target=run_tests, args=arguments)
         process.start()
         there.close()
         try:
             with here:
-                return self.watch(here, seconds)
+                return self.watch(here, log, seconds)
         finally:
             for stop in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):
                 with suppress(ProcessLookupError):
                     stop()
             process.join()
 
-    def watch(self, tells, seconds: float) -> tuple[str, str]:
+    def watch(self, tells: Connection, log: Path, seconds: float) -> tuple[str, str]:
         started, current, last = time.perf_counter(), "", float("inf")
         while True:
             now = time.perf_counter()
@@ -168,8 +172,10 @@ class Trials:
                 continue
             try:
                 what, *told = tells.recv()
-            except EOFError:  # the interpreter itself went down
-                return KILLED, current
+            except EOFError as error:
+                if not current:
+                    raise RuntimeError(f"pytest never began: {log.read_text(encoding='utf-8')[-2000:]}") from error
+                return KILLED, current  # a test took the interpreter down
             if what == "starts":
                 (current,) = told
                 last = now + max(300.0, STUCK * self.known[current][0]) if current in self.known else float("inf")
@@ -178,7 +184,9 @@ class Trials:
             elif what == "passed":
                 self.learn(*told)
             elif what == "ends":
-                return (ALIVE if told[0] == 0 else KILLED), ""
+                if told[0] not in (0, 5):  # a usage error or a crash: no test has spoken; 5 is a file without tests
+                    raise RuntimeError(f"pytest ended with {told[0]}: {log.read_text(encoding='utf-8')[-2000:]}")
+                return ALIVE, ""
 
     def learn(self, nodeid: str, seconds: float, enters: list[str]) -> None:
         with self.lock:

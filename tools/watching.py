@@ -32,6 +32,10 @@ class Watch:
     def pytest_collection_modifyitems(self, items):
         items.sort(key=lambda item: self.rank(item.nodeid))
 
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.tell(("failed", report.nodeid))
+
     def pytest_runtest_logstart(self, nodeid):
         self.tell(("starts", nodeid))
         self.seconds = 0.0
