@@ -96,5 +96,6 @@ def run_tests(
         met = any(name.startswith(function) for name in enters) if function.endswith(":") else function in enters
         return 0 if met else 2, seconds
 
-    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *arguments], plugins=[Watch(Path(tree), tell.send, rank)])
+    preloaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that pytest would rather have imported itself
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *arguments], plugins=[Watch(Path(tree), tell.send, rank)])
     tell.send(("ends", int(code)))
