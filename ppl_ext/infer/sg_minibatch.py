@@ -27,20 +27,36 @@ def draw_rows(rng_key: jax.Array, size: int, num: int) -> jax.Array:
     """
     if 2 * num > size:  # most of them: a permutation is no longer than what it gives
         return jax.random.permutation(rng_key, size)[:num]
-    expected = -size * math.log1p(-num / size)
-    tries = math.ceil(expected + 4.0 * math.sqrt(expected) + 4.0)
+    repeats = -size * math.log1p(-num / size) - num  # expected among as many as it takes
+    tries = math.ceil(num + repeats + 4.0 * math.sqrt(repeats) + 4.0)
+    limit = 2**32 // size * size  # a word from here on would favour low indices: it is passed over
 
     def draw(carry):
-        key, _, _ = carry
-        key, subkey = jax.random.split(key)
-        found = jax.random.randint(subkey, (tries,), 0, size)
-        order = jnp.argsort(found, stable=True)  # equal ones together, the earliest first
-        new = jnp.ones(tries, bool).at[order[1:]].set(jnp.diff(found[order]) != 0)
-        position = jnp.where(new, jnp.cumsum(new) - 1, num)
-        return key, jnp.zeros(num, found.dtype).at[position].set(found, mode="drop"), new.sum() >= num
+        attempt, _, _ = carry
+        words = jax.random.bits(jax.random.fold_in(rng_key, attempt), (tries,), jnp.uint32)
+        valid, order = words <= jnp.uint32(limit - 1), jnp.arange(tries)
+        found = jnp.where(valid, (words % jnp.uint32(size)).astype(order.dtype), size + order)
+        picked, enough = (_by_pairs if tries <= 128 else _by_sorting)(found, valid, num)
+        return attempt + 1, picked, enough
 
     none = jnp.zeros(num, jnp.result_type(int)), jnp.zeros((), bool)
-    return jax.lax.while_loop(lambda carry: ~carry[2], draw, (rng_key, *none))[1]
+    return jax.lax.while_loop(lambda carry: ~carry[2], draw, (jnp.zeros((), jnp.uint32), *none))[1]
+
+
+def _by_pairs(found: jax.Array, valid: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """The first ``num`` different ones, and whether there are as many: by comparing all pairs, which for few beats sorting."""
+    order = jnp.arange(len(found))
+    earlier = order[None, :] < order[:, None]
+    new = valid & ~jnp.any(earlier & (found[None, :] == found[:, None]), axis=1)
+    rank = jnp.sum((order[None, :] <= order[:, None]) & new[None, :], axis=1)
+    return found[jnp.sum(rank[None, :] <= jnp.arange(num)[:, None], axis=1)], rank[-1] >= num
+
+
+def _by_sorting(found: jax.Array, valid: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    order = jnp.argsort(found, stable=True)  # equal ones together, the earliest first
+    new = valid & jnp.ones(len(found), bool).at[order[1:]].set(jnp.diff(found[order]) != 0)
+    position = jnp.where(new, jnp.cumsum(new) - 1, num)
+    return jnp.zeros(num, found.dtype).at[position].set(found, mode="drop"), new.sum() >= num
 
 
 class Rows(NamedTuple):

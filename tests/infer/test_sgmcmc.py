@@ -16,7 +16,7 @@ from scipy.stats import chisquare, kstest
 
 import ppl_ext
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError, ProgramError
-from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay, sg_minibatch, sg_target
+from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay, sg_minibatch, sg_noise, sg_target
 from ppl_ext.infer.sg_noise import normals
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
@@ -37,9 +37,45 @@ def test_rows_are_different_and_every_ordered_set_is_as_likely(size, num):
 
 
 def test_rows_that_could_repeat_are_seen(monkeypatch):
-    monkeypatch.setattr(sg_minibatch.jnp, "diff", lambda x: jnp.ones(len(x) - 1, x.dtype))  # every draw passes for a new one
+    monkeypatch.setattr(
+        sg_minibatch, "_by_pairs", lambda found, valid, num: (found[:num], jnp.array(True))
+    )  # every draw passes for a new one
     rows = np.asarray(jax.vmap(lambda key: sg_minibatch.draw_rows(key, 5, 2))(jax.random.split(KEY, 100)))
     assert not all(len(set(row)) == 2 for row in rows)
+
+
+@pytest.mark.parametrize("pick", [sg_minibatch._by_pairs, sg_minibatch._by_sorting])
+def test_the_first_different_ones_are_kept_in_their_order(pick):
+    """Draws that are not valid are passed over, and the row says when there are too few."""
+    run, rng = jax.jit(pick, static_argnums=2), np.random.default_rng(0)
+    for _ in range(50):
+        found, valid = rng.integers(0, 9, 14).astype(np.int32), rng.random(14) < 0.8
+        found = np.where(valid, found, 9 + np.arange(14)).astype(np.int32)
+        wanted = list(dict.fromkeys(found[valid].tolist()))
+        rows, enough = run(found, valid, 6)
+        assert bool(enough) == (len(wanted) >= 6)
+        assert not enough or rows.tolist() == wanted[:6]
+
+
+def test_many_rows_are_different_and_as_likely():
+    """So many that they are sorted, and so few tries that some draws start again."""
+    rows = np.asarray(jax.jit(jax.vmap(lambda key: sg_minibatch.draw_rows(key, 400, 150)))(jax.random.split(KEY, 2000)))
+    assert (np.diff(np.sort(rows, axis=1)) > 0).all() and rows.min() >= 0 and rows.max() < 400
+    counts = np.bincount(rows.ravel(), minlength=400)
+    # Without replacement a count varies less than a multinomial's, by 1 - 150/400.
+    assert chisquare(counts).statistic / (1.0 - 150 / 400) < 399 + 4.5 * np.sqrt(2 * 399)
+
+
+def test_all_words_together_have_the_moments_of_the_normal_law():
+    """Every radius at one angle, then every direction at one radius: with independent bits, that is the whole law."""
+    run = jax.jit(lambda words: sg_noise._from_words(words).reshape(2, -1))
+    x, y = np.asarray(run(np.arange(2**20, dtype=np.uint32) << 12 | 300), float)
+    square = x**2 + y**2
+    np.testing.assert_allclose(square, -2.0 * np.log((np.arange(2**20) + 0.5) / 2**20), rtol=2e-6, atol=2e-7)
+    np.testing.assert_allclose([square.mean(), (square**2).mean(), (square**3).mean()], [2.0, 8.0, 48.0], rtol=1e-4)
+    x, y = np.asarray(run(np.arange(2**12, dtype=np.uint32) | 1 << 24), float)
+    np.testing.assert_allclose(np.diff(np.sort(np.arctan2(y, x))), 2.0 * np.pi / 2**12, atol=1e-6)
+    np.testing.assert_allclose(np.hypot(x, y), np.hypot(x[0], y[0]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3), jax.random.key(3, impl="rbg")])
