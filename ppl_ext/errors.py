@@ -1,6 +1,7 @@
 """What goes wrong, in the user's words: each error names the site or argument, what was expected, and what to do.
 
-Every type is also a ``ValueError`` or ``TypeError`` (a missing extra an ``ImportError``), so code that catches those keeps working.
+Every type is also a ``ValueError`` or ``TypeError`` (a missing extra an ``ImportError``, a lost process a ``RuntimeError``), so code that
+catches those keeps working.
 """
 
 from typing import Any
@@ -57,6 +58,10 @@ class NonFiniteError(PplExtError, ValueError):
     """A density, loss or gradient stopped being finite. ``result`` holds the last good state of a run that had begun."""
 
     result: Any = None
+
+
+class ProcessError(PplExtError, RuntimeError):
+    """Another process of a run over several is gone. The message says how to go on."""
 
 
 class MissingExtraError(PplExtError, ImportError):

@@ -33,6 +33,7 @@ FLOORS = (
         "factors",
         "laws",
         "program",
+        "sharding",
         "summing",
         "vmapped",
     },
@@ -264,8 +265,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist"))
+
+
+def build(tree: Path, out: Path) -> Path:
     """A folder with the sdist of this tree, and the wheel built from that sdist."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, tree)
     shutil.copytree(ROOT / "ppl_ext", tree / "ppl_ext", ignore=shutil.ignore_patterns("__pycache__"))

@@ -80,6 +80,8 @@ def test_red_is_killed_green_survives_and_the_source_is_put_back(toy):
     assert enters == {"test_double": ["ppl_ext/toy.py:double"], "test_half": ["ppl_ext/toy.py:half"]}
     verdict = toy.judge(mutant, 60.0)
     assert verdict.verdict == KILLED and verdict.by.endswith("test_double")
+    elsewhere = dataclasses.replace(mutant, function="ppl_ext/toy.py:half")  # what test_double is known not to enter
+    assert toy.judge(elsewhere, 60.0).verdict == ALIVE
     [tree] = toy.trees.queue
     assert (tree / "ppl_ext" / "toy.py").read_text(encoding="utf-8") == TOY
     broken = dataclasses.replace(mutant, source=TOY + "\n1 / 0\n")

@@ -6,7 +6,8 @@ passed over while their line stands in the source, and ``--again`` judges the su
 survivor with its note: a survivor wants a test, or a note in that file that says why no test can tell.
 
 Each mutant runs in a copy of the tree against the tests named for its module, up to the first failure. Tests that are known to enter the
-changed function come first, the fastest of them before; that knowledge, and what XLA compiled, grow from run to run in ``.mutation``.
+changed function come first, the fastest of them before, and those known not to enter it are left out; that knowledge, and what XLA
+compiled, grow from run to run in ``.mutation``.
 """
 
 import argparse

@@ -26,12 +26,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from jax.scipy.special import logsumexp
+from jax.sharding import Mesh
 
 from ppl_ext.algorithms.compensated import Sum, plus, zero
 from ppl_ext.algorithms.lane_keys import LaneKeys
 from ppl_ext.algorithms.lowering import Inputs, Terms, run_proposal
 from ppl_ext.algorithms.resampling import Scheme, multinomial
 from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.sharding import along, gathered
 
 _stop = lax.stop_gradient
 
@@ -68,6 +70,7 @@ class Rules(NamedTuple):
     initial_proposal: Callable | None = None
     look_ahead: Callable | None = None
     params: dict[str, Any] = {}  # values of numpyro.param sites in the proposals
+    mesh: Mesh | None = None  # devices over which the particles are spread
 
 
 class Draws(Protocol):
@@ -124,7 +127,7 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
 
     values, log_q = draws.values(one, LaneKeys(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen)
     particles, terms = jax.vmap(ss.initial_terms, axis_size=rules.num_particles)(values)
-    log_ratio = _log_ratio(terms, log_q, program is not None, draws.fixed)
+    particles, log_ratio = _spread(rules, particles, _log_ratio(terms, log_q, program is not None, draws.fixed))
     log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
     log_weights, increment, num_nan = normalised(log_uniform + log_ratio)
     state = State(key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32))
@@ -212,7 +215,13 @@ def propose(
 
     values, log_q = draws.values(one, keys, tuple(ss.step_sites), old, frozen=frozen)
     particles, terms = jax.vmap(lambda p, v: ss.step_terms(p, v, x_t))(old, values)
-    return particles, _log_ratio(terms, log_q, rules.proposal is not None, draws.fixed)
+    return _spread(rules, particles, _log_ratio(terms, log_q, rules.proposal is not None, draws.fixed))
+
+
+def _spread(rules: Rules, particles: Particle, log_ratio: jax.Array) -> tuple[Particle, jax.Array]:
+    """Each device moves and weighs its own particles. Every one gets all of the weights, N numbers, so that their sum and the ancestors are
+    worked out alike wherever the particles lie."""
+    return along(rules.mesh, particles), gathered(rules.mesh, log_ratio)
 
 
 def _log_ratio(terms: Terms, log_q, proposed: bool, fixed: bool) -> jax.Array:

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 from jax import random
 from jax.lax import stop_gradient
+from jax.sharding import Mesh
 from numpyro.contrib.control_flow import scan
 
 from ppl_ext.algorithms.algorithm import Algorithm
@@ -20,6 +21,7 @@ from ppl_ext.algorithms.state_space import StateSpace, lower
 from ppl_ext.algorithms.target import Retained, Target, log_quotient
 from ppl_ext.arguments import check_count, check_function, check_number, told
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
+from ppl_ext.sharding import check_mesh
 
 # Samplers of NumPyro that take the density of a program for a number that is the same whenever it is asked.
 _SAMPLERS = {f"numpyro.infer.{name}" for name in ("hmc", "barker", "sa", "mixed_hmc", "hmc_gibbs", "ensemble")}
@@ -50,6 +52,8 @@ class ParticleFilter(Algorithm):
     :param initial_proposal: the same for the initial sites, ``initial_proposal(parameters)``.
     :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
     :param gradient: ``"fisher"``, or by default as said above.
+    :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
+        then a multiple of their number.
     :raises ModelError: when run: the program has no state-space form (:mod:`ppl_ext.algorithms.state_space`), a proposal does not fit, or
         an MCMC method of NumPyro asks for the density.
 
@@ -75,6 +79,7 @@ class ParticleFilter(Algorithm):
     initial_proposal: Callable | None = None
     look_ahead: Callable | None = None
     gradient: Literal["fisher"] | None = eqx.field(static=True, default=None)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     scans: ClassVar[bool] = True
 
@@ -89,12 +94,13 @@ class ParticleFilter(Algorithm):
                 check_function(f"ParticleFilter: {name}", getattr(self, name))
         if self.gradient not in (None, "fisher"):
             raise ArgumentError(f"ParticleFilter: gradient must be 'fisher' or None, got {told(self.gradient)}.")
+        check_mesh("ParticleFilter", self.mesh, self.num_particles, "num_particles")
 
     def rules(self, params: dict | None = None, sited: bool = False) -> Rules:
         """The filter's parts as :mod:`ppl_ext.algorithms.filtering` wants them."""
         threshold = self.threshold if self.threshold is not None else (1.0 if sited else 0.5)
         scheme = scheme_of("ParticleFilter: resampling", self.resampling or ("multinomial" if sited else "systematic"))
-        return Rules(self.num_particles, scheme, threshold, self.proposal, self.initial_proposal, self.look_ahead, params or {})
+        return Rules(self.num_particles, scheme, threshold, self.proposal, self.initial_proposal, self.look_ahead, params or {}, self.mesh)
 
     def evidence(self, target: Target) -> jax.Array:
         space, run = self._filtered(target)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import random
 from jax.example_libraries.optimizers import Optimizer
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK
@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
 from ppl_ext.checkpoint import Checkpoint
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, NonFiniteError
+from ppl_ext.errors import ArgumentTypeError, HandlerError, NonFiniteError
 from ppl_ext.infer.checks import check_first_step, non_finite_site
 from ppl_ext.infer.loop import Progress, take_steps
 from ppl_ext.infer.runner import runner_for, split_arguments
 from ppl_ext.result import Fit
+from ppl_ext.sharding import check_mesh, everywhere, is_first_process, placed
 
 
 def fit(
@@ -63,8 +64,8 @@ def fit(
     :param early_stopping: :class:`~ppl_ext.infer.Plateau`, or a function from the losses (chain, step) so far to a reason to stop or None.
     :param callback: called with a :class:`Progress` about fifty times a run; if it returns something true, the run stops.
     :param checkpoint: :class:`~ppl_ext.infer.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file exists.
-    :param mesh: devices over whose first axis the chains are spread, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``;
-        ``num_chains`` is then a multiple of that axis. Results do not depend on it but for rounding.
+    :param mesh: devices over which the chains are spread, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``; ``num_chains``
+        is then a multiple of their number. Results do not depend on it but for rounding.
     :param init_params: initial values of some or all ``param`` sites, the same for each chain.
     :return: :class:`~ppl_ext.result.Fit`; its ``params`` and ``losses`` have a leading chain axis.
     :raises ModelError: if model and guide do not fit together, naming the site.
@@ -82,7 +83,7 @@ def fit(
     """
     _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_chains)
     _check_options(progress_bar, init_params, early_stopping, callback, checkpoint)
-    spread = _spread(mesh, num_chains)
+    check_mesh("fit", mesh, num_chains, "num_chains")
     for name, program in (("model", model), ("guide", guide)):
         check_call(f"fit: {name}", program, args, kwargs)
     check_data("fit: model", args, kwargs)
@@ -92,21 +93,22 @@ def fit(
     states = runner.init(rng_key, num_chains, init_params, args, kwargs)
     first = jax.tree.map(lambda x: x[0], runner.params(states))
     check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
-    states = spread(runner.carrying(states, data, constants))
+    states, data = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
     states, _, _ = jax.block_until_ready(runner.freely(states, data, constants, 0))  # compiles
     compiled = time.perf_counter()
 
     losses, save = np.zeros((num_chains, 0), np.float32), None
     if checkpoint is not None:
         about = {"objective": repr(objective), "num_chains": num_chains, "rng_key": _key_numbers(rng_key), "data": _digest(data)}
-        save = partial(checkpoint.save, about=about)
+        save = partial(_save, checkpoint, about)
         if (found := checkpoint.load(states, about)) is not None:
-            states, losses = spread(found[0]), found[1]
+            states, losses = placed(mesh, found[0]), found[1]
     with tqdm(total=num_steps, initial=losses.shape[1], disable=not progress_bar, desc=repr(objective), unit="step") as bar:
         every = checkpoint.every if checkpoint is not None else num_steps
         states, losses, alive, stop_reason = take_steps(
             runner, states, data, constants, losses, num_steps, bar, early_stopping, callback, save, every
         )
+    states = everywhere(states)
     result = Fit(
         params=jax.tree.map(np.asarray, runner.params(states)),
         losses=losses,
@@ -155,18 +157,10 @@ def _check_options(progress_bar, init_params, early_stopping, callback, checkpoi
         raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}.")
 
 
-def _spread(mesh: Mesh | None, num_chains: int) -> Callable[[Any], Any]:
-    """Put what has a leading chain axis on the devices of a mesh."""
-    if mesh is None:
-        return lambda states: states
-    if not isinstance(mesh, Mesh):
-        raise ArgumentTypeError(f"fit: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}.")
-    axis = mesh.axis_names[0]
-    if num_chains % mesh.shape[axis]:
-        raise ArgumentError(
-            f"fit: num_chains={num_chains} does not divide over the {mesh.shape[axis]} devices of the mesh's axis '{axis}'."
-        )
-    return lambda states: jax.device_put(states, NamedSharding(mesh, PartitionSpec(axis)))
+def _save(checkpoint: Checkpoint, about: dict[str, Any], states: Any, losses: np.ndarray) -> None:
+    states = everywhere(states)
+    if is_first_process():
+        checkpoint.save(states, losses, about)
 
 
 def _digest(data: list) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_ext.infer.runner import AT_ONCE, Runner
+from ppl_ext.sharding import agreed, everywhere
 
 CHUNK = 1000  # steps between two looks at the losses, at most
 REFRESH = 0.1  # seconds that a launch aims to take, since the bar moves after each
@@ -62,14 +63,14 @@ def take_steps(
             end = min(end, -(-(saved + save_every) // chunk) * chunk)
         began = time.perf_counter()
         new, more, finite = runner.freely(states, data, constants, end - done)
-        more, finite = jax.device_get((more, finite))
+        more, finite = jax.device_get(everywhere((more, finite)))
         if not finite.all():
             if end > started + chunk:  # chunk by chunk, so that the careful steps begin where they always would
                 size = most = chunk
                 continue
             new, more, alive = runner.carefully(states, data, constants, end - done)
-            more, alive = jax.device_get((more, alive))
-        seconds = time.perf_counter() - began
+            more, alive = jax.device_get(everywhere((more, alive)))
+        seconds = agreed(time.perf_counter() - began)
         losses = np.concatenate([losses, more[:, : end - done]], axis=1)
         if early_stopping is not None and alive.all():
             for look in (*range(started + chunk, end, chunk), end):
@@ -83,7 +84,7 @@ def take_steps(
         states, taken, done = new, end - done, end
         if not alive.all():
             break
-        if stop_reason is None and callback is not None and callback(Progress(losses, partial(runner.params, states))):
+        if stop_reason is None and callback is not None and callback(Progress(losses, partial(_params, runner, states))):
             stop_reason = "stopped by the callback"
         if save is not None and done - saved >= save_every:
             save(states, losses)
@@ -92,6 +93,10 @@ def take_steps(
     if save is not None and saved < done:
         save(states, losses)
     return Taken(states, losses, alive, stop_reason)
+
+
+def _params(runner: Runner, states: Any) -> dict[str, Any]:
+    return everywhere(runner.params(states))
 
 
 def _postfix(losses: np.ndarray, chunk: int) -> str:

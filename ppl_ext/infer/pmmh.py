@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 from numpyro.distributions import biject_to
 from numpyro.infer.gibbs import latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
@@ -17,6 +18,7 @@ from ppl_ext.arguments import check_count, check_program
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.infer.checks import check_init_params, check_one_key
 from ppl_ext.infer.particle_gibbs import initial_names, path_sites
+from ppl_ext.sharding import check_mesh
 
 
 class PMMHState(NamedTuple):
@@ -46,6 +48,7 @@ class PMMH(MCMCKernel):
     :param model: a NumPyro model with one ``scan``.
     :param num_particles: of the filter. :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
     :param initial: sites before the scan that belong to the state; as for :class:`~ppl_ext.infer.ParticleGibbs`.
+    :param mesh: devices over which the particles are spread; see :class:`~ppl_ext.algorithms.ParticleFilter`.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -73,11 +76,13 @@ class PMMH(MCMCKernel):
         num_particles: int = 1000,
         resampling: str | Scheme = "systematic",
         initial: tuple[str, ...] | None = None,
+        mesh: Mesh | None = None,
     ):
         check_program("PMMH: model", model)
         check_count("PMMH: num_particles", num_particles)
         self.model, self._initial = model, initial_names("PMMH", initial)
-        self._rules = filtering.Rules(int(num_particles), scheme_of("PMMH: resampling", resampling), 0.5)
+        check_mesh("PMMH", mesh, num_particles, "num_particles")
+        self._rules = filtering.Rules(int(num_particles), scheme_of("PMMH: resampling", resampling), 0.5, mesh=mesh)
         self._transforms: dict[str, Any] = {}
         self._num_warmup = 0
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
@@ -25,6 +26,7 @@ from ppl_ext.meta.hierarchy import Hierarchy, Terms
 from ppl_ext.meta.local import LocalSolver, closed_form
 from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.stream import Batch, EpisodeStream, check_batch_size
+from ppl_ext.sharding import check_mesh, gathered, is_first_process, placed
 
 CUBATURE_UP_TO = 64
 """Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws`` antithetic pairs."""
@@ -51,6 +53,7 @@ class Trainer:
     optim: optax.GradientTransformation
     rate: Callable[[jax.Array], jax.Array]
     num_draws: int
+    mesh: Mesh | None = None
 
     def start(self) -> State:
         state = start(self.hierarchy)
@@ -75,7 +78,8 @@ class Trainer:
         niw = h.update(state.niw, q, self.rate(state.step))
         new = State(niw, shared, optim, state.step + 1)
         finite = jnp.isfinite(terms.total) & jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((niw, shared))]).all()
-        return jax.tree.map(partial(jnp.where, finite), new, state), terms._replace(loss=jnp.where(finite, terms.loss, jnp.nan))
+        state = jax.tree.map(partial(jnp.where, finite), new, state)
+        return gathered(self.mesh, (state, terms._replace(loss=jnp.where(finite, terms.loss, jnp.nan))))
 
 
 def fit(
@@ -91,6 +95,7 @@ def fit(
     init: MetaFit | None = None,
     checkpoint: Checkpoint | None = None,
     progress_bar: bool = True,
+    mesh: Mesh | None = None,
 ) -> MetaFit:
     r"""Fit the shared law and the shared values of a lifted model to a stream of episodes.
 
@@ -111,16 +116,19 @@ def fit(
     :param init: an earlier fit to go on from.
     :param checkpoint: a :class:`~ppl_ext.checkpoint.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file
         exists. ``num_steps`` then counts the steps made before, too.
+    :param mesh: devices over which the episodes of a batch are spread, ``jax.make_mesh((8,), ("episodes",), axis_types=(AxisType.Auto,))``;
+        every batch is then a multiple of their number.
     :return: :class:`MetaFit`.
     :raises ModelError: for :class:`ExactLinearGaussian` with a model that is not quadratic in θ.
     :raises NonFiniteError: if the bound or a parameter stops being finite, naming episode and site; ``error.result`` is the last good fit.
     """
     stream = as_stream("fit", stream)
     _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size, num_draws, init, checkpoint, progress_bar)
+    check_mesh("fit", mesh)
     of_batches, of_steps = jax.random.split(rng_key)
     whole = isinstance(stream, EpisodeStream) and (batch_size is None or batch_size >= len(stream))
     solver = LaplaceGGN() if local_solver is None else local_solver
-    trainer = Trainer(hierarchy, solver, optax.adam(1e-2) if optim is None else optim, _rate(rate, whole), num_draws)
+    trainer = Trainer(hierarchy, solver, optax.adam(1e-2) if optim is None else optim, _rate(rate, whole), num_draws, mesh)
     state, losses = _resumed(trainer, init), np.zeros((3, 0))
     about = described(hierarchy) | {
         "local_solver": repr(solver),
@@ -142,10 +150,10 @@ def fit(
             bar.update(new.shape[1])
             bar.set_postfix_str(f"loss {losses[:, -1].sum():.4g}", refresh=False)
             if checkpoint is not None and finite and losses.shape[1] - saved >= checkpoint.every:
-                checkpoint.save(run.state, losses, about)
+                _save(checkpoint, run.state, losses, about)
                 saved = losses.shape[1]
     if checkpoint is not None and finite and losses.shape[1] > saved:
-        checkpoint.save(run.state, losses, about)
+        _save(checkpoint, run.state, losses, about)
     if not losses.size:
         raise ArgumentError(f"fit: there are fewer episodes than batch_size, {batch_size}, so no step could be made.")
     result = MetaFit(hierarchy, solver, run.state, as_terms(losses), time.perf_counter() - started)
@@ -157,11 +165,17 @@ def fit(
     return result
 
 
+def _save(checkpoint: Checkpoint, state: State, losses: np.ndarray, about: dict[str, Any]) -> None:
+    if is_first_process():
+        checkpoint.save(state, losses, about)
+
+
 class _Run:
     """Steps in the background, looked at every now and then."""
 
     def __init__(self, trainer: Trainer, state: State, rng_key: jax.Array, batches: Iterator[Batch], total: int | None):
-        self.trainer, self.state, self.rng_key, self.batches, self.left = trainer, state, rng_key, batches, total
+        self.trainer, self.rng_key, self.batches, self.left = trainer, rng_key, batches, total
+        self.state = placed(trainer.mesh, state, leading=False)
         self.step = eqx.filter_jit(lambda state, batch, key: trainer.step(state, batch, key))
         self.first = True
 
@@ -170,10 +184,11 @@ class _Run:
         losses: list[Terms] = []
         self.seen: list[Batch] = []
         while len(losses) < LOOK and self.left != 0 and (batch := next(self.batches, None)) is not None:
+            check_mesh("fit", self.trainer.mesh, len(batch.numbers), "the number of episodes in a batch")
             if self.first and isinstance(self.trainer.solver, ExactLinearGaussian):
                 _check_quadratic(self.trainer.hierarchy, self.state, batch)
             with explained(self.trainer.hierarchy.form.model):
-                self.state, terms = self.step(self.state, batch, self.rng_key)
+                self.state, terms = self.step(self.state, placed(self.trainer.mesh, batch), self.rng_key)
             losses.append(terms)
             if len(losses) > AHEAD:  # or a whole look's batches would be queued
                 jax.block_until_ready(losses[-1 - AHEAD])

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ppl_ext.algorithms import filtering
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.sharding import along, check_mesh
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
 from ppl_ext.smoothing.lowered import ModelSpace
@@ -71,6 +73,7 @@ def settings(
     proposal: Callable | None = None,
     initial_proposal: Callable | None = None,
     look_ahead: Callable | None = None,
+    mesh: Mesh | None = None,
 ) -> Settings:
     check_program(f"{where}: model", model)
     check_count(f"{where}: num_particles", num_particles)
@@ -88,11 +91,12 @@ def settings(
         if fn is not None:
             check_function(f"{where}: {name}", fn)
             check_call(f"{where}: {name}, called with ({', '.join(args)}):", fn, args, {})
+    check_mesh(where, mesh, num_particles, "num_particles")
     threshold, scheme = float(ess_threshold), scheme_of(f"{where}: resampling", resampling)
     return Settings(
         model,
         as_additive(f"{where}: functionals", {} if functionals is None else functionals),
-        filtering.Rules(int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead),
+        filtering.Rules(int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead, mesh=mesh),
         backward_kernel(f"{where}: backward", backward, ("exact",) if where == "smooth" else ()),
         int(num_backward),
         log_bound,
@@ -169,7 +173,7 @@ def step(
         pairs = pairs_of(space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors)
         increments = terms(functional.step, inputs, old.particles.carry, particles)
         statistic, seen = advance(back_key, statistic, how.backward, pairs, increments, how.num_backward)
-        statistic = centre(statistic, new.log_weights)
+        statistic = centre(statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights)
         tally = Tally(tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess))
     return SmootherState(new, state.params, statistic, tally), info, particles
 
@@ -210,6 +214,8 @@ class OnlineSmoother:
     :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites, given a particle's carry and
         the scan's input; the backward law does not depend on it. :param initial_proposal: the same for the initial sites, of parameters.
     :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
+    :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
+        then a multiple of their number.
 
     Source: Olsson and Westerborn 2017, algorithm 2 (PaRIS).
 
@@ -244,8 +250,9 @@ class OnlineSmoother:
         proposal: Callable | None = None,
         initial_proposal: Callable | None = None,
         look_ahead: Callable | None = None,
+        mesh: Mesh | None = None,
     ):
-        how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead)
+        how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self._how = settings("OnlineSmoother", model, functionals, *how)
         self._begin = jax.jit(self._first)
         self._step = jax.jit(self._next, donate_argnums=0)

@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ppl_ext.algorithms.filtering import Info
 from ppl_ext.algorithms.resampling import Scheme, weights_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_call, check_count, check_key
 from ppl_ext.diagnostics.sites import refuse_open_handlers
-from ppl_ext.errors import ModelError
+from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.sharding import gathered
 from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import no_bound_needed
@@ -58,10 +60,13 @@ class smooth:
         proposal: Callable | None = None,
         initial_proposal: Callable | None = None,
         look_ahead: Callable | None = None,
+        mesh: Mesh | None = None,
     ):
         self.exact = isinstance(backward, str) and backward == "exact"
         kernel = "path" if self.exact else backward
-        how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead)
+        if self.exact and mesh is not None:
+            raise ArgumentError("smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out.")
+        how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self.how = settings("smooth", model, functionals, *how)
         self._run = jax.jit(self._exactly if self.exact else self._forward)
         self._sample = jax.jit(self._backward, static_argnums=5)
@@ -148,7 +153,7 @@ class smooth:
             "ess": infos.ess,
             "resampled": infos.resampled,
         }
-        return fields, outside(space.lowered), state.tally, {}
+        return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}))
 
     def _filtered(self, filter_key, params, args, kwargs, levels):
         if self.exact:
@@ -167,11 +172,11 @@ class smooth:
             return state, jax.tree.map(of, particles.sites)
 
         found = jax.lax.scan(body, state, space.lowered.xs)[1]
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found)
+        return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
 
     def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
             return Exact(lower(self.how.model, args, kwargs, params)).draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
         space, _ = self.how.begin(params, args, kwargs)
         path, tally = trajectories(rng_key, filter_key, self.how, params, space, num_samples)
-        return values_of(path), tally
+        return gathered(self.how.rules.mesh, (values_of(path), tally))

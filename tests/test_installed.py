@@ -1,0 +1,86 @@
+"""The wheel in an environment of its own, without any extra: what it does there, and what it says of an extra that is missing."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.test_house import ROOT, build, run
+
+SCRIPT = """
+import importlib.metadata, importlib.util, sys
+
+import jax, jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist, optax
+from numpyro.contrib.control_flow import scan
+from numpyro.infer.autoguide import AutoNormal
+
+import ppl_ext
+from ppl_ext.errors import MissingExtraError
+
+assert ppl_ext.__file__.startswith(sys.prefix), ppl_ext.__file__
+absent = [name for name in ("ott", "tinygp", "blackjax", "flax", "sklearn", "pytest") if importlib.util.find_spec(name)]
+assert not absent, f"{absent} came with the wheel"
+for name in ppl_ext.__all__:
+    getattr(ppl_ext, name)
+
+def level(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+y = np.array([1.0, 2.0, 1.5], np.float32)
+result = ppl_ext.infer.fit(
+    jax.random.key(0), level, AutoNormal(level), ppl_ext.objectives.ELBO(), optax.adam(0.05), 400, y, progress_bar=False
+)
+assert abs(float(result.params["mu_auto_loc"][0]) - 4.5 / 4.0) < 0.3
+assert result.to_arviz(jax.random.key(1)).posterior["mu"].ndim == 2
+
+def walk(y):
+    def step(x_prev, y_t):
+        x = numpyro.sample("x", dist.Normal(x_prev, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+        return x, None
+    scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+functionals = {"last": lambda t, x_prev, x: jnp.where(t == 2, x, 0.0)}
+args = jax.random.key(2), jnp.asarray(y)
+exact, particles = (ppl_ext.smoothing.smooth(walk, functionals, num_particles=500, backward=b).run(*args) for b in ("exact", "mcmc"))
+assert abs(float(exact.log_evidence - particles.log_evidence)) < 0.5
+
+extras = importlib.metadata.metadata("ppl-ext").get_all("Provides-Extra")
+
+def told(extra, fn):
+    try:
+        fn()
+    except MissingExtraError as error:
+        assert f"pip install 'ppl_ext[{extra}]'" in str(error) and extra in extras, error
+    else:
+        raise AssertionError(f"nothing needed {extra}")
+
+told("priors", ppl_ext.priors.Sinkhorn)
+sys.modules["matplotlib"] = sys.modules["matplotlib.pyplot"] = None  # ArviZ 0.23 brings it, and 1.x does not
+told("plots", lambda: ppl_ext.diagnostics.plots.plot_elbo(result))
+print("works")
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_extras_and_names_the_one_that_is_missing(tmp_path):
+    for name in ("tree", "dist"):
+        (tmp_path / name).mkdir()
+    [wheel] = build(tmp_path / "tree", tmp_path / "dist").glob("*.whl")
+    run("-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    install = ["-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
+    for arguments in (install, [tmp_path / "script.py"]):
+        last = in_environment(python, arguments, tmp_path)
+    assert last.endswith("works\n")
+
+
+def in_environment(python: Path, arguments: list, folder: Path) -> str:
+    done = subprocess.run([python, "-I", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
