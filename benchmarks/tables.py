@@ -172,6 +172,19 @@ def functional_priors(report):
     return table(head, rows) + f"\n\n{about}"
 
 
+def scaling(report):
+    cores, times = report["hardware"]["cores"], report["seconds"]
+    rows = []
+    for name, one in times["1"].items():
+        for devices, by_work in times.items():
+            strong, weak = by_work[name]["strong"], by_work[name]["weak"]
+            shared = f" (on {cores} cores)" if int(devices) > cores else ""
+            speedup, efficiency = one["strong"] / strong, one["weak"] / weak
+            rows.append([name, f"{devices}{shared}", f"{strong:.3g} s", f"{speedup:.2f}", f"{weak:.3g} s", f"{efficiency:.2f}"])
+    head = ["the work on one device", "devices", "strong", "speed-up", "weak: so many times the work", "efficiency"]
+    return table(head, rows)
+
+
 SECTIONS: dict[str, tuple[str, str, Callable]] = {
     "vae": ("Overhead: the gradient of a VAE", "The median of at least 100 blocked and interleaved calls.", vae),
     "cone": ("The cone of Becker et al. 2024", "Each bound trained to convergence, then evaluated on fresh draws.", cone),
@@ -218,6 +231,12 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
     ),
     "sgmcmc": ("Stochastic gradient MCMC", "Beside a loop by hand and blackjax, at as many gradients of as many rows.", sgmcmc),
     "runner": ("The runner", "`fit` with its progress bar beside a bare jitted scan of the same steps, and NumPyro's `SVI.run`.", runner),
+    "scaling": (
+        "Scaling over host devices",
+        "Strong: the same work on more devices. Weak: as many times the work as there are devices. More devices than cores share these, so "
+        "that a speed-up of theirs is no more than that of as many devices as cores.",
+        scaling,
+    ),
     "meta_stream": ("InstEval as a stream", "2,972 students, each seen once, against all of them in every step.", meta_stream),
 }
 

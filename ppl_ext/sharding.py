@@ -8,6 +8,7 @@ place in the whole axis, so that results do not depend on the devices but for ro
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -61,7 +62,17 @@ def placed(mesh: Mesh | None, tree: Any, leading: bool = True) -> Any:
     """
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]) if leading else PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]) if leading else PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def part(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(part(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        numbers = np.asarray(jnp.asarray(x))  # of the type that JAX takes them for
+        return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+
+    return jax.tree.map(part, tree)
 
 
 def everywhere(tree: Any) -> Any:

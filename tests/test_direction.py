@@ -11,7 +11,7 @@ from numpyro.distributions.util import is_identically_one
 from ppl_ext import log_density, log_mean_exp, marginal, objective, replicate, simulate
 from ppl_ext.algorithms import Enumeration, ImportanceSampling
 from ppl_ext.density import Label, LogDensity, lower_bound, upper_bound
-from ppl_ext.direction import Estimate
+from ppl_ext.direction import Estimate, powered
 from ppl_ext.errors import DirectionError
 from ppl_ext.objectives import ELBO, IWELBO, ForwardKL, Renyi
 
@@ -73,6 +73,16 @@ def test_a_lower_bound_refuses_the_rest(wrong):
         lower_bound(wrong)
     if wrong is RECIPROCAL or len(wrong.labels) == 1:
         upper_bound(wrong)
+
+
+@pytest.mark.parametrize(("order", "power", "fine"), [(2.0, 0.5, True), (2.0, 0.4, False), (3.0, -0.1, True), (1.0, 0.9, False)])
+def test_the_power_of_a_weight_is_convex_from_its_first_power_on_and_below_none(order, power, fine):
+    parts = [("z", Estimate("unbiased", power))]
+    if fine:
+        assert powered(order)(parts) == Estimate("upper")
+    else:
+        with pytest.raises(DirectionError, match="no upper bound. 'z' enters"):
+            powered(order)(parts)
 
 
 def weights(x):

@@ -54,7 +54,7 @@ TESTS = {
     "ppl_ext/dataflow.py": "tests/test_credit.py tests/test_expectation.py tests/gradients",
     "ppl_ext/vmapped.py": "tests/test_vmapped.py tests/test_inner_transforms.py",
     "ppl_ext/summing.py": "tests/test_elimination.py tests/test_density.py",
-    "ppl_ext/held.py": "tests/objectives/test_held_draws.py tests/test_carried.py",
+    "ppl_ext/held.py": "tests/objectives tests/test_carried.py",
     "ppl_ext/factors.py": "tests/test_elimination.py tests/gradients",
     "ppl_ext/divergence.py": "tests/objectives tests/test_expectation.py",
     "ppl_ext/elimination.py": "tests/test_elimination.py tests/test_density.py",

@@ -1,6 +1,7 @@
 """Running inference: NumPyro's ``SVI`` and ``MCMC`` take what this library makes; :func:`fit` is ``SVI`` with restarts and a report."""
 
 from ppl_ext.checkpoint import Checkpoint
+from ppl_ext.infer.chain_method import chains_over
 from ppl_ext.infer.fit import Progress, fit
 from ppl_ext.infer.particle_gibbs import ParticleGibbs, PathSweep
 from ppl_ext.infer.pmmh import PMMH
@@ -20,5 +21,6 @@ __all__ = [
     "PathSweep",
     "Plateau",
     "Progress",
+    "chains_over",
     "fit",
 ]

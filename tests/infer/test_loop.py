@@ -145,3 +145,9 @@ def test_a_fit_has_the_same_bits(monkeypatch):
     np.testing.assert_array_equal(first.losses, second.losses)
     for name in first.params:
         np.testing.assert_array_equal(first.params[name], second.params[name])
+
+
+def test_the_bar_shows_the_last_chunks_mean_and_its_change():
+    losses = np.array([[9.0, 1.0, 3.0, 5.0, 9.0], [9.0, 3.0, 5.0, 7.0, 7.0]])
+    assert loop._postfix(losses, 2) == "loss 7 (+4)"
+    assert loop._postfix(losses[:, :2], 2) == "loss 5.5"

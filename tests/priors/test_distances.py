@@ -295,6 +295,13 @@ def test_the_critic_stops_early_and_as_published_sees_one_set_of_draws():
     assert len(seen) == count + 1
 
 
+def test_sinkhorn_in_other_units_is_the_same_distance():
+    """The penalty follows the size of the draws."""
+    f, g = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
+    one, ten = (Sinkhorn(max_iterations=50)(jax.random.key(0), (), Functions(c * f), Functions(c * g)) for c in (1.0, 10.0))
+    np.testing.assert_allclose(ten, 100.0 * one, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_sinkhorn_is_zero_on_average_where_the_laws_are_equal_and_grows():
     equal = replicate(Sinkhorn(max_iterations=50), 8, count=200, scales=(1.0, 1.0))

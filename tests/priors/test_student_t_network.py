@@ -11,7 +11,7 @@ from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ppl_ext.priors import nngp_kernel
+from ppl_ext.priors import nngp_kernel, student_t_network
 from ppl_ext.priors.student_t_network import scale_mixture_posterior, student_t_posterior
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -192,3 +192,10 @@ def test_settings_of_the_mixture_that_cannot_be_are_named(change, error, words):
     given = {"rng_key": jax.random.key(0), "scale_prior": dist.Gamma(1.0, 1.0)} | change
     with pytest.raises(error, match=words):
         scale_mixture_posterior(given.pop("rng_key"), kernel, X, Y, given.pop("scale_prior"), **given)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_what_is_added_to_a_singular_covariance_is_rounding_of_its_own_size(size):
+    covariance = jnp.full((3, 3), size, jnp.float32)
+    root = np.asarray(student_t_network._cholesky(covariance, jnp.float32(size)))
+    np.testing.assert_allclose(root @ root.T, covariance, rtol=1e-5)

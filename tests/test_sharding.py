@@ -1,0 +1,53 @@
+"""Work spread over devices: the same numbers as on one, to rounding; and what is no mesh is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ppl_ext.algorithms import ParticleFilter
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer import chains_over
+from ppl_ext.sharding import agreed, along, check_mesh, everywhere, gathered, placed
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_with(devices: int, folder: Path) -> dict[str, np.ndarray]:
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.sharded", str(folder / f"{devices}.npz"), str(devices)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(folder / f"{devices}.npz"))
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives(tmp_path):
+    """For every algorithm that takes a mesh, and for every kind of chain."""
+    one, eight = (run_with(n, tmp_path) for n in (1, 8))
+    assert one.keys() == eight.keys() and len(one) > 25
+    for name in one:
+        assert np.isfinite(one[name]).all(), name
+        np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-4, err_msg=name)
+
+
+def test_without_a_mesh_nothing_is_placed():
+    tree = {"x": np.ones(3)}
+    for placing in (along, gathered, placed):
+        assert placing(None, tree) is tree
+    assert everywhere(tree) is tree and agreed(0.5) == 0.5
+    check_mesh("here", None, 3, "num")
+
+
+def test_what_is_no_mesh_is_refused():
+    for make in (lambda: ParticleFilter(8, mesh=[0, 1]), lambda: chains_over("devices"), lambda: chains_over(None)):
+        with pytest.raises(ArgumentTypeError, match="mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got "):
+            make()
+    with pytest.raises(ArgumentError, match=r"mesh must have one axis, and this one has 2, \('a', 'b'\)"):
+        check_mesh("here", jax.make_mesh((1, 1), ("a", "b")))
+    with pytest.raises(ArgumentError, match="must be of type AxisType.Auto"):
+        check_mesh("here", jax.make_mesh((1,), ("a",)))
