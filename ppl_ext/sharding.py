@@ -5,6 +5,7 @@ the compiler does the rest: each device works on its share, and sums over the ax
 place in the whole axis, so that results do not depend on the devices but for rounding.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -43,6 +44,15 @@ def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") 
             f"{where}: {what}={count} does not divide over the {mesh.size} devices of the mesh's axis '{mesh.axis_names[0]}'. Take a "
             f"multiple of {mesh.size}."
         )
+    if mesh.is_multi_process:
+        _meet(mesh)
+
+
+@lru_cache(maxsize=8)
+def _meet(mesh: Mesh) -> None:
+    """Processes talk to each other before anything takes long: the first time, Gloo waits no more than 30 seconds for the others."""
+    everywhere(placed(mesh, np.zeros(mesh.size)))
+    agreed(0.0)
 
 
 def along(mesh: Mesh | None, tree: Any) -> Any:
