@@ -90,7 +90,8 @@ def everywhere(tree: Any) -> Any:
 
     :raises ProcessError: if another process is gone.
     """
-    meshes = [x.sharding.mesh for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and _is_scattered(x)]
+    placings = [x.sharding for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and _is_scattered(x)]
+    meshes = [placing.mesh for placing in placings if isinstance(placing, NamedSharding)]
     if not meshes:
         return tree
     try:
