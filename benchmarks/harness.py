@@ -205,6 +205,14 @@ def _print_case(name: str, case: dict[str, Any], targets: Sequence[Target]) -> N
     print(flush=True)
 
 
+def verdicts(aims: dict[str, bool]) -> dict[str, str]:
+    """Prints each aim with ``"met"`` or ``"missed"``, and returns what the saved report holds."""
+    found = {aim: "met" if met else "missed" for aim, met in aims.items()}
+    for aim, verdict in found.items():
+        print(f"  aim: {aim}: {verdict}", flush=True)
+    return found
+
+
 def environment() -> dict[str, Any]:
     """What a result depends on besides the code: versions and hardware."""
     return {"versions": _versions(), "hardware": _hardware()}

@@ -99,6 +99,10 @@ def figure(cell: dict[str, Any], digits: int = 3) -> str:
     return f"{cell['mean']:.{digits}f}" + (f" ± {cell['se']:.{digits}f}" if cell["se"] is not None else "")
 
 
+def aims(report: dict[str, Any]) -> str:
+    return table(["aim", ""], [[aim, verdict] for aim, verdict in report["aims"].items()])
+
+
 def meta_regression(report):
     columns = [("mse", "squared error"), ("nll", "NLL"), ("coverage", "90 % coverage"), ("steps", "steps"), ("seconds", "seconds")]
     rows = []
@@ -107,7 +111,7 @@ def meta_regression(report):
     sizes = report["temporary_mebibytes_by_inner_steps"]
     memory = [[name, *(f"{by[name]:.3g}" for by in sizes.values())] for name in next(iter(sizes.values()))]
     head = ["MiB of temporaries, by inner steps", *sizes]
-    return table(["", *(title for _, title in columns)], rows) + "\n\n" + table(head, memory)
+    return table(["", *(title for _, title in columns)], rows) + f"\n\n{table(head, memory)}\n\n{aims(report)}"
 
 
 def meta_digits(report):
@@ -115,7 +119,9 @@ def meta_digits(report):
     for shots, contenders in report["shots"].items():
         for name, row in contenders.items():
             rows.append([f"{shots}-shot", name, figure(row["accuracy"]), figure(row["ece"]), figure(row["nll"]), figure(row["seconds"], 0)])
-    return table(["", "", "accuracy", "calibration error", "NLL", "seconds"], rows)
+    gains = (f"{figure(gain, 4)} at {shots} shot{'s' * (shots != '1')}" for shots, gain in report["head_over_prototypical"].items())
+    about = f"Accuracy of the head over the prototypical network's, on the same tasks: {' and '.join(gains)}."
+    return table(["", "", "accuracy", "calibration error", "NLL", "seconds"], rows) + f"\n\n{about}\n\n{aims(report)}"
 
 
 def meta_stream(report):
@@ -130,7 +136,9 @@ def meta_stream(report):
         f"{nuts['mean_off_in_sd']:.3f} posterior sds on average and {nuts['most_off_in_sd']:.3f} at most, sd ratio {low} to {high}, "
         f"mean {mean}."
     )
-    return table(["", "log score of a held-out rating", "seconds", "peak MiB of the process so far"], rows) + f"\n\n{about}"
+    return (
+        table(["", "log score of a held-out rating", "seconds", "peak MiB of the process so far"], rows) + f"\n\n{about}\n\n{aims(report)}"
+    )
 
 
 def smoothing(report):

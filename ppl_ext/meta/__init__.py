@@ -3,6 +3,7 @@
 from ppl_ext.meta.arriving import ArrivingStream
 from ppl_ext.meta.arviz_report import adapted_to_arviz
 from ppl_ext.meta.head import head
+from ppl_ext.meta.kinds import Kinds, kinds
 from ppl_ext.meta.lift import lift
 from ppl_ext.meta.local import LocalSolver, Quadratic
 from ppl_ext.meta.modes import mass_elsewhere
@@ -20,6 +21,7 @@ __all__ = [
     "EpisodeStream",
     "SGLD",
     "ExactLinearGaussian",
+    "Kinds",
     "LaplaceGGN",
     "LocalSolver",
     "Quadratic",
@@ -30,6 +32,7 @@ __all__ = [
     "evaluate",
     "head",
     "expected_calibration_error",
+    "kinds",
     "lift",
     "mass_elsewhere",
     "plot_episodes",

@@ -1,5 +1,6 @@
 """The posterior of a new episode under a fitted hierarchy, in closed form given its local fit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,11 +90,7 @@ def adapted(
     :param length: its rows; of an episode that is padded, and has none, nothing is learnt.
     """
     matrix = _spread(niw, mode=True)
-    if loss is None:
-        fit = Quadratic(jnp.zeros_like(niw.loc), jnp.zeros_like(niw.loc))
-    else:
-        fit = solver(loss, niw.loc, 1 / matrix if niw.diagonal else _inverse(matrix), rng_key)
-        fit = jax.tree.map(lambda x: jnp.where(jnp.asarray(length) == 0, 0.0, x), fit)
+    fit = local_fit(loss, niw, solver, rng_key, length)
     if not niw.diagonal:
         return _mixture(fit, niw, nodes, matrix, None if nodes is None else _spread(niw, mode=False))
     wide = matrix if nodes is None else _spread(niw, mode=False)
@@ -108,14 +105,38 @@ def adapted(
     return _mixture(fit, niw, nodes, jnp.diag(matrix), jnp.diag(wide))
 
 
+def local_fit(loss: EpisodeLoss | None, niw: NIW, solver: LocalSolver, rng_key: jax.Array, length: jax.Array | int = 1) -> Quadratic:
+    """The quadratic of a new episode, from the mode of the shared law; zero without data."""
+    if loss is None:
+        return Quadratic(jnp.zeros_like(niw.loc), jnp.zeros_like(niw.loc))
+    matrix = _spread(niw, mode=True)
+    fit = solver(loss, niw.loc, 1 / matrix if niw.diagonal else _inverse(matrix), rng_key)
+    return jax.tree.map(lambda x: jnp.where(jnp.asarray(length) == 0, 0.0, x), fit)
+
+
+def of_laws(fit: Quadratic, laws: Sequence[NIW], log_shares: jax.Array, nodes: Sequence[Nodes]) -> Mixture:
+    """The posterior under several laws, none of them diagonal, each a scale mixture by its nodes; the shares are known beforehand."""
+    spreads = [_spread(law, mode=False) for law in laws]
+    spreads = [jnp.diag(s) if s.ndim == 1 else s for s in spreads]
+    parts = [_components(fit, law.loc, n, s) for law, n, s in zip(laws, nodes, spreads, strict=True)]
+    log_weights = jnp.concatenate([share + log_weights for share, (log_weights, _, _) in zip(log_shares, parts, strict=True)])
+    means, covariances = (jnp.concatenate([part[i] for part in parts]) for i in (1, 2))
+    return Mixture(jax.nn.softmax(log_weights), means, covariances)
+
+
+def _components(fit: Quadratic, loc: jax.Array, nodes: Nodes, wide: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log weights with the evidence in them, means and covariances, by node."""
+    roots = 1 / jnp.sqrt(nodes.scales)
+    spreads = roots[:, :, None] * wide * roots[:, None, :]
+    means, covariances, evidence = jax.vmap(lambda spread: _combined(fit, loc, spread))(spreads)
+    return nodes.log_weights + evidence, means, covariances
+
+
 def _mixture(fit: Quadratic, niw: NIW, nodes: Nodes | None, at_mode: jax.Array, wide: jax.Array | None) -> Mixture:
     if nodes is None or wide is None:
-        log_weights, spreads = jnp.zeros(1, niw.loc.dtype), at_mode[None]
-    else:
-        roots = 1 / jnp.sqrt(nodes.scales)
-        log_weights, spreads = nodes.log_weights, roots[:, :, None] * wide * roots[:, None, :]
-    means, covariances, evidence = jax.vmap(lambda spread: _combined(fit, niw.loc, spread))(spreads)
-    return Mixture(jax.nn.softmax(log_weights + evidence), means, covariances)
+        nodes, wide = Nodes(jnp.ones((1, niw.dim), niw.loc.dtype), jnp.zeros(1, niw.loc.dtype)), at_mode
+    log_weights, means, covariances = _components(fit, niw.loc, nodes, wide)
+    return Mixture(jax.nn.softmax(log_weights), means, covariances)
 
 
 def _factorised(fit: Quadratic, niw: NIW, nodes: Nodes | None, wide: jax.Array) -> Factorised:

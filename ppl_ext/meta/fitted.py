@@ -132,6 +132,21 @@ class MetaFit:
             raise ArgumentError(f"to_arviz: there is no option {unknown}; there are {known}.")
         return fit_to_arviz(self, episodes, rng_key, num_samples, **options)
 
+    def new_episode(self, where: str, args: tuple, kwargs: dict[str, Any]) -> EpisodeLoss | None:
+        """An episode that was not trained on, checked; ``None`` if it has no rows.
+
+        :raises ArgumentError: for arguments unlike those of the episodes trained on. :raises ModelError: for data that do not fit.
+        :raises NonFiniteError: for data whose density is not finite, naming the site.
+        """
+        form, shared = self.hierarchy.form, self.state.shared
+        args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)
+        check_new_episode(where, form, shared, args, kwargs, self.hierarchy.like)
+        args, kwargs = jax.tree.map(jnp.asarray, (args, kwargs))
+        loss = None if is_empty(args, kwargs) else EpisodeLoss(form, shared, args, kwargs)
+        if loss is not None and (why := bad_site(loss, self.niw.loc)) is not None:
+            raise NonFiniteError(f"{where}: {why}")
+        return loss
+
     def adapt(self, rng_key: jax.Array, *args, prior: str = "student_t", num_samples: int = 1000, num_nodes: int = 64, **kwargs) -> Adapted:
         r"""The posterior of the local sites on a new episode.
 
@@ -150,23 +165,22 @@ class MetaFit:
         check_count("adapt: num_nodes", num_nodes)
         if not isinstance(prior, str) or prior not in ("student_t", "mode"):
             raise ArgumentError(f"adapt: prior is 'student_t' or 'mode', got {told(prior)}.")
-        form, shared = self.hierarchy.form, self.state.shared
-        args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)
-        check_new_episode("adapt", form, shared, args, kwargs, self.hierarchy.like)
-        args, kwargs = jax.tree.map(jnp.asarray, (args, kwargs))
-        loss = None if is_empty(args, kwargs) else EpisodeLoss(form, shared, args, kwargs)
-        if loss is not None and (why := bad_site(loss, self.niw.loc)) is not None:
-            raise NonFiniteError(f"adapt: {why}")
+        form, loss = self.hierarchy.form, self.new_episode("adapt", args, kwargs)
         of_fit, of_nodes, of_draws = jax.random.split(rng_key, 3)
         nodes = scale_nodes(self.niw, num_nodes, of_nodes) if prior == "student_t" else None
         with explained(form.model):
             mixture = adapted(loss, self.niw, self.solver, of_fit, nodes)
-        if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(mixture)):
-            raise NonFiniteError(
-                "adapt: the local fit is not finite. A solver with smaller or fewer steps, or a prior with more df, may help."
-            )
+        check_finite("adapt", mixture)
         theta = mixture.draw(of_draws, num_samples)
         return Adapted(jax.vmap(form.values)(theta), theta, mixture, self.shared)
+
+
+def check_finite(where: str, law: Any) -> None:
+    """:raises NonFiniteError: for the law of a new episode."""
+    if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(law)):
+        raise NonFiniteError(
+            f"{where}: the local fit is not finite. A solver with smaller or fewer steps, or a prior with more df, may help."
+        )
 
 
 def _is_list(x: Any) -> bool:
