@@ -128,8 +128,7 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
         raise NonFiniteError(f"kinds: {why}")
     of_fits, of_starts = jax.random.split(rng_key)
     fits = eqx.filter_jit(h.fits)(state.niw, state.shared, batch, fit.solver, of_fits)
-    dense = Factored.dense if isinstance(fits.precision, Factored) else jnp.diag if fits.precision.ndim == 2 else lambda a: a
-    fits = fits._replace(precision=jax.vmap(dense)(fits.precision))
+    fits = fits._replace(precision=_dense(fits.precision))
     near = jax.vmap(partial(closed_form, niw=state.niw))(fits)
     em = _EM(fits, near, h.prior, min(h.num_episodes, POINT))
     seeds = jax.vmap(lambda key: jax.random.permutation(key, len(stream))[: SEEDS * num_kinds].reshape(num_kinds, SEEDS))(
@@ -142,6 +141,13 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     return Kinds(fit, each, concentration, np.asarray(memberships), np.asarray(losses))
 
 
+def _dense(precision: jax.Array | Factored) -> jax.Array:
+    """Matrices of all episodes."""
+    if isinstance(precision, Factored):
+        return jax.vmap(lambda factored: factored.dense())(precision)
+    return jax.vmap(jnp.diag)(precision) if precision.ndim == 2 else precision
+
+
 class _EM(eqx.Module):
     """Rounds of EM; stacked laws have a leading axis of kinds. ``near``: each episode's Gaussian under the one law."""
 
@@ -152,9 +158,9 @@ class _EM(eqx.Module):
 
     def start(self, seeds: jax.Array) -> tuple[NIW, jax.Array]:
         """Laws of a few episodes each, (kind, episode), as if all N were like them."""
-        q, count = self.near, seeds.shape[0]
-        laws = jax.vmap(lambda s: self.prior.posterior(q.mean[s], q.covariance[s], self.num_episodes / count))(seeds)
-        return laws, jnp.full(count, 1 + self.num_episodes / count, q.mean.dtype)
+        means, covariances, count = self.near.mean, jnp.asarray(self.near.covariance), seeds.shape[0]
+        laws = jax.vmap(lambda s: self.prior.posterior(means[s], covariances[s], self.num_episodes / count))(seeds)
+        return laws, jnp.full(count, 1 + self.num_episodes / count, means.dtype)
 
     def round(self, laws: NIW, concentration: jax.Array) -> tuple[NIW, jax.Array, jax.Array, jax.Array]:
         """The next laws and concentration; memberships and bound under those given."""
@@ -184,7 +190,7 @@ class _EM(eqx.Module):
         share = weights / jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
         mean = share @ q.mean
         r = q.mean - mean
-        covariance = jnp.einsum("n,nij->ij", share, q.covariance + r[:, :, None] * r[:, None])
+        covariance = jnp.einsum("n,nij->ij", share, jnp.asarray(q.covariance) + r[:, :, None] * r[:, None])
         return self.prior.posterior(mean[None], covariance[None], self.num_episodes * weights.mean())
 
 
