@@ -3,7 +3,7 @@
 from ppl_ext.meta.arriving import ArrivingStream
 from ppl_ext.meta.arviz_report import adapted_to_arviz
 from ppl_ext.meta.head import head
-from ppl_ext.meta.kinds import Kinds, kinds
+from ppl_ext.meta.kinds import kinds
 from ppl_ext.meta.lift import lift
 from ppl_ext.meta.local import LocalSolver, Quadratic
 from ppl_ext.meta.modes import mass_elsewhere
@@ -21,7 +21,6 @@ __all__ = [
     "EpisodeStream",
     "SGLD",
     "ExactLinearGaussian",
-    "Kinds",
     "LaplaceGGN",
     "LocalSolver",
     "Quadratic",

@@ -9,9 +9,9 @@ from jax.scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, Kinds, LaplaceGGN, kinds, lift
+from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, kinds, lift
 from ppl_ext.meta.fitted import MetaFit, start
-from ppl_ext.meta.kinds import _EM
+from ppl_ext.meta.kinds import _EM, Kinds
 from ppl_ext.meta.local import Gaussian
 from tests.meta.test_lift import KEY, NOISE, STREAM, line, quiet
 
