@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,16 +31,33 @@ def measurement_inputs(inputs: Any, num_points: int = 100, data_fraction: float 
     check_number("measurement_inputs: data_fraction", data_fraction, at_least=0.0)
     if data_fraction > 1.0:
         raise ArgumentError(f"measurement_inputs: data_fraction must lie between 0 and 1, got {told(data_fraction)}.")
-    from_data = round(data_fraction * num_points)
-    low, high = x.min(0), x.max(0)
+    return Measurements(x, x.min(0), x.max(0), num_points, round(data_fraction * num_points))
 
-    def draw(rng_key: jax.Array) -> jax.Array:
+
+# Modules, not closures, so that what is compiled for one set of inputs serves another.
+class Measurements(eqx.Module):
+    """What :func:`measurement_inputs` returns."""
+
+    rows: jax.Array
+    low: jax.Array
+    high: jax.Array
+    num_points: int = eqx.field(static=True)
+    from_data: int = eqx.field(static=True)
+
+    def __call__(self, rng_key: jax.Array) -> jax.Array:
         of_data, of_box = jax.random.split(rng_key)
-        rows = x[jax.random.randint(of_data, (from_data,), 0, len(x))]
-        box = jax.random.uniform(of_box, (num_points - from_data, *x.shape[1:]), x.dtype, low, high)
-        return jnp.concatenate([rows, box])
+        rows = self.rows[jax.random.randint(of_data, (self.from_data,), 0, len(self.rows))]
+        shape = (self.num_points - self.from_data, *self.rows.shape[1:])
+        return jnp.concatenate([rows, jax.random.uniform(of_box, shape, self.rows.dtype, self.low, self.high)])
 
-    return draw
+
+class Fixed(eqx.Module):
+    """The same inputs at every step."""
+
+    rows: jax.Array
+
+    def __call__(self, rng_key: jax.Array) -> jax.Array:
+        return self.rows
 
 
 def check_inputs(where: str, inputs: Any) -> jax.Array:

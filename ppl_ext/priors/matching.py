@@ -9,24 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax, random
-from numpyro.optim import _NumPyroOptim, optax_to_numpyro
+from jax import random
+from numpyro.optim import _NumPyroOptim
 from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_call, check_count, check_flag, check_key, check_mapping, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.priors.distance import Distance
-from ppl_ext.priors.inputs import check_inputs
+from ppl_ext.priors.inputs import Fixed, check_inputs
 from ppl_ext.priors.lifting import Lifted
 from ppl_ext.priors.matched import Matched
 from ppl_ext.priors.outputs import Output, check_output
 from ppl_ext.priors.problem import Matching
+from ppl_ext.priors.programs import CHUNK, programs_for
 from ppl_ext.priors.report import write_report
 from ppl_ext.priors.sliced import SlicedWasserstein
 from ppl_ext.priors.target import Target
-
-CHUNK = 1000  # steps between two looks at the losses, at most
 
 
 def match(
@@ -49,7 +48,8 @@ def match(
     .. math:: \min_\psi\; E_X\, D\big(p_\psi(f(X)),\, p_{\text{target}}(f(X))\big)
 
     Each step draws a measurement set X, ``num_draws`` functions of the model and of the target there, and moves ψ along the gradient of the
-    distance, taken through the draws. All steps are compiled together.
+    distance, taken through the draws. All steps are compiled together, and kept: another match of the same ``lifted``, ``target`` and
+    settings, on inputs of the same shape, compiles nothing.
 
     :param rng_key: a JAX key.
     :param lifted: from :func:`~ppl_ext.priors.lift_prior`.
@@ -88,11 +88,11 @@ def match(
     layout = lifted.layout(first, *args, **kwargs)
     matching = Matching(lifted, layout, output, sampler, target, distance, num_draws, args, dict(kwargs))
     matching.check(keys["inputs"])
-    optimiser = _optimiser(optim, num_steps)
+    programs = programs_for(matching, optim, num_steps)
+    optimiser, steps = programs.optimiser, partial(programs.steps, sampler)
     raw = jax.tree.map(np.asarray, layout.init())  # on the host: the steps donate their buffers
     state = distance.start(keys["start"], matching.num_values)
     carry = (optimiser.init(jax.tree.map(jnp.array, raw)), state, jnp.array(True))
-    steps = jax.jit(partial(_steps, matching, optimiser), donate_argnums=0)
     chunk = min(CHUNK, max(1, -(-num_steps // 50)))
     losses, alive = np.zeros(0, np.float32), True
     carry, _ = jax.block_until_ready(steps(carry, keys["steps"], 0, 0))  # compiles
@@ -124,28 +124,8 @@ def match(
         error = NonFiniteError(f"match: at step {step}, {matching.what_broke(tuned, random.fold_in(keys['steps'], step), carry[1])}")
         error.result = result
         raise error
-    result.report = write_report(matching, raw, tuned, keys["report"])
+    result.report = write_report(matching, programs.measured, raw, tuned, keys["report"])
     return result
-
-
-def _steps(matching: Matching, optimiser: _NumPyroOptim, carry, rng_key: jax.Array, start: jax.Array, num: jax.Array):
-    def step(i, carry):
-        (optim_state, state, alive), losses = carry
-        of_inputs, of_state, of_loss = matching.step_keys(random.fold_in(rng_key, start + i))
-        inputs = matching.sampler(of_inputs)
-        raw = optimiser.get_params(optim_state)
-        new_state = matching.prepare(raw, of_state, state, inputs)
-        loss, slopes = jax.value_and_grad(matching.loss)(raw, of_loss, new_state, inputs)
-        finite = alive & jnp.isfinite(loss)
-        for slope in jax.tree.leaves(slopes):
-            finite &= jnp.isfinite(slope).all()
-        # A step that broke down leaves everything as it was, and so do those after it.
-        kept = jax.tree.map(
-            partial(jnp.where, finite), (optimiser.update(slopes, optim_state, value=loss), new_state), (optim_state, state)
-        )
-        return (*kept, finite), losses.at[i].set(jnp.where(finite, loss, jnp.nan))
-
-    return lax.fori_loop(0, num, step, (carry, jnp.zeros(CHUNK)))
 
 
 def _sampler(inputs: Any) -> Callable[[jax.Array], jax.Array]:
@@ -155,14 +135,7 @@ def _sampler(inputs: Any) -> Callable[[jax.Array], jax.Array]:
         check_inputs("match: what inputs(key) returns", drawn)
         return inputs
     fixed = check_inputs("match: inputs", inputs)
-    return lambda rng_key: fixed
-
-
-def _optimiser(optim: Any, num_steps: int) -> _NumPyroOptim:
-    if isinstance(optim, _NumPyroOptim):
-        return optim
-    chosen = optax.adam(optax.cosine_decay_schedule(0.05, num_steps)) if optim is None else optim
-    return optax_to_numpyro(chosen)
+    return Fixed(fixed)
 
 
 def _check_arguments(rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs) -> None:

@@ -1,10 +1,12 @@
 """How well functions match, judged by distances that were not optimised, on draws that no step has seen."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import random
+from jax import lax, random
 
 from ppl_ext.priors.distance import Functions
 from ppl_ext.priors.energy import Energy
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.problem import Matching
 
 NUM_DRAWS = 512
+JUDGES = {"Energy": Energy(), "SlicedWasserstein": SlicedWasserstein()}
 HEAVY = 1.0
 """Excess kurtosis from which tails count as heavy: a Student-t with 10 degrees of freedom has it."""
 
@@ -53,24 +56,28 @@ class Report(NamedTuple):
         return out
 
 
-def write_report(matching: "Matching", before: "Raw", after: "Raw", rng_key: jax.Array) -> Report:
+def measure(matching: "Matching", raws: Any, keys: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Draws of the network before and after, of the target, and each judge's distances before, after, and of the target to itself.
+
+    To be compiled whole: one by one, these operations compile for seconds. They are mapped so that each law's draws are compiled once.
+    """
+    network = lax.map(lambda of: matching.network_functions(of[0], of[1], inputs, NUM_DRAWS), (raws, keys[:2]))
+    target = lax.map(lambda key: matching.target_functions(key, inputs, NUM_DRAWS), keys[2:4])
+    against = Functions(target[0].reshape(NUM_DRAWS, -1))
+
+    def distances(draws):
+        return {name: judge(keys[4], (), Functions(draws.reshape(NUM_DRAWS, -1)), against) for name, judge in JUDGES.items()}
+
+    return network, target[0], lax.map(distances, jnp.concatenate([network, target[1:]]))
+
+
+def write_report(matching: "Matching", measured: Callable, before: "Raw", after: "Raw", rng_key: jax.Array) -> Report:
+    """``measured``: :func:`measure` of this matching, compiled."""
     of_inputs, *keys = random.split(rng_key, 7)
     inputs = matching.sampler(of_inputs)
-    draw = jax.jit(lambda raw, key: matching.network_functions(raw, key, inputs, NUM_DRAWS))
-    draws = {
-        "before": draw(before, keys[0]),
-        "after": draw(after, keys[1]),
-        "target": matching.target_functions(keys[2], inputs, NUM_DRAWS),
-        "floor": matching.target_functions(keys[3], inputs, NUM_DRAWS),
-    }
-    judges = {"Energy": Energy(), "SlicedWasserstein": SlicedWasserstein()}
-    against = Functions(draws["target"].reshape(NUM_DRAWS, -1))
-    distances = {}
-    for name, judge in judges.items():
-        measured = [
-            float(judge(keys[4], (), Functions(draws[which].reshape(NUM_DRAWS, -1)), against)) for which in ("before", "after", "floor")
-        ]
-        distances[name] = (measured[0], measured[1], measured[2])
+    network, target, found = measured(jax.tree.map(lambda *x: np.stack(x), before, after), jnp.stack(keys), inputs)
+    draws = {"before": network[0], "after": network[1], "target": target}
+    distances = {name: (float(of[0]), float(of[1]), float(of[2])) for name, of in found.items()}
     kind = type(matching.distance).__name__
     values = {which: np.asarray(x, np.float64) for which, x in draws.items()}
     with np.errstate(divide="ignore", invalid="ignore"):

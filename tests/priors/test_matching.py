@@ -1,5 +1,7 @@
 """Matching end to end: scales that are known, tuned values that stay constants, and what a run says when it cannot go on."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from numpyro.infer.autoguide import AutoNormal
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.priors import Energy, Gaussian, GaussianProcess, ScaleMixture, SlicedWasserstein, lift_prior, match, measurement_inputs
 from ppl_ext.priors.outputs import draw_function
+from ppl_ext.priors.programs import programs_for
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
@@ -35,6 +38,26 @@ def test_a_line_recovers_the_scales_of_its_kernel(tuned):
     assert scales["slope"] == pytest.approx(SLOPE, rel=0.03)
     assert scales["level"] == pytest.approx(LEVEL, rel=0.03)
     assert len(tuned.losses) == 250 and abs(tuned.losses[-20:].mean()) < 0.02 < tuned.losses[0]
+
+
+def test_another_match_of_the_same_kind_shares_its_programs_and_not_its_inputs():
+    def of(lifted, inputs, target, **options):
+        settings = {"output": "f", "num_steps": 3, "num_draws": 8, "progress_bar": False} | options
+        return match(jax.random.key(0), lifted, inputs=inputs, target=target, **settings)
+
+    lifted, target = lift_prior(line, RULES), linear_target()
+    first, other = of(lifted, X, target), of(lifted, 2.0 * X, target)
+    fresh = of(lift_prior(line, RULES), 2.0 * X, target)
+    shared, also, own = (programs_for(fit.matching, None, 3) for fit in (first, other, fresh))
+    assert shared is also and shared is not own and shared._jitted._cache_size() == 1
+    np.testing.assert_array_equal(other.losses, fresh.losses)
+    assert other.report.distances == fresh.report.distances and not np.array_equal(first.losses, other.losses)
+    for matching, optim, num_steps in ((first.matching, None, 4), (first.matching, optax.sgd(0.1), 3)):
+        assert programs_for(matching, optim, num_steps) is not shared
+    for name, value in (("target", linear_target()), ("distance", Energy()), ("num_draws", 10), ("args", (1,))):
+        changed = copy.copy(first.matching)
+        setattr(changed, name, value)
+        assert programs_for(changed, None, 3) is not shared
 
 
 def test_the_report_judges_by_another_distance(tuned):
