@@ -82,7 +82,7 @@ class Draw(NamedTuple):
     output: Any
 
 
-def run_in_scan_body(msg: dict, wrap: Callable[[dict[str, jax.Array]], Messenger], series: dict[str, jax.Array] | None = None) -> None:
+def run_in_scan_body(msg: dict, wrap: Callable[[Any], Messenger], series: Any = None) -> None:
     """Make a handler work inside the body of a ``scan`` or the branches of a ``cond``, whose sites never reach it otherwise.
 
     ``wrap(values)`` opens the handler around each execution of the body; ``series`` holds arrays with a leading time axis whose slices are

@@ -186,11 +186,15 @@ class Run(Messenger):
         if msg["kwargs"].get("rng_key") is None:
             msg["kwargs"]["rng_key"] = self.next_key()
         forced = {i: v for i, v in self.forced.items() if i.startswith(prefix)}
-        if scan_length(msg) is None:
+        length = scan_length(msg)
+        if length is None:
             run_in_scan_body(msg, lambda _: _Body(self, prefix, forced))
             return
         given: dict[str, jax.Array] = {}  # baselines that the body states: they leave it beside its outputs
-        run_in_scan_body(msg, lambda slices: _Body(self, prefix, slices, given), forced)
+        # The keys of all steps at once: for each that of its first draw, and one for those that follow. NumPyro's scan would split its key
+        # twice at each step, one split after the other, which a chain of coins feels.
+        keys, msg["kwargs"]["rng_key"] = random.split(msg["kwargs"]["rng_key"], (length, 2)), None
+        run_in_scan_body(msg, lambda step: _Body(self, prefix, step[0], given, step[1]), (forced, keys))
         body, *rest = msg["args"]
 
         def with_baselines(carry, x):
@@ -238,19 +242,22 @@ class Run(Messenger):
 
 
 class _Body(Messenger):
-    """A :class:`Run` inside the body of a scan, where a site's key comes from the scan."""
+    """A :class:`Run` inside the body of a scan, whose step has its own ``keys``, or in a branch of a ``cond``, which NumPyro seeds."""
 
-    def __init__(self, run: Run, prefix: str, forced, given: dict[str, jax.Array] | None = None):
+    def __init__(self, run: Run, prefix: str, forced, given: dict[str, jax.Array] | None = None, keys: jax.Array | None = None):
         super().__init__()
-        self.run, self.prefix, self.forced, self.given, self.state = run, prefix, forced, given, trace_state()
+        self.run, self.prefix, self.forced, self.given, self.keys, self.state = run, prefix, forced, given, keys, trace_state()
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            raise StrategyError("A scan inside a scan is not supported by NumPyro; move the inner loop into jax.lax.scan without sites.")
+            inner, outer = ("cond" if none else "scan" for none in (scan_length(msg) is None, self.keys is None))
+            raise StrategyError(f"A {inner} inside a {outer} is not supported; use jax.lax.{inner} for the inner one, without sites.")
         if sent_out(self, self.state, msg):
             return
         if msg["type"] == "plate" and msg["value"] is None:
             self.run.process_message(msg)
+        elif msg["type"] == "prng_key" and msg["kwargs"]["rng_key"] is None and self.keys is not None:
+            msg["kwargs"]["rng_key"], self.keys = self.keys[0], random.split(self.keys[1])
         elif msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
             key = msg["kwargs"]["rng_key"]
             stated = msg["infer"].get("baseline")

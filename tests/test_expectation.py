@@ -5,6 +5,9 @@ allow 4.5 standard errors: about 150 coordinates, a false alarm rate of 0.1% ove
 exact is compared exactly. Objectives over models and guides have their own tests (``tests/objectives``).
 """
 
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ from ppl_ext import expectation, log_density, log_mean_exp, replicate, simulate
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, StrategyError
 from ppl_ext.gradients import Enumerate, LeaveOneOut, Reparameterize, ScoreFunction
 from ppl_ext.objectives import ELBO
+from ppl_ext.run import Run
 from tests.oracles import assert_unbiased, gaussian, quick_jit, z_scores
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -408,15 +412,38 @@ def test_sites_in_scan(strategy):
     assert_unbiased(replicates(program, params), exactly(by_hand, params))
 
 
-def test_a_scan_inside_a_scan_is_refused():
-    def program(p):
-        def inner(x, _):
-            return x + numpyro.sample("x", dist.Bernoulli(p), infer={"gradient": "score"}), None
+def test_every_draw_of_a_scan_has_a_key_of_its_own():
+    """Sites of a step, lanes of one and the program's own draws differ, within a step and between; a seed around has no say."""
 
-        return scan(lambda x, _: (scan(inner, x, None, length=2)[0], None), 0.0, None, length=2)[0]
+    def step(before, _):
+        sites = [numpyro.sample(name, dist.Normal()) for name in "abc"]
+        lanes = jax.vmap(lambda loc: numpyro.sample("lanes", dist.Normal(loc)))(jnp.zeros(2))
+        return before, jnp.stack([*sites, *lanes, jax.random.normal(numpyro.prng_key())])
 
-    with pytest.raises(StrategyError, match="scan inside a scan is not supported"):
-        expectation(program).value_and_grad(jax.random.key(0), 0.3)
+    def drawn(key):
+        with Run(key(3), key(4)):
+            return jnp.stack([scan(step, 0.0, None, length=4)[1] for _ in range(2)])
+
+    draws = np.asarray(drawn(jax.random.key))
+    assert np.unique(draws).size == draws.size == 48
+    with numpyro.handlers.seed(rng_seed=5):
+        np.testing.assert_array_equal(drawn(jax.random.PRNGKey), draws)
+
+
+def test_control_flow_inside_control_flow_is_refused():
+    loops = {
+        "scan": lambda body: scan(lambda x, _: (body(), None), 0.0, None, length=2)[0],
+        "cond": lambda body: cond(True, lambda _: body(), lambda _: 0.0, None),
+    }
+
+    for outer, inner in itertools.product(loops, repeat=2):
+
+        def program(p, outer=outer, inner=inner):
+            site = functools.partial(numpyro.sample, "x", dist.Bernoulli(p), infer={"gradient": "score"})
+            return loops[outer](lambda: loops[inner](lambda: 1.0 * site()))
+
+        with pytest.raises(StrategyError, match=f"A {inner} inside a {outer} is not supported; use jax.lax.{inner}"):
+            expectation(program).value_and_grad(jax.random.key(0), 0.3)
 
 
 @pytest.mark.parametrize("strategy", [SCORE, Enumerate()], ids=["score", "enumerate"])
