@@ -110,6 +110,7 @@ def resolve(msg) -> tuple[Strategy, bool, jax.Array | None]:
 def _support(fn, name: str) -> jax.Array:
     try:
         return finite_support(elements(fn))
+    # NumPyro raises the first where a law has no list, or elements have different ones; JAX the others where a list's length is traced.
     except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise StrategyError(

@@ -59,7 +59,7 @@ def _feasible(fn: Distribution, value: jax.Array, name: str) -> jax.Array:
     """Some value that the law allows: where data are missing it stands in, and its term is dropped."""
     try:
         return fn.support.feasible_like(value)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what a NumPyro constraint raises that knows no value of its own
         raise ModelError(
             f"Observed site '{name}' ({type(fn).__name__}) cannot hold NaN for missing values: NumPyro knows no value of its support. "
             "Pass data without NaN, and mask what is missing by numpyro.handlers.mask inside the step."

@@ -48,7 +48,7 @@ def take_steps(
     """Go on from ``losses`` until there are ``num_steps`` of them, something stops the run, or numbers break down.
 
     The losses are looked at after every multiple of ``chunk`` steps, wherever the run was resumed. A launch and the wait for it cost as
-    much as fifty steps of a small model, so one launch is as many chunks as fit in :data:`REFRESH` seconds. That number depends on the
+    much as many steps of a small model, so one launch is as many chunks as fit in :data:`REFRESH` seconds. That number depends on the
     clock and the result does not: what needs the state of a step (a callback, a checkpoint) ends the launch there; an early stop in the
     middle of one, or a breakdown, takes the same steps again up to there.
     """
