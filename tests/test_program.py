@@ -7,172 +7,38 @@ the draw itself, by ``log_density``, and by ``numpyro.infer.util.log_density`` o
 import itertools
 
 import equinox as eqx
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.contrib.control_flow import cond, scan
-from numpyro.contrib.module import flax_module, random_flax_module
-from numpyro.distributions.flows import InverseAutoregressiveTransform
-from numpyro.handlers import condition, mask, scale, seed, substitute, trace
-from numpyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
+from numpyro.handlers import scale, seed, substitute, trace
 from numpyro.infer.util import log_density as numpyro_log_density
-from numpyro.nn import AutoregressiveNN
 from scipy.stats import norm
 
 from ppl_ext import Draw, LogDensity, Program, log_density, simulate
-from ppl_ext.errors import ArgumentTypeError, ModelError
 from ppl_ext.program import SiteValues
 from tests.oracles import quick_jit
+from tests.programs import (
+    DATA,
+    MODELS,
+    Y3,
+    close,
+    drawn,
+    factored,
+    flat,
+    masked,
+    minibatch,
+    parametrised,
+    plated,
+    scaled,
+)
 
 DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
 
-Y3 = np.array([0.3, -1.2, 0.8], np.float32)
-Y23 = np.array([[0.3, -1.2, 0.8], [1.1, 0.2, -0.4]], np.float32)
-
-
-def close(given, expected):
-    np.testing.assert_allclose(given, expected, rtol=2e-5, atol=2e-5)
-
-
-def drawn(program, *args, **kwargs):
-    """A compiled ``simulate``, from one key."""
-    return quick_jit(lambda key: simulate(program, *args, rng_key=key, **kwargs))(jax.random.key(0))
-
 
 # --- the table -------------------------------------------------------------------------------------------------------------------------
-
-
-def flat():
-    z = numpyro.sample("z", dist.Normal(0.3, 1.5))
-    numpyro.sample("y", dist.Normal(z, 0.5), obs=0.7)
-    numpyro.deterministic("twice", 2 * z)
-    return 2 * z
-
-
-def plated():
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    with numpyro.plate("n", 3):
-        z = numpyro.sample("z", dist.Normal(mu, 1.0))
-        numpyro.sample("y", dist.Normal(z, 0.5), obs=Y3)
-
-
-def nested():
-    with numpyro.plate("outer", 2, dim=-2):
-        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-        with numpyro.plate("inner", 3, dim=-1):
-            b = numpyro.sample("b", dist.Gamma(2.0, jnp.exp(a)))
-            numpyro.sample("y", dist.Normal(b, 0.5), obs=Y23)
-
-
-def events():
-    with numpyro.plate("n", 3):
-        p = numpyro.sample("p", dist.Dirichlet(jnp.ones(4)))
-        v = numpyro.sample("v", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        numpyro.sample("k", dist.Categorical(probs=p), obs=jnp.array([0, 3, 1]))
-    return v
-
-
-def masked():
-    keep = np.array([True, False, True])
-    with numpyro.plate("n", 3):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        with mask(mask=keep):
-            numpyro.sample("y", dist.Normal(z, 0.5), obs=Y3)
-        numpyro.sample("w", dist.Normal(z, 2.0).mask(~keep))
-
-
-def scaled():
-    with scale(scale=3.0):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        with scale(scale=0.5):
-            numpyro.sample("y", dist.Normal(z, 0.5), obs=0.2)
-
-
-def factored():
-    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-    with numpyro.plate("n", 3):
-        numpyro.factor("pull", -jnp.abs(z) * jnp.arange(3.0))
-    with scale(scale=2.0):
-        numpyro.factor("push", z)
-
-
-def parametrised():
-    s = numpyro.param("s", 1.7, constraint=dist.constraints.positive)
-    numpyro.sample("z", dist.Normal(0.0, s))
-
-
-def discrete():
-    k = numpyro.sample("k", dist.Categorical(probs=jnp.array([0.2, 0.5, 0.3])))
-    n = numpyro.sample("n", dist.Poisson(2.0 + k))
-    numpyro.sample("y", dist.Normal(n - k, 1.0), obs=0.4)
-
-
-def scanned():
-    def step(carry, y):
-        x = numpyro.sample("x", dist.Normal(0.9 * carry["x"], 0.3))
-        numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
-        return {"x": x, "t": carry["t"] + 1}, x
-
-    last, xs = scan(step, {"x": numpyro.sample("x0", dist.Normal(0.0, 1.0)), "t": 0}, Y3)
-    return last["t"]
-
-
-def scanned_with_plates():
-    def step(x, y):
-        with numpyro.plate("n", 2):
-            x = numpyro.sample("x", dist.Normal(0.9 * x, 0.3))
-            numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
-        return x, x
-
-    scan(step, jnp.zeros(2), Y23.T)
-
-
-def scanned_scaled():
-    with scale(scale=2.5):
-        scanned()
-
-
-def branching():
-    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-    b = cond(
-        a > 0,
-        lambda _: numpyro.sample("b", dist.Normal(2.0, 0.5)),
-        lambda _: numpyro.sample("b", dist.Normal(-2.0, 1.5)),
-        None,
-    )
-    numpyro.sample("y", dist.Normal(b, 1.0), obs=0.1)
-
-
-def transformed():
-    flow = dist.TransformedDistribution(dist.Normal(jnp.zeros(2), 1.0).to_event(1), dist.transforms.AffineTransform(1.0, 2.0))
-    z = numpyro.sample("z", flow)
-    numpyro.sample("s", dist.LogNormal(0.0, 1.0))
-    numpyro.sample("y", dist.Normal(z.sum(), 1.0), obs=0.4)
-
-
-MODELS = {
-    m.__name__: m
-    for m in (
-        flat,
-        plated,
-        nested,
-        events,
-        masked,
-        scaled,
-        factored,
-        parametrised,
-        discrete,
-        scanned,
-        scanned_with_plates,
-        scanned_scaled,
-        branching,
-        transformed,
-    )
-}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -270,15 +136,6 @@ def test_param_with_a_random_initial_value(rng_key):
 # --- plates that subsample -------------------------------------------------------------------------------------------------------------
 
 
-DATA = np.array([0.2, 1.4, -0.5, 0.8], np.float32)
-
-
-def minibatch():
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    with numpyro.plate("n", 4, subsample_size=2) as index:
-        numpyro.sample("y", dist.Normal(mu, 1.0), obs=jnp.asarray(DATA)[index])
-
-
 def whole():
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("n", 4):
@@ -328,212 +185,6 @@ def test_nested_subsampling_multiplies():
     assert draw.values.auxiliary == {"rows", "columns"}
     close(draw.log_density.total, 6.0 * norm.logpdf(draw.values["z"]).sum())
     close(log_density(model, draw.values).total, draw.log_density.total)
-
-
-# --- scan ------------------------------------------------------------------------------------------------------------------------------
-
-
-XS = np.array([0.5, -0.2, 0.9], np.float32)
-
-
-def random_walk(obs=None, reverse=False):
-    def step(x, y):
-        x = numpyro.sample("x", dist.Normal(0.9 * x, 0.3))
-        numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
-        return x, None
-
-    if obs is None:
-        scan(step, 0.0, None, length=3, reverse=reverse)
-    else:
-        scan(step, 0.0, obs, reverse=reverse)
-
-
-def walk_density(x, y, reverse=False):
-    before = np.append(x[1:], 0.0) if reverse else np.insert(x[:-1], 0, 0.0)
-    return norm.logpdf(x, 0.9 * before, 0.3).sum() + norm.logpdf(y, x, 0.5).sum()
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_scan_against_a_hand_written_density(reverse):
-    close(log_density(random_walk, {"x": XS}, Y3, reverse=reverse).total, walk_density(XS, Y3, reverse))
-    close(log_density(random_walk, {"x": XS, "y": Y3}, reverse=reverse).total, walk_density(XS, Y3, reverse))
-    slope = jax.grad(lambda x: log_density(random_walk, {"x": x}, Y3, reverse=reverse).total)(jnp.asarray(XS))
-    step = 1e-2
-    for t in range(3):
-        up, down = XS + step * np.eye(3)[t], XS - step * np.eye(3)[t]
-        difference = (walk_density(up, Y3, reverse) - walk_density(down, Y3, reverse)) / (2 * step)
-        np.testing.assert_allclose(slope[t], difference, rtol=1e-3, atol=1e-3)
-
-
-def simulated_and_scored(model, *args, **kwargs):
-    """A draw, its own density, and the density of its values."""
-
-    def both(key):
-        draw = simulate(model, *args, rng_key=key, **kwargs)
-        return draw.values, draw.log_density.total, log_density(model, draw.values, *args, **kwargs).total
-
-    values, own, scored = quick_jit(both)(jax.random.key(2))
-    close(scored, own)
-    return jax.tree.map(np.asarray, dict(values)), own
-
-
-@pytest.mark.parametrize("obs", [None, np.zeros(3, np.float32)], ids=["latent", "observed"])
-def test_a_condition_on_a_scanned_site(obs):
-    """``condition`` turns a latent site of the body into an observed one, and replaces the data of one that is."""
-    values, density = simulated_and_scored(condition(random_walk, {"y": jnp.asarray(Y3)}), obs)
-    assert set(values) == {"x"}
-    close(density, walk_density(values["x"], Y3))
-
-
-def test_a_condition_on_a_site_scanned_backwards():
-    """NumPyro's ``condition`` counts steps as they are taken, so its first value belongs to the last time; draw and score agree on that."""
-    values, density = simulated_and_scored(condition(random_walk, {"y": jnp.asarray(Y3)}), np.zeros(3, np.float32), reverse=True)
-    close(density, walk_density(values["x"], Y3[::-1], reverse=True))
-
-
-def test_the_latent_of_a_backward_scan_is_aligned_as_simulate_stacks_it():
-    values, density = simulated_and_scored(random_walk, Y3, reverse=True)
-    close(density, walk_density(values["x"], Y3, reverse=True))
-
-
-def test_a_scan_of_one_step_and_one_as_long_as_its_event():
-    def model(length):
-        def step(carry, _):
-            v = numpyro.sample("v", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
-            return carry, v
-
-        scan(step, 0.0, None, length=length)
-
-    for length in (1, 3):
-        values, density = simulated_and_scored(model, length)
-        assert values["v"].shape == (length, 3)
-        close(density, norm.logpdf(values["v"]).sum())
-
-
-def test_observations_with_a_mask_in_scan():
-    keep = np.array([True, False, True])
-
-    def model():
-        def step(x, y_and_keep):
-            y, keep = y_and_keep
-            x = numpyro.sample("x", dist.Normal(0.9 * x, 0.3))
-            with mask(mask=keep):
-                numpyro.sample("y", dist.Normal(x, 0.5), obs=jnp.where(keep, y, 0.0))
-            return x, None
-
-        scan(step, 0.0, (jnp.asarray(Y3), jnp.asarray(keep)))
-
-    missing = norm.logpdf(Y3[1], XS[1], 0.5)
-    close(log_density(model, {"x": XS}).total, walk_density(XS, Y3) - missing)
-
-
-def test_cond_scores_the_branch_that_is_taken():
-    for a, loc, width in ((0.3, 2.0, 0.5), (-0.3, -2.0, 1.5)):
-        expected = norm.logpdf(a) + norm.logpdf(0.9, loc, width) + norm.logpdf(0.1, 0.9, 1.0)
-        close(log_density(branching, {"a": a, "b": 0.9}).total, expected)
-
-
-# --- observed parts, modules, guides ---------------------------------------------------------------------------------------------------
-
-
-def test_obs_mask_imputes_what_is_missing():
-    keep = np.array([True, False, True])
-
-    def model():
-        with numpyro.plate("n", 3):
-            numpyro.sample("y", dist.Normal(0.0, 1.0), obs=Y3, obs_mask=keep)
-
-    draw = drawn(model)
-    assert set(draw.values) == {"y_unobserved"}
-    expected, _ = numpyro_log_density(model, (), {}, dict(draw.values))
-    close(draw.log_density.total, expected)
-    close(expected, norm.logpdf(Y3[[0, 2]]).sum() + norm.logpdf(draw.values["y_unobserved"][1]))
-    close(log_density(model, draw.values).total, expected)
-
-
-def test_an_observed_site_of_a_guide_counts_in_its_density_only():
-    def guide():
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        numpyro.sample("seen", dist.Normal(z, 1.0), obs=0.5)
-
-    draw = drawn(guide)
-    assert set(draw.values) == {"z"}
-    close(draw.log_density.total, norm.logpdf(draw.values["z"]) + norm.logpdf(0.5, draw.values["z"], 1.0))
-
-
-class Linear(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(1)(x)
-
-
-def test_a_flax_module():
-    x = jnp.array([[1.0, 2.0], [0.5, -1.0], [0.0, 1.0]])
-
-    def model():
-        net = flax_module("net", Linear(), input_shape=(1, 2))
-        with numpyro.plate("n", 3):
-            numpyro.sample("y", dist.Normal(net(x)[:, 0], 1.0), obs=Y3)
-
-    weights = {"Dense_0": {"bias": jnp.array([0.3]), "kernel": jnp.array([[1.0], [-2.0]])}}
-    program = substitute(model, {"net$params": weights})
-    close(log_density(program, {}).total, norm.logpdf(Y3, x @ np.array([1.0, -2.0]) + 0.3, 1.0).sum())
-    assert bool(jnp.isfinite(drawn(model).log_density.total))
-
-
-def test_a_flax_module_with_a_prior(rng_key):
-    x = jnp.array([[1.0, 2.0], [0.5, -1.0], [0.0, 1.0]])
-
-    def model():
-        net = random_flax_module("net", Linear(), dist.Normal(0.0, 2.0), input_shape=(1, 2))
-        with numpyro.plate("n", 3):
-            numpyro.sample("y", dist.Normal(net(x)[:, 0], 1.0), obs=Y3)
-
-    draw = drawn(model)
-    bias, kernel = draw.values["net/Dense_0.bias"], draw.values["net/Dense_0.kernel"]
-    prior = norm.logpdf(bias, 0, 2.0).sum() + norm.logpdf(kernel, 0, 2.0).sum()
-    expected = prior + norm.logpdf(Y3, (x @ kernel + bias)[:, 0], 1.0).sum()
-    close(draw.log_density.total, expected)
-    close(log_density(model, draw.values, rng_key=rng_key).total, expected)
-
-
-@pytest.mark.slow
-def test_a_flow_is_scored_from_its_intermediates():
-    """The inverse of an autoregressive flow is a loop; the draw keeps the noise instead, and scores the same."""
-    init, apply = AutoregressiveNN(3, [4])
-    _, weights = init(jax.random.key(7), (3,))
-
-    def guide():
-        transform = InverseAutoregressiveTransform(lambda x: apply(weights, x))
-        base = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
-        numpyro.sample("z", dist.TransformedDistribution(base, transform))
-
-    draw = drawn(guide)
-    close(draw.log_density.total, log_density(guide, draw.values).total)
-
-
-@pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal, AutoDelta, AutoIAFNormal])
-def test_autoguides_score_in_the_model(make, rng_key):
-    def model():
-        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
-        width = numpyro.sample("width", dist.LogNormal(0.0, 1.0))
-        with numpyro.plate("n", 3):
-            numpyro.sample("y", dist.Normal(loc, width), obs=Y3)
-
-    guide = make(model)
-    seed(guide, rng_key)()  # sets itself up
-
-    def all_answers(key):
-        draw = simulate(guide, rng_key=key)
-        sites = trace(seed(guide, key)).get_trace().values()
-        own = sum(jnp.sum(s["fn"].log_prob(s["value"], *filter(None, [s["intermediates"]]))) for s in sites if s["type"] == "sample")
-        in_model, _ = numpyro_log_density(model, (), {}, {n: draw.values[n] for n in ("loc", "width")})
-        return draw, own, log_density(model, draw.values).total, in_model
-
-    draw, own, scored, in_model = quick_jit(all_answers)(rng_key)
-    assert set(draw.values) - {"loc", "width"} == draw.values.auxiliary
-    close(draw.log_density.total, own)
-    close(scored, in_model)
 
 
 # --- keys, transformations -------------------------------------------------------------------------------------------------------------
@@ -594,97 +245,3 @@ def test_a_model_may_be_scored_within_numpyros_own_handlers(rng_key):
         doubled = log_density(flat, {"z": 0.4}).total
     close(doubled, 2 * log_density(flat, {"z": 0.4}).total)
     close(log_density(scale(flat, scale=2.0), {"z": 0.4}).total, doubled)
-
-
-# --- what is wrong is said -------------------------------------------------------------------------------------------------------------
-
-
-def refused(error, *names):
-    """A block that raises this type, with each of these names in the message."""
-    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{n})" for n in names))
-
-
-def test_a_missing_value():
-    with refused(ModelError, "No value for latent site 'z'", "'mu'"):
-        log_density(plated, {"mu": 0.0})
-    with refused(ModelError, "No value for latent site 'x'"):
-        log_density(random_walk, {}, Y3)
-    with refused(ModelError, "No value for latent site 'b'"):
-        log_density(branching, {"a": 0.1})
-
-
-def test_a_missing_value_is_never_drawn_even_with_a_key(rng_key):
-    with refused(ModelError, "'z'"):
-        log_density(plated, {"mu": 0.0}, rng_key=rng_key)
-    with refused(ModelError, "'x'"):
-        log_density(random_walk, {}, Y3, rng_key=rng_key)
-
-
-def test_a_value_without_a_site():
-    with refused(ModelError, "no latent site 'zz'", "it has 'z'"):
-        log_density(flat, {"z": 0.1, "zz": 0.2})
-    with refused(ModelError, "no latent site 'twice'"):
-        log_density(flat, {"z": 0.1, "twice": 0.2})
-
-
-def test_a_value_for_an_observed_site():
-    with refused(ModelError, "'y' is observed"):
-        log_density(flat, {"z": 0.1, "y": 0.2})
-    with refused(ModelError, "'y' is observed"):
-        log_density(random_walk, {"x": XS, "y": Y3}, Y3)
-
-
-@pytest.mark.parametrize("value", [np.zeros(2), np.zeros((3, 3)), np.zeros((2, 3)), 0.0], ids=lambda v: str(np.shape(v)))
-def test_a_value_of_the_wrong_shape(value):
-    with refused(ModelError, "Shapes disagree at site 'z'", r"\(3,\)"):
-        log_density(plated, {"mu": 0.0, "z": value})
-
-
-def test_values_of_the_wrong_shape_in_scan():
-    for wrong in (np.zeros(4), np.zeros(2), np.zeros((3, 2))):
-        with refused(ModelError, "Shapes disagree at site 'x'"):
-            log_density(random_walk, {"x": wrong}, Y3)
-
-
-def test_leading_axes_of_size_one_are_no_disagreement():
-    close(log_density(plated, {"mu": 0.0, "z": np.zeros((1, 3))}).total, log_density(plated, {"mu": 0.0, "z": np.zeros(3)}).total)
-
-
-def test_two_sites_of_one_name(rng_key):
-    def model():
-        numpyro.sample("z", dist.Normal(0.0, 1.0))
-        numpyro.sample("z", dist.Normal(0.0, 1.0))
-
-    with refused(ModelError, "'z' appears twice"):
-        simulate(model, rng_key=rng_key)
-    with refused(ModelError, "'z' appears twice"):
-        log_density(model, {"z": 0.0})
-
-
-def test_no_key():
-    with refused(ModelError, "No random key to draw sample 'z'", "rng_key"):
-        simulate(flat)
-    with refused(ModelError, "No random key to draw plate 'n'"):
-        log_density(minibatch, {"mu": 0.0})
-
-
-def test_no_key_in_scan():
-    with refused(ModelError, "No random key", "'x'"):
-        simulate(random_walk, Y3)
-
-
-def test_no_program_and_no_dict(rng_key):
-    with refused(ArgumentTypeError, "program must be a NumPyro program", "got 3"):
-        simulate(3, rng_key=rng_key)
-    with refused(ArgumentTypeError, "program must be a NumPyro program", "got None"):
-        log_density(None, {})
-    with refused(ArgumentTypeError, "values must be a dict", "list"):
-        log_density(flat, [0.1])
-
-
-def test_a_site_marked_for_enumeration_that_cannot_be():
-    def model():
-        numpyro.sample("k", dist.Poisson(0.3), infer={"enumerate": "parallel"})
-
-    with refused(ModelError, "'k'", "marked for enumeration"):
-        log_density(model, {})

@@ -35,36 +35,39 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tools" / "mutants.json"
 HABITS = ROOT / ".mutation"
 
-_OBJECTIVES = "tests/objectives/test_unbiased.py tests/objectives/test_options.py"
+_CORE = "tests/test_expectation.py tests/test_run.py tests/test_particles.py"
+_OBJECTIVES = " ".join(f"tests/objectives/test_{x}.py" for x in ("unbiased", "options", "analytic_divergences", "path_gradients"))
+_CARRYING = " ".join(f"tests/objectives/test_{x}.py" for x in ("held_draws", "upper_bound", "score_climbing", "constrain"))
+_PROGRAMS = "tests/test_program.py tests/test_program_scan.py tests/test_program_modules.py tests/test_program_mistakes.py"
 TESTS = {
-    "ppl_ext/program.py": "tests/test_program.py tests/test_density.py",
-    "ppl_ext/density.py": "tests/test_density.py tests/test_program.py",
+    "ppl_ext/program.py": f"{_PROGRAMS} tests/test_density.py",
+    "ppl_ext/density.py": f"tests/test_density.py {_PROGRAMS}",
     "ppl_ext/laws.py": "tests/test_laws.py tests/test_elimination.py",
     "ppl_ext/direction.py": "tests/test_direction.py",
-    "ppl_ext/expectation.py": f"tests/test_expectation.py tests/test_inner_transforms.py {_OBJECTIVES}",
-    "ppl_ext/surrogate.py": f"tests/test_expectation.py tests/gradients tests/test_fork.py {_OBJECTIVES}",
-    "ppl_ext/choices.py": f"tests/test_expectation.py tests/gradients tests/test_fork.py {_OBJECTIVES}",
-    "ppl_ext/run.py": f"tests/test_expectation.py tests/gradients tests/test_fork.py {_OBJECTIVES}",
-    "ppl_ext/particles.py": "tests/test_expectation.py tests/test_carried.py tests/gradients",
-    "ppl_ext/carrying.py": "tests/test_carried.py tests/test_baselines.py tests/gradients tests/objectives/test_held_draws.py",
-    "ppl_ext/lanes.py": "tests/test_vmapped.py tests/test_expectation.py tests/test_credit.py tests/gradients",
+    "ppl_ext/expectation.py": f"{_CORE} tests/test_inner_transforms.py {_OBJECTIVES}",
+    "ppl_ext/surrogate.py": f"{_CORE} tests/gradients tests/test_fork.py {_OBJECTIVES}",
+    "ppl_ext/choices.py": f"{_CORE} tests/gradients tests/test_fork.py {_OBJECTIVES}",
+    "ppl_ext/run.py": f"{_CORE} tests/gradients tests/test_fork.py {_OBJECTIVES}",
+    "ppl_ext/particles.py": f"{_CORE} tests/test_carried.py tests/gradients",
+    "ppl_ext/carrying.py": f"tests/test_carried.py tests/test_baselines.py tests/gradients {_CARRYING}",
+    "ppl_ext/lanes.py": f"tests/test_vmapped.py {_CORE} tests/test_credit.py tests/gradients",
     "ppl_ext/predictions.py": "tests/gradients tests/test_baselines.py",
     "ppl_ext/baselines.py": "tests/test_baselines.py tests/gradients",
-    "ppl_ext/credit.py": "tests/test_credit.py tests/test_expectation.py tests/gradients",
-    "ppl_ext/dataflow.py": "tests/test_credit.py tests/test_expectation.py tests/gradients",
+    "ppl_ext/credit.py": f"tests/test_credit.py {_CORE} tests/gradients",
+    "ppl_ext/dataflow.py": f"tests/test_credit.py {_CORE} tests/gradients",
     "ppl_ext/vmapped.py": "tests/test_vmapped.py tests/test_inner_transforms.py",
     "ppl_ext/summing.py": "tests/test_elimination.py tests/test_density.py",
     "ppl_ext/held.py": "tests/objectives tests/test_carried.py",
     "ppl_ext/factors.py": "tests/test_elimination.py tests/gradients",
-    "ppl_ext/divergence.py": "tests/objectives tests/test_expectation.py",
+    "ppl_ext/divergence.py": f"tests/objectives {_CORE}",
     "ppl_ext/elimination.py": "tests/test_elimination.py tests/test_density.py",
-    "ppl_ext/gradients": "tests/gradients tests/test_expectation.py tests/test_fork.py tests/test_carried.py",
+    "ppl_ext/gradients": f"tests/gradients {_CORE} tests/test_fork.py tests/test_carried.py",
     "ppl_ext/algorithms": "tests/algorithms tests/smoothing/test_smooth.py tests/smoothing/test_swept.py tests/test_composition.py",
     "ppl_ext/smoothing": "tests/smoothing tests/algorithms/test_contract.py tests/fuzz tests/test_fuzz.py",
     "ppl_ext/meta": "tests/meta tests/fuzz tests/test_fuzz.py",
     "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",
     "ppl_ext/objectives": "tests/objectives tests/conformance/test_objectives.py",
-    "ppl_ext/handlers": "tests/handlers tests/gradients tests/test_expectation.py",
+    "ppl_ext/handlers": f"tests/handlers tests/gradients {_CORE}",
     "ppl_ext/infer": "tests/infer tests/fuzz tests/test_fuzz.py",
 }
 """From a module, or a folder of them, to the tests that should notice; the examples of the module's own docstrings come on top."""
