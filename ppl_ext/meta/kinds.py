@@ -98,15 +98,13 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     :raises NonFiniteError: naming episode and site.
 
     >>> import numpy as np, numpyro, numpyro.distributions as dist
-    >>> from ppl_ext.meta import EpisodeStream, ExactLinearGaussian, lift
-    >>> from ppl_ext.meta.fitted import MetaFit, start
+    >>> from ppl_ext.meta import ExactLinearGaussian, lift
     >>> def episode(y):
     ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
     ...     with numpyro.plate("rows", len(y)):
     ...         numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
     >>> rows = [(np.full(3, sign * 9.0 + i / 10, np.float32),) for i in range(8) for sign in (-1, 1)]
-    >>> h = lift(episode, ["level"]).hierarchy(EpisodeStream(rows))
-    >>> fit = MetaFit(h, ExactLinearGaussian(), start(h), None, 0.0)  # untrained; lift(...).fit(key, rows) trains
+    >>> fit = lift(episode, ["level"]).untrained(rows, ExactLinearGaussian())  # .fit(key, rows) trains
     >>> two = kinds(fit, jax.random.key(0), rows)
     >>> two, sorted(round(float(law.loc[0])) for law in two.laws)
     (Kinds(2, shares=[0.5, 0.5]), [-9, 9])

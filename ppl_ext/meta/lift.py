@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 from ppl_ext.arguments import check_call, check_flag, check_key, check_number, check_program, told
 from ppl_ext.checkpoint import Checkpoint
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.explain import name_of
 from ppl_ext.meta.arriving import Stream, as_stream, finite_stream
 from ppl_ext.meta.checks import check_shapes
@@ -106,6 +106,12 @@ class Lifted(eqx.Module):
         of_form, of_steps = jax.random.split(rng_key)
         return fit(self.hierarchy(stream, of_form), of_steps, stream, **options)
 
+    def untrained(self, stream: Stream | Sequence[Any], local_solver: LocalSolver | None = None) -> MetaFit:
+        """The hierarchy as it stands before training: the shared law is its prior, shared values are where they start. To see what the
+        prior says of an episode, or what training has changed."""
+        hierarchy = self.hierarchy(stream)
+        return MetaFit(hierarchy, _solver(local_solver), start(hierarchy), as_terms(np.zeros((3, 0))), 0.0)
+
     def load(self, path: str | os.PathLike, stream: Stream | Sequence[Any], local_solver: LocalSolver | None = None) -> MetaFit:
         """A fit that :meth:`MetaFit.save` wrote, here or in another process; it adapts, and ``fit(..., init=...)`` goes on from it.
 
@@ -117,9 +123,7 @@ class Lifted(eqx.Module):
         if found is None:
             raise ArgumentError(f"load: there is no file '{path}'.")
         (niw, shared, step), losses = found
-        return MetaFit(
-            hierarchy, LaplaceGGN() if local_solver is None else local_solver, State(niw, shared, None, step), as_terms(losses), 0.0
-        )
+        return MetaFit(hierarchy, _solver(local_solver), State(niw, shared, None, step), as_terms(losses), 0.0)
 
     def as_model(self, stream: EpisodeStream, hierarchy: Hierarchy | None = None) -> Callable[[], None]:
         """The very same hierarchy as a plain NumPyro model without arguments, which NUTS and SVI take.
@@ -211,6 +215,12 @@ def lift(
         check_number("lift: num_episodes", num_episodes, at_least=1)
     check_flag("lift: keep_prior", keep_prior)
     return Lifted(model, tuple(local), None if shared is None else tuple(shared), structure, num_episodes, prior, keep_prior)
+
+
+def _solver(local_solver: LocalSolver | None) -> LocalSolver:
+    if local_solver is not None and not isinstance(local_solver, LocalSolver):
+        raise ArgumentTypeError(f"lift: local_solver must be an instance such as LaplaceGGN(), got {told(local_solver)}.")
+    return LaplaceGGN() if local_solver is None else local_solver
 
 
 def _normal(mean: jax.Array, covariance: jax.Array) -> dist.Distribution:

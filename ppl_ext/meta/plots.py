@@ -41,15 +41,13 @@ def plot_episodes(
     :raises MissingExtraError: if there is no Matplotlib.
 
     >>> import jax, numpy as np, numpyro, numpyro.distributions as dist
-    >>> from ppl_ext.meta import EpisodeStream, ExactLinearGaussian, lift
-    >>> from ppl_ext.meta.fitted import MetaFit, start
+    >>> from ppl_ext.meta import ExactLinearGaussian, lift
     >>> def episode(x, y=None):
     ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
     ...     with numpyro.plate("rows", len(x)):
     ...         numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
     >>> rows = [(np.zeros(2, np.float32), np.full(2, y, np.float32)) for y in (1.0, 2.0, 3.0)]
-    >>> h = lift(episode, ["level"]).hierarchy(EpisodeStream(rows))
-    >>> fit = MetaFit(h, ExactLinearGaussian(), start(h), None, 0.0)  # untrained; lift(...).fit(key, rows) trains
+    >>> fit = lift(episode, ["level"]).untrained(rows, ExactLinearGaussian())  # .fit(key, rows) trains
     >>> import matplotlib.pyplot as plt
     >>> axes = plot_episodes(fit, rows[:1], at=np.linspace(0.0, 1.0, 3), num_samples=50)
     >>> axes.shape, axes[0].get_title()

@@ -20,7 +20,6 @@ from ppl_ext.meta import (
     mass_elsewhere,
     plot_episodes,
 )
-from ppl_ext.meta.fitted import MetaFit, as_terms, start
 from tests.meta.test_lift import KEY, NOISE, STREAM, episodes, quiet
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -107,9 +106,7 @@ def folded(y):
 def test_a_posterior_with_two_modes_is_flagged():
     """Symmetric but for the prior, whose mean is 0.1: the other mode's share follows from the prior's density at the two."""
     stream = EpisodeStream([np.full(4, 4.0, np.float32), np.full(4, 4.0, np.float32)])
-    h = lift(folded, ["w"], prior=NIW([0.1], 5.0, [[4.0]], 4.0)).hierarchy(stream)
-    fit = MetaFit(h, LaplaceGGN(), start(h), as_terms(np.zeros((3, 1))), 0.0)
-    share = mass_elsewhere(fit, stream)
+    share = mass_elsewhere(lift(folded, ["w"], prior=NIW([0.1], 5.0, [[4.0]], 4.0)).untrained(stream), stream)
     expected = 1 / (1 + np.exp(0.5 * 1.0 * ((2 + 0.1) ** 2 - (2 - 0.1) ** 2)))  # precision n/V = 1
     np.testing.assert_allclose(share, expected, atol=0.03)
 

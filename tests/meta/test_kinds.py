@@ -10,7 +10,6 @@ from scipy.stats import multivariate_normal
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, kinds, lift
-from ppl_ext.meta.fitted import MetaFit, start
 from ppl_ext.meta.kinds import _EM, Kinds
 from ppl_ext.meta.local import Gaussian
 from tests.meta.test_lift import KEY, NOISE, STREAM, line, quiet
@@ -23,8 +22,7 @@ LAWS = (
 
 @pytest.fixture(scope="module")
 def untrained():
-    h = lift(line, ["w"]).hierarchy(STREAM)
-    return MetaFit(h, ExactLinearGaussian(), start(h), None, 0.0)
+    return lift(line, ["w"]).untrained(STREAM, ExactLinearGaussian())
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +139,11 @@ def test_what_kinds_refuses(untrained, change, error, message):
 
 
 def test_a_diagonal_law_has_no_kinds():
-    h = lift(line, ["w"], structure="diagonal").hierarchy(STREAM)
     with pytest.raises(ArgumentError, match="diagonal"):
-        kinds(MetaFit(h, ExactLinearGaussian(), start(h), None, 0.0), KEY, STREAM)
+        kinds(lift(line, ["w"], structure="diagonal").untrained(STREAM), KEY, STREAM)
+
+
+def test_before_training_the_law_is_the_prior(untrained):
+    assert untrained.niw is untrained.hierarchy.prior and untrained.losses.size == 0 and "num_steps=0" in repr(untrained)
+    with pytest.raises(ArgumentTypeError, match="local_solver"):
+        lift(line, ["w"]).untrained(STREAM, LaplaceGGN)

@@ -30,7 +30,7 @@ def standardised(name):
     return np.asarray(table[group]).astype(str), x, y, noise
 
 
-def gibbs(groups, noise, prior, sweeps=12_000, burn_in=1_000, seed=0):
+def gibbs(groups, noise, prior, sweeps=20_000, burn_in=1_000, seed=0):
     """θᵢ | μ, Σ and (μ, Σ) | θ in turn, in NumPy; returns means and sds of θ."""
     rng = np.random.default_rng(seed)
     d = 2
@@ -80,7 +80,7 @@ def test_local_posteriors_are_those_of_gibbs_sampling(name):
     means, sds = gibbs([stream[i] for i in range(len(stream))], noise, prior)
     ours = np.sqrt(np.diagonal(q.covariance, axis1=1, axis2=2))
     off = np.abs((q.mean - means) / sds)
-    # Radon's counties with one home are 0.053 off, of which Gibbs' own error is 0.008: what the bound's independence costs.
-    assert off.max() < 0.06 and off.mean() < 0.02, (off.max(), off.mean())
+    # The most is at radon's counties with one home, of which Gibbs' own error is a fifth; the rest is what the bound's independence costs.
+    assert off.max() < 0.05 and off.mean() < 0.02, (off.max(), off.mean())
     ratio = ours / sds
     assert ratio.min() > 0.85 and ratio.max() < 1.02
