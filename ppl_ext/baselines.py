@@ -81,8 +81,13 @@ def _apart(choice: Choice, run: Run, credit: list[Deps]) -> tuple[int, ...]:
 
 def collected(choices: Sequence[Choice], shapes: dict[str, tuple[int, ...]], terms, credit: list[Deps]) -> list[jax.Array | None]:
     """For each element of each site, the sum of the costs that feel it."""
-    wanted = [frozenset((t, deps[c.id], shapes[c.id]) for t, deps in enumerate(credit) if c.id in deps) for c in choices]
-    return shared_sums(wanted, lambda t, relation, shape: collect(terms[t], relation, shape))
+    alike: dict[tuple, tuple[jax.Array, Deps]] = {}  # costs that feel the same sites in the same way go together
+    for cost, deps in zip(terms, credit, strict=True):
+        same = (jnp.shape(cost), tuple((c.id, deps[c.id]) for c in choices if c.id in deps))
+        alike[same] = (alike[same][0] + cost if same in alike else cost, deps)
+    costs = list(alike.values())
+    wanted = [frozenset((n, deps[c.id], shapes[c.id]) for n, (_, deps) in enumerate(costs) if c.id in deps) for c in choices]
+    return shared_sums(wanted, lambda n, relation, shape: collect(costs[n][0], relation, shape))
 
 
 def _without(run, node: str, outputs) -> Callable[[jax.Array], list[jax.Array]]:

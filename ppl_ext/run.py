@@ -25,6 +25,7 @@ from ppl_ext.gradients.baseline import SUFFIX, fitted
 from ppl_ext.laws import elements, prob, unmasked
 from ppl_ext.program import run_in_scan_body, scan_length
 from ppl_ext.vmapped import control_flow_inside, sent_out, was_sent
+from ppl_ext.words import sampled, split
 
 
 class Run(Messenger):
@@ -155,7 +156,7 @@ class Run(Messenger):
         if isinstance(given, Assigned):
             value = jnp.take(jnp.asarray(support), given.outcome, axis=0)
         else:
-            value = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
+            value = lax.stop_gradient(sampled(fn, key, sample_shape) if inside else fn(rng_key=key, sample_shape=sample_shape))
         if isinstance(given, Replaced):
             local = strategy if isinstance(strategy, LocalStrategy) else EnumerateLocally()
             branch = given.branch.reshape(given.branch.shape + (1,) * law.event_dim)
@@ -193,7 +194,7 @@ class Run(Messenger):
         given: dict[str, jax.Array] = {}  # baselines that the body states: they leave it beside its outputs
         # The keys of all steps at once: for each that of its first draw, and one for those that follow. NumPyro's scan would split its key
         # twice at each step, one split after the other, which a chain of coins feels.
-        keys, msg["kwargs"]["rng_key"] = random.split(msg["kwargs"]["rng_key"], (length, 2)), None
+        keys, msg["kwargs"]["rng_key"] = split(msg["kwargs"]["rng_key"], (length, 2)), None
         run_in_scan_body(msg, lambda step: _Body(self, prefix, step[0], given, step[1]), (forced, keys))
         body, *rest = msg["args"]
 

@@ -36,6 +36,7 @@ FLOORS = (
         "sharding",
         "summing",
         "vmapped",
+        "words",
     },
     {
         "expectation",

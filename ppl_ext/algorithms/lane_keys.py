@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import Distribution
 
-from ppl_ext.algorithms.words import normals
+from ppl_ext.words import normals
 
 
 class LaneKeys:

@@ -10,7 +10,7 @@ from jax.extend.random import threefry_2x32
 
 from ppl_ext.algorithms.lane_keys import LaneKeys
 from ppl_ext.algorithms.running import running_count, running_sum
-from ppl_ext.algorithms.words import normals, random_words, threefry, to_index, to_unit
+from ppl_ext.words import normals, random_words, sampled, split, threefry, to_index, to_unit
 
 KEY = random.key(7)
 
@@ -24,6 +24,28 @@ def test_the_hash_and_the_normals_are_those_of_jax():
         assert first.shape == second.shape == (5,) and not set(np.asarray(first)) & set(np.asarray(second))
     with jax.enable_x64(True):
         assert normals(KEY, (3,)).dtype == jnp.float64
+
+
+def test_keys_and_coins_are_those_of_jax():
+    laws = (dist.Bernoulli(0.3), dist.Bernoulli(logits=jnp.linspace(-1.0, 1.0, 4)), dist.Bernoulli(0.3).expand([4]), dist.Poisson(2.0))
+    for key in (KEY, random.PRNGKey(7)):
+        given, expected = split(key, (5, 2)), random.split(key, (5, 2))
+        assert given.dtype == expected.dtype
+        np.testing.assert_array_equal(_data(given), _data(expected))
+    rbg = random.key(7, impl="rbg")
+    for key in (KEY, random.PRNGKey(7), rbg):
+        assert split(key, (5, 2)).dtype == key.dtype
+        for law in laws[: 3 if key is rbg else 4]:  # NumPyro draws Poisson counts from threefry only
+            given, expected = sampled(law, key, (9,)), law.sample(key, (9,))
+            assert given.dtype == expected.dtype
+            np.testing.assert_array_equal(given, expected)
+    with jax.enable_x64(True):
+        law = dist.Bernoulli(probs=jnp.full(9, 0.3))
+        np.testing.assert_array_equal(sampled(law, KEY, (9,)), law.sample(KEY, (9,)))
+
+
+def _data(keys):
+    return keys if keys.dtype == jnp.uint32 else random.key_data(keys)
 
 
 def test_words_become_indices_and_uniforms_by_scaling():

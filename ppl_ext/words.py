@@ -1,4 +1,4 @@
-"""Random words, and normal numbers made of them, faster than by ``jax.random`` on a CPU.
+"""Random words, and keys, coins and normal numbers made of them, faster than by ``jax.random`` on a CPU.
 
 JAX runs the rounds of its hash as a loop over arrays there; written out they are one pass. Kinds of keys other than threefry, and
 precisions other than single, go JAX's way.
@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import lax, random
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
@@ -42,6 +43,34 @@ def random_words(rng_key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
         return bits[0], bits[1]
     counter = jnp.arange(num, dtype=jnp.uint32)
     return threefry(key, jnp.zeros_like(counter), counter)
+
+
+def split(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Keys of this shape: as configured by default, those of ``jax.random.split``.
+
+    >>> key = random.key(0)
+    >>> bool((split(key, (3, 2)) == random.split(key, (3, 2))).all())
+    True
+    """
+    if _threefry_words(rng_key) is None:
+        return random.split(rng_key, shape)
+    data = jnp.stack(random_words(rng_key, math.prod(shape)), axis=-1).reshape(*shape, 2)
+    return random.wrap_key_data(data, impl="threefry2x32") if rng_key.dtype != data.dtype else data
+
+
+def sampled(law: dist.Distribution, rng_key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+    """A draw of a law: as configured by default, its own; that of coins in one pass, since loops over coins do little else.
+
+    >>> key = random.key(0)
+    >>> bool((sampled(dist.Bernoulli(0.3), key, (5,)) == dist.Bernoulli(0.3).sample(key, (5,))).all())
+    True
+    """
+    coins = type(law) in (dist.BernoulliLogits, dist.BernoulliProbs) and jnp.result_type(law.probs) == jnp.float32
+    if not coins or _threefry_words(rng_key) is None:
+        return law(rng_key=rng_key, sample_shape=sample_shape)
+    shape = sample_shape + law.batch_shape
+    first, second = random_words(rng_key, math.prod(shape))
+    return (to_unit(first ^ second).reshape(shape) < law.probs).astype(int)
 
 
 def normals(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
