@@ -19,6 +19,7 @@ from ppl_ext.priors import (
     Functions,
     Gaussian,
     GaussianKL,
+    GaussianProcess,
     GaussianW2,
     ScaleMixture,
     Sinkhorn,
@@ -319,12 +320,29 @@ def test_sinkhorn_without_ott_names_the_extra(monkeypatch):
 # --- all of them
 
 
+ALL = [SlicedWasserstein(), Energy(), MMD(), GaussianW2(), GaussianKL(), Sinkhorn(), CriticW1(num_steps=20)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "distance",
-    [SlicedWasserstein(), Energy(), MMD(), GaussianW2(), GaussianKL(), Sinkhorn(), CriticW1(num_steps=20)],
-    ids=lambda d: type(d).__name__,
-)
+@pytest.mark.parametrize("distance", ALL, ids=lambda d: type(d).__name__)
+def test_more_values_than_draws_equal_inputs_and_a_mean_stay_finite(distance):
+    """Two outputs at 18 inputs, six of them twice, and 8 draws: sampled covariances have rank 7 of 36."""
+
+    def bends(x):
+        a, b = (numpyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+        return jnp.stack([jnp.exp(0.5 * a * x), b + jnp.sin(a * x)], axis=1)
+
+    lifted = lift_prior(bends, {"*": Gaussian(learn_mean=True)})
+    target = GaussianProcess(lambda x1, x2: jnp.exp(-0.5 * (x1 - x2.T) ** 2), mean=3.0, num_outputs=2)
+    inputs = jnp.concatenate([X, X[:6]])
+    fit = match(jax.random.key(0), lifted, inputs=inputs, target=target, distance=distance, num_steps=5, num_draws=8, progress_bar=False)
+    assert np.isfinite(fit.losses).all() and len(fit.losses) == 5
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(fit.hyperparameters))
+    assert np.isfinite([d for of in fit.report.distances.values() for d in of]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distance", ALL, ids=lambda d: type(d).__name__)
 def test_every_distance_recovers_the_scales_of_a_linear_kernel(distance):
     lifted = lift_prior(line, {"slope": Gaussian(), "level": Gaussian()})
     options = {"output": "f", "inputs": X, "target": linear_target(), "num_steps": 250, "num_draws": 256, "progress_bar": False}

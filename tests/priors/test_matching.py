@@ -13,6 +13,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
+from ppl_ext.infer import SGHMC
 from ppl_ext.priors import Energy, Gaussian, GaussianProcess, ScaleMixture, SlicedWasserstein, lift_prior, match, measurement_inputs
 from ppl_ext.priors.outputs import draw_function
 from ppl_ext.priors.programs import programs_for
@@ -110,6 +111,20 @@ def test_nuts_runs_on_it_and_agrees_with_the_conjugate_posterior(tuned):
     variance = 1.0 / (1.0 / scale**2 + float((X**2).sum()) / 0.25)  # X is centred: the level does not matter
     slopes = mcmc.get_samples()["slope"]
     assert abs(float(slopes.mean()) - variance * float((X * y).sum()) / 0.25) < 4.5 * np.sqrt(variance / 100)
+
+
+@pytest.mark.slow
+def test_sghmc_runs_on_it_and_agrees_with_the_conjugate_posterior(tuned):
+    y = 1.5 * X + 0.3
+    model = numpyro.handlers.condition(tuned.model, {"noise": jnp.array(0.5)})
+    kernel = SGHMC(model, step_size=0.02, friction=0.2, adapt=None, num_steps=60)
+    mcmc = MCMC(kernel, num_warmup=20, num_samples=300, num_chains=4, chain_method="vectorized", progress_bar=False)
+    mcmc.run(jax.random.key(2), X, y)
+    scale = float(tuned.hyperparameters["slope"]["slope"]["scale"])
+    variance = 1.0 / (1.0 / scale**2 + float((X**2).sum()) / 0.25)
+    slopes = np.asarray(mcmc.get_samples()["slope"], float)  # sixty steps apart, twelve times the memory of the momentum
+    assert abs(slopes.mean() - variance * float((X * y).sum()) / 0.25) < 4.5 * np.sqrt(variance / 400)
+    assert abs(slopes.var() / variance - 1.0) < 4.5 * np.sqrt(2 / 400)
 
 
 @pytest.mark.slow
