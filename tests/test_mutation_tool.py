@@ -17,6 +17,14 @@ def loss(x: int | float, y):
     if not y > 1:
         raise ValueError(f"{x + 1} is wrong")
     return -(x * 2.0) + stop_gradient(y)
+
+
+class Kind:
+    size: int = 3
+    width: float = field(static=True, default=0.5)
+
+    def grow(self, by=10, *, to=20):
+        return by
 '''
 
 

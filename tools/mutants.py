@@ -40,12 +40,19 @@ class Mutant:
 
 
 def places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, object]]:
-    """Every (node, field, new value) that makes a mutant. Annotations, defaults' types, docstrings and messages are left alone."""
+    """Every (node, field, new value) that makes a mutant. Annotations, docstrings and messages are left alone; so are the numbers that
+    arguments and fields have by default: they are choices, and what is right for a thousand particles is right for one more."""
     skip: set[int] = set()
     for node in ast.walk(tree):
         for name in ("annotation", "returns"):
             if (note := getattr(node, name, None)) is not None:
                 skip |= {id(x) for x in ast.walk(note)}
+        if isinstance(node, ast.arguments):
+            skip |= {id(x) for x in (*node.defaults, *node.kw_defaults)}
+        if isinstance(node, ast.ClassDef):
+            fields = (x.value for x in node.body if isinstance(x, ast.AnnAssign) and x.value is not None)
+            options = (k.value for f in fields for k in [ast.keyword("", f), *(f.keywords if isinstance(f, ast.Call) else ())])
+            skip |= {id(x) for x in options}
         if isinstance(node, ast.Raise | ast.JoinedStr):  # a message, or whether an error is raised at all: other tests hold these
             skip |= {id(x) for x in ast.walk(node)}
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr):
