@@ -17,7 +17,7 @@ from ppl_ext.algorithms import ParticleFilter
 from ppl_ext.errors import ArgumentError
 from ppl_ext.infer import PMMH, SGHMC, ParticleGibbs, chains_over, fit
 from ppl_ext.meta import EpisodeStream, LaplaceGGN, lift
-from ppl_ext.objectives import IWELBO
+from ppl_ext.objectives import ELBO, IWELBO
 from ppl_ext.smoothing import OnlineSmoother, smooth
 
 Y = np.array([0.3, -0.1, 0.5, 1.2, 0.9], np.float32)
@@ -53,6 +53,17 @@ def filtered(mesh):
 
     value, slope = jax.jit(jax.value_and_grad(log_w))(0.8)
     return {"value": value, "slope": slope}
+
+
+def filtering_objective(mesh):
+    """Particles inside of two chains of a fit, which run side by side; here every draw is a site."""
+
+    def of_phi(y):
+        numpyro.sample("phi", dist.TruncatedNormal(numpyro.param("loc", 0.5), 0.1, low=-1.0, high=1.0))
+
+    of = marginal(walk, ["phi"], ParticleFilter(16, mesh=mesh))
+    result = fit(jax.random.key(5), of, of_phi, ELBO(), optax.adam(0.01), 5, Y, num_chains=2, progress_bar=False)
+    return {"loc": result.params["loc"], "losses": result.losses}
 
 
 FUNCTIONALS = {"s10": lambda t, x_prev, x: x_prev * x}
@@ -107,6 +118,7 @@ def rows_of_data(mesh):
 
 ALGORITHMS = {
     "filter": filtered,
+    "filtering_objective": filtering_objective,
     "smooth_mcmc": lambda mesh: smoothed(mesh, "mcmc"),
     "smooth_dense": lambda mesh: smoothed(mesh, "dense"),
     "smooth_hybrid": lambda mesh: smoothed(mesh, "hybrid"),

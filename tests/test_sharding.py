@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from ppl_ext.algorithms import ParticleFilter
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
@@ -41,6 +42,13 @@ def test_without_a_mesh_nothing_is_placed():
         assert placing(None, tree) is tree
     assert everywhere(tree) is tree and agreed(0.5) == 0.5
     check_mesh("here", None, 3, "num")
+
+
+def test_what_does_not_divide_is_refused():
+    three = Mesh(np.array(jax.devices()[:1] * 3), ("a",))
+    check_mesh("here", three, 6, "num")
+    with pytest.raises(ArgumentError, match="here: num=4 does not divide over the 3 devices of the mesh's axis 'a'. Take a multiple of 3."):
+        check_mesh("here", three, 4, "num")
 
 
 def test_what_is_no_mesh_is_refused():
