@@ -161,7 +161,7 @@ def sgmcmc(report):
 
 
 def functional_priors(report):
-    rows, ratios = [], []
+    rows = []
     for name, data in report["data"].items():
         for which, score in data["scores"].items():
             splits = data["critic_splits"] if which == "critic" else data["splits"]
@@ -169,15 +169,16 @@ def functional_priors(report):
             gains = (
                 ["{:.1f} ± {:.1f} %".format(*(100 * v for v in gain["rmse"])), "{:.3f} ± {:.3f}".format(*gain["nll"])] if gain else ["", ""]
             )
-            rows.append([name, which, splits, *("{:.3f} ± {:.3f}".format(*score[k]) for k in ("rmse", "nll", "r_hat")), *gains])
-        ratios.append(f"{name} {data['time_of_default_over_critic']:.3f}")
-    head = ["", "prior", "splits", "RMSE", "NLL", "R̂ of predictions", "RMSE below fixed", "NLL below fixed"]
-    (iteration,) = (r for case in report["iteration"].values() for r in case["ratios"])
-    about = (
-        f"Gains are of pairs on the same split. Time to tune, the default distance over the critic (aim 0.125): {', '.join(ratios)}. One "
-        f"iteration of matching over the same by hand (aim {iteration['at_most']:g}): {iteration['median']:.3f}."
-    )
-    return table(head, rows) + f"\n\n{about}"
+            means = ["{:.3f} ± {:.3f}".format(*score[k]) for k in ("rmse", "nll")]
+            r_hat = f"{score['r_hat'][0]:.3f}, {score['r_hat_max'][0]:.3f}"
+            seconds = data["seconds_to_tune"].get(which)
+            cost = f"{seconds['all']:.0f} s, {seconds['steps']:.0f} s" if seconds else ""
+            rows.append([name, which, splits, *means, *gains, r_hat, f"{score['seconds'][0]:.0f} s", cost])
+    head = ["", "prior", "splits", "RMSE", "NLL", "RMSE below fixed", "NLL below fixed"]
+    head += ["R̂ of predictions: 95 % quantile, largest", "chains", "tuning: all, its steps"]
+    aims = [[what, found["value"], found["aim"], found["verdict"]] for what, found in report["aims"].items()]
+    about = "Errors are standard errors over splits, gains of pairs on the same split, and R̂ the mean over splits."
+    return table(head, rows) + f"\n\n{about}\n\n" + table(["", "found", "aim", ""], aims)
 
 
 def scaling(report):
