@@ -72,6 +72,14 @@ def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
     )
 
 
+def exact_evidence(ss: StateSpace, max_states: int = 4096) -> jax.Array:
+    """The evidence alone, compiled as one: whoever asks outside of ``jit`` would wait for each operation to be compiled by itself.
+
+    :raises ModelError: as :func:`smooth_exactly`.
+    """
+    return jax.jit(lambda: smooth_exactly(ss, max_states).log_evidence)()
+
+
 def _is_real(fn) -> bool:
     support = fn.support
     while isinstance(support, constraints.independent):

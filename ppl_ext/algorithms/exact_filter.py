@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.exact import smooth_exactly
+from ppl_ext.algorithms.exact import exact_evidence
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.algorithms.target import Retained, Target
 from ppl_ext.arguments import check_count
@@ -50,7 +50,7 @@ class ExactFilter(Algorithm):
     def evidence(self, target: Target) -> jax.Array:
         with target.inside():
             space = lower(target.program, parameters=target.given, initial="rest")
-        return space.log_prior + smooth_exactly(space, self.max_states).log_evidence
+        return space.log_prior + exact_evidence(space, self.max_states)
 
     def evidence_through(self, target: Target, retained: Retained) -> jax.Array:
         return self.evidence(target)
