@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro.distributions import biject_to
@@ -36,10 +37,12 @@ def named(model: Callable, rng_key, args: tuple, kwargs: Mapping[str, Any]) -> I
 
 def check_one_key(where: str, rng_key: Any) -> None:
     """A kernel that NumPyro does not vectorise over chains has one key."""
-    if getattr(rng_key, "shape", None) and rng_key.shape not in ((2,), (4,)) or getattr(rng_key, "ndim", 0) == 2:
+    typed = isinstance(rng_key, jax.Array) and jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    if getattr(rng_key, "ndim", 0) > (0 if typed else 1):
         raise ArgumentError(
-            f"{where}: rng_key must be one random key, got {rng_key.shape[0]}; for several chains take chain_method='sequential' or "
-            "'parallel' in numpyro.infer.MCMC."
+            f"{where}: rng_key must be one random key, got {rng_key.shape[0]}. numpyro.infer.MCMC runs several chains of this kernel at "
+            "once by chain_method=jax.vmap, or one after the other by 'sequential'; 'vectorized' is for kernels that vectorise "
+            "themselves."
         )
     check_key(f"{where}: rng_key", rng_key)
 

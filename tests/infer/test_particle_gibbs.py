@@ -117,6 +117,13 @@ def test_the_state_is_told_from_the_parameters():
     assert path_sites(model, (Y,), {}) == ["x0", "x"]
 
 
+@pytest.mark.parametrize("num_chains", [3, 4])  # a raw key may have four words, too
+def test_chains_that_numpyro_expects_to_be_vectorised_are_refused_with_the_way_to_go(num_chains):
+    mcmc = MCMC(ParticleGibbs(model, 3), num_warmup=1, num_samples=1, num_chains=num_chains, chain_method="vectorized")
+    with pytest.raises(ArgumentError, match=f"got {num_chains}.*chain_method=jax.vmap"):
+        mcmc.run(jax.random.key(0), Y[:3])
+
+
 def test_what_cannot_work_is_refused():
     with pytest.raises(ArgumentError, match="at least 2"):
         ParticleGibbs(model, 1)
