@@ -9,7 +9,7 @@ trained, and only then learns: an episode is a class, its local site the class's
 centres lie and how images scatter around them; a new class is adapted to, and images go to classes by Bayes' rule. (With scatter and
 spread of centres isotropic, and the latter infinite, that is the prototypical network.) The regression head learns features of its own:
 its hierarchy sees whole tasks without any split, their classes as one-hot targets. MAML (Finn, Abbeel, Levine 2017) makes 5 steps of
-gradient descent of 1.0 inside. Few steps, a small rate and noise on the pixels in training, for all alike: 24 classes are few.
+gradient descent of 0.1 inside. Few steps, a small rate and noise on the pixels in training, for all alike: 24 classes are few.
 """
 
 import json
@@ -34,7 +34,7 @@ from ppl_ext.meta.scores import expected_calibration_error
 
 TRAIN, TEST = (0, 1, 2, 6, 8, 9), (3, 4, 5, 7)
 WAYS, QUERIES, HIDDEN, WIDTH = 5, 15, 64, 16
-TASKS_A_STEP, MAML_STEPS, MAML_RATE = 8, 5, 1.0
+TASKS_A_STEP, MAML_STEPS, MAML_RATE = 8, 5, 0.1
 RATE, SPECKLE, DRAWS, STEPS_OF_CLASSES = 1e-3, 0.2, 200, 300
 
 
