@@ -1,9 +1,15 @@
 """What the meta-learning benchmarks rest on: their data, and the page's tables from reports as they write them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks import meta_digits, meta_stream, tables
+from benchmarks.harness import RESULTS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_classes_of_digits_are_rotations_and_disjoint():
@@ -19,15 +25,17 @@ def test_students_are_split_by_row():
     assert all(len(a[2]) >= 4 * len(b[2]) for a, b in zip(shown, held, strict=True))
 
 
-def test_tables_of_reports():
-    cell = {"mean": 0.5, "se": 0.01}
-    contender = {c: cell for c in ("mse", "nll", "coverage", "steps", "seconds", "accuracy", "ece")}
-    regression = {"contenders": {"head": contender}, "temporary_mebibytes_by_inner_steps": {"1": {"head": 1.0}, "50": {"head": 1.0}}}
-    assert "0.500 ± 0.010" in tables.meta_regression(regression)
-    assert "| 1-shot | head | 0.500" in tables.meta_digits({"shots": {"1": {"head": contender | {"accuracy": {"mean": 0.5, "se": None}}}}})
-    nuts = {"students": 3, "mean_off_in_sd": 0.1, "most_off_in_sd": 0.2, "sd_ratio": [0.9, 1.0, 1.1]}
-    stream = {"log_score": {"one pass": -1.0}, "peak_mebibytes_of_the_process": {}, "seconds": {}, "gap": 0.001, "nuts": nuts}
-    assert "0.10 % from the full batch" in tables.meta_stream(stream)
+@pytest.mark.parametrize("name", ["meta_regression", "meta_digits", "meta_stream"])
+def test_the_page_has_what_the_saved_report_says(name):
+    report = json.loads((RESULTS / f"{name}.json").read_text())
+    text = getattr(tables, name)(report)
+    assert all(f"| {aim} | {verdict} |" in text for aim, verdict in report["aims"].items())
+    assert text in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_a_cell_is_a_mean_with_its_standard_error():
+    assert tables.figure({"mean": 0.5, "se": 0.01}) == "0.500 ± 0.010"
+    assert tables.figure({"mean": 0.5, "se": None}, 1) == "0.5"
 
 
 @pytest.mark.benchmark
