@@ -1,8 +1,5 @@
 """Work spread over devices: the same numbers as on one, to rounding; and what is no mesh is refused."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,15 +11,11 @@ from ppl_ext.algorithms import ParticleFilter
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.infer import chains_over
 from ppl_ext.sharding import agreed, along, check_mesh, everywhere, gathered, placed
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.on_devices import run_on
 
 
 def run_with(devices: int, folder: Path) -> dict[str, np.ndarray]:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.sharded", str(folder / f"{devices}.npz"), str(devices)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_on(devices, "tests.sharded", folder / f"{devices}.npz", devices)
     return dict(np.load(folder / f"{devices}.npz"))
 
 

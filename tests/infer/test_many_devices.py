@@ -1,8 +1,5 @@
 """Chains spread over devices: the same numbers as on one, to rounding."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,15 +11,11 @@ from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
 from tests.infer.many_devices import guide, model
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.on_devices import run_on
 
 
 def run_with(devices: int, folder: Path) -> dict[str, np.ndarray]:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.infer.many_devices", str(folder), str(devices)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_on(devices, "tests.infer.many_devices", folder, devices)
     return dict(np.load(folder / f"{devices}.npz"))
 
 

@@ -414,6 +414,14 @@ def test_a_cycle_explores_without_noise():
     np.testing.assert_array_equal(still, ~np.asarray(fields["sampling"])[1:])
 
 
+def test_a_step_of_sgld_is_what_langevin_says():
+    r"""The step :math:`-\eta g + \sqrt{2 \eta T}\, \xi` (Welling and Teh 2011, eq. 4, with a temperature), term by term."""
+    step, *_ = SGLD(whole).move(None, {"slope": 3.0}, {"slope": 0.0}, 0.02, 0.5, None)
+    np.testing.assert_allclose(step["slope"], -0.06, rtol=1e-6)
+    step, *_ = SGLD(whole).move(None, {"slope": 0.0}, {"slope": 2.0}, 0.02, 0.5, None)
+    np.testing.assert_allclose(step["slope"], 2.0 * np.sqrt(0.02), rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_clipping_bounds_the_gradient_over_the_rows():
     """A single step of SGLD without noise shows the gradient."""
