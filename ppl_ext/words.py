@@ -36,13 +36,14 @@ def _threefry_words(rng_key: jax.Array) -> jax.Array | None:
     return rng_key if rng_key.shape == (2,) else None
 
 
-def random_words(rng_key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    """Two arrays of ``num`` random words of 32 bits. JAX would use half of each hash, so that arrays can be split over devices."""
+def random_words(rng_key: jax.Array, num: int, block: int | jax.Array = 0) -> tuple[jax.Array, jax.Array]:
+    """Two arrays of ``num`` random words of 32 bits, others for each ``block``. JAX would use half of each hash, so that arrays can be
+    split over devices."""
     if (key := _threefry_words(rng_key)) is None:
-        bits = random.bits(rng_key, (2, num))
+        bits = random.bits(random.fold_in(rng_key, block), (2, num))
         return bits[0], bits[1]
     counter = jnp.arange(num, dtype=jnp.uint32)
-    return threefry(key, jnp.zeros_like(counter), counter)
+    return threefry(key, jnp.full_like(counter, block), counter)
 
 
 def split(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

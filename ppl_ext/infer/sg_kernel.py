@@ -18,6 +18,7 @@ from ppl_ext.errors import ArgumentError
 from ppl_ext.infer.sg_noise import normals
 from ppl_ext.infer.sg_schedule import schedule_of
 from ppl_ext.infer.sg_target import Target, Values, set_up
+from ppl_ext.words import split
 
 
 class SGState(NamedTuple):
@@ -173,7 +174,7 @@ class StochasticGradientKernel(MCMCKernel):
         return SGState(jnp.zeros((), jnp.int32), z, momentum, adapt_state, zero, step_size, ~no, no, never, never, rng_key)
 
     def _step(self, state: SGState, args: tuple, kwargs: Mapping[str, Any]) -> SGState:
-        rng_key, batch_key, noise_key, other_key = jax.random.split(state.rng_key, 4)
+        rng_key, batch_key, noise_key, other_key = split(state.rng_key, (4,))
         dtype = state.potential_energy.dtype
         potential, gradient = jax.value_and_grad(self._set_up.estimate)(state.z, batch_key, args, kwargs)
         step_size = jnp.asarray(self._schedule(state.i), dtype)

@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 from ppl_ext.arguments import check_count, told
 from ppl_ext.diagnostics.sites import Site, describe
 from ppl_ext.errors import ArgumentError, ModelError, PplExtError
+from ppl_ext.words import random_words
 
 
 def draw_rows(rng_key: jax.Array, size: int, num: int) -> jax.Array:
@@ -33,7 +34,7 @@ def draw_rows(rng_key: jax.Array, size: int, num: int) -> jax.Array:
 
     def draw(carry):
         attempt, _, _ = carry
-        words = jax.random.bits(jax.random.fold_in(rng_key, attempt), (tries,), jnp.uint32)
+        words = jnp.concatenate(random_words(rng_key, (tries + 1) // 2, attempt))[:tries]
         valid, order = words <= jnp.uint32(limit - 1), jnp.arange(tries)
         found = jnp.where(valid, (words % jnp.uint32(size)).astype(order.dtype), size + order)
         picked, enough = (_by_pairs if tries <= 128 else _by_sorting)(found, valid, num)

@@ -5,7 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.random import threefry_2x32
+
+from ppl_ext.words import random_words
 
 _SINE = [math.pi / 2.0 * (-1.0) ** k * (math.pi / 2.0) ** (2 * k) / math.factorial(2 * k + 1) for k in range(6)]  # error below 6e-8
 
@@ -25,12 +26,15 @@ def normals(rng_key: jax.Array, num: int, dtype: jnp.dtype) -> jax.Array:
     >>> bool(abs(x.mean()) < 0.05), bool(abs(x.std() - 1.0) < 0.05)
     (True, True)
     """
-    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-    words = jax.random.key_data(rng_key) if typed else rng_key
-    threefry = str(jax.random.key_impl(rng_key)) == "threefry2x32" if typed else words.shape == (2,)
-    if dtype != jnp.float32 or not threefry or num == 0:
+    if dtype != jnp.float32 or num == 0:
         return jax.random.normal(rng_key, (num,), dtype)
-    return _from_words(threefry_2x32(words, jnp.arange((num + 1) // 2, dtype=jnp.uint32)))[:num]
+
+    def words(of_hash):
+        first, second = random_words(rng_key, -(-num // 4))
+        return jnp.where(of_hash == 0, first, second)
+
+    # A loop of two rounds, each of which hashes: without it XLA would hash anew for every number and each array that takes some of them.
+    return _from_words(lax.map(words, jnp.arange(2)).reshape(-1))[:num]
 
 
 def _from_words(bits: jax.Array) -> jax.Array:

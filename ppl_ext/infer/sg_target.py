@@ -20,6 +20,7 @@ from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError
 from ppl_ext.explain import explained
 from ppl_ext.infer.checks import named
 from ppl_ext.infer.sg_minibatch import Rows, Weighed, cut, draw_rows, find_rows
+from ppl_ext.words import split
 
 Values = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Target(NamedTuple):
 
     def estimate(self, z: Values, rng_key: jax.Array, args: tuple, kwargs: Mapping[str, Any]) -> jax.Array:
         """The potential on a fresh minibatch: a scalar."""
-        index_key, other_key = jax.random.split(rng_key)
+        index_key, other_key = split(rng_key, (2,))
         indices = {name: draw_rows(jax.random.fold_in(index_key, i), *sizes) for i, (name, sizes) in enumerate(sorted(self.plates.items()))}
         if self.rows is None:
             return self._at(z, other_key, indices, args, kwargs)

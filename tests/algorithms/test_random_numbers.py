@@ -21,7 +21,9 @@ def test_the_hash_and_the_normals_are_those_of_jax():
     for key in (KEY, random.PRNGKey(7), random.key(7, impl="rbg")):
         np.testing.assert_array_equal(normals(key, (7, 3)), random.normal(key, (7, 3)))
         first, second = random_words(key, 5)
-        assert first.shape == second.shape == (5,) and not set(np.asarray(first)) & set(np.asarray(second))
+        words = {*np.asarray(first).tolist(), *np.asarray(second).tolist()}
+        assert first.shape == second.shape == (5,) and len(words) == 10
+        assert not words & set(np.asarray(random_words(key, 5, block=1)[0]).tolist())
     with jax.enable_x64(True):
         assert normals(KEY, (3,)).dtype == jnp.float64
 
