@@ -23,6 +23,7 @@ from numpyro.infer import TraceEnum_ELBO
 from ppl_ext import elimination, log_density, marginal, simulate
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.errors import ModelError
+from ppl_ext.factors import Before, Factor, summed_along
 from ppl_ext.objectives import ELBO, IWELBO
 from tests.oracles import quick_jit
 
@@ -242,6 +243,20 @@ def chain_of(length):
             numpyro.sample(f"y{t}", dist.Normal(x * theta[2], 1.0), obs=ys[t])
 
     return in_scan, in_loop, ys
+
+
+def test_a_chain_of_two_dice_is_summed_over_all_its_paths():
+    """A table by step, another plate, and both dice now and one step earlier: the first step reads no earlier one."""
+    table = np.random.default_rng(0).normal(size=(4, 2, 2, 3, 2, 3)).astype(np.float32)
+    axes = (7, -3, Before("a"), Before("b"), "a", "b")
+    found = jax.jit(lambda x: summed_along(Factor(x, axes), 7, {"a": 2, "b": 3}).table)(table)
+    dice = list(itertools.product(range(2), range(3)))
+    for other in range(2):
+        paths = [
+            table[0, other, 0, 0, *path[0]] + sum(table[t, other, *path[t - 1], *path[t]] for t in range(1, 4))
+            for path in itertools.product(dice, repeat=4)
+        ]
+        np.testing.assert_allclose(found[other], np.logaddexp.reduce(paths), rtol=1e-5)
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWELBO(num_particles=2)], ids=repr)

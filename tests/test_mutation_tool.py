@@ -108,6 +108,25 @@ def test_what_is_red_anyway_kills_nothing_and_a_run_out_of_time_decides_nothing(
     assert toy.judge(mutant, 3.0).verdict == UNDECIDED
 
 
+def test_a_file_is_left_out_if_none_of_its_tests_enters_the_function_until_it_changes(toy):
+    [tree] = toy.trees.queue
+    assert toy.learn_all("test_toy.py") == "" and set(toy.known) == {"test_toy.py::test_half", "test_toy.py::test_double"}
+    assert toy.may_enter("test_toy.py", "ppl_ext/toy.py:half", tree) and toy.may_enter("test_toy.py", "ppl_ext/toy.py:", tree)
+    assert not toy.may_enter("test_toy.py", "ppl_ext/toy.py:treble", tree)
+    (tree / "test_toy.py").write_text(TESTS_OF_TOY.replace("double(3) == 6", "double(3) == 7"), encoding="utf-8")
+    assert toy.may_enter("test_toy.py", "ppl_ext/toy.py:treble", tree)
+    toy.known.clear()
+    assert toy.learn_all("test_toy.py") == "test_toy.py::test_double"
+
+
+def test_what_is_not_known_comes_first_where_a_mutant_is_judged_again(tmp_path, toy):
+    again = mutation.Trials(tmp_path, tmp_path / "again", again=True)
+    again.known = {"test_toy.py::test_half": (9.0, ["ppl_ext/toy.py:double"])}
+    [mutant] = [m for m in mutants("ppl_ext/toy.py", TOY) if m.before == "x + x"]
+    assert again.judge(mutant, 60.0).by == "test_toy.py::test_double"
+    assert again.known["test_toy.py::test_half"][0] == 9.0  # it would be quicker, had it run
+
+
 def test_verdicts_add_up_stay_where_lines_move_and_grow_stale(tmp_path, toy):
     kept = tmp_path / "kept.json"
     first, second = mutants("ppl_ext/toy.py", TOY)[:2]

@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 import pytest
 
 from ppl_ext import log_density, simulate
-from ppl_ext.errors import ArgumentTypeError, ModelError
+from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
 from tests.programs import XS, Y3, branching, close, flat, minibatch, plated, random_walk
 
 DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
@@ -31,6 +31,15 @@ def test_a_missing_value_is_never_drawn_even_with_a_key(rng_key):
         log_density(plated, {"mu": 0.0}, rng_key=rng_key)
     with refused(ModelError, "'x'"):
         log_density(random_walk, {}, Y3, rng_key=rng_key)
+
+
+def test_where_a_program_failed_is_told_by_the_name_of_its_last_site_as_it_stands():
+    def model():
+        numpyro.sample("heat at noon", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, -1.0, validate_args=True), obs=0.0)
+
+    with refused(ProgramError, "failed after site 'heat at noon'"):
+        log_density(model, {"heat at noon": 0.0})
 
 
 def test_a_value_without_a_site():

@@ -7,10 +7,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
-from numpyro.handlers import condition, mask
+from numpyro.handlers import condition, mask, substitute
 from scipy.stats import norm
 
 from ppl_ext import log_density, simulate
+from ppl_ext.errors import ModelError
 from tests.oracles import quick_jit
 from tests.programs import XS, Y3, branching, close, random_walk, walk_density
 
@@ -47,6 +48,16 @@ def test_a_condition_on_a_scanned_site(obs):
     values, density = simulated_and_scored(condition(random_walk, {"y": jnp.asarray(Y3)}), obs)
     assert set(values) == {"x"}
     close(density, walk_density(values["x"], Y3))
+
+
+def test_a_site_needs_no_value_if_a_function_gives_it_one_later():
+    model = substitute(random_walk, substitute_fn=lambda site: 0.3 if site["name"] == "x" else None)
+    close(log_density(model, {}, Y3).total, walk_density(np.full(3, 0.3), Y3))
+
+
+def test_a_condition_on_one_site_excuses_no_other():
+    with pytest.raises(ModelError, match="No value for latent site 'x'"):
+        log_density(condition(random_walk, {"y": jnp.asarray(Y3)}), {}, rng_key=jax.random.key(0))
 
 
 def test_a_condition_on_a_site_scanned_backwards():

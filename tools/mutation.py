@@ -7,10 +7,12 @@ survivor with its note: a survivor wants a test, or a note in that file that say
 
 Each mutant runs in a copy of the tree against the tests named for its module, up to the first failure. Tests that are known to enter the
 changed function come first, the fastest of them before, and those known not to enter it are left out; that knowledge, and what XLA
-compiled, grow from run to run in ``.mutation``.
+compiled, grow from run to run in ``.mutation``. ``--learn`` gathers it for all tests beforehand, in the time that they take: without it
+the first mutants of each module pay for it.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -29,45 +31,34 @@ from queue import Queue
 
 from tools.mutants import Mutant, mutants
 from tools.verdicts import ALIVE, KILLED, UNDECIDED, Verdict, add, load, report
-from tools.watching import run_tests
+from tools.watching import meets, run_tests
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tools" / "mutants.json"
 HABITS = ROOT / ".mutation"
 
-_CORE = "tests/test_expectation.py tests/test_run.py tests/test_particles.py"
-_OBJECTIVES = " ".join(f"tests/objectives/test_{x}.py" for x in ("unbiased", "options", "analytic_divergences", "path_gradients"))
-_CARRYING = " ".join(f"tests/objectives/test_{x}.py" for x in ("held_draws", "upper_bound", "score_climbing", "constrain"))
-_PROGRAMS = "tests/test_program.py tests/test_program_scan.py tests/test_program_modules.py tests/test_program_mistakes.py"
+_CORE = (
+    "tests/test_expectation.py tests/test_run.py tests/test_particles.py tests/test_inner_transforms.py tests/test_fork.py "
+    "tests/test_carried.py tests/test_credit.py tests/test_baselines.py tests/test_vmapped.py tests/test_elimination.py "
+    "tests/test_density.py tests/test_program.py tests/test_program_scan.py tests/test_program_modules.py "
+    "tests/test_program_mistakes.py tests/gradients tests/objectives tests/handlers"
+)
 TESTS = {
-    "ppl_ext/program.py": f"{_PROGRAMS} tests/test_density.py",
-    "ppl_ext/density.py": f"tests/test_density.py {_PROGRAMS}",
-    "ppl_ext/laws.py": "tests/test_laws.py tests/test_elimination.py",
+    **{
+        f"ppl_ext/{name}.py": _CORE
+        for name in ("program", "density", "expectation", "surrogate", "choices", "run", "particles", "carrying", "lanes", "predictions")
+    },
+    **{f"ppl_ext/{name}.py": _CORE for name in ("baselines", "credit", "dataflow", "vmapped", "summing", "held", "factors", "divergence")},
+    "ppl_ext/laws.py": f"tests/test_laws.py {_CORE}",
     "ppl_ext/direction.py": "tests/test_direction.py",
-    "ppl_ext/expectation.py": f"{_CORE} tests/test_inner_transforms.py {_OBJECTIVES}",
-    "ppl_ext/surrogate.py": f"{_CORE} tests/gradients tests/test_fork.py {_OBJECTIVES}",
-    "ppl_ext/choices.py": f"{_CORE} tests/gradients tests/test_fork.py {_OBJECTIVES}",
-    "ppl_ext/run.py": f"{_CORE} tests/gradients tests/test_fork.py {_OBJECTIVES}",
-    "ppl_ext/particles.py": f"{_CORE} tests/test_carried.py tests/gradients",
-    "ppl_ext/carrying.py": f"tests/test_carried.py tests/test_baselines.py tests/gradients {_CARRYING}",
-    "ppl_ext/lanes.py": f"tests/test_vmapped.py {_CORE} tests/test_credit.py tests/gradients",
-    "ppl_ext/predictions.py": "tests/gradients tests/test_baselines.py",
-    "ppl_ext/baselines.py": "tests/test_baselines.py tests/gradients",
-    "ppl_ext/credit.py": f"tests/test_credit.py {_CORE} tests/gradients",
-    "ppl_ext/dataflow.py": f"tests/test_credit.py {_CORE} tests/gradients",
-    "ppl_ext/vmapped.py": "tests/test_vmapped.py tests/test_inner_transforms.py",
-    "ppl_ext/summing.py": "tests/test_elimination.py tests/test_density.py",
-    "ppl_ext/held.py": "tests/objectives tests/test_carried.py",
-    "ppl_ext/factors.py": "tests/test_elimination.py tests/gradients",
-    "ppl_ext/divergence.py": f"tests/objectives {_CORE}",
-    "ppl_ext/elimination.py": "tests/test_elimination.py tests/test_density.py",
-    "ppl_ext/gradients": f"tests/gradients {_CORE} tests/test_fork.py tests/test_carried.py",
-    "ppl_ext/algorithms": "tests/algorithms tests/smoothing/test_smooth.py tests/smoothing/test_swept.py tests/test_composition.py",
+    "ppl_ext/elimination.py": _CORE,
+    "ppl_ext/gradients": _CORE,
+    "ppl_ext/algorithms": "tests/algorithms tests/smoothing tests/infer/test_particle_gibbs.py tests/test_composition.py",
     "ppl_ext/smoothing": "tests/smoothing tests/algorithms/test_contract.py tests/fuzz tests/test_fuzz.py",
     "ppl_ext/meta": "tests/meta tests/fuzz tests/test_fuzz.py",
     "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",
     "ppl_ext/objectives": "tests/objectives tests/conformance/test_objectives.py",
-    "ppl_ext/handlers": f"tests/handlers tests/gradients {_CORE}",
+    "ppl_ext/handlers": _CORE,
     "ppl_ext/infer": "tests/infer tests/fuzz tests/test_fuzz.py",
 }
 """From a module, or a folder of them, to the tests that should notice; the examples of the module's own docstrings come on top."""
@@ -110,19 +101,41 @@ def sample(num: int, seed: int, only: str | None = None, judged: frozenset = fro
     return chosen
 
 
+def everything() -> list[str]:
+    """The tests of all modules, a file at a time, and the examples of the modules' docstrings, a folder at a time."""
+    files = {file for tests in TESTS.values() for file in files_of(tests.split(), ROOT)}
+    folders: dict[Path, list[str]] = {}
+    for name in sources():
+        folders.setdefault(Path(name).parent, []).append(name)
+    return sorted(files) + [" ".join(names) for names in folders.values()]
+
+
+def files_of(tests: list[str], root: Path) -> list[str]:
+    """Files of tests in place of their folders."""
+    paths = [path for test in tests for path in (sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test])]
+    return list(dict.fromkeys(path.relative_to(root).as_posix() for path in paths))
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 class Trials:
     """Copies of a tree, one a job, and what is known of its tests: their seconds, and the functions that they enter."""
 
-    def __init__(self, root: Path, folder: Path, jobs: int = 1, habits: Path | None = None, options: tuple[str, ...] = ()):
-        self.options, self.habits, self.lock = list(options), habits, threading.Lock()
+    def __init__(
+        self, root: Path, folder: Path, jobs: int = 1, habits: Path | None = None, options: tuple[str, ...] = (), again: bool = False
+    ):
+        self.options, self.habits, self.lock, self.again = list(options), habits, threading.Lock(), again
         self.known: dict[str, tuple[float, list[str]]] = {}
+        self.whole: dict[str, str] = {}  # files all of whose tests are known, and what the files were then
         if habits is not None:
             habits.mkdir(exist_ok=True)
             os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(habits / "jax"))
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
             if (habits / "tests.json").exists():
-                self.known = json.loads((habits / "tests.json").read_text(encoding="utf-8"))
+                self.known, self.whole = json.loads((habits / "tests.json").read_text(encoding="utf-8"))
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         self.trees: Queue[Path] = Queue()
         left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", "_build", "output", ".mutation", ".*_cache")
@@ -137,8 +150,9 @@ class Trials:
         started, tree, note = time.perf_counter(), self.trees.get(), ""
         try:
             with changed(tree / mutant.module, mutant.source):
-                tests = [mutant.module, *tests_of(mutant.module)]
-                outcome, by = self.run(tree, tests, mutant.function or f"{mutant.module}:", seconds)
+                function = mutant.function or f"{mutant.module}:"
+                tests = [mutant.module, *(t for t in files_of(tests_of(mutant.module), tree) if self.may_enter(t, function, tree))]
+                outcome, by = self.run(tree, tests, function, seconds)
             if outcome == KILLED and by not in self.known:
                 alone = [by] if "::" in by else [by, "--collect-only"]  # a file, where the mutant breaks its import
                 if self.run(tree, alone, "", seconds)[0] != ALIVE:
@@ -151,7 +165,7 @@ class Trials:
         """The outcome of these tests in a process of their own, and the test that decided it."""
         here, there = self.context.Pipe(duplex=False)
         log = tree.with_suffix(".log")
-        arguments = (there, str(tree), str(log), [*self.options, *tests], self.known, function)
+        arguments = (there, str(tree), str(log), [*self.options, *tests], self.known, function, self.again)
         process = self.context.Process(target=run_tests, args=arguments)
         process.start()
         there.close()
@@ -197,10 +211,28 @@ class Trials:
             before = self.known.get(nodeid, (seconds, []))
             self.known[nodeid] = (round(min(seconds, before[0]), 2), sorted({*before[1], *enters}))
 
+    def learn_all(self, tests: str) -> str:
+        """What the tests of one file, or of a folder's docstrings, enter in the tree as it stands; returns the first that is red, or ""."""
+        tree = self.trees.get()
+        try:
+            outcome, red = self.run(tree, tests.split(), "", float("inf"))  # what is known enters "" not, and is left out
+            if outcome == ALIVE:
+                self.whole |= {test: digest(tree / test) for test in tests.split()}
+            return red
+        finally:
+            self.trees.put(tree)
+            self.remember()
+
+    def may_enter(self, file: str, function: str, tree: Path) -> bool:
+        """Whether one of a file's tests enters the function, or is not known: the file is not even collected if none does."""
+        if self.options or self.whole.get(file) != digest(tree / file):
+            return True
+        return any(test.startswith(f"{file}::") and meets(function, enters) for test, (_, enters) in self.known.items())
+
     def remember(self) -> None:
         if self.habits is not None:
             with self.lock:
-                (self.habits / "tests.json").write_text(json.dumps(self.known), encoding="utf-8")
+                (self.habits / "tests.json").write_text(json.dumps([self.known, self.whole]), encoding="utf-8")
 
 
 @contextmanager
@@ -224,6 +256,9 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show the sample and stop")
     what.add_argument("--again", action="store_true", help="judge those anew that are alive or undecided, and stop")
+    what.add_argument(
+        "--learn", action="store_true", help="run the tests without any mutant, to know which functions each enters, and stop"
+    )
     what.add_argument("--report", action="store_true", help="print what is kept and stop")
     parser.add_argument("options", nargs="*", help="for pytest, after --")
     given = parser.parse_args()
@@ -241,7 +276,11 @@ def main() -> None:
         return
     lock = threading.Lock()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-        trials = Trials(ROOT, Path(folder), given.jobs, HABITS, tuple(given.options))
+        trials = Trials(ROOT, Path(folder), given.jobs, HABITS, tuple(given.options), given.again)
+        if given.learn:
+            for tests, red in zip(everything(), pool.map(trials.learn_all, everything()), strict=True):
+                print(f"{len(trials.known):5} known  {tests[:100]}   {red and f'RED: {red}'}", flush=True)
+            return
 
         def judge(numbered: tuple[int, Mutant]) -> None:
             number, mutant = numbered

@@ -82,8 +82,13 @@ class Finder:
         return spec
 
 
+def meets(function: str, enters: list[str]) -> bool:
+    """Whether a test that enters these functions enters this one, or one of this module: ``"module:"``."""
+    return any(name.startswith(function) for name in enters) if function.endswith(":") else function in enters
+
+
 def run_tests(
-    tell: Connection, tree: str, log: str, arguments: list[str], known: dict[str, tuple[float, list[str]]], function: str
+    tell: Connection, tree: str, log: str, arguments: list[str], known: dict[str, tuple[float, list[str]]], function: str, again: bool
 ) -> None:
     """The body of the process: pytest in a copy of the tree; its exit code comes last over the connection."""
     os.setsid()  # what its tests start ends with it
@@ -96,10 +101,9 @@ def run_tests(
 
     def rank(nodeid: str) -> tuple[int, float]:
         if nodeid not in known:
-            return 1, 0.0
+            return -1 if again else 1, 0.0  # a mutant that lived through what is known
         seconds, enters = known[nodeid]
-        met = any(name.startswith(function) for name in enters) if function.endswith(":") else function in enters
-        return 0 if met else LEFT_OUT, seconds
+        return 0 if meets(function, enters) else LEFT_OUT, seconds
 
     preloaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that pytest would rather have imported itself
     code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *arguments], plugins=[Watch(Path(tree), tell.send, rank)])

@@ -52,7 +52,7 @@ class Matching:
             self.readout = find_readout(function.args[0], self.output, rng_key, inputs, self.args, self.kwargs)
         drawn = self.target.sample(rng_key, inputs, 2)
         shape = getattr(drawn, "shape", None)
-        if shape is None or tuple(shape) not in ((2, *self.shape), (2, *self.shape, 1)[: len(self.shape) + 2]):
+        if shape is None or tuple(shape) not in ((2, *self.shape), (2, *self.shape, 1)):
             hint = " A Gaussian target for P outputs takes num_outputs=P." if len(self.shape) == 2 else ""
             raise ArgumentError(
                 f"match: target.sample must return shape {(2, *self.shape)} for 2 draws, as the model's functions are {self.shape}; got "

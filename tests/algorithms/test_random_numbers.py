@@ -8,7 +8,7 @@ import pytest
 from jax import random
 from jax.extend.random import threefry_2x32
 
-from ppl_ext.algorithms.lane_keys import LaneKeys
+from ppl_ext.algorithms.lane_keys import LaneKeys, _of_lane
 from ppl_ext.algorithms.running import running_count, running_sum
 from ppl_ext.words import normals, random_words, sampled, split, threefry, to_index, to_unit
 
@@ -84,6 +84,13 @@ def test_lanes_share_one_key_and_none_of_their_noise(name):
         np.testing.assert_allclose(found[lane], expected, atol=1e-4)
     chains = jax.vmap(lambda k: LaneKeys(k, 4).each(lambda key, m: key.draw(law(m), 2, sample_shape), MEANS))(jnp.stack([KEY, KEY]))
     np.testing.assert_allclose(chains[1], found, atol=1e-5)
+
+
+def test_lanes_out_of_order_take_their_own():
+    """The lanes' numbers are handed over as they are only to lanes in order; any other ``vmap`` looks them up."""
+    table = jnp.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(jax.vmap(_of_lane, (None, 0))(table, jnp.array([2, 0])), table[jnp.array([2, 0])])
+    np.testing.assert_array_equal(jax.vmap(_of_lane, (0, None))(table, 1), table[:, 1])
 
 
 def test_laws_that_move_no_normals_have_a_key_in_each_lane():

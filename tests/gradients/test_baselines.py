@@ -190,6 +190,19 @@ def test_a_stated_baseline_takes_the_offset_out():
     assert (less["psi"] < 0.6 * plain["psi"]).all()
 
 
+def test_a_baseline_that_is_the_cost_leaves_no_noise_beside_enumeration():
+    """The lanes of an enumerated coin share the cost of a later site by their weights, and its baseline evenly: all of it, together."""
+
+    def program(loc):
+        coin = numpyro.sample("coin", dist.Bernoulli(0.3), infer={"gradient": "enumerate"})
+        z = numpyro.sample("z", dist.Normal(loc, 1.0), infer={"gradient": "score", "baseline": 7.0})
+        return 7.0 + 0.0 * coin * z
+
+    values, grads = quick_jit(jax.vmap(lambda key: expectation(program).value_and_grad(key, 0.5)))(jax.random.split(jax.random.key(0), 9))
+    np.testing.assert_allclose(values, 7.0, rtol=1e-6)
+    np.testing.assert_allclose(grads, 0.0, atol=1e-5)
+
+
 # --- what is kept, step by step
 
 

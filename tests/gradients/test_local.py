@@ -84,6 +84,19 @@ def test_each_pair(name):
     assert_unbiased(law_samples(name), law_answer(name))
 
 
+def test_all_pairs_in_one_program():
+    """Each site a cost of its own, so that the gradient by each law's parameters is that of the law alone."""
+    names = ["poisson", "binomial", "geometric", "exponential", "gamma", "normal"]
+
+    def program(params):
+        sites = [numpyro.sample(name, LAWS[name][0](params[name]), infer={"gradient": MEASURE}) for name in names]
+        return sum(bend(x.astype(float)) for x in sites)
+
+    samples = estimates(program, {name: jnp.array(LAWS[name][1]) for name in names})
+    answers = {name: law_answer(name) for name in names}
+    assert_unbiased(samples, (sum(value for value, _ in answers.values()), {name: grad for name, (_, grad) in answers.items()}))
+
+
 def test_the_table_is_the_one_that_is_tested():
     tested = {type(law(jnp.array(params))) for law, params, _ in LAWS.values()}
     assert set(measure_valued._PAIRS) == tested
@@ -148,6 +161,16 @@ def test_probabilities_of_exactly_0_and_1(strategy, at):
 
     _, grad = expectation(die).value_and_grad(jax.random.key(0), jnp.array([at, 1.0 - at, 0.0]))
     np.testing.assert_allclose(grad, [1.0, 4.0, 9.0], rtol=1e-6)
+
+
+def test_a_die_of_one_side():
+    """Nothing to compare its one outcome with: the site costs nothing and has no gradient."""
+
+    def program(logits):
+        return 3.0 + numpyro.sample("k", dist.Categorical(logits=logits), infer={"gradient": LOCAL}) * 1.0 + logits.sum()
+
+    value, grad = expectation(program).value_and_grad(jax.random.key(0), jnp.ones(1))
+    assert (float(value), grad.tolist()) == (4.0, [1.0])
 
 
 def test_a_binomial_of_no_trials():
@@ -330,6 +353,45 @@ def test_particles_of_a_nonlinear_objective():
         return sum(p ** sum(z) * (1 - p) ** (3 - sum(z)) * jnp.log(1 + sum(z) / 3) for z in itertools.product((0, 1), repeat=3))
 
     assert_unbiased(estimates(program, 0.4), jax.value_and_grad(answer)(0.4))
+
+
+class OneHot(dist.Distribution):
+    """A law of a user's whose outcomes are vectors: the rows of the identity matrix."""
+
+    arg_constraints = {"logits": dist.constraints.real_vector}
+    support = dist.constraints.simplex
+    has_enumerate_support = True
+    pytree_data_fields = ("logits",)
+
+    def __init__(self, logits):
+        self.logits = logits
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
+
+    def sample(self, key, sample_shape=()):
+        drawn = jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
+        return jax.nn.one_hot(drawn, self.event_shape[0])
+
+    def log_prob(self, value):
+        return jnp.sum(value * jax.nn.log_softmax(self.logits), axis=-1)
+
+    def enumerate_support(self, expand=True):
+        rows = jnp.eye(self.event_shape[0]).reshape(-1, *(1,) * len(self.batch_shape), *self.event_shape)
+        return jnp.broadcast_to(rows, (len(rows), *self.batch_shape, *self.event_shape)) if expand else rows
+
+
+def test_outcomes_may_be_vectors():
+    """Two one-hot draws in a plate: the alternatives to each are the other rows, and the gradient is that of the sum over outcomes."""
+    prices, logits = jnp.array([1.0, 4.0, 9.0]), jnp.array([[0.3, -0.5, 1.0], [0.0, 2.0, -1.0]])
+    drawn = jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    others = LOCAL.alternatives(OneHot(logits), None, drawn)
+    assert [sorted(int(x[n].argmax()) for x in others) for n in range(2)] == [[0, 2], [1, 2]]
+
+    def program(logits):
+        with numpyro.plate("n", 2):
+            return jnp.sum(numpyro.sample("x", OneHot(logits), infer={"gradient": LOCAL}) @ prices)
+
+    _, grad = expectation(program).value_and_grad(jax.random.key(0), logits)
+    np.testing.assert_allclose(grad, jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) @ prices))(logits), rtol=1e-5)
 
 
 def test_a_site_that_nothing_feels():

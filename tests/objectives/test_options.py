@@ -17,6 +17,7 @@ from ppl_ext.handlers import gradient
 from ppl_ext.objectives import (
     FDivergence,
     ForwardKL,
+    MarkovScoreClimbing,
     Thermodynamic,
 )
 from tests import oracles
@@ -107,6 +108,10 @@ def test_the_thermodynamic_bound_lies_between_the_elbo_and_the_importance_weight
         )
         assert low <= mid + 1e-12 and mid <= high + 1e-12 <= oracles.log_evidence(problem.oracle, problem.params) + 1e-9
         assert num_particles == 1 or low < mid < high
+
+
+def test_an_objective_tells_numpyro_how_many_particles_it_takes():
+    assert [loss.num_particles for loss in (ForwardKL(3), FDivergence(num_particles=4), MarkovScoreClimbing())] == [3, 4, 1]
 
 
 def test_options_that_make_no_sense():

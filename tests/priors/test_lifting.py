@@ -139,7 +139,7 @@ def test_values_of_the_parameters_reach_the_sites_within_plates():
 def test_one_variance_a_function(centered):
     """Within a draw all weights of a layer share a variance; over draws it is inverse-gamma. With a fresh one for each weight the sizes
     of the weights of one draw would not be correlated."""
-    lifted = lift_prior(network, {"w*": ScaleMixture(per="group", shape=3.0, scale=2.0, centered=centered), "b1": Gaussian()})
+    lifted = lift_prior(network, {"w*": ScaleMixture(per="group", fan_in=4, shape=3.0, scale=2.0, centered=centered), "b1": Gaussian()})
     layout = lifted.layout(X)
     model = lifted.at(layout, layout.init())
 
@@ -151,7 +151,7 @@ def test_one_variance_a_function(centered):
 
     variance, w1, w2 = draw(jax.random.split(jax.random.key(0), 4000))
     assert variance.shape == (4000,)
-    z = np.concatenate([w1, w2], axis=1) / np.sqrt(variance)[:, None]
+    z = np.concatenate([w1, w2], axis=1) / np.sqrt(variance / 4)[:, None]
     assert abs((z**2).mean() - 1.0) < 4.5 * np.sqrt(2.0 / z.size)
     precision = 1.0 / np.asarray(variance)  # Gamma(3, rate 2)
     assert abs(precision.mean() - 1.5) < 4.5 * np.sqrt(0.75 / 4000)
@@ -311,7 +311,7 @@ def test_arguments_of_another_width_are_refused():
         (lambda: ScaleMixture(per="element"), "per must be"),
         (lambda: ScaleMixture(shape=float("nan")), "shape"),
         (lambda: Flow(num_flows=0), "num_flows"),
-        (lambda: Flow(seed=-1), "seed"),
+        *((lambda seed=seed: Flow(seed=seed), "seed") for seed in (-1, 1.5, True)),
         (lambda: Gaussian(scale="1"), "scale must be a real number"),
         (lambda: Gaussian(learn_mean=1), "learn_mean"),
     ],

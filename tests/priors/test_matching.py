@@ -148,6 +148,13 @@ def test_the_function_is_what_is_returned_a_likelihoods_location_or_a_function_o
     np.testing.assert_allclose(read[0], read[1], rtol=1e-6)
 
 
+def test_functions_of_one_output_lose_its_axis_and_those_of_two_keep_it():
+    for width, shape in ((1, (len(X),)), (2, (len(X), 2))):
+        found = draw_function(lambda x, width=width: jnp.outer(x, jnp.arange(1.0, 1.0 + width)), None, jax.random.key(0), X)
+        assert found.shape == shape
+        np.testing.assert_array_equal(found.reshape(len(X), width)[:, 0], X)
+
+
 def test_measurement_sets_are_training_inputs_and_points_of_their_box():
     x = np.array([[0.0, 10.0], [1.0, 20.0], [2.0, 40.0]])
     drawn = np.asarray(measurement_inputs(x, num_points=200)(jax.random.key(0)))
