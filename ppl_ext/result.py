@@ -185,7 +185,8 @@ def to_arviz(
     :param posterior_predictive: draws (chain, draw, ...) by site, or True to replicate the observed sites.
     :param prior: draws (chain, draw, ...) by site.
     :param constant_data: arrays by name, such as covariates.
-    :param coords: labels by axis. :param dims: names of axes by site, instead of the plates'.
+    :param coords: labels by axis.
+    :param dims: names of axes by site, instead of the plates'.
     :raises HandlerError: if a handler is open around the call.
     :return: ``arviz.InferenceData``; with ArviZ 1.x an ``xarray.DataTree``.
     :raises ArgumentTypeError: if ``result`` is none of these.

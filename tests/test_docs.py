@@ -28,3 +28,9 @@ def test_every_public_package_has_a_page(name):
     page = DOCS / "api" / f"{name}.md"
     assert page.exists(), f"docs/api/{name}.md, with automodule:: ppl_ext.{name}, is missing"
     assert f"automodule:: ppl_ext.{name}" in page.read_text(encoding="utf-8")
+
+
+def test_every_tutorial_that_draws_has_a_picture_in_the_gallery():
+    shown = {line.split()[1] for line in (DOCS / "gallery.md").read_text(encoding="utf-8").splitlines() if line.startswith(":::{picture}")}
+    tutorials = DOCS.parent / "tutorials"
+    assert shown == {path.stem for path in tutorials.glob("*.py") if "matplotlib" in path.read_text(encoding="utf-8")}

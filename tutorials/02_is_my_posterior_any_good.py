@@ -43,7 +43,7 @@ def line(minutes, wait=None):
 # %% [markdown]
 # ## A fit that is fine
 #
-# A guide that knows correlations. The two restarts agree, nearly all draws count as importance samples, and k is well under 0.7.
+# A guide that knows correlations. The two restarts agree, nearly all draws count as importance samples, and k is under 0.7.
 
 # %%
 STEPS = 3000
@@ -56,6 +56,7 @@ fine.print_summary(num_samples=4000)
 figure, (course, tail) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
 plot_elbo(fine, course)
 plot_khat(fine, tail, num_samples=4000)
+plt.show()
 
 # %% [markdown]
 # ## A fit that is over-confident
@@ -93,6 +94,7 @@ for name, result in {"correlated guide": fine, "independent guide": narrow}.item
     lines = draws["intercept"][..., None] + draws["slope"][..., None] * grid
     plot_functions(grid, lines - lines.mean((0, 1)), axis, label=name)
 axis.set(xlabel="duration of the eruption, minutes", ylabel="error of the mean wait, minutes")
+plt.show()
 
 # %% [markdown]
 # ## Calibration: no reference needed
@@ -116,6 +118,7 @@ def calibrate_guide(guide):
 over_confident = calibrate_guide(independent)
 over_confident.print_summary()
 plot_calibration(over_confident)
+plt.show()
 
 # %% [markdown]
 # The truth is at one end of the draws far too often, for intercept and slope. The correlated guide passes.
@@ -124,6 +127,7 @@ plot_calibration(over_confident)
 calibrated = calibrate_guide(correlated)
 calibrated.print_summary()
 plot_calibration(calibrated)
+plt.show()
 
 # %% [markdown]
 # ## A fit that has not finished

@@ -103,7 +103,8 @@ ascent = ScoreAscent(volatility, optax.adam(0.05), num_particles=30, prior=True)
 # %% [markdown]
 # ## One table
 #
-# The bound's Gaussian guide is narrower where the posterior is skewed; the mode, a single point, lies where it lies.
+# Particle Gibbs and NUTS draw from the same posterior. The guide of the importance-weighted bound is meant as a proposal and comes out
+# rather wide; the mode, a single point, lies where it lies.
 
 # %%
 summaries = {name: az.summary(report, var_names=PARAMETERS, kind="stats") for name, report in reports.items()}

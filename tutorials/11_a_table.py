@@ -76,7 +76,8 @@ fit = match(
 fit.print_summary()
 
 # %% [markdown]
-# Along one column, the others at their means: the habit's functions are nearly straight, the tuned ones bend as the target's do.
+# Along one column, the others at their means: the habit's functions are nearly straight. The tuned ones bend sooner and spread less,
+# though a Gaussian for each layer does not turn as often as the target does.
 
 # %%
 age = columns.index("age")

@@ -35,7 +35,8 @@ class Calibration:
     :param ranks: by quantity, (simulation, ...): how many of the draws lie below the truth, 0 to ``num_draws``.
     :param num_draws: L, how many draws each truth was ranked among.
     :param thin: one draw in how many was kept, so that the kept ones are nearly independent.
-    :param truths: by site, (simulation, ...): what was drawn from the prior. :param data: by argument, what followed from it.
+    :param truths: by site, (simulation, ...): what was drawn from the prior.
+    :param data: by argument, what followed from it.
     :param failed: by simulation, why it has no rank; its row is left out of ``ranks``, ``truths`` and ``data``.
 
     >>> uniform, narrow = np.repeat(np.arange(10), 20), np.repeat([0, 9], 100)

@@ -57,7 +57,9 @@ def uniformity_p_value(ranks: Any, num_draws: int) -> float:
 def uniformity_band(num_ranks: int, num_draws: int, level: float = 0.95) -> Band:
     """The simultaneous band of :func:`uniformity_p_value`: ranks leave it somewhere if and only if their p-value is at most 1 - level.
 
-    :param num_ranks: N, the number of ranks. :param num_draws: L, the largest rank. :param level: between 0 and 1.
+    :param num_ranks: N, the number of ranks.
+    :param num_draws: L, the largest rank.
+    :param level: between 0 and 1.
     :return: :class:`Band`.
     :raises ArgumentError: if a number is out of range.
 

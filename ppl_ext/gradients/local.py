@@ -45,7 +45,8 @@ def charged(site: str, coefficients: Sequence[jax.Array], values: Sequence[jax.A
 
     Not to be differentiated twice: the values' own change is not in it.
 
-    :param coefficients: :math:`c_b`, one array for each branch, each with the shape of the site's elements. :param values: :math:`K(x_b)`,
+    :param coefficients: :math:`c_b`, one array for each branch, each with the shape of the site's elements.
+    :param values: :math:`K(x_b)`,
         likewise.
     :return: a scalar.
     :raises StrategyError: when differentiated twice, naming the site.

@@ -50,7 +50,8 @@ def check_one_key(where: str, rng_key: Any) -> None:
 def check_init_params(where: str, init_params: Any, sites: Mapping[str, Any], exactly: bool = False) -> None:
     """Unconstrained values of the latent sites of a trace, each of its shape and finite.
 
-    :param sites: those that there must be a value of. :param exactly: and of no other.
+    :param sites: those that there must be a value of.
+    :param exactly: and of no other.
     """
     check_values(f"{where}: init_params", init_params)
     if exactly and set(init_params) != set(sites):

@@ -35,7 +35,8 @@ class PathSweep(MCMCKernel):
     :func:`~ppl_ext.smoothing.conditional.conditional_paris`.
 
     :param model: the model, with one ``scan``.
-    :param num_particles: N, at least 2. :param backward: how the new path is drawn; see :mod:`ppl_ext.smoothing.backward`.
+    :param num_particles: N, at least 2.
+    :param backward: how the new path is drawn; see :mod:`ppl_ext.smoothing.backward`.
     :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -116,7 +117,8 @@ class ParticleGibbs(MCMCKernel):
     Exact for any number of particles, unlike NUTS on a filter's noisy log evidence, which targets nothing in particular.
 
     :param model: a NumPyro model with one ``scan``.
-    :param num_particles: N, at least 2. :param backward: how paths are drawn; see :mod:`ppl_ext.smoothing.backward`.
+    :param num_particles: N, at least 2.
+    :param backward: how paths are drawn; see :mod:`ppl_ext.smoothing.backward`.
     :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
     :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``.
     :param initial: sites before the scan that belong to the state, where the model does not say: by default those that reach the first

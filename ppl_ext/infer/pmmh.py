@@ -46,7 +46,8 @@ class PMMH(MCMCKernel):
     Saksman, Tamminen 2001); afterwards it stays. The states are integrated out: ``get_samples()`` has the parameters.
 
     :param model: a NumPyro model with one ``scan``.
-    :param num_particles: of the filter. :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
+    :param num_particles: of the filter.
+    :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
     :param initial: sites before the scan that belong to the state; as for :class:`~ppl_ext.infer.ParticleGibbs`.
     :param mesh: devices over which the particles are spread; see :class:`~ppl_ext.algorithms.ParticleFilter`.
 

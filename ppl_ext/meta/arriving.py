@@ -20,7 +20,8 @@ class ArrivingStream:
 
     :param episodes: an iterator, or better a function without arguments that makes one: then a run can be resumed, and made again.
     :param peek: how many episodes are looked at ahead.
-    :raises ArgumentTypeError: if there is nothing to iterate over. :raises ArgumentError: if there is no episode.
+    :raises ArgumentTypeError: if there is nothing to iterate over.
+    :raises ArgumentError: if there is no episode.
 
     >>> import jax, numpy as np
     >>> stream = ArrivingStream(lambda: ((np.zeros(n),) for n in (3, 1, 2, 4)))

@@ -49,7 +49,8 @@ def check_new_episode(
     """A new episode against those trained on.
 
     :param like: how the arguments of one of them were laid out.
-    :raises ArgumentError: naming the argument. :raises ModelError: naming the site.
+    :raises ArgumentError: naming the argument.
+    :raises ModelError: naming the site.
     """
     check_call(f"{where}: the episode model", form.model, args, kwargs)
     check_data(f"{where}: the episode model's", args, kwargs)

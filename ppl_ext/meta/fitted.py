@@ -135,7 +135,8 @@ class MetaFit:
     def new_episode(self, where: str, args: tuple, kwargs: dict[str, Any]) -> EpisodeLoss | None:
         """An episode that was not trained on, checked; ``None`` if it has no rows.
 
-        :raises ArgumentError: for arguments unlike those of the episodes trained on. :raises ModelError: for data that do not fit.
+        :raises ArgumentError: for arguments unlike those of the episodes trained on.
+        :raises ModelError: for data that do not fit.
         :raises NonFiniteError: for data whose density is not finite, naming the site.
         """
         form, shared = self.hierarchy.form, self.state.shared

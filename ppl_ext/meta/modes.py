@@ -29,7 +29,8 @@ def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None
     Modes are looked for by damped Gauss-Newton steps from m₀, where training starts, and from ``num_starts`` draws of the shared Gaussian;
     each mode found gets its weight by Laplace's method. A mode that no start leads to is not seen.
 
-    :param fit: a fitted hierarchy. :param episodes: an ``EpisodeStream`` or a list of episodes.
+    :param fit: a fitted hierarchy.
+    :param episodes: an ``EpisodeStream`` or a list of episodes.
     :return: (n,), between 0 and 1.
     :raises NonFiniteError: naming episode and site.
 

@@ -25,7 +25,8 @@ class SGLD(LocalSolver):
     that is cheaper and has no noise: n iterates leave the variances with a relative error of about
     :math:`\sqrt{2 (4 - \epsilon) / (\epsilon n)}`.
 
-    :param num_steps: iterates that count, at least 2. :param num_warmup: iterates before them.
+    :param num_steps: iterates that count, at least 2.
+    :param num_warmup: iterates before them.
     :param step_size: ε, in (0, 2]; at 2 the iterates of a Gaussian are independent, and anything else may diverge.
     :param structure: ``"full"``, or ``"diagonal"``, as the paper has it, for many local dimensions.
     :raises ArgumentError: for options out of range.

@@ -130,7 +130,8 @@ def evaluate(
 
     .. math:: \hat p(y \mid \text{support}) = \tfrac1S \sum_s p(y \mid \theta_s), \qquad \theta_s \sim \text{the adapted posterior}
 
-    :param support: episodes, in the form of those trained on. :param query: as many, in the same order.
+    :param support: episodes, in the form of those trained on.
+    :param query: as many, in the same order.
     :param level: of the predictive intervals whose coverage is taken.
     :param num_samples: S.
     :param batch_size: episodes at a time.

@@ -35,8 +35,10 @@ class VariationalLocal(LocalSolver):
     :param objective: an instance of any objective of :mod:`ppl_ext.objectives`, or of NumPyro's; default NumPyro's ``Trace_ELBO()``. It
         sees θ as one latent site and the episode as a factor, so objectives that simulate data, or carry
         state, do not serve.
-    :param num_steps: steps of Adam. :param step_size: its first, in standard deviations of the shared Gaussian; it falls to zero as a
-        cosine does. :param structure: ``"full"``, or ``"diagonal"``.
+    :param num_steps: steps of Adam.
+    :param step_size: its first, in standard deviations of the shared Gaussian; it falls to zero as a
+        cosine does.
+    :param structure: ``"full"``, or ``"diagonal"``.
     :raises ArgumentError: for options out of range.
     :raises ArgumentTypeError: if the objective is none.
 

@@ -57,7 +57,8 @@ def integral(nodes: Any, weights: Any) -> Operator:
 def stacked(*operators: Operator) -> Operator:
     """Several operators as one, their results joined.
 
-    :param operators: each from a function to numbers. :return: one to all of them, (K,), in this order.
+    :param operators: each from a function to numbers.
+    :return: one to all of them, (K,), in this order.
     :raises ArgumentTypeError: if one is no function.
 
     >>> print(stacked(values_at([2.0]), derivative_at([2.0]))(lambda x: x[:, 0] ** 2))

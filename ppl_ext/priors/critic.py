@@ -23,9 +23,13 @@ class CriticW1(Distance):
     stops early when its gradient's norm falls below τ. The estimate is :math:`E\, c(G) - E\, c(F)`; the penalty lets slopes a little over 1
     through, so that the best critic gives W(1 + W/(2λ)). It is by far the dearest of the distances here: K gradients of a critic a step. A
     critic can settle where it should not: at one input, between laws that differ in scale alone, the slope ±1 that the penalty wants is far
-    from the best critic |x|.
+    from the best critic, its absolute value.
 
-    :param num_steps: K. :param learning_rate: of Adagrad. :param penalty: λ. :param tolerance: τ. :param width: of the hidden layers.
+    :param num_steps: K.
+    :param learning_rate: of Adagrad.
+    :param penalty: λ.
+    :param tolerance: τ.
+    :param width: of the hidden layers.
     :param fresh: train each step of the critic on new draws, at this step's inputs. As published (``False``), the K steps see one set of
         draws, which the critic learns by heart.
 

@@ -27,7 +27,9 @@ class Flow(Family):
     σ_s is one a site, tuned too; the maps start near the identity, so that the prior starts at a Gaussian.
 
     :param per: what has a flow of its own: "layer", "site" or "group".
-    :param num_flows: K. :param fan_in: as of :class:`~ppl_ext.priors.Gaussian`. :param scale: σ at the start.
+    :param num_flows: K.
+    :param fan_in: as of :class:`~ppl_ext.priors.Gaussian`.
+    :param scale: σ at the start.
     :param seed: of the maps at the start, which may not all be equal.
 
     >>> Flow(num_flows=4).per

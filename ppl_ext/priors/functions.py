@@ -212,7 +212,8 @@ def posterior_functions(
         function of the dict of all the model's values. By default the mean of ``site``.
     :param site: the sample site that predicts; by default the only one without a draw.
     :param y: targets at the inputs, of the shape of ``site``. Without them there are no scores.
-    :param num_samples: draws a chain from the guide of a ``Fit``. :param chunk_size: draws at once.
+    :param num_samples: draws a chain from the guide of a ``Fit``.
+    :param chunk_size: draws at once.
     :return: :class:`FunctionDraws`.
     :raises ModelError: if a latent site has no draw, or the model does not run on these arguments.
     :raises ArgumentError: if a name is no site, or shapes do not fit.

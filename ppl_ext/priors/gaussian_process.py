@@ -129,7 +129,8 @@ class GaussianProcess(GaussianTarget):
 class NNGP(GaussianTarget):
     r"""The Gaussian process that a network tends to as its layers grow: :func:`~ppl_ext.priors.nngp_kernel` is its covariance.
 
-    :param depth: number of hidden layers. :param activation: "relu", "erf", "step", "linear" or an elementwise function.
+    :param depth: number of hidden layers.
+    :param activation: "relu", "erf", "step", "linear" or an elementwise function.
     :param weight_scale: one number or one a layer, as is ``bias_scale``.
     :param num_outputs: P independent outputs.
 

@@ -23,7 +23,8 @@ class ScaleMixture(Family):
 
     :param per: as of :class:`~ppl_ext.priors.Gaussian`, but for "element".
     :param fan_in: as there.
-    :param shape: a at the start. :param scale: b at the start; the variance's mean is b/(a − 1).
+    :param shape: a at the start.
+    :param scale: b at the start; the variance's mean is b/(a − 1).
     :param centered: keep the weights as latent sites, with variance v. Else they are deterministic, w = √v ε, and ``<site>_decentered`` is
         latent: often easier for NUTS where data say little.
 

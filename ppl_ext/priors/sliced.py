@@ -29,7 +29,8 @@ class SlicedWasserstein(Distance):
     difference of the expected order statistics, without bias. It may come out negative.
 
     :param num_projections: L, even.
-    :param control_variates: use them. :param debias: see above; needs an even number of draws, at least 4.
+    :param control_variates: use them.
+    :param debias: see above; needs an even number of draws, at least 4.
 
     >>> from ppl_ext.priors.distance import Functions
     >>> f, g = jax.random.normal(jax.random.key(0), (2, 64, 5))

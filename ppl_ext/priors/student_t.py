@@ -21,7 +21,8 @@ class StudentTProcess(eqx.Module):
 
     :param base: a Gaussian target: :class:`~ppl_ext.priors.GaussianProcess` without ``hyper``, :class:`~ppl_ext.priors.NNGP`, or one of
         these conditioned on something.
-    :param shape: a; a covariance exists for a > 1. :param scale: b.
+    :param shape: a; a covariance exists for a > 1.
+    :param scale: b.
 
     >>> from ppl_ext.priors import NNGP
     >>> StudentTProcess(NNGP(depth=1), shape=2.0, scale=1.0).sample(random.key(0), jnp.ones((4, 3)), 5).shape

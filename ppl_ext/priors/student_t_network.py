@@ -58,8 +58,10 @@ def student_t_posterior(kernel: Kernel, x: Any, y: Any, *, shape: float = 2.0, r
 
     :param kernel: covariance of the network with last-layer scale 1: a function (x1, x2) -> (n, m), such as one that calls
         :func:`~ppl_ext.priors.nngp_kernel`, or a tinygp kernel.
-    :param x: inputs, (n, ...). :param y: targets, (n,), of mean zero.
-    :param shape, rate: a and b of the inverse-gamma prior. :param noise: λ, at least 0.
+    :param x: inputs, (n, ...).
+    :param y: targets, (n,), of mean zero.
+    :param shape, rate: a and b of the inverse-gamma prior.
+    :param noise: λ, at least 0.
     :raises ArgumentError: if shapes do not fit, or a parameter is out of range.
     :raises NonFiniteError: if the covariance is not positive definite; more noise, or no repeated inputs, makes it so.
 

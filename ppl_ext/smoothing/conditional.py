@@ -56,7 +56,8 @@ def conditional_paris(
     """One sweep given ``path``: lane 0 runs along it, the other lanes are resampled multinomially from all lanes, and every lane
     draws backward, the frozen one as well.
 
-    :param inputs: leaves (T, ...). :param num_particles: N, at least 2.
+    :param inputs: leaves (T, ...).
+    :param num_particles: N, at least 2.
     """
     first_key, scan_key, last_key, back_key = jax.random.split(rng_key, 4)
     first = _freeze(space.initial(first_key, num_particles), path.initial)

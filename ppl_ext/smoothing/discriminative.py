@@ -49,8 +49,11 @@ def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> N
     With it the same state-space model goes to particle filters, to ``smooth`` and to NUTS. Its evidence is known up to a factor of the
     observations alone. Where Q⁻¹ − S⁻¹ is not positive semidefinite the second term is left out. NaN in ``mean``: nothing was seen.
 
-    :param name: of the factor site. :param x: (d,) the state. :param mean: (d,) f(y), what the regression says of it.
-    :param covariance: (d, d) Q(y). :param prior_covariance: (d, d) S.
+    :param name: of the factor site.
+    :param x: (d,) the state.
+    :param mean: (d,) f(y), what the regression says of it.
+    :param covariance: (d, d) Q(y).
+    :param prior_covariance: (d, d) S.
     :raises ArgumentError: if shapes do not fit.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -77,8 +80,11 @@ def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> N
 def discriminative_kalman(means, covariances, transition, noise, prior_covariance=None, initial=None) -> DiscriminativeResult:
     """Filter the outputs of a regression.
 
-    :param means: (T, d), f(y_t); NaN where nothing was seen. :param covariances: (T, d, d) Q(y_t), or (d, d) for all times.
-    :param transition: (d, d) A. :param noise: (d, d) Γ. :param prior_covariance: (d, d) S; by default the stationary one.
+    :param means: (T, d), f(y_t); NaN where nothing was seen.
+    :param covariances: (T, d, d) Q(y_t), or (d, d) for all times.
+    :param transition: (d, d) A.
+    :param noise: (d, d) Γ.
+    :param prior_covariance: (d, d) S; by default the stationary one.
     :param initial: mean and covariance of the state before the first step; by default 0 and S.
     :raises ArgumentError: if shapes do not fit, a covariance is none, or there is no stationary one.
 

@@ -76,7 +76,8 @@ class ScoreAscent:
     def run(self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> "Learned":
         """Ascend from ``params``, constrained values of all parameters.
 
-        :raises NonFiniteError: if a score is not finite. :raises ModelError: see :func:`~ppl_ext.smoothing.additive.score`.
+        :raises NonFiniteError: if a score is not finite.
+        :raises ModelError: see :func:`~ppl_ext.smoothing.additive.score`.
         """
         check_key("ScoreAscent: rng_key", rng_key)
         check_count("ScoreAscent: num_steps", num_steps)
@@ -123,7 +124,11 @@ class ScoreAscent:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """:param params: the estimate, constrained. :param iterates: by step, (num_steps, ...). :param scores: in unconstrained parameters.
+    """What :meth:`ScoreAscent.run` found.
+
+    :param params: the estimate, constrained.
+    :param iterates: by step, (num_steps, ...).
+    :param scores: in unconstrained parameters.
 
     >>> found = Learned({"mean": jnp.array(2.0)}, {"mean": jnp.array([0.0, 1.5, 2.5])}, {"mean": jnp.array([3.0, 0.5, -0.5])})
     >>> bool(found.iterates["mean"][1:].mean() == found.params["mean"])  # as ScoreAscent.run with average_from=1/3 returns it

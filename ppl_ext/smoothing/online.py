@@ -181,7 +181,9 @@ def step(
 class OnlineResult(NamedTuple):
     """What is known of the stream so far.
 
-    :param log_evidence: log p(y_1, ..., y_t). :param expectations: by functional. :param num_steps: t.
+    :param log_evidence: log p(y_1, ..., y_t).
+    :param expectations: by functional.
+    :param num_steps: t.
     :param fallbacks: backward rows that were zero throughout.
 
     >>> result = OnlineResult(jnp.array(-9.5), {"square": jnp.array(12.0)}, jnp.array(4), jnp.array(0))  # of OnlineSmoother.result
@@ -212,7 +214,8 @@ class OnlineSmoother:
     :param ess_threshold: resample where the effective sample size is below this share of N.
     :param log_bound: of the log transition density, for ``"hybrid"``, if the model's laws do not give it.
     :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites, given a particle's carry and
-        the scan's input; the backward law does not depend on it. :param initial_proposal: the same for the initial sites, of parameters.
+        the scan's input; the backward law does not depend on it.
+    :param initial_proposal: the same for the initial sites, of parameters.
     :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
     :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
         then a multiple of their number.

@@ -49,8 +49,10 @@ def sweeps(
 class ParisParticleGibbs:
     """Smoothing by particle Gibbs with few particles: PPG(N, Ñ, k, k₀).
 
-    :param num_particles: N, at least 2. :param num_backward: Ñ, backward draws a particle.
-    :param num_sweeps: k. :param burn_in: k₀ < k, sweeps whose estimates are left out.
+    :param num_particles: N, at least 2.
+    :param num_backward: Ñ, backward draws a particle.
+    :param num_sweeps: k.
+    :param burn_in: k₀ < k, sweeps whose estimates are left out.
 
     The other arguments are those of :class:`~ppl_ext.smoothing.OnlineSmoother`. It has less bias than one run with k N particles only
     where N is large enough to renew the path: see ``renewal`` of the result.
@@ -146,7 +148,8 @@ class ParisParticleGibbs:
 class ParticleGibbsSmoothing:
     """A series smoothed by :class:`ParisParticleGibbs`; sweeps are those after the burn-in.
 
-    :param expectations: of the functionals, averaged over sweeps and chains. :param estimates: before that, (chain, sweep, ...).
+    :param expectations: of the functionals, averaged over sweeps and chains.
+    :param estimates: before that, (chain, sweep, ...).
     :param trajectories: the paths, by latent site: (chain, sweep, ...), those of the steps (chain, sweep, time, ...).
     :param renewal: (T + 1,) how often a sweep changed the path, by time, that before the first step included.
     :param renewed: the same before averaging, (chain, sweep, T + 1), and ``ess``, the effective sample sizes.

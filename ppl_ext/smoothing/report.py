@@ -101,7 +101,8 @@ class SmoothingResult:
 def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) -> Any:
     """The ArviZ report of trajectories at fixed parameters.
 
-    :param values: by latent site, (chain, draw, ...). :param stats: by name, (chain, draw, time).
+    :param values: by latent site, (chain, draw, ...).
+    :param stats: by name, (chain, draw, time).
     :param one_step: log p(y_t | y_<t), (chain, draw, time).
     """
     from ppl_ext.diagnostics.arviz_export import arviz_version, build_report, site_dims

@@ -23,7 +23,9 @@ class Statistic(NamedTuple):
     The values of a sum over T steps grow as T while their spread stays; kept together they would lose the spread, and then the
     increments, to rounding. So their weighted mean moves into ``shared``, which is summed with compensation.
 
-    :param values: leaves (N, ...). :param shared: leaves (...). :param rest: leaves (...), what rounding left out of ``shared``.
+    :param values: leaves (N, ...).
+    :param shared: leaves (...).
+    :param rest: leaves (...), what rounding left out of ``shared``.
     """
 
     values: Any

@@ -42,7 +42,9 @@ class SweptParticleFilter(Algorithm):
     sweep, and p(x, y) / Ẑ still estimates its density. A given path is scored the way back: sweeps, and then a conditional filter through
     where they end. As an evidence it is the filter alone.
 
-    :param num_particles: N, at least 2. :param num_sweeps: k. :param backward: ``"dense"``, ``"hybrid"`` or ``"path"``.
+    :param num_particles: N, at least 2.
+    :param num_sweeps: k.
+    :param backward: ``"dense"``, ``"hybrid"`` or ``"path"``.
     :param proposal: with ``initial_proposal``, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
     :raises ModelError: when run, as :class:`~ppl_ext.algorithms.ParticleFilter`.
     :raises StrategyError: where an expectation asks for gradients of its draws; hold them fixed (``ppl_ext.handlers.detach``), or use
@@ -135,7 +137,8 @@ class ConditionalSweep:
     would need ever more particles as the series grows. The guide has the latent sites of the model's scan and no others; parameters are
     ``numpyro.param``.
 
-    :param num_particles: N, at least 2. :param backward: how the new path is drawn.
+    :param num_particles: N, at least 2.
+    :param backward: how the new path is drawn.
     :param guided: move the particles by the guide, which must be a ``scan`` itself; by default they move by the model.
     :raises ArgumentError: for fewer than 2 particles, or an unknown kernel.
     :raises ModelError: when run, if the guide's sites are not those of the model's scan, or its states do not suffice for backward draws.

@@ -31,7 +31,8 @@ def plot_functions(
     :param levels: probabilities of the bands.
     :param num_lines: how many of the draws to show, evenly spaced among them.
     :param observed: inputs and outputs of data, drawn as points.
-    :param label: name in a legend. :param color: one colour for all of it.
+    :param label: name in a legend.
+    :param color: one colour for all of it.
     :return: the axes.
     :raises ArgumentError: if shapes do not fit together, or a level is not a probability.
     :raises MissingExtraError: if there is no Matplotlib.

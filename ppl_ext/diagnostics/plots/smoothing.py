@@ -32,7 +32,8 @@ def plot_smoothing(
     :param result: of :func:`~ppl_ext.smoothing.smooth` or :class:`~ppl_ext.smoothing.ParisParticleGibbs`.
     :param var_names: sites of the step, one panel each; all by default. Of an array the first three elements are drawn.
     :param axes: Matplotlib axes, one for each panel; a new column of them by default. An exact result has no panel of sample sizes.
-    :param level: probability of the bands. :param num_samples: trajectories that the bands of :func:`smooth` are made from.
+    :param level: probability of the bands.
+    :param num_samples: trajectories that the bands of :func:`smooth` are made from.
     :param observed: (time,) or (time, series), data drawn as points on the first panel.
     :param time: (time,), labels of the steps; 0, 1, ... by default.
     :return: the axes, (panel,).
