@@ -21,7 +21,10 @@ from numpyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNor
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
+from ppl_ext import marginal
+from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.diagnostics import psis
+from ppl_ext.diagnostics.draws import rescored
 from ppl_ext.diagnostics.params_file import read_params, write_params
 from ppl_ext.diagnostics.summary import importance
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError
@@ -104,6 +107,23 @@ def test_a_subsampled_plate_is_scored_whole():
     few = fit_of(conjugate, normal_guide, [POSTERIOR], jnp.asarray(Y), subsample_size=2).sample(num_samples=200)
     np.testing.assert_array_equal(whole.log_weights, few.log_weights)
     assert psis(few.log_weights).pareto_k < 0.5
+
+
+def test_an_estimated_density_has_noise_of_its_own_at_every_draw():
+    """Shared by all draws, it would move all weights together: their average would be off by more than their spread tells."""
+
+    def model(y):
+        z = numpyro.sample("z", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    estimated = marginal(model, ["mu"], ImportanceSampling(2))
+    posterior = {"loc": np.float32(0.5), "scale": np.float32(1.5**-0.5)}
+    draws = fit_of(estimated, normal_guide, [posterior], 1.5).sample(num_samples=4000)
+    at_one = {"mu": np.zeros((1, 4000), np.float32)}
+    _, log_p = rescored(estimated, at_one, (1.5,), {})
+    for log_ratios in (draws.log_weights - norm.logpdf(1.5, 0.0, 3**0.5), log_p - norm.logpdf(0.0) - norm.logpdf(1.5, 0.0, 2**0.5)):
+        ratios = np.exp(log_ratios)
+        assert ratios.std() > 0.2 and abs(ratios.mean() - 1.0) < 4.5 * ratios.std() / 4000**0.5
 
 
 def test_each_chain_has_its_own_params_and_keys_decide_the_draws():

@@ -77,7 +77,8 @@ def guide_sampler(
 
     def one(params, key):
         values, log_q = _run_guide(guide, params, args, kwargs, key)
-        log_p, deterministic = score(params, values)
+        # A density that is estimated, by a particle filter say, has noise of its own at every draw: shared, it would look like no noise.
+        log_p, deterministic = score(params, values, jax.random.fold_in(key, 1))
         return {**values, **deterministic}, log_p, log_q
 
     shared: Any = params
@@ -119,7 +120,9 @@ def rescored(model: Callable, draws: Mapping[str, Any], args: tuple, kwargs: Map
     shapes = {n: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for n, x in latent.items()}
     score = scorer(model, sites, missing, shapes, args, kwargs)
     chunk = default_chunk(s.shape for s in sites.values())
-    log_p, deterministic = map_draws(over_draws(lambda _, draw: score({}, draw)), latent, {}, num_chains, num_draws, chunk)
+    keys = jax.random.split(jax.random.key(0), (num_chains, num_draws))
+    step = over_draws(lambda _, draw: score({}, *draw))
+    log_p, deterministic = map_draws(step, (latent, keys), {}, num_chains, num_draws, chunk)
     others = {n: np.asarray(x) for n, x in draws.items() if n not in sites}
     return {**latent, **deterministic, **others}, log_p.astype(np.float64)
 
@@ -164,7 +167,8 @@ def scorer(
     args: tuple,
     kwargs: Mapping[str, Any],
 ) -> Callable:
-    """``(params, values) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite sites summed out.
+    """``(params, values, rng_key) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite sites summed out. The key is for
+    densities that are estimated, and for random numbers that the model takes for itself.
 
     :param shapes: of the values. Deterministic sites that depend on a missing site are left out.
     """
@@ -172,20 +176,20 @@ def scorer(
     if missing and keep:
         keep -= _below(model, sites, missing, shapes, args, kwargs)
 
-    def run(params, values):
+    def run(params, values, rng_key):
         with FullPlates(), trace() as record:
             program = substitute(model, data=params)
-            log_p = log_density(program, values, *args, rng_key=jax.random.key(0), **kwargs).total
+            log_p = log_density(program, values, *args, rng_key=rng_key, **kwargs).total
         return log_p, {n: record[n]["value"] for n in keep}
 
-    def run_summed(params, values):
+    def run_summed(params, values, rng_key):
         from ppl_ext.diagnostics.enumeration import summed_log_density  # funsor is slow to import
 
         log_p = summed_log_density(model, values, args, kwargs, params, sites, missing)
         if not keep:
             return log_p, {}
         with FullPlates(), trace() as record:
-            seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
+            seed(given(model, values, params), rng_key)(*args, **kwargs)
         return log_p, {n: record[n]["value"] for n in keep}
 
     return run_summed if missing else run
