@@ -49,7 +49,7 @@ def _refuse_open_handlers(what: str) -> None:
 
 
 class Expectation(eqx.Module):
-    """An estimator of E[fn(*args)]; see :func:`expectation`."""
+    """An estimator of ``E[fn(*args)]``; see :func:`expectation`."""
 
     fn: Callable = eqx.field(static=True)
 

@@ -17,7 +17,14 @@ REFRESH = 0.1  # seconds that a launch aims to take, since the bar moves after e
 
 
 class Progress(NamedTuple):
-    """What a callback sees: ``losses`` (chain, step) so far, and ``params()``, the parameters now, with a leading chain axis."""
+    """What a callback sees: ``losses`` (chain, step) so far, and ``params()``, the parameters now, with a leading chain axis.
+
+    >>> import numpy as np
+    >>> now = Progress(np.array([[3.0, 2.0, 1.0]]), lambda: {"scale": np.ones(1)})
+    >>> low_enough = lambda progress: progress.losses[:, -1].mean() < 1.5  # fit(..., callback=low_enough) stops there
+    >>> bool(low_enough(now))
+    True
+    """
 
     losses: np.ndarray
     params: Callable[[], dict[str, Any]]

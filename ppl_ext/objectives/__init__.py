@@ -23,7 +23,7 @@ objective                 expectation of                        bound of log Z  
 ========================= ===================================== ======================= ============== ==================================
 
 "None" in the column of strategies: draws are held fixed, so that sites of every kind serve, and no strategy is asked for.
-Hierarchical bounds are these with a guide (or model) that is a :class:`~ppl_ext.algorithms.marginal`: ``ELBO`` is then the hierarchical
+Hierarchical bounds are these with a guide (or model) that is a :class:`~ppl_ext.marginal`: ``ELBO`` is then the hierarchical
 bound with one inner particle and the importance-weighted hierarchical one with more, and ``IWELBO`` the doubly importance-weighted one.
 The bounds refuse estimates that err the wrong way (:mod:`ppl_ext.direction`). ``docs/objectives.md`` says what is biased, and how.
 """

@@ -31,6 +31,8 @@ from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
 from ppl_ext.explain import in_one_line, is_foreign
 from ppl_ext.smoothing.space import Functional
 
+__all__ = ["Additive", "lag_covariances", "moments", "score", "sufficient_statistics", "transition_counts"]
+
 
 class Context(NamedTuple):
     """The model while it is traced: ``lower`` makes its state-space form at other constrained parameters."""
@@ -40,7 +42,11 @@ class Context(NamedTuple):
 
 
 class Additive(ABC):
-    """A functional that needs to know the model."""
+    """A functional that needs to know the model, made by one of the functions here.
+
+    >>> isinstance(moments(), Additive)
+    True
+    """
 
     @abstractmethod
     def bind(self, context: Context) -> Functional:
@@ -102,25 +108,68 @@ def score() -> Additive:
 
     :raises ModelError: when smoothing begins, if the state follows from sites and parameters together (a non-centred model): then
         holding the states fixed is not holding the sites fixed.
+
+    Where y ~ N(m, 1) whatever the state, the score of m is the sum of y - m:
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from numpyro.contrib.control_flow import scan
+    >>> from ppl_ext.smoothing import smooth
+    >>> def model(y):
+    ...     m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+    ...     def step(x_prev, y_t):
+    ...         x = numpyro.sample("x", dist.Normal(x_prev, 1.0))
+    ...         numpyro.sample("y", dist.Normal(m, 1.0), obs=y_t)
+    ...         return x, None
+    ...     scan(step, 0.0, y)
+    >>> found = smooth(model, {"score": score()}, 2).run(jax.random.key(0), jnp.array([3.0, 0.5]), params={"m": 1.0})
+    >>> round(float(found.expectations["score"]["m"]), 3)
+    1.5
     """
     return Score()
 
 
 def sufficient_statistics(fn: Callable) -> Additive:
-    """Sums of ``fn(x_prev, x, inputs)`` over the steps: what a maximisation step needs (see :class:`~ppl_ext.smoothing.OnlineEM`)."""
+    r"""Sums of a function of neighbouring states and the step's inputs: what a maximisation step needs.
+
+    .. math:: S_T = \sum_{t=1}^{T} s(x_{t-1}, x_t, y_t)
+
+    :class:`~ppl_ext.smoothing.OnlineEM` has an example of its use.
+
+    :param fn: s, a function ``(x_prev, x, inputs)`` of the carry before and after and of what the scan hands to the step, to an array or
+        a pytree of numbers.
+    :raises ArgumentTypeError: if ``fn`` is no function of three arguments.
+
+    >>> sufficient_statistics(lambda x_prev, x, y_t: {"xx": x * x, "xy": x * y_t})
+    _WithInputs(fn=<function ...>)
+    """
     check_function("sufficient_statistics: fn", fn)
     check_call("sufficient_statistics: fn, called with (x_prev, x, inputs):", fn, (0.0, 0.0, 0.0), {})
     return _WithInputs(fn)
 
 
 def moments() -> Additive:
-    """Sums over the steps of the state, flattened to a vector x (D,): ``"x"`` (D,) and ``"xx"``, x xᵀ (D, D)."""
+    r"""Sums over the steps of the state and of its square.
+
+    .. math:: \sum_{t=1}^{T} x_t, \qquad \sum_{t=1}^{T} x_t x_t^\top
+
+    :return: under ``"x"`` (D,) and ``"xx"`` (D, D), for the carry flattened to a vector of D numbers.
+
+    >>> {name: sums.tolist() for name, sums in moments().fn(1, 0.0, 2.0).items()}  # one term of the sums, for a state of 2
+    {'x': [2.0], 'xx': [[4.0]]}
+    """
     return _Plain(lambda t, x_prev, x: {"x": _flat(x), "xx": jnp.outer(_flat(x), _flat(x))})
 
 
 def lag_covariances() -> Additive:
-    """Sums over the steps of second moments about 0, (D, D): ``"before"`` of the state before the step, ``"cross"`` of the state before
-    (rows) and after (columns), ``"after"``."""
+    r"""Sums over the steps of second moments about 0, of the state before and after.
+
+    .. math:: \sum_t x_{t-1} x_{t-1}^\top, \qquad \sum_t x_{t-1} x_t^\top, \qquad \sum_t x_t x_t^\top
+
+    :return: under ``"before"``, ``"cross"`` (rows before, columns after) and ``"after"``, (D, D) each, of the carry flattened to D numbers.
+
+    >>> lag_covariances().fn(1, 2.0, 3.0)["cross"].tolist()  # one term of the sum, for a state that went from 2 to 3
+    [[6.0]]
+    """
 
     def fn(t, x_prev, x):
         before, after = _flat(x_prev), _flat(x)
@@ -130,7 +179,17 @@ def lag_covariances() -> Additive:
 
 
 def transition_counts(num_states: int) -> Additive:
-    """Expected numbers of moves from state k to state l, (K, K), for a scalar finite state."""
+    r"""Expected numbers of moves from state k to state l, for a scalar finite state.
+
+    .. math:: \sum_{t=1}^{T} 1\{x_{t-1} = k, x_t = l\}
+
+    :param num_states: K.
+    :return: (K, K).
+    :raises ArgumentTypeError: when smoothing begins, if the carry is not one integer.
+
+    >>> transition_counts(2).fn(1, 0, 1).tolist()  # one term of the sum, for a move from 0 to 1
+    [[0.0, 1.0], [0.0, 0.0]]
+    """
     check_count("transition_counts: num_states", num_states)
     return _Plain(lambda t, x_prev, x: jax.nn.one_hot(_state(x_prev), num_states)[:, None] * jax.nn.one_hot(_state(x), num_states))
 

@@ -32,7 +32,7 @@ class Dense(BackwardKernel):
         return drawn, no_bound_needed(empty.sum())
 
     def rows(self, rng_key, pairs: Pairs, lanes, shape: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
-        """Draws (L, *shape), and which of the lanes (L,) had to fall back to their ancestors."""
+        """Draws ``(L, *shape)``, and which of the lanes (L,) had to fall back to their ancestors."""
         uniforms = jax.random.uniform(rng_key, (len(lanes), *shape))
 
         def one(args):
