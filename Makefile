@@ -1,5 +1,5 @@
 # Every target sets itself up: a plain clone and Python 3.11 or newer are enough.
-#   make demo       the first picture
+#   make demo       five data sets, each under several algorithms, and a page of what came out
 #   make test       what the README says: default tests and doctests
 #   make test-all   slow tests and benchmarks' checks too
 #   make lint       ruff and mypy

