@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 _PACKAGES = ("jax", "jaxlib", "numpyro", "numpy", "ppl_ext")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import air, bernoullis
+from benchmarks import air, bernoullis, everywhere, harness
 
 
 @pytest.mark.parametrize("strategy", bernoullis.AIMS)
@@ -30,6 +30,19 @@ def test_a_drawn_patch_lies_where_it_should(corner):
     at = round((air.CANVAS - air.PATCH) / 2 * (1 + corner))
     np.testing.assert_allclose(rows[0], np.eye(air.CANVAS)[:, at : at + air.PATCH], atol=1e-6)
     np.testing.assert_allclose(columns[0], np.eye(air.CANVAS)[:, 8:16], atol=1e-6)
+
+
+def test_one_table_of_every_benchmark(tmp_path):
+    """From the saved reports: every verdict in them has its row; and one that failed says so and keeps what it printed."""
+    reports = sorted(harness.RESULTS.glob("*.json"))
+    failed = everywhere.run("nothing", tmp_path, quick=True, limit=100.0)
+    assert failed["status"] == "failed, see nothing.log" and "no such benchmark: nothing" in (tmp_path / "nothing.log").read_text()
+    lines = everywhere.table(harness.RESULTS, {path.stem: {"status": "ran", "seconds": 60.0} for path in reports} | {"nothing": failed})
+    assert lines.startswith("cpu (cpu), jax ") and "| nothing | failed, see nothing.log |" in lines
+    verdicts = sum(path.read_text().count(f'"{verdict}"') for path in reports for verdict in ("met", "missed", "undecided"))
+    assert sum(lines.count(f"| {verdict} |") for verdict in ("met", "missed", "undecided")) == verdicts > 50
+    assert "| sgmcmc | 1000 steps, 13-100-1, batch 32, run time of ppl_ext over by hand |" in lines
+    assert "| at least 20 | met |" in lines and "| at most 1.15 | met |" in lines
 
 
 @pytest.mark.benchmark

@@ -163,7 +163,7 @@ def test_inputs_close_together_stay_finite():
         ({"kernel": lambda a, b: jnp.zeros(3)}, ArgumentError, "must be a matrix of shape .5, 5."),
         ({"y": Y[:3]}, ArgumentError, "got shapes .5, 2. and .3,."),
         ({"y": Y * jnp.nan}, ArgumentError, "y holds 5"),
-        ({"x": "inputs"}, ArgumentTypeError, "x and y must be arrays"),
+        ({"x": "inputs"}, ArgumentTypeError, "x must be an array of numbers, got 'inputs'"),
         ({"x": X[:0], "y": Y[:0]}, ArgumentError, "at least 1"),
         ({"shape": 0.0}, ArgumentError, "shape"),
         ({"rate": "one"}, ArgumentTypeError, "rate"),

@@ -190,7 +190,7 @@ def test_jitter_is_relative_and_no_larger_than_it_must_be():
         (lambda: Conditioned(linear_target(), values_at([0.0]), np.nan), ArgumentError, "value"),
         (lambda: Conditioned(linear_target(), 3, 1.0), ArgumentTypeError, "operator"),
         (lambda: Image(linear_target(), lambda f: f(X)).mean(X), ArgumentTypeError, "must turn a function"),
-        (lambda: Conditioned(linear_target(), lambda f: "a", 1.0).mean(X), ArgumentTypeError, "must turn a function"),
+        (lambda: Conditioned(linear_target(), lambda f: "a", 1.0).mean(X), ArgumentTypeError, "gives must be an array of numbers, got 'a'"),
         (lambda: integral([0.0, 1.0], [1.0]), ArgumentError, "weight"),
         (lambda: derivative_at([0.0], dim=1), ArgumentError, "dim"),
         (lambda: values_at([]), ArgumentError, "values_at"),
