@@ -1,5 +1,6 @@
 """The site reaches every page and every public name; that it builds without a warning is ``make docs``."""
 
+import functools
 import inspect
 import re
 from importlib import import_module
@@ -72,6 +73,38 @@ def test_every_public_name_says_what_it_is_and_shows_it(package):
     names = {name: inspect.getdoc(found) or "" for name, found in PUBLIC.items() if name.rpartition(".")[0] == package}
     assert [name for name, text in names.items() if len(text.split()) < 5] == []
     assert [name for name, text in names.items() if ">>>" not in text and name not in SHOWN_ELSEWHERE] == []
+
+
+def named(target: str) -> object:
+    """What a role's dotted name stands for."""
+    parts = target.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            return functools.reduce(getattr, parts[end:], import_module(".".join(parts[:end])))
+        except ModuleNotFoundError:
+            continue
+    raise AttributeError(target)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    roles = re.findall(r"\{(?:class|func|meth|mod)\}`(?:[^`<]*<)?~?(ppl_ext[\w.]*)>?`", text)
+    missing = [name for name in roles if not _is_there(name)]
+    files = re.findall(r"`((?:ppl_ext|tests|docs|tutorials|benchmarks)/[\w./]+\.\w+)`", text)
+    assert (missing, [name for name in files if not (DOCS.parent / name).exists()]) == ([], [])
+
+
+def _is_there(name: str) -> bool:
+    try:
+        named(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def test_a_name_that_is_not_there_is_found():
+    assert named("ppl_ext.meta.NIW.kl") and not _is_there("ppl_ext.meta.NIW.nothing") and not _is_there("ppl_ext.nothing.at.all")
 
 
 def test_every_tutorial_that_draws_has_a_picture_in_the_gallery():
