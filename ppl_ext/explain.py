@@ -5,13 +5,14 @@ program stood. What the user's own code raises goes through as it is.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import jax
 from jax.extend.core import get_opaque_trace_state
+from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import _PYRO_STACK
 
@@ -26,10 +27,11 @@ _FOREIGN = ("jax", "jaxlib", "numpyro", "numpy", "equinox", "funsor", "optax", "
 
 
 @contextmanager
-def explained(program: Any, where: Callable[[], str] = lambda: "") -> Iterator[None]:
+def explained(program: Any, where: Callable[[], str] = lambda: "", site: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Say which program failed, at which site, if what it raises is not its own.
 
     :param where: says where the program stands: "at site 'z'", "after site 'mu'".
+    :param site: the message of the site in hand, if there is one. An error of shapes is told with those of its value and of its law.
     :raises ProgramError: instead of an error of JAX, NumPyro or NumPy.
     """
     try:
@@ -38,12 +40,16 @@ def explained(program: Any, where: Callable[[], str] = lambda: "") -> Iterator[N
         if not is_foreign(error):
             raise
         what = "The program" if program is None else f"The program '{name_of(program)}'"
-        what = getattr(error, "_ppl_ext_where", f"{what} failed {where()}".rstrip())  # an inner program's word goes first
+        in_plate = _in_a_plate(error) if site is None else None
+        stands = where() if in_plate is None else f"at site '{in_plate['name']}'"
+        what = getattr(error, "_ppl_ext_where", f"{what} failed {stands}".rstrip())  # an inner program's word goes first
         if isinstance(error, _NOT_CONCRETE) and any(getattr(h, "brings_keys", False) for h in _PYRO_STACK):
             # The expectation that runs the program may know what to do where Python branches on a value, if it sees JAX's own error.
             error._ppl_ext_where = what  # type: ignore[union-attr]
             raise
-        raise ProgramError(f"{what}: {in_one_line(error)}{_hint(error)}") from error
+        told = site if in_plate is None else in_plate
+        hint = _hint(error) or (_shapes(told) if told is not None and _SHAPES.search(str(error)) else "")
+        raise ProgramError(f"{what}: {in_one_line(error)}{hint}") from error
 
 
 def is_foreign(error: BaseException) -> bool:
@@ -95,6 +101,45 @@ def _hint(error: BaseException) -> str:
             f"and sample '{site}' in a guide function that calls the automatic one too."
         )
     return ""
+
+
+_SHAPES = re.compile("broadcast|shape", re.IGNORECASE)
+
+
+def _in_a_plate(error: BaseException) -> dict[str, Any] | None:
+    """The site whose law could not be brought to the size of a plate around it: NumPyro's plate raises before the message is sent on."""
+    traceback, found = error.__traceback__, None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_qualname == "plate.process_message" and frame.f_globals.get("__name__") == "numpyro.primitives":
+            msg = frame.f_locals.get("msg", {})
+            found = msg if msg.get("type") == "sample" else found
+        traceback = traceback.tb_next
+    return found
+
+
+def _shapes(site: Mapping[str, Any]) -> str:
+    """The shapes of a site's value and law, and what to change where they do not fit."""
+    fn, value, plates = site["fn"], site.get("value"), {f.name: f for f in site.get("cond_indep_stack", ())}
+    batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
+    while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):  # what plates, to_event and mask make of a law
+        fn = fn.base_dist
+    told = f" The law, {type(fn).__name__}, has batch shape {batch} and event shape {event}"
+    wrong = {name: f for name, f in plates.items() if len(batch) >= -f.dim and batch[f.dim] not in (1, f.size)}
+    if wrong:
+        sizes = " and ".join(f"plate '{name}' has size {f.size} on axis {f.dim}" for name, f in wrong.items())
+        return f"{told}, and {sizes}: give the plate the law's size, or count axes that belong to one draw to the event with .to_event(n)."
+    if value is None or not hasattr(value, "shape"):
+        return f"{told}."
+    shape = tuple(value.shape)
+    told += f"; the value has shape {shape}. A value must broadcast with {batch + event}: "
+    if event and shape[-len(event) :] != event:
+        return f"{told}its last {'axis is' if len(event) == 1 else f'{len(event)} axes are'} one draw, {event}."
+    advice = "give the data that shape, or the law's parameters the shape of the data"
+    if plates:
+        first = next(iter(plates))
+        advice += f", and plate '{first}' the data's size, as numpyro.plate('{first}', data.shape[0]) does"
+    return f"{told}{advice}."
 
 
 def discrete_site(error: BaseException) -> str | None:

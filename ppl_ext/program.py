@@ -175,7 +175,7 @@ class _Record(Messenger):
         scales, pairs = self.plate_scales(), []
         for name, site in self.sites.items():
             if site["type"] == "sample":
-                with explained(self.program, partial(_where_density, name)):
+                with explained(self.program, partial(_where_density, name), site):
                     pairs.append(site_term(site, scales))
         return LogDensity(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), 0)
 

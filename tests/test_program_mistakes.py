@@ -42,6 +42,39 @@ def test_where_a_program_failed_is_told_by_the_name_of_its_last_site_as_it_stand
         log_density(model, {"heat at noon": 0.0})
 
 
+def rows_of(law, size=None):
+    def model(y):
+        if size is None:
+            numpyro.sample("y", law, obs=y)
+        else:
+            with numpyro.plate("rows", size):
+                numpyro.sample("y", law, obs=y)
+
+    return model
+
+
+NORMALS = dist.Normal(np.zeros(3, np.float32), 1.0)
+MISSHAPEN = {
+    "data against parameters": (
+        rows_of(NORMALS),
+        ("Normal, has batch shape \\(3,\\)", "value has shape \\(4,\\)", "law's parameters the shape of"),
+    ),
+    "data against a plate": (
+        rows_of(dist.Normal(0.0, 1.0), 3),
+        ("Normal, has", "batch shape \\(3,\\)", "numpyro.plate\\('rows', data.shape\\[0\\]\\)"),
+    ),
+    "data against an event": (rows_of(NORMALS.to_event(1)), ("Normal, has", "event shape \\(3,\\)", "last axis is one draw, \\(3,\\)")),
+    "parameters against a plate": (rows_of(NORMALS, 4), ("failed at site 'y'", "plate 'rows' has size 4 on axis -1", "to_event")),
+}
+
+
+@pytest.mark.parametrize("name", list(MISSHAPEN))
+def test_shapes_that_do_not_fit_are_told_with_what_to_change(name):
+    model, words = MISSHAPEN[name]
+    with refused(ProgramError, "program 'model' failed", "site 'y'", *words):
+        log_density(model, {}, np.zeros(4, np.float32))
+
+
 def test_a_value_without_a_site():
     with refused(ModelError, "no latent site 'zz'", "it has 'z'"):
         log_density(flat, {"z": 0.1, "zz": 0.2})
