@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from jax import lax
 
-from ppl_ext import dataflow
+from ppl_ext import dataflow, expectation, surrogate
 from ppl_ext.credit import collect, mark, spread, trace_credit
+from tests.oracles import assert_unbiased, quick_jit
 
 DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
 
@@ -256,3 +259,18 @@ def test_spread_moves_axes():
     np.testing.assert_array_equal(out[:, 0, :], x.T)
     back = collect(jnp.broadcast_to(out, (3, 5, 2)), (("at", 2), ("at", 0)), (2, 3))
     np.testing.assert_array_equal(back, 5 * x)
+
+
+def test_a_site_that_the_walk_does_not_meet_is_charged_with_every_cost(monkeypatch):
+    """As if it sat inside a primitive that cannot be opened: of three coins in a plate each pays for all, and the gradient stays right."""
+    monkeypatch.setattr(surrogate, "trace_credit", lambda fn: ([{} for _ in trace_credit(fn)[0]], set()))
+    prices, logits = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.3, -0.5, 1.0])
+
+    def program(logits):
+        with numpyro.plate("n", 3):
+            z = numpyro.sample("z", dist.Bernoulli(logits=logits), infer={"gradient": "score"})
+        return jnp.sum(prices * z)
+
+    p, keys = jax.nn.sigmoid(logits), jax.random.split(jax.random.key(0), 5_000)
+    samples = quick_jit(jax.vmap(lambda key: expectation(program).value_and_grad(key, logits)))(keys)
+    assert_unbiased(samples, (jnp.sum(prices * p), prices * p * (1 - p)))

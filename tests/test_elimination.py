@@ -19,6 +19,7 @@ from numpyro.contrib.funsor import config_enumerate, enum
 from numpyro.contrib.funsor import log_density as funsor_log_density
 from numpyro.handlers import mask, scale
 from numpyro.infer import TraceEnum_ELBO
+from scipy.stats import norm
 
 from ppl_ext import elimination, log_density, marginal, simulate
 from ppl_ext.algorithms import ImportanceSampling
@@ -431,6 +432,24 @@ def test_scales_that_differ():
 
     with refused("'a' do not share one scale"):
         enumerated(model)
+
+
+def test_scales_are_one_if_they_are_equal_numbers():
+    def model():
+        with scale(scale=np.float32(2.0)):
+            a = numpyro.sample("a", dist.Bernoulli(0.3), infer=MARK)
+        with scale(scale=np.float32(2.0)):
+            numpyro.sample("y", dist.Normal(a, 1.0), obs=0.4)
+
+    close(log_density(model, {}).total, 2.0 * np.log(0.7 * norm.pdf(0.4) + 0.3 * norm.pdf(0.4, 1.0)))
+
+
+def test_a_site_that_nothing_reads_sums_to_one():
+    def model():
+        numpyro.sample("a", dist.Categorical(probs=jnp.array([0.2, 0.5, 0.3])), infer=MARK)
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.3)
+
+    close(log_density(model, {}).total, dist.Normal(0.0, 1.0).log_prob(0.3))
 
 
 def test_too_many_at_once():

@@ -23,7 +23,7 @@ class Kind:
     size: int = 3
     width: float = field(static=True, default=0.5)
 
-    def grow(self, by=10, *, to=20):
+    def grow(self, by=10, *, to=Kind(20), at):
         return by
 '''
 
@@ -72,6 +72,7 @@ def toy(tmp_path, tmp_path_factory, monkeypatch):
     (tmp_path / "ppl_ext" / "__init__.py").touch()
     (tmp_path / "ppl_ext" / "toy.py").write_text(TOY, encoding="utf-8")
     (tmp_path / "test_toy.py").write_text(TESTS_OF_TOY, encoding="utf-8")
+    (tmp_path / "conftest.py").write_text("import ppl_ext.toy\n", encoding="utf-8")
     monkeypatch.setattr(mutation, "TESTS", {"ppl_ext/toy.py": "test_toy.py"})
     monkeypatch.setattr(mutation, "ROOT", tmp_path)
     monkeypatch.setattr(mutation, "PRELOAD", [])
@@ -93,6 +94,8 @@ def test_red_is_killed_green_survives_and_the_source_is_put_back(toy):
     [tree] = toy.trees.queue
     assert (tree / "ppl_ext" / "toy.py").read_text(encoding="utf-8") == TOY
     broken = dataclasses.replace(mutant, source=TOY + "\n1 / 0\n")
+    assert toy.judge(broken, 60.0).by == "collection"  # its conftest.py imports the module
+    (tree / "conftest.py").unlink()
     assert toy.judge(broken, 60.0).by == "ppl_ext/toy.py"
     with pytest.raises(RuntimeError, match="pytest ended with 4"):
         toy.run(tree, ["test_nowhere.py"], "", 60.0)
@@ -136,6 +139,9 @@ def test_verdicts_add_up_stay_where_lines_move_and_grow_stale(tmp_path, toy):
     judged = frozenset(v.place for v in load(kept))
     assert not judged & {m.place for m in mutation.sample(99, 0, judged=judged)}
     add(kept, Verdict.on(first, ALIVE, 3.0))  # judged again: the note stays
+    add(kept, Verdict.on(second, UNDECIDED, 1.0, note="out of time"))
+    add(kept, Verdict.on(second, KILLED, 2.0))  # and goes with its verdict
+    assert [v.note for v in load(kept)] == ["no test can tell", ""]
     moved = {m.place: m for m in mutants("ppl_ext/toy.py", "import math\n\n" + TOY)}
     said = report(load(kept), moved)
     assert "1 of    2 killed,  50 %" in said and "1 alive, 1 of them explained" in said and "0 stale" in said

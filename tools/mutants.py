@@ -48,7 +48,7 @@ def places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, object]]:
             if (note := getattr(node, name, None)) is not None:
                 skip |= {id(x) for x in ast.walk(note)}
         if isinstance(node, ast.arguments):
-            skip |= {id(x) for x in (*node.defaults, *node.kw_defaults)}
+            skip |= {id(x) for default in (*node.defaults, *node.kw_defaults) if default is not None for x in ast.walk(default)}
         if isinstance(node, ast.ClassDef):
             fields = (x.value for x in node.body if isinstance(x, ast.AnnAssign) and x.value is not None)
             options = (k.value for f in fields for k in [ast.keyword("", f), *(f.keywords if isinstance(f, ast.Call) else ())])

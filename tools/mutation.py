@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import tempfile
@@ -59,7 +60,7 @@ TESTS = {
     "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",
     "ppl_ext/objectives": "tests/objectives tests/conformance/test_objectives.py",
     "ppl_ext/handlers": _CORE,
-    "ppl_ext/infer": "tests/infer tests/fuzz tests/test_fuzz.py",
+    "ppl_ext/infer": "tests/infer tests/smoothing/test_inputs.py tests/fuzz tests/test_fuzz.py",
 }
 """From a module, or a folder of them, to the tests that should notice; the examples of the module's own docstrings come on top."""
 
@@ -101,11 +102,11 @@ def sample(num: int, seed: int, only: str | None = None, judged: frozenset = fro
     return chosen
 
 
-def everything() -> list[str]:
+def everything(only: str | None = None) -> list[str]:
     """The tests of all modules, a file at a time, and the examples of the modules' docstrings, a folder at a time."""
-    files = {file for tests in TESTS.values() for file in files_of(tests.split(), ROOT)}
+    files = {file for name in sources(only) for file in files_of(tests_of(name), ROOT)}
     folders: dict[Path, list[str]] = {}
-    for name in sources():
+    for name in sources(only):
         folders.setdefault(Path(name).parent, []).append(name)
     return sorted(files) + [" ".join(names) for names in folders.values()]
 
@@ -118,6 +119,10 @@ def files_of(tests: list[str], root: Path) -> list[str]:
 
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class NothingRanError(RuntimeError):
+    """pytest ended before a test."""
 
 
 class Trials:
@@ -152,11 +157,19 @@ class Trials:
             with changed(tree / mutant.module, mutant.source):
                 function = mutant.function or f"{mutant.module}:"
                 tests = [mutant.module, *(t for t in files_of(tests_of(mutant.module), tree) if self.may_enter(t, function, tree))]
-                outcome, by = self.run(tree, tests, function, seconds)
+                try:
+                    outcome, by = self.run(tree, tests, function, seconds)
+                except (
+                    NothingRanError
+                ):  # a conftest.py that cannot import what the mutant breaks, if not a mistake of ours: then it is raised again
+                    outcome, by = KILLED, "collection"
             if outcome == KILLED and by not in self.known:
-                alone = [by] if "::" in by else [by, "--collect-only"]  # a file, where the mutant breaks its import
+                # Without the mutant: the test itself, or the import of its file, or of all.
+                alone = [by] if "::" in by else [*(tests if by == "collection" else [by]), "--collect-only"]
                 if self.run(tree, alone, "", seconds)[0] != ALIVE:
                     outcome, note = UNDECIDED, "this test is not green without the mutant either"
+            if outcome == KILLED and self.options:
+                note = f"Killed under pytest {shlex.join(self.options)}."
         finally:
             self.trees.put(tree)
         return Verdict.on(mutant, outcome, time.perf_counter() - started, by, note)
@@ -203,7 +216,7 @@ class Trials:
                 self.learn(*told)
             elif what == "ends":
                 if told[0] not in (0, 5):  # a usage error or a crash: no test has spoken; 5 is a file without tests
-                    raise RuntimeError(f"pytest ended with {told[0]}: {log.read_text(encoding='utf-8')[-2000:]}")
+                    raise NothingRanError(f"pytest ended with {told[0]}: {log.read_text(encoding='utf-8')[-2000:]}")
                 return ALIVE, ""
 
     def learn(self, nodeid: str, seconds: float, enters: list[str]) -> None:
@@ -278,7 +291,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
         trials = Trials(ROOT, Path(folder), given.jobs, HABITS, tuple(given.options), given.again)
         if given.learn:
-            for tests, red in zip(everything(), pool.map(trials.learn_all, everything()), strict=True):
+            for tests, red in zip(shares := everything(given.module), pool.map(trials.learn_all, shares), strict=True):
                 print(f"{len(trials.known):5} known  {tests[:100]}   {red and f'RED: {red}'}", flush=True)
             return
 

@@ -49,10 +49,11 @@ def save(path: Path, verdicts: Iterable[Verdict]) -> None:
 
 
 def add(path: Path, verdict: Verdict) -> None:
-    """Keep one more; a note that somebody wrote about the same place stays. The file is read again, since it may have been edited."""
+    """Keep one more; a note on the same verdict about the same place stays. The file is read again, since it may have been edited."""
     verdicts = {v.place: v for v in load(path)}
-    if verdict.place in verdicts and not verdict.note:
-        verdict.note = verdicts[verdict.place].note
+    before = verdicts.get(verdict.place, verdict)
+    if before.verdict == verdict.verdict and not verdict.note:
+        verdict.note = before.note
     save(path, (verdicts | {verdict.place: verdict}).values())
 
 

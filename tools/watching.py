@@ -25,7 +25,8 @@ class Watch:
         self.tree, self.tell, self.rank = tree, tell, rank
         self.seconds, self.entered = 0.0, set[str]()
 
-    def pytest_sessionstart(self):
+    def instrument(self):
+        """Before pytest starts: a ``conftest.py`` may import the package."""
         setattr(builtins, ENTERED, self.entered.add)
         sys.meta_path.insert(0, Finder(self.tree))
 
@@ -106,5 +107,7 @@ def run_tests(
         return 0 if meets(function, enters) else LEFT_OUT, seconds
 
     preloaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that pytest would rather have imported itself
-    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *arguments], plugins=[Watch(Path(tree), tell.send, rank)])
+    watch = Watch(Path(tree), tell.send, rank)
+    watch.instrument()
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *arguments], plugins=[watch])
     tell.send(("ends", int(code)))

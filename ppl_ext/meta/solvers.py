@@ -119,7 +119,7 @@ def curvature(neg_log_lik, theta: jax.Array, structure: str) -> jax.Array:
     def bent(direction):
         return jax.jvp(jax.grad(loss), (outputs,), (direction,))[1]
 
-    curved = jax.vmap(bent, in_axes=-1, out_axes=-1)(slopes)
+    curved = jax.vmap(bent, in_axes=-1, out_axes=-1, axis_size=d)(slopes)
     pairs = zip(slopes, curved, strict=True)
     if structure == "diagonal":
         diagonal = sum((jnp.sum((j * hj).reshape(-1, d), 0) for j, hj in pairs), start=jnp.zeros(d, theta.dtype))
@@ -139,13 +139,14 @@ def in_function_space(neg_log_lik, theta: jax.Array) -> Factored:
     """The same by its factor, a row for each output."""
     loss, outputs = neg_log_lik.of_outputs(theta), neg_log_lik.outputs(theta)
     sizes = [x.size for x in outputs]
-    r = sum(sizes)
+    if not (r := sum(sizes)):  # no observed law has a real parameter
+        return Factored(jnp.zeros((0, *theta.shape), theta.dtype))
 
     def cut(flat):
         parts = jnp.split(flat, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
         return [p.reshape(x.shape) for p, x in zip(parts, outputs, strict=True)]
 
-    at = jnp.concatenate([jnp.ravel(x) for x in outputs]) if outputs else jnp.zeros(0, theta.dtype)
+    at = jnp.concatenate([jnp.ravel(x) for x in outputs])
     hessian = jax.hessian(lambda flat: loss(cut(flat)))(at)
     hessian = jnp.where(jnp.isfinite(hessian).all(), (hessian + hessian.T) / 2, 0.0)
     values, vectors = jnp.linalg.eigh(hessian)

@@ -303,6 +303,10 @@ def test_detach_stops_a_param_that_is_substituted_from_outside():
     assert float(substitute(program, {"a": 3.0})()) == 6.0
 
 
+def test_detach_lets_what_is_computed_from_arguments_be():
+    assert float(jax.grad(lambda a: detach(lambda: numpyro.deterministic("d", 2.0 * a))())(1.0)) == 2.0
+
+
 def test_detach_reaches_into_scan():
     def program():
         loc = numpyro.param("loc", 0.0)

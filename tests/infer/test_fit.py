@@ -5,6 +5,7 @@ refused before or at the first step; a run that breaks down hands back its last 
 """
 
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -224,7 +225,9 @@ def test_arguments_and_keywords_reach_model_and_guide():
 
 
 def test_init_params():
+    started = time.perf_counter()
     result = quick(jax.random.key(0), conjugate, normal_guide, ELBO(), optax.sgd(0.0), 2, Y, init_params={"loc": 3.0, "width": 0.5})
+    assert 0 < result.compile_seconds + result.run_seconds < time.perf_counter() - started
     np.testing.assert_allclose(result.params["loc"], [3.0])
     np.testing.assert_allclose(result.params["width"], [0.5], rtol=1e-6)
     some = quick(jax.random.key(0), conjugate, normal_guide, ELBO(), optax.sgd(0.0), 2, Y, init_params={"loc": 3.0}, num_chains=2)

@@ -133,5 +133,8 @@ def test_what_cannot_work_is_refused():
         MCMC(Gibbs([(NUTS(model), ["x0"]), (PathSweep(model, 5), ["x", "phi", "scale"])]), num_warmup=1, num_samples=1).run(
             jax.random.key(0), Y
         )
+    for nothing in ({}, None):
+        with pytest.raises(ArgumentError, match="use it as a block of Gibbs"):
+            PathSweep(model, 5).init(jax.random.key(0), 0, nothing, (Y,), {})
     with pytest.raises(ModelError, match="scan"):
         MCMC(ParticleGibbs(marginal, 5), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0), Y)

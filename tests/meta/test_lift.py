@@ -45,6 +45,14 @@ def quiet(lifted, stream=STREAM, **options):
     return lifted.fit(KEY, stream, **{"local_solver": ExactLinearGaussian(), "num_steps": 60, "progress_bar": False, **options})
 
 
+def test_the_prior_by_default_is_the_documented_one():
+    for structure, df in (("full", 3.0), ("diagonal", 2.0)):
+        prior = lift(line, ["w"], structure=structure).hierarchy(STREAM).prior
+        np.testing.assert_array_equal(prior.loc, np.zeros(2))
+        np.testing.assert_array_equal(prior.scale_matrix, np.eye(2) if structure == "full" else np.ones(2))
+        np.testing.assert_allclose((prior.mean_precision, prior.df), (0.01, df), rtol=1e-6)
+
+
 # --- the optimum
 
 

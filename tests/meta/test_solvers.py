@@ -12,6 +12,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta import NIW, SGLD, EpisodeStream, ExactLinearGaussian, LaplaceGGN, VariationalLocal, lift
 from ppl_ext.meta.local import Gaussian, Quadratic, closed_form, expected
 from ppl_ext.meta.low_rank import Factored, LowRank
+from ppl_ext.meta.solvers import curvature, in_function_space
 from ppl_ext.objectives import IWELBO
 from tests.meta.test_lift import KEY, STREAM, episodes, line, quiet
 
@@ -69,6 +70,27 @@ def test_the_variance_of_langevin_iterates_is_corrected_for_their_step(fitted, e
     _, q = laws(SGLD(num_steps=2000, step_size=2.0), PRIOR, [MEMBER], fitted.hierarchy)
     ratio = np.diagonal(q.covariance[0]) / np.diagonal(exact.covariance[0])
     assert np.abs(ratio - 1).max() < 4.5 * np.sqrt(2 / 2000) + 0.02
+
+
+def test_variational_laws_are_correlated_where_the_posterior_is():
+    curved, pull = jnp.array([[5.0, 4.0], [4.0, 5.0]]), jnp.array([1.0, -2.0])
+    solver = VariationalLocal(num_steps=400, step_size=0.05)
+    fit = jax.jit(lambda key: solver(lambda theta: 0.5 * theta @ curved @ theta - pull @ theta, jnp.zeros(2), jnp.eye(2), key))(KEY)
+    covariance = np.linalg.inv(fit.precision + np.eye(2))
+    assert abs(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]) + 4 / 6) < 0.1  # that of (A + I)⁻¹
+
+
+def test_an_episode_whose_laws_have_no_real_parameter_has_no_curvature():
+    class Constant:
+        def outputs(self, theta):
+            return []
+
+        def of_outputs(self, theta):
+            return lambda outputs: jnp.zeros(())
+
+    np.testing.assert_array_equal(curvature(Constant(), jnp.ones(2), "full"), np.zeros((2, 2)))
+    np.testing.assert_array_equal(curvature(Constant(), jnp.ones(2), "diagonal"), np.zeros(2))
+    assert in_function_space(Constant(), jnp.ones(2)).factor.shape == (0, 2)
 
 
 def test_solvers_that_are_wide_say_whether_the_identities_hold():

@@ -4,12 +4,18 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from scipy.stats import norm
 
+from ppl_ext import log_density
 from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError
-from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, LaplaceGGN, lift
+from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, LaplaceGGN, SimulatedStream, lift
+from ppl_ext.meta.episode import Masked, Rows
 from tests.meta import interrupted
 from tests.meta.test_lift import KEY, STREAM, curve, episodes, line, quiet
 
@@ -97,6 +103,32 @@ def test_only_a_batch_is_held():
     assert next(batches).numbers.tolist() == [5, 6, 7, 8, 9] and len(made) == 10
     later = ArrivingStream(arriving, peek=2).batches(KEY, 5, first_step=3)
     assert next(later).numbers.tolist() == [15, 16, 17, 18, 19]
+
+
+def test_simulated_episodes_are_numbered_from_the_first_step_on():
+    batches = SimulatedStream(lambda key: jax.random.normal(key, (4,))).batches(KEY, 3, first_step=2)
+    assert [next(batches).numbers.tolist() for _ in range(2)] == [[6, 7, 8], [9, 10, 11]]
+
+
+def test_whole_numbers_and_short_floats_are_numbers():
+    whole, short = np.arange(3), np.asarray(jnp.ones(3, jnp.bfloat16))
+    assert EpisodeStream([(whole, short), (whole[:2], short[:2])]).lengths.tolist() == [3, 2]
+
+
+def test_padding_is_masked_in_whatever_plate_the_rows_are():
+    def model(y):
+        with numpyro.plate("rows", y.shape[0], dim=-2), numpyro.plate("columns", y.shape[1]):
+            numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    y = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    masked = log_density(Masked(model, Rows(("rows",), jnp.array(3))), {}, y)
+    np.testing.assert_allclose(masked.total, norm.logpdf(y[:3]).sum(), rtol=1e-5)
+
+
+def test_what_was_peeked_at_is_not_lost():
+    """An iterator cannot be begun again: its first episodes, drawn to see their shapes, come first."""
+    passing = ArrivingStream(iter([(np.full(3, i, np.float32),) for i in range(5)]), peek=3)
+    assert [np.asarray(batch.args[0]).mean().item() for batch in passing.batches(KEY, 1)] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.slow

@@ -55,6 +55,10 @@ def test_a_constraint_is_met_and_the_multiplier_is_lagranges():
     np.testing.assert_allclose(result.params["kl('z') <= 0.1"]["multiplier"][0], multiplier, rtol=1e-3)
 
 
+def test_a_multiplier_may_begin_at_zero():
+    assert "initial=0.0" in repr(constrain(ELBO(), kl("z"), at_most=1.0, initial=0.0))
+
+
 @pytest.mark.slow
 def test_a_constraint_that_does_not_bind_lets_go():
     result = fit(KEY, coin, coin_guide, constrain(ELBO(), kl("z"), at_most=5.0, rate=0.1), optax.sgd(0.5), 300, 2.0, progress_bar=False)

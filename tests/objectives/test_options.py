@@ -15,6 +15,7 @@ from ppl_ext.errors import ArgumentError
 from ppl_ext.gradients import EnumerateLocally, MeasureValued, ScoreFunction
 from ppl_ext.handlers import gradient
 from ppl_ext.objectives import (
+    VRIWAE,
     FDivergence,
     ForwardKL,
     MarkovScoreClimbing,
@@ -112,6 +113,11 @@ def test_the_thermodynamic_bound_lies_between_the_elbo_and_the_importance_weight
 
 def test_an_objective_tells_numpyro_how_many_particles_it_takes():
     assert [loss.num_particles for loss in (ForwardKL(3), FDivergence(num_particles=4), MarkovScoreClimbing())] == [3, 4, 1]
+
+
+def test_an_objective_is_shown_with_its_numbers_and_unusual_flags():
+    assert repr(VRIWAE(num_particles=3)) == "VRIWAE(alpha=0.5, num_particles=3)"
+    assert repr(VRIWAE(0.2, 4, doubly_reparameterized=True)) == "VRIWAE(alpha=0.2, num_particles=4, doubly_reparameterized=True)"
 
 
 def test_options_that_make_no_sense():

@@ -1,6 +1,7 @@
 """Distances against closed forms and quadrature; what is called unbiased has the right mean over replicates, at few draws."""
 
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -301,6 +302,17 @@ def test_sinkhorn_in_other_units_is_the_same_distance():
     f, g = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
     one, ten = (Sinkhorn(max_iterations=50)(jax.random.key(0), (), Functions(c * f), Functions(c * g)) for c in (1.0, 10.0))
     np.testing.assert_allclose(ten, 100.0 * one, rtol=1e-4)
+
+
+def test_sinkhorns_penalty_is_over_the_mean_cost_between_draws_of_the_target(monkeypatch):
+    f, g = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
+    given = []
+    pointcloud = SimpleNamespace(PointCloud=lambda x, y, epsilon: given.append(epsilon))
+    linear = SimpleNamespace(solve=lambda geometry, max_iterations: SimpleNamespace(reg_ot_cost=jnp.zeros(())))
+    monkeypatch.setattr("ppl_ext.priors.sinkhorn._ott", lambda: (pointcloud, linear))
+    Sinkhorn(epsilon=0.5)(jax.random.key(0), (), Functions(f), Functions(g))
+    costs = ((g[:, None] - g[None]) ** 2).mean(-1)
+    np.testing.assert_allclose(given[0], 0.5 * costs.mean(), rtol=1e-5)
 
 
 @pytest.mark.slow

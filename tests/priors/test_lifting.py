@@ -122,7 +122,7 @@ def test_what_shares_a_scale(per, names, shape):
 
 
 def test_values_of_the_parameters_reach_the_sites_within_plates():
-    lifted = lift_prior(network, {"w1": Gaussian(per="site", learn_mean=True), "b1": Gaussian(per="element")})
+    lifted = lift_prior(network, {"w1": Gaussian(per="site", fan_in=4, learn_mean=True), "b1": Gaussian(per="element")})
     layout = lifted.layout(X)
     raw = layout.init()
     raw["w1"]["w1"] = {"log_scale": jnp.log(0.5), "mean": jnp.array(7.0)}
@@ -130,7 +130,7 @@ def test_values_of_the_parameters_reach_the_sites_within_plates():
     sites = sites_of(lifted.at(layout, raw), X)
     assert sites["w1"]["fn"].shape() == (8, 1) and sites["w1"]["fn"].event_dim == 1
     np.testing.assert_allclose(sites["w1"]["fn"].mean, 7.0 * np.ones((8, 1)))
-    np.testing.assert_allclose(sites["w1"]["fn"].variance, 0.25 * np.ones((8, 1)), rtol=1e-6)
+    np.testing.assert_allclose(sites["w1"]["fn"].variance, 0.25 / 4 * np.ones((8, 1)), rtol=1e-6)
     np.testing.assert_allclose(sites["b1"]["fn"].variance, np.arange(1.0, 9.0) ** 2, rtol=1e-5)
     np.testing.assert_allclose(sites["w2"]["fn"].variance, np.ones((8, 1)))  # no rule: its own prior
 

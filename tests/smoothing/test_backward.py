@@ -111,6 +111,11 @@ def test_a_metropolis_step_leaves_b_invariant():
     assert np.abs(forgotten - exact(log_weights=np.zeros(N))).max() > 1e-2
 
 
+def test_a_metropolis_step_accepts_as_metropolis_does_and_nothing_impossible():
+    present, proposed = jnp.array([3.0, 1.0, 1.0, -jnp.inf, -jnp.inf]), jnp.array([1.0, 3.0, -jnp.inf, 1.0, -jnp.inf])
+    np.testing.assert_array_equal(log_acceptance(present, proposed), [-2.0, 0.0, -np.inf, 0.0, -np.inf])
+
+
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_metropolis_draws_follow_its_transition_matrix_from_the_ancestor(num_steps):
     law = np.eye(N)[ANCESTORS]
