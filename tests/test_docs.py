@@ -1,8 +1,9 @@
 """The site reaches every page and every public name; that it builds without a warning is ``make docs``."""
 
-import functools
+import ast
 import inspect
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 import ppl_ext
 from tests.test_house import SHOWN_ELSEWHERE
 
+SLOW = pytest.mark.slow
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INDEX = (DOCS / "index.md").read_text(encoding="utf-8")
 
@@ -76,14 +78,17 @@ def test_every_public_name_says_what_it_is_and_shows_it(package):
 
 
 def named(target: str) -> object:
-    """What a role's dotted name stands for."""
-    parts = target.split(".")
-    for end in range(len(parts), 0, -1):
-        try:
-            return functools.reduce(getattr, parts[end:], import_module(".".join(parts[:end])))
-        except ModuleNotFoundError:
-            continue
-    raise AttributeError(target)
+    """What a role's dotted name stands for: an attribute, or else a module that nobody imported yet."""
+    first, *parts = target.split(".")
+    found: object = import_module(first)
+    for number, part in enumerate(parts, start=1):
+        if not hasattr(found, part) and isinstance(found, ModuleType):
+            try:
+                import_module(".".join([first, *parts[:number]]))
+            except ModuleNotFoundError:
+                raise AttributeError(target) from None
+        found = getattr(found, part)
+    return found
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
@@ -105,6 +110,63 @@ def _is_there(name: str) -> bool:
 
 def test_a_name_that_is_not_there_is_found():
     assert named("ppl_ext.meta.NIW.kl") and not _is_there("ppl_ext.meta.NIW.nothing") and not _is_there("ppl_ext.nothing.at.all")
+
+
+# --- the code of a page runs, from its first block to its last
+
+ROOT = DOCS.parent
+BY_DEFAULT = {"howto_write_your_own"}
+SHOWN_IN_A_TUTORIAL = {"howto_is_my_posterior_any_good"}  # tutorials/02, whose output it explains
+WITH_CODE = {path.stem: path for path in [*DOCS.glob("howto_*.md"), DOCS / "start.md", ROOT / "README.md"]}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in BY_DEFAULT else pytest.param(n, marks=SLOW) for n in sorted(WITH_CODE.keys() - SHOWN_IN_A_TUTORIAL)]
+)
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", WITH_CODE[name].read_text(encoding="utf-8"))
+    assert blocks
+    exec(compile("\n".join(blocks), WITH_CODE[name].name, "exec"), {"__name__": "page"})
+
+
+# Fragments, on the other pages, stand for programs: what they import and call is there, and takes the arguments they name.
+
+
+def called(tree: ast.Module) -> Iterator[tuple[str, object, list[str]]]:
+    """Calls of public things: how it is written, what it is, and the keywords given."""
+    by_name = {name.rpartition(".")[2]: found for name, found in PUBLIC.items()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            written = ast.unparse(node.func)
+            target = named(written) if re.fullmatch(r"ppl_ext\.[\w.]+", written) else by_name.get(written)
+            if target is not None:
+                yield written, target, [k.arg for k in node.keywords if k.arg]
+
+
+def mistakes(code: str) -> list[str]:
+    tree, found = ast.parse(code), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ppl_ext"):
+            found += [f"{node.module}.{a.name}" for a in node.names if not _is_there(f"{node.module}.{a.name}")]
+    for written, target, keywords in called(tree):
+        parameters = inspect.signature(target).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            found += [f"{written}({keyword}=)" for keyword in keywords if keyword not in parameters]
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("adr/*.md")), ROOT / "README.md"], ids=lambda page: page.stem
+)
+def test_what_the_code_of_a_page_calls_is_there(page):
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", page.read_text(encoding="utf-8"))
+    assert [found for block in blocks for found in mistakes(block)] == []
+
+
+def test_a_mistake_in_a_fragment_is_found():
+    assert mistakes("from ppl_ext.infer import SGHMC, NUTZ\nSGHMC(model, batch=3)") == ["ppl_ext.infer.NUTZ", "SGHMC(batch=)"]
+    assert mistakes("ppl_ext.smoothing.smooth(model, particles=3).run(key, y)") == ["ppl_ext.smoothing.smooth(particles=)"]
 
 
 def test_every_tutorial_that_draws_has_a_picture_in_the_gallery():
