@@ -19,6 +19,7 @@ class Enumerate(Strategy):
     elements take K lanes; where costs do meet they take K^N, and beyond ``max_lanes`` that is refused.
 
     :param max_lanes: the largest number of joint assignments to accept.
+    :raises StrategyError: for a site without a finite support, or more joint assignments than ``max_lanes``; the message names the site.
 
     >>> import numpyro.distributions as dist
     >>> Enumerate.serves(dist.Bernoulli(0.5)), Enumerate.serves(dist.Poisson(1.0))

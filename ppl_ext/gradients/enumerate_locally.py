@@ -19,9 +19,13 @@ class EnumerateLocally(LocalStrategy):
     The value of the objective is that of the draw; the gradient has no noise from this site, only from the others. S sites of K outcomes
     take S (K − 1) reruns where joint enumeration takes K^S. First derivatives only.
 
+    :raises StrategyError: for a site without a finite support, naming it; for second derivatives.
+
     >>> import numpyro.distributions as dist
     >>> EnumerateLocally.serves(dist.Categorical(logits=jnp.zeros(3)))
     True
+
+    Source: Titsias and Lázaro-Gredilla 2015, eq. 7.
     """
 
     @staticmethod

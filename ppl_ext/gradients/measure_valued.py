@@ -41,8 +41,12 @@ class MeasureValued(LocalStrategy):
     it can. Needs no differentiable cost, and its noise does not grow with the number of sites that the cost does not couple. First
     derivatives only. The concentration of a gamma has no such pair: differentiating by it is refused.
 
+    :raises StrategyError: for a law or a parameter that is not in the table, naming the site and what would serve; for second derivatives.
+
     >>> MeasureValued.serves(dist.Poisson(2.0)), MeasureValued.serves(dist.Beta(1.0, 1.0))
     (True, False)
+
+    Source: Pflug 1989; Heidergott, Vázquez-Abad, Pflug, Farenhorst-Yuan 2010; Mohamed, Rosca, Figurnov, Mnih 2020, table 1.
     """
 
     @staticmethod

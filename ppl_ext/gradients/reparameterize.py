@@ -16,9 +16,13 @@ class Reparameterize(Strategy):
     Serves every distribution whose sampler is differentiable in all its parameters (``has_rsample``), with implicit gradients for gamma,
     beta, Dirichlet and their kin. Low variance; needs ``f`` to be differentiable almost everywhere and continuous.
 
+    :raises StrategyError: for a site whose sampler is not differentiable, naming it and what would serve.
+
     >>> import numpyro.distributions as dist
     >>> Reparameterize.serves(dist.Gamma(2.0, 1.0)), Reparameterize.serves(dist.Bernoulli(0.5))
     (True, False)
+
+    Source: Kingma and Welling 2014; implicitly: Figurnov, Mohamed, Mnih 2018.
     """
 
     @staticmethod

@@ -26,9 +26,12 @@ class ScoreFunction(Strategy):
         state a baseline of its own, ``infer={"baseline": b}``: an array that broadcasts to the site's batch shape, or a function from a
         dict of the latent sites drawn before it to one. It is made before the draw and so cannot depend on it. In units of what the
         program returns: under an average over K particles each draw is charged with a K-th of its particle's cost.
+    :raises StrategyError: for a site whose support moves with its parameters, naming it and what would serve.
 
     >>> ScoreFunction(baseline=None)
     ScoreFunction(baseline=None)
+
+    Source: Williams 1992.
     """
 
     baseline: Baseline | None = field(default=LeaveOneOut())

@@ -38,6 +38,8 @@ class PathSweep(MCMCKernel):
     :param num_particles: N, at least 2.
     :param backward: how the new path is drawn; see :mod:`ppl_ext.smoothing.backward`.
     :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
+    :raises ArgumentError: for fewer than 2 particles, or when used outside of ``numpyro.infer.Gibbs``.
+    :raises ModelError: when run, if its block is not all sites of the path.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -54,6 +56,8 @@ class PathSweep(MCMCKernel):
     >>> mcmc.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]))
     >>> mcmc.get_samples()["x"].shape
     (20, 3)
+
+    Source: Andrieu, Doucet, Holenstein 2010, section 2.4.3.
     """
 
     sample_field = "z"
@@ -123,6 +127,8 @@ class ParticleGibbs(MCMCKernel):
     :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``.
     :param initial: sites before the scan that belong to the state, where the model does not say: by default those that reach the first
         carry and nothing else.
+    :raises ArgumentError: for fewer than 2 particles, or an ``inner`` kernel of another model.
+    :raises ModelError: when run, for no state-space form, states that do not suffice for backward draws, or an empty series.
 
     States are in ``get_samples()`` beside the parameters. ``extra_fields=("renewed",)`` tells how often each time's state changed.
 

@@ -50,6 +50,8 @@ class PMMH(MCMCKernel):
     :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
     :param initial: sites before the scan that belong to the state; as for :class:`~ppl_ext.infer.ParticleGibbs`.
     :param mesh: devices over which the particles are spread; see :class:`~ppl_ext.algorithms.ParticleFilter`.
+    :raises ArgumentError: for fewer particles than 1, or a number that does not divide over the mesh.
+    :raises ModelError: when run, if the model has no parameter, or a finite one.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan

@@ -22,6 +22,7 @@ class Plateau:
     :param patience: windows in a row without improvement.
     :param tolerance: nats that do not count as an improvement either.
     :param z: standard errors to exceed. Pure noise passes for an improvement in about 3 % of windows at the default 2.
+    :raises ArgumentError: for a window below 20 steps, or a number below 0.
 
     >>> import numpy as np
     >>> noise = np.random.default_rng(1).normal(size=(1, 2000))

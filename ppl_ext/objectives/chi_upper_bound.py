@@ -50,6 +50,8 @@ def ChiUpperBound(model, guide, order: float = 2.0, num_particles: int = 8, deca
     >>> below, above = -ELBO().loss(key, {}, model, guide, 1.0), upper.loss(key, state, model, guide, 1.0)
     >>> round(float(below), 2), round(float(above), 2)  # at the posterior the bracket closes, on log p(y)
     (-1.52, -1.52)
+
+    Source: Dieng, Tran, Ranganath, Paisley, Blei 2017, eq. 3, by the tangent of its logarithm.
     """
     if order < 1:
         raise ArgumentError(f"ChiUpperBound(order=...) must be at least 1, got {order}.")

@@ -89,10 +89,14 @@ def constrain(
     :param at_least: or as a bound from below.
     :param rate: η, how fast the multiplier learns.
     :param initial: its first value, at least 0.
+    :raises ArgumentError: for both bounds or none, or a rate or multiplier below 0.
+    :raises ArgumentTypeError: for an objective that is a class and no instance, or a quantity that is no function.
 
     >>> from ppl_ext.objectives import IWELBO
     >>> constrain(IWELBO(8), kl("z"), at_most=2.0)
     constrain(IWELBO(num_particles=8), kl('z'), at_most=2.0, rate=0.01, initial=1.0)
+
+    Source: Rezende and Viola 2018, algorithm 1, in additive form.
     """
     if isinstance(objective, type) or not isinstance(objective, Objective):
         raise ArgumentTypeError(f"constrain: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}.")

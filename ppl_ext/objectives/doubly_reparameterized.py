@@ -36,6 +36,8 @@ def DoublyReparameterized(model, guide, num_particles: int = 8, alpha: float = 0
     ...     return DoublyReparameterized(4).loss(jax.random.key(0), {"loc": loc}, model, guide, 1.0)
     >>> abs(round(float(jax.grad(loss)(0.5)), 4))  # at the posterior no noise is left
     0.0
+
+    Source: Tucker, Lawson, Gu, Maddison 2019, eq. 8; with α Daudel, Benton, Shi, Doucet 2023, theorem 1.
     """
     if not 0 <= alpha < 1:
         raise ArgumentError(f"DoublyReparameterized(alpha=...) must be at least 0 and less than 1, got {alpha}.")

@@ -34,6 +34,8 @@ def ELBO(model, guide, num_particles: int = 1, analytic_kl: bool = False, stick_
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
     >>> round(-float(ELBO().loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # without a gap: log p(y), whatever the draw
     -1.52
+
+    Source: Jordan, Ghahramani, Jaakkola, Saul 1999; Wingate and Weber 2013.
     """
     known = known_sites(model, guide) if analytic_kl else frozenset()
     log_ratio = replicate(lambda: evidence(model, guide, known, hold=stick_the_landing)[0], num_particles)

@@ -54,6 +54,8 @@ def FDivergence(model, guide, divergence: str | Callable = "jeffreys", num_parti
     ...     numpyro.sample("z", dist.Normal(y / 2 + 1.0, 0.5**0.5))
     >>> [round(float(FDivergence("hellinger").loss(jax.random.key(0), {}, model, g, 1.0)), 2) > 0.0 for g in (guide, shifted)]
     [False, True]
+
+    Source: Csiszár 1967; Wan, Li, Li, Hou 2020, eq. 1.
     """
     if isinstance(divergence, str) and divergence not in GENERATORS:
         raise ArgumentError(f"FDivergence: unknown divergence {divergence!r}; known: {', '.join(GENERATORS)}, or a function of log r.")

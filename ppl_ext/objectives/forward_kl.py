@@ -33,6 +33,8 @@ def ForwardKL(model, guide, num_particles: int = 8):
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
     >>> abs(round(float(ForwardKL().loss(jax.random.key(0), {}, model, guide, 1.0)), 3))
     0.0
+
+    Source: Bornschein and Bengio 2015, eq. 14.
     """
 
     def particle():

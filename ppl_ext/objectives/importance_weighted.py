@@ -28,6 +28,8 @@ def IWELBO(model, guide, num_particles: int = 8):
     >>> from ppl_ext.objectives import ELBO
     >>> [round(-float(bound.loss(jax.random.key(0), {}, model, guide, 1.0)), 1) for bound in (ELBO(10_000), IWELBO(10_000))]
     [-1.9, -1.5]
+
+    Source: Burda, Grosse, Salakhutdinov 2016, eq. 8.
     """
 
     def log_weight():

@@ -28,6 +28,8 @@ def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
     >>> [round(-float(Renyi(alpha).loss(jax.random.key(0), {}, model, guide, 1.0)), 2) for alpha in (0.0, 0.5, 2.0)]  # log p(y)
     [-1.52, -1.52, -1.52]
+
+    Source: Li and Turner 2016, eq. 9.
     """
     if alpha == 1:
         raise ArgumentError("Renyi(alpha=1) is the ELBO: use ppl_ext.objectives.ELBO().")

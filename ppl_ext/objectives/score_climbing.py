@@ -108,6 +108,8 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
     >>> state = objective.initial_state(key, {}, model, guide, 1.0)  # fit does this by itself
     >>> round(float(objective.loss(key, state, model, guide, 1.0)), 3)  # the cross entropy with a fair coin: log 2
     0.693
+
+    Source: Naesseth, Lindsten, Blei 2020, algorithms 1 and 2.
     """
     fresh = _begin(guide)
     state = carried("MarkovScoreClimbing", lambda: {"retained": dict(fresh)})

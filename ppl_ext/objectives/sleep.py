@@ -37,6 +37,8 @@ def Sleep(model, guide, num_particles: int = 8, data: dict[str, str] | None = No
     ...     numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.5) * y, 0.7))
     >>> bool(jax.numpy.isfinite(Sleep().loss(jax.random.key(0), {}, model, guide, 1.0)))
     True
+
+    Source: Hinton, Dayan, Frey, Neal 1995; Le, Kosiorek, Siddharth, Teh, Wood 2019, eq. 7.
     """
 
     def dream():

@@ -51,6 +51,8 @@ def Thermodynamic(model, guide, num_particles: int = 8, num_partitions: int = 4,
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
     >>> round(-float(Thermodynamic().loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # log p(y), as the whole path is the posterior
     -1.52
+
+    Source: Masrani, Le, Wood 2019, eqs. 8 and 12.
     """
     if not 0 < first < 1:
         raise ArgumentError(f"Thermodynamic(first=...) must lie between 0 and 1, got {first}.")

@@ -30,6 +30,8 @@ def VRIWAE(model, guide, alpha: float = 0.5, num_particles: int = 8, doubly_repa
     >>> losses = [VRIWAE(alpha, 8).loss(jax.random.key(0), {}, model, guide, 1.0) for alpha in (0.0, 0.5, 0.9)]
     >>> bool(losses[0] < losses[1] < losses[2])  # the tighter the bound, the lower the loss
     True
+
+    Source: Daudel, Benton, Shi, Doucet 2023, eq. 4.
     """
     if not 0 <= alpha < 1:
         raise ArgumentError(f"VRIWAE(alpha=...) must be at least 0 and less than 1, got {alpha}. See Renyi for other orders.")

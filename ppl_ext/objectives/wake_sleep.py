@@ -36,6 +36,8 @@ def ReweightedWakeSleep(model, guide, num_particles: int = 8, sleep: float = 0.0
     ...     numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.5) * y, 0.5**0.5))
     >>> round(-float(ReweightedWakeSleep(sleep=0.5).loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # at the posterior log p(y)
     -1.52
+
+    Source: Bornschein and Bengio 2015, algorithm 1; Le, Kosiorek, Siddharth, Teh, Wood 2019, section 3.
     """
     if not 0 <= sleep <= 1:
         raise ArgumentError(f"ReweightedWakeSleep(sleep=...) is a share between 0 and 1, got {sleep}.")

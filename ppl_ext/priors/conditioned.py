@@ -82,6 +82,8 @@ class Conditioned(GaussianTarget):
     :param operator: G: takes f, a function from inputs (n, d) to values (n,), and returns (K,) numbers, linear in f.
     :param value: b, (K,) numbers, or one for all.
     :param noise: ν, standard deviation of an error in b.
+    :raises ArgumentTypeError: for a base without a mean and a covariance, or an operator that is no function.
+    :raises ArgumentError: for several outputs, or values that are not one for each number of the operator.
 
     >>> import tinygp
     >>> from ppl_ext.priors import GaussianProcess
@@ -129,6 +131,8 @@ class Image(GaussianTarget):
 
     :param base: a Gaussian target, with one output.
     :param operator: takes f and inputs (n, d), and returns (n,) numbers, linear in f.
+    :raises ArgumentTypeError: for a base without a mean and a covariance, or an operator that is no function.
+    :raises ArgumentError: for several outputs.
 
     >>> import tinygp
     >>> from ppl_ext.priors import GaussianProcess

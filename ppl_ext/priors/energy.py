@@ -19,6 +19,8 @@ class Energy(Distance):
 
     It grows with the first moment only, and so stays calm where functions have heavy tails. Without bias, so it may come out negative.
 
+    :raises ArgumentError: when called, for fewer than 2 draws of either law.
+
     >>> f, g = jax.random.normal(jax.random.key(0), (2, 200, 5))
     >>> bool(abs(Energy()(jax.random.key(1), (), Functions(f), Functions(g))) < 0.05)
     True
@@ -44,6 +46,7 @@ class MMD(Distance):
 
     :param bandwidth: h; by default the median distance between draws of the target, drawn apart from those that are compared, so that the
         estimate stays without bias.
+    :raises ArgumentError: for a bandwidth that is not positive; when called, for fewer than 2 draws of either law.
 
     >>> f, g = jax.random.normal(jax.random.key(0), (2, 200, 5))
     >>> bool(abs(MMD()(jax.random.key(1), (), Functions(f), Functions(g))) < 0.02)

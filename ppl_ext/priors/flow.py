@@ -31,6 +31,7 @@ class Flow(Family):
     :param fan_in: as of :class:`~ppl_ext.priors.Gaussian`.
     :param scale: σ at the start.
     :param seed: of the maps at the start, which may not all be equal.
+    :raises ArgumentError: for an unknown ``per`` or ``fan_in``, fewer maps than 1, or a scale that is not positive.
 
     >>> Flow(num_flows=4).per
     'layer'

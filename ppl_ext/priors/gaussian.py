@@ -24,9 +24,12 @@ class Gaussian(Family):
         Vectors count as biases, with fan-in 1.
     :param scale: σ at the start.
     :param learn_mean: tune a mean too, which starts at 0, with the same sharing as σ.
+    :raises ArgumentError: for an unknown ``per`` or ``fan_in``, or a scale that is not positive.
 
     >>> Gaussian(per="group", fan_in="auto").scale
     1.0
+
+    Source: Tran et al., *All You Need is a Good Functional Prior for Bayesian Deep Learning*, JMLR 2022, sec. 4.1.
     """
 
     per: str = eqx.field(static=True, default="layer")

@@ -24,6 +24,8 @@ class GaussianW2(Distance):
     Gaussian (see :mod:`ppl_ext.priors.readout`), and else those of its draws; from few draws at many inputs these make the distance too
     large, and its minimum too narrow.
 
+    :raises ArgumentError: when called, for fewer than 2 draws of either law.
+
     >>> f = jax.random.normal(jax.random.key(0), (4000, 2))
     >>> moments = Functions(f), Functions(f, jnp.zeros(2), 4.0 * jnp.eye(2))
     >>> print(round(float(GaussianW2()(jax.random.key(0), (), *moments)), 1))  # (2 - 1)^2
@@ -55,6 +57,7 @@ class GaussianKL(Distance):
     In this direction the best Gaussian is the one with the target's moments. Moments are found as in :class:`GaussianW2`.
 
     :param noise: ν over the target's average variance. Without it, laws of smooth functions have no density at many inputs.
+    :raises ArgumentError: for a ``noise`` that is not positive; when called, for fewer than 2 draws of either law.
 
     >>> f = jax.random.normal(jax.random.key(0), (4000, 2))
     >>> bool(abs(GaussianKL()(jax.random.key(0), (), Functions(f), Functions(f, jnp.zeros(2), jnp.eye(2)))) < 0.01)

@@ -21,6 +21,7 @@ def measurement_inputs(inputs: Any, num_points: int = 100, data_fraction: float 
     :param num_points: M, how many points a set has.
     :param data_fraction: share of them that are training inputs, drawn with replacement.
     :return: a function from a key to (M, d), or (M,).
+    :raises ArgumentError: for inputs that are not (n, d) or (n,), or not finite; for a fraction outside of [0, 1].
 
     >>> draw = measurement_inputs(np.array([0.0, 2.0, 4.0]), num_points=10)
     >>> draw(jax.random.key(0)).shape

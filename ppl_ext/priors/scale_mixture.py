@@ -27,6 +27,7 @@ class ScaleMixture(Family):
     :param scale: b at the start; the variance's mean is b/(a − 1).
     :param centered: keep the weights as latent sites, with variance v. Else they are deterministic, w = √v ε, and ``<site>_decentered`` is
         latent: often easier for NUTS where data say little.
+    :raises ArgumentError: for an unknown ``per`` or ``fan_in``, or a shape or scale that is not positive.
 
     >>> ScaleMixture(centered=False).shape
     3.0

@@ -31,6 +31,7 @@ class SlicedWasserstein(Distance):
     :param num_projections: L, even.
     :param control_variates: use them.
     :param debias: see above; needs an even number of draws, at least 4.
+    :raises ArgumentError: for an odd number of projections; when called, for draws that are too few, or not as many of both.
 
     >>> from ppl_ext.priors.distance import Functions
     >>> f, g = jax.random.normal(jax.random.key(0), (2, 64, 5))

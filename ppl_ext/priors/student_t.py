@@ -23,6 +23,8 @@ class StudentTProcess(eqx.Module):
         these conditioned on something.
     :param shape: a; a covariance exists for a > 1.
     :param scale: b.
+    :raises ArgumentTypeError: for a base without a mean and a covariance.
+    :raises ArgumentError: for a shape or scale that is not positive.
 
     >>> from ppl_ext.priors import NNGP
     >>> StudentTProcess(NNGP(depth=1), shape=2.0, scale=1.0).sample(random.key(0), jnp.ones((4, 3)), 5).shape

@@ -35,6 +35,7 @@ class ScoreAscent:
     :param num_particles: N, at least 2.
     :param average_from: the share of the steps after which iterates are averaged (Polyak and Ruppert); 1 for the last iterate alone.
     :param prior: whether the log prior, in constrained space, is ascended too.
+    :raises ArgumentError: for fewer than 2 particles, or a share outside of [0, 1]; see :meth:`run` for the rest.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
     >>> from numpyro.contrib.control_flow import scan

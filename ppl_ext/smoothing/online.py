@@ -219,6 +219,8 @@ class OnlineSmoother:
     :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
     :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
         then a multiple of their number.
+    :raises ArgumentError: for options out of range; from :meth:`init`, for parameters that are not the model's or outside of their support.
+    :raises ModelError: from :meth:`init`, if the model has no state-space form, or its states do not suffice for a backward kernel.
 
     Source: Olsson and Westerborn 2017, algorithm 2 (PaRIS).
 

@@ -53,6 +53,8 @@ class ParisParticleGibbs:
     :param num_backward: Ñ, backward draws a particle.
     :param num_sweeps: k.
     :param burn_in: k₀ < k, sweeps whose estimates are left out.
+    :raises ArgumentError: for fewer than 2 particles, or a ``burn_in`` that leaves no sweep.
+    :raises ModelError: when run, if the model has no state-space form, or its states do not suffice for a backward kernel.
 
     The other arguments are those of :class:`~ppl_ext.smoothing.OnlineSmoother`. It has less bias than one run with k N particles only
     where N is large enough to renew the path: see ``renewal`` of the result.
@@ -70,6 +72,8 @@ class ParisParticleGibbs:
     >>> result = ppg.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]), params={"phi": 0.9})
     >>> result.expectations["s10"].shape, result.trajectories["x"].shape, bool((result.renewal > 0.5).all())
     ((), (1, 25, 3), True)
+
+    Source: Cardoso, Janati El Idrissi, Le Corff, Moulines, Olsson 2023, algorithm 3 and theorem 2.
     """
 
     def __init__(

@@ -32,6 +32,8 @@ class smooth:
     linear-Gaussian ones by Kalman's recursions (functionals of degree two at most, such as scores, moments and lag covariances). Which it
     is, is read off the model; the result is of the same type, without what only particles have (``ess`` and ``resampled`` are None).
 
+    :raises ArgumentError: for options out of range; see :meth:`run` for what the model may lack.
+
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
     >>> def model(y):
@@ -45,6 +47,8 @@ class smooth:
     >>> result = smoother.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]), params={"phi": 0.9})
     >>> result.expectations["s10"].shape, result.sample(num_samples=5)["x"].shape
     ((), (5, 3))
+
+    Source: Olsson and Westerborn 2017, algorithm 2 (PaRIS).
     """
 
     def __init__(
