@@ -24,7 +24,7 @@ from scipy.stats import norm
 from ppl_ext import elimination, log_density, marginal, simulate
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.errors import ModelError
-from ppl_ext.factors import Before, Factor, summed_along
+from ppl_ext.factors import Before, Factor, log_sum_exp, summed_along
 from ppl_ext.objectives import ELBO, IWELBO
 from tests.oracles import quick_jit
 
@@ -244,6 +244,13 @@ def chain_of(length):
             numpyro.sample(f"y{t}", dist.Normal(x * theta[2], 1.0), obs=ys[t])
 
     return in_scan, in_loop, ys
+
+
+def test_where_every_outcome_is_impossible_the_sum_is_too_and_its_gradient_zero():
+    table = jnp.array([[-jnp.inf, -jnp.inf], [0.0, 0.0], [-jnp.inf, 2.0]])
+    found, slope = log_sum_exp(table, 1), jax.grad(lambda x: jnp.sum(jnp.where(jnp.isfinite(y := log_sum_exp(x, 1)), y, 0.0)))(table)
+    np.testing.assert_allclose(found, [-np.inf, np.log(2.0), 2.0], rtol=1e-6)
+    np.testing.assert_allclose(slope, [[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]], rtol=1e-6)
 
 
 def test_a_chain_of_two_dice_is_summed_over_all_its_paths():

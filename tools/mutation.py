@@ -159,10 +159,8 @@ class Trials:
                 tests = [mutant.module, *(t for t in files_of(tests_of(mutant.module), tree) if self.may_enter(t, function, tree))]
                 try:
                     outcome, by = self.run(tree, tests, function, seconds)
-                except (
-                    NothingRanError
-                ):  # a conftest.py that cannot import what the mutant breaks, if not a mistake of ours: then it is raised again
-                    outcome, by = KILLED, "collection"
+                except NothingRanError:
+                    outcome, by = KILLED, "collection"  # a conftest.py cannot import the module; if it is a mistake of ours, it comes again
             if outcome == KILLED and by not in self.known:
                 # Without the mutant: the test itself, or the import of its file, or of all.
                 alone = [by] if "::" in by else [*(tests if by == "collection" else [by]), "--collect-only"]

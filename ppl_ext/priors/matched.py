@@ -61,10 +61,9 @@ class Matched:
         check_key("functions: rng_key", rng_key)
         check_count("functions: num_draws", num_draws)
         x = check_inputs("functions: inputs", inputs)
-        drawn = self._drawn
-        keys = random.split(rng_key, 3)
-        target = self.matching.target.sample(keys[2], x, num_draws)
-        before, after = drawn(self.initial, keys[0], x, num_draws), drawn(self.raw, keys[1], x, num_draws)
+        of_before, of_after, of_target = random.split(rng_key, 3)
+        target = self.matching.target.sample(of_target, x, num_draws)
+        before, after = self._drawn(self.initial, of_before, x, num_draws), self._drawn(self.raw, of_after, x, num_draws)
         return {"before": np.asarray(before), "after": np.asarray(after), "target": np.asarray(target).reshape(after.shape)}
 
     @cached_property

@@ -32,7 +32,7 @@ def cholesky(matrix: jax.Array, most: float = 1e-2) -> jax.Array:
     >>> float(cholesky(jnp.ones((3, 3)))[0, 0])
     1.0
     """
-    size = matrix.shape[-1]
+    size = len(matrix)
     unit = jnp.mean(jnp.diagonal(matrix)) * jnp.eye(size, dtype=matrix.dtype)
     start = jnp.asarray(size * jnp.finfo(matrix.dtype).eps / 4.0, matrix.dtype)
 

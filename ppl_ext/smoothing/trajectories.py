@@ -32,7 +32,7 @@ def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], 
         key, (carry, log_weights, particles, ancestors), x = at
         pairs = pairs_of(space, how.backward, carry, particles, x, log_weights, ancestors)
         drawn, tally = how.backward.draw(key, pairs, index, 1)
-        return drawn[:, 0].astype(index.dtype), (jax.tree.map(lambda leaf: leaf[index], particles), tally)
+        return drawn.reshape(index.shape).astype(index.dtype), (jax.tree.map(lambda leaf: leaf[index], particles), tally)
 
     keys = jax.random.split(back_key, space.lowered.num_steps)
     index, (steps, tallies) = jax.lax.scan(back, last, (keys, clouds, xs), reverse=True)

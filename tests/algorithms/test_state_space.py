@@ -456,6 +456,24 @@ def test_a_clock_of_the_models_own_is_found():
     check_streams(plain, (time_slice(Y[0]),), {}, {"phi": 0.7, "sigma": 0.8})
 
 
+@pytest.mark.parametrize("then", [1.0, np.nan])
+def test_an_input_that_is_missing_at_every_time_is_no_clock(then):
+    def known_first(y):
+        def step(x, inputs):
+            y_t, extra = inputs
+            x = numpyro.sample("x", dist.Normal(0.5 * x + jnp.where(jnp.isnan(extra), 0.0, extra), 1.0))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+            return x, None
+
+        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), (y, jnp.where(jnp.arange(len(y)) > 0, then, np.nan)))
+
+    if np.isnan(then):
+        check_streams(known_first, (time_slice(Y[0]),))
+    else:
+        with pytest.raises(ModelError, match=r"input \[1\] changes with time"):
+            check_streams(known_first, (time_slice(Y[0]),))
+
+
 def test_nothing_leaks_into_the_handlers_outside():
     def outer():
         ss = lower(plain, (Y,), {}, {"phi": 0.7, "sigma": 0.8})

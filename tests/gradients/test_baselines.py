@@ -20,6 +20,7 @@ from ppl_ext import expectation, marginal
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
 from ppl_ext.gradients import Learned, MovingAverage, ScoreFunction
+from ppl_ext.gradients.baseline import fitted
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import Checkpoint, fit
 from ppl_ext.objectives import ELBO, IWELBO
@@ -201,6 +202,13 @@ def test_a_baseline_that_is_the_cost_leaves_no_noise_beside_enumeration():
     values, grads = quick_jit(jax.vmap(lambda key: expectation(program).value_and_grad(key, 0.5)))(jax.random.split(jax.random.key(0), 9))
     np.testing.assert_allclose(values, 7.0, rtol=1e-6)
     np.testing.assert_allclose(grads, 0.0, atol=1e-5)
+
+
+def test_a_baseline_of_a_batch_serves_each_element_of_its_events():
+    given = jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(fitted("x", given, (3, 2), batch_ndim=1), np.repeat(given[:, None], 2, axis=1))
+    np.testing.assert_array_equal(fitted("x", given, (3,), batch_ndim=1), given)
+    np.testing.assert_array_equal(fitted("x", 4.0, (3, 2), batch_ndim=1), np.full((3, 2), 4.0))
 
 
 # --- what is kept, step by step

@@ -163,6 +163,18 @@ def test_probabilities_of_exactly_0_and_1(strategy, at):
     np.testing.assert_allclose(grad, [1.0, 4.0, 9.0], rtol=1e-6)
 
 
+def test_an_impossible_alternative_of_infinite_cost_has_no_say():
+    """At p = 0 the outcome 1 costs infinitely much and is never drawn: what is left of d/dp E f is −f(0), as under joint enumeration."""
+
+    def program(p, strategy):
+        b = numpyro.sample("b", dist.Bernoulli(p), infer={"gradient": strategy})
+        return jnp.where(b == 1, -jnp.inf, 3.0)
+
+    for strategy in (LOCAL, Enumerate()):
+        value, grad = expectation(lambda p, strategy=strategy: program(p, strategy)).value_and_grad(jax.random.key(0), 0.0)
+        assert (float(value), float(grad)) == (3.0, -3.0)
+
+
 def test_a_die_of_one_side():
     """Nothing to compare its one outcome with: the site costs nothing and has no gradient."""
 

@@ -304,15 +304,28 @@ def test_sinkhorn_in_other_units_is_the_same_distance():
     np.testing.assert_allclose(ten, 100.0 * one, rtol=1e-4)
 
 
-def test_sinkhorns_penalty_is_over_the_mean_cost_between_draws_of_the_target(monkeypatch):
+def test_sinkhorn_halves_the_draws_and_its_penalty_is_over_the_mean_cost_between_those_of_the_target(monkeypatch):
+    """With a transport that couples nothing, the limit of large penalties, its cost is the mean one."""
     f, g = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
-    given = []
-    pointcloud = SimpleNamespace(PointCloud=lambda x, y, epsilon: given.append(epsilon))
-    linear = SimpleNamespace(solve=lambda geometry, max_iterations: SimpleNamespace(reg_ot_cost=jnp.zeros(())))
-    monkeypatch.setattr("ppl_ext.priors.sinkhorn._ott", lambda: (pointcloud, linear))
-    Sinkhorn(epsilon=0.5)(jax.random.key(0), (), Functions(f), Functions(g))
-    costs = ((g[:, None] - g[None]) ** 2).mean(-1)
-    np.testing.assert_allclose(given[0], 0.5 * costs.mean(), rtol=1e-5)
+    penalties = []
+
+    def cloud(x, y, epsilon):
+        penalties.append(epsilon)
+        return x, y
+
+    def solve(pair, max_iterations):
+        return SimpleNamespace(reg_ot_cost=jnp.mean(jnp.sum((pair[0][:, None] - pair[1]) ** 2, -1)))
+
+    ott = SimpleNamespace(PointCloud=cloud), SimpleNamespace(solve=solve)
+    monkeypatch.setattr("ppl_ext.priors.sinkhorn._ott", lambda: ott)
+    found = Sinkhorn(epsilon=0.5)(jax.random.key(0), (), Functions(f), Functions(g))
+
+    def cost(x, y):
+        return ((x[:, None] - y) ** 2).mean()
+
+    np.testing.assert_allclose(penalties[0], 0.5 * cost(g, g), rtol=1e-5)
+    apart, alike = cost(f[:4], g[:4]) + cost(f[4:], g[4:]), cost(f[:4], f[4:]) + cost(g[:4], g[4:])
+    np.testing.assert_allclose(found, 0.5 * (apart - alike), rtol=1e-4)
 
 
 @pytest.mark.slow

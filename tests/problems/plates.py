@@ -37,14 +37,14 @@ def plated():
     return Problem("plated", model, guide, params, oracle, ("g", "z"), args=(y,))
 
 
-def plated_local():
-    """Everything inside one plate, so that a multi-particle bound is a sum of bounds, one for each element."""
+def read_through(name, through):
+    """Coins in a plate, whose observations read them through a function of all three."""
     y = np.array([0.2, 1.4, -0.5])
 
     def model(y):
         with numpyro.plate("n", 3):
             z = numpyro.sample("z", dist.Bernoulli(0.4))
-            numpyro.sample("y", dist.Normal(1.2 * z, 1.0), obs=y)
+            numpyro.sample("y", dist.Normal(through(z), 1.0), obs=y)
 
     def guide(y):
         psi = numpyro.param("psi", jnp.zeros(3))
@@ -58,11 +58,16 @@ def plated_local():
         return bernoulli(z["z"], params["psi"])
 
     def log_p(params, z, batch):
-        return bernoulli(z["z"], np.log(0.4 / 0.6)) + normal(y, 1.2 * z["z"])
+        return bernoulli(z["z"], np.log(0.4 / 0.6)) + normal(y, through(z["z"]))
 
     params = {"psi": np.array([-0.2, 0.5, 0.1])}
     oracle = Oracle(**product(z=finite(2, (3,))), log_pmf=log_pmf, log_p=log_p, log_q=log_q)
-    return Problem("plated_local", model, guide, params, oracle, ("z",), args=(y,))
+    return Problem(name, model, guide, params, oracle, ("z",), args=(y,))
+
+
+def plated_local():
+    """Everything inside one plate, so that a multi-particle bound is a sum of bounds, one for each element."""
+    return read_through("plated_local", lambda z: 1.2 * z)
 
 
 def nested_plates():

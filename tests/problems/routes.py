@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 
-from tests.oracles import Oracle, bernoulli, finite, normal, product
-from tests.problems.problem import Problem
+from tests.problems.plates import read_through
 
 MIXING = np.array([[0.5, -1.0, 0.0], [0.0, 1.0, 0.7], [1.2, 0.0, 0.3]])
 
@@ -59,28 +56,4 @@ ROUTES = {
 
 def routed(route):
     """Coins in a plate whose observations read them along a route: whose credit is whose, the plate does not say."""
-    y = np.array([0.2, 1.4, -0.5])
-    through = ROUTES[route]
-
-    def model(y):
-        with numpyro.plate("n", 3):
-            z = numpyro.sample("z", dist.Bernoulli(0.4))
-            numpyro.sample("y", dist.Normal(through(z), 1.0), obs=y)
-
-    def guide(y):
-        psi = numpyro.param("psi", jnp.zeros(3))
-        with numpyro.plate("n", 3):
-            numpyro.sample("z", dist.Bernoulli(logits=psi))
-
-    def log_pmf(params, z, batch):
-        return log_q(params, z, batch).sum()
-
-    def log_q(params, z, batch):
-        return bernoulli(z["z"], params["psi"])
-
-    def log_p(params, z, batch):
-        return bernoulli(z["z"], np.log(0.4 / 0.6)) + normal(y, through(z["z"]))
-
-    params = {"psi": np.array([-0.2, 0.5, 0.1])}
-    oracle = Oracle(**product(z=finite(2, (3,))), log_pmf=log_pmf, log_p=log_p, log_q=log_q)
-    return Problem(f"routed: {route}", model, guide, params, oracle, ("z",), args=(y,))
+    return read_through(f"routed: {route}", ROUTES[route])

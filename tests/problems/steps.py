@@ -10,17 +10,19 @@ from tests.oracles import Oracle, bernoulli, finite, normal, product
 from tests.problems.problem import Problem
 
 
+def observed_coin(x, y_t):
+    """A step of a chain of coins, whose odds depend on the coin before, with an observation."""
+    x = numpyro.sample("x", dist.Bernoulli(logits=1.1 * x - 0.4))
+    numpyro.sample("y", dist.Normal(1.3 * x, 1.0), obs=y_t)
+    return x, None
+
+
 def scanned():
     """A chain of coins in ``scan``, whose odds depend on the carry, with an observation at every step."""
     y = np.array([0.9, -0.4, 1.2])
 
     def model(y):
-        def step(x, y_t):
-            x = numpyro.sample("x", dist.Bernoulli(logits=1.1 * x - 0.4))
-            numpyro.sample("y", dist.Normal(1.3 * x, 1.0), obs=y_t)
-            return x, None
-
-        scan(step, numpyro.sample("x0", dist.Bernoulli(0.4)), y)
+        scan(observed_coin, numpyro.sample("x0", dist.Bernoulli(0.4)), y)
 
     def guide(y):
         phi, psi, w = numpyro.param("phi", 0.0), numpyro.param("psi", jnp.zeros(3)), numpyro.param("w", 0.0)
@@ -51,12 +53,7 @@ def scanned_backwards():
     y = np.array([0.9, -0.4, 1.2])
 
     def model(y):
-        def step(x, y_t):
-            x = numpyro.sample("x", dist.Bernoulli(logits=1.1 * x - 0.4))
-            numpyro.sample("y", dist.Normal(1.3 * x, 1.0), obs=y_t)
-            return x, None
-
-        scan(step, jnp.asarray(0), y, reverse=True)
+        scan(observed_coin, jnp.asarray(0), y, reverse=True)
 
     def guide(y):
         psi, w = numpyro.param("psi", jnp.zeros(3)), numpyro.param("w", 0.0)

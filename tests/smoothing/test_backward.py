@@ -8,6 +8,7 @@ from scipy import stats
 
 from ppl_ext.errors import ArgumentError
 from ppl_ext.smoothing.backward import Dense, Hybrid, Metropolis, Pairs, Path, backward_kernel
+from ppl_ext.smoothing.backward.kernel import rows
 from ppl_ext.smoothing.backward.mcmc import log_acceptance
 from ppl_ext.smoothing.backward.proposals import proposals
 from tests.oracles import quick_jit
@@ -176,6 +177,15 @@ def test_a_bound_that_is_too_low_shows_in_the_tally():
     _, right = Hybrid().draw(jax.random.key(0), pairs(bound=BOUND), lanes, 20)
     _, wrong = Hybrid().draw(jax.random.key(0), pairs(bound=float(LOG_M.max()) - 1.0), lanes, 20)
     assert float(right.excess) <= 0.0 < 0.5 < float(wrong.excess)
+
+
+def test_rows_are_taken_whole_only_if_they_are_all_there_are_in_order():
+    tree = {"a": np.arange(6.0).reshape(3, 2), "b": np.arange(3)}
+    for index in (np.arange(3), np.arange(2), np.array([2, 0, 1])):
+        found = rows(tree, index)
+        assert (found is tree) == (index.tolist() == [0, 1, 2])
+        np.testing.assert_array_equal(found["a"], tree["a"][index])
+        np.testing.assert_array_equal(found["b"], index)
 
 
 def test_what_cannot_work_is_refused():

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from ppl_ext.errors import ArgumentError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.smoothing import discriminative_factor, discriminative_kalman, smooth
 from ppl_ext.smoothing.discriminative import stationary_covariance
 
@@ -89,16 +89,18 @@ def test_the_stationary_covariance():
         ({"means": np.zeros(3)}, r"means must be \(T, d\)"),
         ({"transition": np.eye(3)}, r"transition must be \(2, 2\)"),
         ({"noise": np.eye(3)}, r"noise must be \(2, 2\)"),
-        ({"covariances": np.eye(3)}, r"covariance must have the shape \(2, 2\)"),
+        ({"covariances": np.eye(3)}, r"covariances must be \(4, 2, 2\), or \(2, 2\) for all times"),
         ({"prior_covariance": np.eye(3)}, "prior_covariance must have"),
         ({"noise": -np.eye(2)}, "noise holds a matrix that is not positive definite"),
         ({"covariances": np.nan * np.eye(2)}, "covariances holds a matrix"),
         ({"initial": (np.zeros(3), np.eye(2))}, "initial must be"),
+        ({"initial": (np.zeros(2),)}, "initial must be"),
+        ({"initial": "ab"}, "initial must be"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(change, words):
     given = {"means": np.zeros((4, 2)), "covariances": np.eye(2), "transition": 0.5 * np.eye(2), "noise": np.eye(2), **change}
-    with pytest.raises(ArgumentError, match=words):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=words):
         discriminative_kalman(**given)
 
 
