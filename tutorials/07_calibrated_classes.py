@@ -23,7 +23,7 @@ from ppl_ext.priors import posterior_functions
 # %% [markdown]
 # ## Data and model
 #
-# The Wisconsin set, its mean texture and mean number of concave points, scaled by the training half alone. The model takes its data as
+# The Wisconsin set, its mean texture and mean number of concave points, scaled by the hundred alone. The model takes its data as
 # arguments and is an ordinary NumPyro model: nothing in it knows of minibatches.
 
 # %%
