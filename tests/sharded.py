@@ -1,5 +1,6 @@
 """Run by ``test_sharding.py`` in a process of its own, since the number of devices is fixed when JAX starts: every algorithm to a file."""
 
+import re
 import sys
 from unittest.mock import patch
 
@@ -159,6 +160,14 @@ def check_refusals(mesh):
     shows(lambda: ParticleFilter(64, mesh=explicit), "must be of type AxisType.Auto", "of type Explicit")
 
 
+def check_messages(mesh):
+    """A step sends the weights, and what ancestors hand down; not the parts of every running sum."""
+    smoother = smooth(walk, {"s": lambda t, x_prev, x: x_prev * x}, num_particles=2048, mesh=mesh)
+    text = jax.jit(lambda key: smoother.run(key, Y, params={"phi": 0.8}).expectations).lower(jax.random.key(0)).compile().as_text()
+    sent = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    assert "all-gather" in sent and "collective-permute" not in sent and len(sent) <= 30, sent
+
+
 def spread(name, mesh):
     """Run an algorithm; where there is a mesh it must lay something along it, or one device would do all of the work, and rightly."""
     laid = []
@@ -182,4 +191,5 @@ if __name__ == "__main__":
     found = {f"{name}/{key}": np.asarray(x) for name in names for key, x in spread(name, mesh).items()}
     if mesh is not None:
         check_refusals(mesh)
+        check_messages(mesh)
     np.savez(file, **found)

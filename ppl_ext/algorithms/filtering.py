@@ -164,14 +164,22 @@ def advance(
     """
     draws = Keyed(rules.scheme) if draws is None else draws
     num = rules.num_particles
+    state = whole_weights(rules, state)
     key, for_ancestors, for_lanes = random.split(state.key, 3)
     log_first = first_stage(ss, rules, state, x_t)
     resampled, ancestors, log_before = resample(rules, draws, for_ancestors, state.log_weights, log_first, num, frozen is not None)
+    ancestors, log_before = gathered(rules.mesh, (ancestors, log_before))
     old = jax.tree.map(lambda x: x[ancestors], state.particles)
     particles, log_ratio = propose(ss, rules, draws, LaneKeys(for_lanes, num), old, x_t, frozen)
     log_weights, increment, num_nan = normalised(log_before + log_ratio)
     new = State(key, particles, log_weights, plus(state.log_evidence, increment), state.num_nan + num_nan, state.time + 1)
     return new, Info(ancestors, increment, ess(log_weights), resampled)
+
+
+def whole_weights(rules: Rules, state: State) -> State:
+    """With all of the weights on each device. What a loop carries lies where the compiler thinks best, for what is done after the loop,
+    say; spread, the running sums that ancestors are read off would take a hundred messages a step."""
+    return state._replace(log_weights=gathered(rules.mesh, state.log_weights))
 
 
 def first_stage(ss: StateSpace, rules: Rules, state: State, x_t: Inputs) -> jax.Array:

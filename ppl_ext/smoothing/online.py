@@ -163,7 +163,7 @@ def step(
     how: Settings, space: ModelSpace, functional: Functional | None, state: SmootherState, inputs: Any
 ) -> tuple[SmootherState, filtering.Info, Particles]:
     """One observation more: the new state, what the filter says of the step, and the new particles."""
-    old = state.filter
+    old = filtering.whole_weights(how.rules, state.filter)
     new, info = filtering.advance(space.lowered, how.rules, old, inputs)
     particles = Particles(new.particles.carry, new.particles.sites)
     statistic, tally = state.statistic, state.tally
