@@ -137,7 +137,8 @@ def test_a_report_holds_functions_and_predictions(read, capsys):
     report = read.to_arviz(inputs=X)
     variables = variables_of(report)
     assert variables["posterior"] == variables["predictions"] == variables["log_likelihood"] == variables["observed_data"] == ["y"]
-    assert report.posterior["y"].dims == ("chain", "draw", "input") and report.constant_data["inputs"].dims == ("input",)
+    assert report.posterior["y"].dims == report.log_likelihood["y"].dims == ("chain", "draw", "input")
+    assert report.constant_data["inputs"].dims == ("input",)
     read.print_summary()
     out = capsys.readouterr().out
     assert "Largest R-hat" in out and f"RMSE {read.rmse:.4f}, NLL {read.nll:.4f}" in out
