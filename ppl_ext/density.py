@@ -242,6 +242,7 @@ def log_mean_exp(log_weights):
 
     :param log_weights: a :class:`LogDensity` over one particle axis, or an array whose first axis is particles.
     :return: a :class:`LogDensity` without the particle axis; for an array, the array without its first axis.
+    :raises ArgumentError: for a scalar, or a log density without one axis of particles.
 
     >>> import jax.numpy as jnp
     >>> float(log_mean_exp(jnp.zeros(8)))

@@ -106,7 +106,11 @@ def expectation(fn: Callable) -> Expectation:
     comes from a handler, its ``infer={"gradient": ...}``, or the default (:mod:`ppl_ext.gradients`). Both methods are compiled, and work
     under ``jit``, ``vmap`` and ``grad``.
 
-    :return: an object with ``value(rng_key, *args)`` and ``value_and_grad(rng_key, *args)`` (gradient by the first argument).
+    :return: an object with ``value(rng_key, *args)`` and ``value_and_grad(rng_key, *args)`` (gradient by the first argument). Each
+        value is a scalar; a gradient has the structure and shapes of that argument.
+    :raises ArgumentTypeError: if ``fn`` is no function.
+    :raises HandlerError: by the methods, if a NumPyro handler is open around the call.
+    :raises ProgramError: by the methods, if the program fails, naming the site where it stood.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> def program(p):
@@ -223,6 +227,7 @@ def objective(body: Callable) -> type[Objective]:
 
     :return: a class: ``body.__name__(**options)`` is a ``numpyro.infer.elbo.ELBO``. Option names that start with ``num_`` are checked to be
         positive integers, and those whose default is a float to be real numbers.
+    :raises ArgumentError: if the body does not take a model and a guide; by the class, for options that it does not have.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from ppl_ext import log_density, simulate

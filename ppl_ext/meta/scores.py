@@ -91,6 +91,11 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_
     r"""How far confidence and accuracy lie apart, over bins of confidence (Guo et al. 2017, eq. 3): :math:`\sum_b \tfrac{n_b}{n}
     |\mathrm{acc}_b - \mathrm{conf}_b|`.
 
+    :param confidence: (n,), between 0 and 1.
+    :param correct: (n,), 0 or 1.
+    :return: a number; NaN where n = 0.
+    :raises ArgumentError: for two different shapes, or fewer bins than 1.
+
     >>> round(expected_calibration_error(np.array([0.9, 0.9, 0.6, 0.6]), np.array([1, 1, 1, 0])), 6)
     0.1
     """
