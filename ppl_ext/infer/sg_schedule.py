@@ -22,7 +22,8 @@ class Cyclical:
     exploration are no posterior draws: ``extra_fields=("sampling",)`` tells which is which, or let ``thinning`` be the length of a cycle,
     so that each keeps its last draw only.
 
-    :param step_size: :math:`\eta_0`, at the start of a cycle. :param cycle_length: L, in steps, those of the warm-up counted too.
+    :param step_size: :math:`\eta_0`, at the start of a cycle.
+    :param cycle_length: L, in steps, those of the warm-up counted too.
     :param exploration: part of a cycle without noise, in [0, 1).
 
     Source: Zhang, Li, Zhang, Chen, Wilson 2020, "Cyclical stochastic gradient MCMC for Bayesian deep learning", eq. 1 and section 3.
@@ -61,7 +62,9 @@ class Decay:
 
     Then the chain's averages, weighed by the step sizes, have no bias in the limit. Draws taken at small steps count less.
 
-    :param step_size: :math:`\eta_0`. :param delay: steps, more than 0. :param power: in (1/2, 1].
+    :param step_size: :math:`\eta_0`.
+    :param delay: steps, more than 0.
+    :param power: in (1/2, 1].
 
     Source: Welling and Teh 2011, "Bayesian learning via stochastic gradient Langevin dynamics", section 3.
 

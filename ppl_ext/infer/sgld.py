@@ -24,7 +24,10 @@ class SGLD(StochasticGradientKernel):
         :func:`~ppl_ext.infer.sg_minibatch.find_rows`. ``None``: the plates' own, or all data.
     :param step_size: η, or a function of the number of the step: :class:`~ppl_ext.infer.Cyclical`, :class:`~ppl_ext.infer.Decay` or one of
         optax.
-    :param temperature, num_steps, clip, init_strategy: as for :class:`~ppl_ext.infer.SGHMC`.
+    :param temperature: as for :class:`~ppl_ext.infer.SGHMC`.
+    :param num_steps: as for :class:`~ppl_ext.infer.SGHMC`.
+    :param clip: as for :class:`~ppl_ext.infer.SGHMC`.
+    :param init_strategy: as for :class:`~ppl_ext.infer.SGHMC`.
     :raises ArgumentError: if a setting is out of range, or ``batch_size`` does not fit the model.
     :raises ModelError: when run, if the model has a discrete latent site, none at all, or one in a subsampled plate.
 

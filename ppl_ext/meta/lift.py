@@ -181,7 +181,8 @@ def lift(
     :param structure: of Σ: ``"full"``, ``"diagonal"``, or ``"block"`` (give ``prior`` with ``blocks``).
     :param num_episodes: N, how many episodes the hierarchy has; default: the stream's number. The divergence of the shared law from the
         prior weighs 1/N an episode; ``math.inf`` drops it and makes the shared law a point (empirical Bayes), an explicit choice.
-    :param prior: a :class:`NIW` over θ; default: location 0, mean precision 0.01, unit scale matrix, the least df with a finite mean.
+    :param prior: a :class:`NIW` over θ; default: location 0, mean precision 0.01, unit scale matrix, d + 1 degrees of freedom (2 if
+        diagonal).
     :raises ArgumentError: for options that do not fit together.
 
     >>> import numpy as np, numpyro, numpyro.distributions as dist
