@@ -133,7 +133,9 @@ def _nile_exactly(summed, data: dict) -> tuple[Run, float]:
 
     @jax.jit
     def density(points):
-        one = lambda at: log_density(summed, {"level_sd": at[0], "noise_sd": at[1]}, **data).total  # noqa: E731
+        def one(at):
+            return log_density(summed, {"level_sd": at[0], "noise_sd": at[1]}, **data).total
+
         return jax.lax.map(one, points, batch_size=700)
 
     logs = np.asarray(density(jnp.asarray(grid, jnp.float32)), np.float64)

@@ -47,8 +47,10 @@ def tell(name: str) -> Told:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("chapters", nargs="*", choices=[[], *CHAPTERS], metavar="CHAPTER", help=f"of: {', '.join(CHAPTERS)} (default all)")
+    parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"of: {', '.join(CHAPTERS)} (default all)")
     names = parser.parse_args().chapters or CHAPTERS
+    if unknown := sorted(set(names) - set(CHAPTERS)):
+        parser.error(f"no such chapter: {', '.join(unknown)}; there are: {', '.join(CHAPTERS)}")
     start = time.perf_counter()
     OUTPUT.mkdir(exist_ok=True)
     print(f"{len(names)} chapters, two at a time; each tells what it runs", flush=True)

@@ -178,7 +178,7 @@ def advance(
 
 def whole_weights(rules: Rules, state: State) -> State:
     """With all of the weights on each device. What a loop carries lies where the compiler thinks best, for what is done after the loop,
-    say; spread, the running sums that ancestors are read off would take a hundred messages a step."""
+    say; spread, every running sum that ancestors are read off would send its parts from device to device."""
     return state._replace(log_weights=gathered(rules.mesh, state.log_weights))
 
 
