@@ -55,21 +55,74 @@ def finite_site(name: str, msg: Mapping[str, Any]) -> Finite:
     return Finite(support.reshape(support.shape[:1] + law.event_shape), msg["kwargs"]["sample_shape"] + law.batch_shape)
 
 
-def eliminate(
-    run: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]], sites: Mapping[str, Finite], names: Sequence[str]
-) -> list[Group]:
-    """Sum the sites out of the terms that ``run(values of the sites)`` returns; terms that touch none of them are in no group.
+class Elimination:
+    """The terms of a program as tables over its finite sites, from which sums of any of them together are taken.
 
+    ``lane_size``: how many numbers the runs that make the tables give.
+
+    :param run: from values of the sites to the terms, which are arrays.
     :param names: of the terms, for errors.
-    :raises ModelError: if elements of a site meet in a term, plates cross, or there are too many joint values; the message names the sites.
+    :param declared: plates that the program declares to hold a site's elements and a term's: where the data flow between the two is lost
+        along such a plate, the plate decides. Whoever passes it must compare the tables with the program (:meth:`looked_up`).
+    :raises ModelError: if elements of a site meet in a term, or there are too many joint values; the message names the sites.
     """
-    first = {s: site.value(jnp.zeros((), int)) for s, site in sites.items()}
-    credit, _ = trace_credit(lambda: list(run({s: mark(x, s, len(sites[s].shape)) for s, x in first.items()})), links=True)
-    sites = {s: _joint(site) if _meets(s, site, credit) else site for s, site in sites.items()}
-    credit = [{s: relation if sites[s].shape else () for s, relation in deps.items()} for deps in credit]
-    structure = _Structure(sites, credit, names)
-    factors = _tables(run, structure)
-    return [_eliminated(terms, factors, structure) for terms in _linked(credit)]
+
+    def __init__(
+        self,
+        run: Callable[[Mapping[str, jax.Array]], Sequence[jax.Array]],
+        sites: Mapping[str, Finite],
+        names: Sequence[str],
+        declared: "Declared | None" = None,
+    ):
+        first = {s: site.value(jnp.zeros((), int)) for s, site in sites.items()}
+        credit, _ = trace_credit(lambda: list(run({s: mark(x, s, len(sites[s].shape)) for s, x in first.items()})), links=True)
+        if declared is not None:
+            credit = declared.decided(credit, sites)
+        sites = {s: _joint(site) if _meets(s, site, credit) else site for s, site in sites.items()}
+        self.sites = sites
+        self.credit = [{s: relation if sites[s].shape else () for s, relation in deps.items()} for deps in credit]
+        self.structure = _Structure(sites, self.credit, names)
+        self.factors, self.lane_size = _tables(run, self.structure)
+
+    def linked(self) -> list[tuple[int, ...]]:
+        """Terms that share a site, directly or by way of others; those that touch none are in no group."""
+        return _linked(self.credit)
+
+    def plates(self, t: int) -> frozenset[int]:
+        """The axes of a term of which each is longer than one."""
+        return frozenset(a for a, n in self.factors[t].sizes().items() if isinstance(a, int) and n > 1)
+
+    def summed(self, terms: tuple[int, ...], keep: frozenset[int] = frozenset(), like: int | None = None) -> Group:
+        """The sites summed out of the product of some terms.
+
+        :param keep: axes along which nothing is multiplied, as if each of their elements were alone with the sites.
+        :param like: the term whose axes the result has, of size one where terms were multiplied; the first by default.
+        """
+        return _eliminated(terms, self.factors, self.structure, keep, terms[0] if like is None else like)
+
+    def looked_up(self, indices: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """What the tables say of each term where every element of a site has an outcome of its own, by its number."""
+        return [_at(factor, indices, self.structure) for factor in self.factors]
+
+
+class Declared(NamedTuple):
+    """The axis (counted from the left) of each declared plate, by site and by term."""
+
+    sites: Mapping[str, Mapping[str, int]]
+    terms: Sequence[Mapping[str, int]]
+
+    def decided(self, credit: Sequence[Deps], sites: Mapping[str, Finite]) -> list[Deps]:
+        """The relations, with those that the data flow lost along a plate of both taken from the plate."""
+
+        def decide(s: str, relation, there: Mapping[str, int]):
+            axes = {axis: there[plate] for plate, axis in self.sites.get(s, {}).items() if plate in there}
+            taken = {r[1] for r in relation if r is not None}
+            return tuple(
+                ("at", axes[a]) if r is None and sites[s].shape[a] > 1 and a in axes and axes[a] not in taken else r
+                for a, r in enumerate(relation)
+            )
+
+        return [{s: decide(s, r, there) for s, r in deps.items()} for deps, there in zip(credit, self.terms, strict=True)]
 
 
 def _linked(credit: Sequence[Deps]) -> list[tuple[int, ...]]:
@@ -152,8 +205,8 @@ class _Structure:
         return out
 
 
-def _tables(run, structure: _Structure) -> list[Factor]:
-    """For each term, its value at each joint value of the sites that it touches."""
+def _tables(run, structure: _Structure) -> tuple[list[Factor], int]:
+    """For each term, its value at each joint value of the sites that it touches; and how many numbers the runs for them give."""
     sites, credit, colours = structure.sites, structure.credit, structure.colours()
     used = sorted({c for mine in colours.values() for c in mine})
     sizes = [max(len(sites[s].support) for s, mine in colours.items() if c in mine) for c in used]
@@ -184,7 +237,7 @@ def _tables(run, structure: _Structure) -> list[Factor]:
         for axis in [a for a in table.axes if isinstance(a, Colour)]:
             table = _at_first(table, axis)
         factors.append(table)
-    return factors
+    return factors, sum(math.prod(x.shape) for x in lanes)
 
 
 def _by_parity(index: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:
@@ -222,10 +275,11 @@ def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: _
     return Factor(jnp.where(which, laid_out(odd, even.axes), even.table), even.axes)
 
 
-def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Structure) -> Group:
+def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Structure, keep: frozenset[int], like: int) -> Group:
     mine = [s for s in structure.sites if any(s in structure.credit[t] for t in terms)]
-    kept = frozenset.intersection(*map(structure.plates_of, mine))  # of these, the steps of a chain go with it, and the others stay
-    first = tuple(a for a in factors[terms[0]].axes if isinstance(a, int))
+    # Of these, the steps of a chain go with it, and the others stay.
+    kept = keep.union(frozenset.intersection(*map(structure.plates_of, mine)) if mine else ())
+    first = tuple(a for a in factors[like].axes if isinstance(a, int))
 
     def reduced(factor: Factor) -> Factor:
         """Multiplied along the plates that none of its sites lies in."""
@@ -242,7 +296,8 @@ def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Struc
         for f in touching:
             along = f.plates | (structure.plates_of(s) if time is not None else frozenset())
             inside = [o for o in f.sites - set(chain) if time in structure.plates_of(o)] if time is not None else []
-            if along != structure.plates_of(s) or inside or any(structure.plates_of(c) != structure.plates_of(s) for c in chain):
+            apart = any(structure.plates_of(c) != structure.plates_of(s) for c in chain)
+            if along - keep != structure.plates_of(s) - keep or inside or apart:
                 others = ", ".join(f"'{o}'" for o in sorted((f.sites | set(chain)) - {s}))
                 raise ModelError(
                     f"Site '{s}' and {others} lie in plates or scans that cross, and a density reads both: no elimination sums them out. "
@@ -255,6 +310,27 @@ def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Struc
             pool.append(reduced(summed_along(joint, time, {c: len(structure.sites[c].support) for c in chain})))
     result = product(pool)
     return Group(terms, tuple(mine), laid_out(result, first))
+
+
+def _at(factor: Factor, indices: Mapping[str, np.ndarray], structure: _Structure) -> np.ndarray:
+    """One entry of a table for each element of its plates: that of the outcomes that the sites have there."""
+    plates = [a for a in factor.axes if isinstance(a, int)]
+    sizes = factor.sizes()
+    table = np.asarray(laid_out(factor, [*(a for a in factor.axes if not isinstance(a, int)), *plates]))
+    places = []
+    for axis in factor.axes:
+        if isinstance(axis, int):
+            continue
+        s = axis.site if isinstance(axis, Before) else str(axis)
+        own = tuple(structure._number((s, a)) for a in range(len(structure.sites[s].shape)))
+        index = np.asarray(indices[s])
+        if isinstance(axis, Before):  # the first step reads no earlier one, whatever stands there
+            index = np.roll(index, 1, axis=structure.chain_axis[s])
+        long = [a for a, n in enumerate(index.shape) if n > 1]
+        along = Factor(jnp.asarray(index).reshape([index.shape[a] for a in long]), tuple(own[a] for a in long))
+        places.append(np.broadcast_to(np.asarray(laid_out(along, plates)), [sizes[a] for a in plates]))
+    grid = np.indices([sizes[a] for a in plates])
+    return table[(*places, *grid)]
 
 
 def _cost(site: str, factors: Sequence[Factor]) -> int:

@@ -8,6 +8,7 @@ import copy
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import Distribution
@@ -68,6 +69,75 @@ def elements(fn):
             inner = elements(fn.base_dist)
             return inner.expand((*fn.batch_shape, *inner.batch_shape[len(fn.base_dist.batch_shape) :]))
     return fn
+
+
+def element_log_prob(fn: Distribution, value) -> jax.Array:
+    """The log density of each element of a value, with its mask: ``.to_event`` axes are axes of the batch here.
+
+    >>> law = dist.Bernoulli(0.5).expand([2]).mask(jnp.array([True, False])).to_event(1)
+    >>> [round(float(x), 4) for x in element_log_prob(law, jnp.array([1, 1]))]
+    [-0.6931, 0.0]
+    """
+    value_of_each, mask = log_prob(elements(fn), value), element_mask(fn)
+    return value_of_each if mask is None else jnp.where(mask, value_of_each, 0.0)
+
+
+def element_mask(fn: Distribution) -> jax.Array | None:
+    """Where a law's elements count, over the batch of :func:`elements`; ``None`` if no mask is on it."""
+    match type(fn).__name__:
+        case "MaskedDistribution":
+            inner, depth = element_mask(fn.base_dist), len(elements(fn.base_dist).batch_shape) - len(fn.batch_shape)
+            if fn._mask is True:
+                return inner
+            own = jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
+            own = own.reshape(own.shape + (1,) * depth)
+            return own if inner is None else own & inner
+        case "Independent":
+            return element_mask(fn.base_dist)
+        case "ExpandedDistribution":
+            inner = element_mask(fn.base_dist)
+            if inner is None:
+                return None
+            axes = len(inner.shape) - len(fn.base_dist.batch_shape)  # those of the event stay on the right
+            batch = inner.shape[: len(inner.shape) - axes]
+            inner = inner.reshape((1,) * (len(fn.batch_shape) - len(batch)) + inner.shape)
+            return jnp.broadcast_to(inner, (*fn.batch_shape, *inner.shape[len(fn.batch_shape) :]))
+    return None
+
+
+def mask_of(fn: Distribution) -> jax.Array | None:
+    """The mask on a distribution, over its batch shape; ``None`` if nothing is masked.
+
+    Where an event is made of batch axes (``to_event``), the event counts as seen if any part of it is.
+    """
+    if isinstance(fn, dist.MaskedDistribution):
+        inner = mask_of(fn.base_dist)
+        own = None if fn._mask is True else jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
+        return inner if own is None else own if inner is None else own & inner
+    if isinstance(fn, dist.ExpandedDistribution):
+        inner = mask_of(fn.base_dist)
+        return None if inner is None else jnp.broadcast_to(inner, fn.batch_shape)
+    if isinstance(fn, dist.Independent):
+        inner = mask_of(fn.base_dist)
+        axes = tuple(range(-fn.reinterpreted_batch_ndims, 0))
+        return inner if inner is None or not axes else inner.any(axis=axes)
+    return None
+
+
+def masks(fn: Distribution) -> list:
+    """The masks on a law, as they were given, from the outside in."""
+    found = [] if getattr(fn, "_mask", True) is True else [fn._mask]
+    return found + (masks(fn.base_dist) if type(fn).__name__ in ("MaskedDistribution", "Independent", "ExpandedDistribution") else [])
+
+
+def same(a, b) -> bool:
+    """Whether two arrays are one, or known to be equal."""
+    if a is b:
+        return True
+    try:
+        return np.array_equal(np.asarray(a), np.asarray(b))
+    except Exception:  # a tracer: each kind raises its own type
+        return False
 
 
 class _BernoulliLogits(dist.BernoulliLogits):

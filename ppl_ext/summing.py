@@ -1,6 +1,6 @@
 """A log density in which finite latent sites of a program are summed out, site by site and term by term (:mod:`ppl_ext.elimination`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -8,9 +8,9 @@ from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import Messenger
 
 from ppl_ext.density import Label, LogDensity, site_log_prob
-from ppl_ext.elimination import eliminate, finite_site
+from ppl_ext.elimination import Elimination, finite_site
 from ppl_ext.errors import ModelError
-from ppl_ext.laws import elements, log_prob, unmasked
+from ppl_ext.laws import element_log_prob
 
 
 class Aside(Messenger):
@@ -32,12 +32,11 @@ def summed_out(
     finite = {n: finite_site(n, sites[n]) for n in names if n in summed}
 
     def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
-        now = run(values)
-        # A mask would have a summed site's outcomes count one each.
-        return [log_prob(elements(unmasked(now[n]["fn"])), now[n]["value"]) if n in summed else site_log_prob(now[n]) for n in names]
+        return finite_terms(run(values), names, summed)
 
     out = []
-    groups = eliminate(terms, finite, names)
+    elimination = Elimination(terms, finite, names)
+    groups = [elimination.summed(linked) for linked in elimination.linked()]
     for t, (term, label) in enumerate(zip(density.terms, density.labels, strict=True)):
         group = next((g for g in groups if t in g.terms), None)
         if group is None:
@@ -50,6 +49,12 @@ def summed_out(
             plates = tuple(p for p in label.plates if all(p in x.plates for x in labels))
             out.append((group.value if scale is None else scale * group.value, Label(_together(linked), plates)))
     return LogDensity(tuple(x for x, _ in out), tuple(label for _, label in out), 0)
+
+
+def finite_terms(sites: Mapping[str, dict], names: Sequence[str], summed: Collection[str]) -> list[jax.Array]:
+    """The log densities of the named sites, those of summed ones element by element. Where a mask hides an element of a summed site, each
+    of its outcomes counts one, as ``scale * mask * log p`` says."""
+    return [element_log_prob(sites[n]["fn"], sites[n]["value"]) if n in summed else site_log_prob(sites[n]) for n in names]
 
 
 def _one_scale(summed: tuple[str, ...], scales: list):
