@@ -19,7 +19,7 @@ from ppl_ext.explain import _NOT_CONCRETE
 from ppl_ext.gradients import Constant, finite_support
 from ppl_ext.gradients.strategy import unwrapped
 from ppl_ext.held import simulate_and_hold
-from ppl_ext.laws import elements, log_prob, prob
+from ppl_ext.laws import elements, log_prob, prob, same
 from ppl_ext.program import log_density, run_in_scan_body, simulate
 from ppl_ext.run import Run
 
@@ -135,7 +135,7 @@ class _Pair(NamedTuple):
         sites = self.guide, self.model
         (q, q_masks), (p, p_masks) = (_unmasked(site["fn"]) for site in sites)
         scales = [1.0 if site["scale"] is None else site["scale"] for site in sites]
-        if not (_same(*scales) and len(q_masks) == len(p_masks) and all(map(_same, q_masks, p_masks))):
+        if not (same(*scales) and len(q_masks) == len(p_masks) and all(map(same, q_masks, p_masks))):
             return None
         if not self.drawn or any(site["kwargs"].get("sample_shape") or site["infer"].get("_ppl_ext_kept") for site in sites):
             return None
@@ -173,15 +173,6 @@ def _unmasked(fn: Distribution) -> tuple[Distribution | None, list]:
         if isinstance(inner, dist.MaskedDistribution):
             return None, masks
     return fn, masks
-
-
-def _same(a, b) -> bool:
-    if a is b:
-        return True
-    try:
-        return np.array_equal(np.asarray(a), np.asarray(b))
-    except Exception:  # a tracer: each kind raises its own type
-        return False
 
 
 def _closed_form(q: Distribution, p: Distribution) -> jax.Array | None:

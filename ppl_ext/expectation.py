@@ -31,6 +31,7 @@ from ppl_ext.arguments import (
 from ppl_ext.carrying import carried
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
 from ppl_ext.explain import explained, past_inner_jits
+from ppl_ext.masked_latents import without_absent
 from ppl_ext.particles import replicate
 from ppl_ext.program import Program
 from ppl_ext.run import Run
@@ -175,7 +176,11 @@ class Objective(NumPyroELBO):
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
         with explained(type(self).body):
-            value, state = estimate(lambda: self(model, guide), rng_key, self.vectorize_particles, param_map)
+
+            def estimated(model, guide):
+                return estimate(lambda: self(model, guide), rng_key, self.vectorize_particles, param_map)
+
+            value, state = without_absent(estimated, model, guide, rng_key)
         return {"loss": -value, "mutable_state": state or None}
 
     def __call__(self, model, guide):
@@ -187,12 +192,16 @@ class Objective(NumPyroELBO):
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
 
-        def attempt() -> dict[str, Any]:
+        def started(model, guide) -> dict[str, Any]:
             run = Run(rng_key, random.fold_in(rng_key, 0))
             run.given, run.started = param_map, {}
-            with block(), run, explained(type(self).body):
+            with run, explained(type(self).body):
                 self(model, guide)
             return run.started
+
+        def attempt() -> dict[str, Any]:
+            with block():
+                return without_absent(started, model, guide, rng_key)
 
         return past_inner_jits(attempt)
 

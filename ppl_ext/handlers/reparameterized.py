@@ -10,6 +10,7 @@ from ppl_ext.choices import resolve
 from ppl_ext.errors import ModelError, StrategyError
 from ppl_ext.gradients import Reparameterize
 from ppl_ext.handlers.handler import Handler
+from ppl_ext.laws import element_mask
 from ppl_ext.program import run_in_scan_body
 
 
@@ -69,5 +70,7 @@ class _Reparameterized(Messenger):
         of_plates = math.prod(self.scales.get(frame.name, 1.0) for frame in msg["cond_indep_stack"])
         scale = msg["scale"] if msg["scale"] is not None else 1.0
         even = isinstance(scale, int | float) and math.isclose(scale, of_plates) or is_identically_one(scale)
-        if not even or type(msg["fn"]).__name__ == "MaskedDistribution":
+        # Absent elements are no part of either program: what is left of the law is normalised.
+        masked = element_mask(msg["fn"]) is not None and not msg["infer"].get("_ppl_ext_absent")
+        if not even or masked:
             raise ModelError(f"{self.objective} takes site '{name}' for a draw of a density that is neither masked nor scaled. Use IWELBO.")

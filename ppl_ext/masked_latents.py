@@ -1,0 +1,187 @@
+r"""Latent sites of which the model masks elements that nothing else sees: padding of ragged groups, or observed values under ``obs_mask``.
+
+The model gives such an element no density, so the guide's must not count either: with its entropy the evidence lower bound would pass the
+evidence, and grow without end. An element is *absent* if the model masks it and no unmasked term feels it, by the data flow
+(:mod:`ppl_ext.credit`). There are two ways to leave it out, both right:
+
+- the guide's density is masked there too, where its law has an element for it; or
+- the model's mask is lifted there. As nothing else sees the element, its law integrates to one, and the evidence stays. So it goes for
+  guides that draw several elements jointly.
+
+An element that some term does see counts as :math:`\sum_s \text{scale}_s \cdot \text{mask}_s \cdot \log p` says: its own density was left
+out on purpose (and comes as a factor, say), and the guide's entropy stays.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from numpyro.distributions import Delta, Distribution
+from numpyro.handlers import block, seed, substitute
+from numpyro.primitives import Messenger
+
+from ppl_ext.credit import collect, mark, trace_credit
+from ppl_ext.given import Given
+from ppl_ext.laws import element_log_prob, element_mask, elements, masks, same
+from ppl_ext.program import _Record, run_in_scan_body, scan_length
+
+
+class Absent(NamedTuple):
+    """By site, which elements of the model's site are absent; in ``guide`` those to mask there, in ``model`` those to unmask there."""
+
+    guide: dict[str, jax.Array]
+    model: dict[str, jax.Array]
+
+    def of_guide(self, program: Callable) -> Callable:
+        """The guide, with the density of absent elements left out."""
+        return _Remasked(program, self.guide, _hidden) if self.guide else program
+
+    def of_model(self, program: Callable) -> Callable:
+        """The model, with the density of absent elements taken in."""
+        return _Remasked(program, self.model, _shown) if self.model else program
+
+
+NONE_ABSENT = Absent({}, {})
+
+
+class MaskedLatents(Messenger):
+    """Note the latent sites with a mask that are met, finite ones aside: each of their outcomes counts one, and entropy is right there."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "sample" and is_masked_latent(msg):
+            self.names.add(msg["name"])
+
+
+def without_absent(run: Callable, model: Callable, guide: Callable, rng_key: jax.Array):
+    """``run(model, guide)`` of two programs that have their arguments, with what is absent left out of both.
+
+    Most models have no such site, and ``run`` meets none: then it is traced once and no more.
+    """
+    with (met := MaskedLatents()):
+        out = run(model, guide)
+    if not met.names:
+        return out
+    absent = absent_elements(model, guide, random.fold_in(rng_key, 1))
+    return run(absent.of_model(model), absent.of_guide(guide))
+
+
+def is_masked_latent(msg: Mapping) -> bool:
+    """Whether a site may have absent elements."""
+    return not msg["is_observed"] and not msg["fn"].has_enumerate_support and element_mask(msg["fn"]) is not None
+
+
+def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Absent:
+    """What is absent of two programs that have their arguments. Only masks and data are looked at: a draw's values do not matter."""
+    key_guide, key_model = random.split(rng_key)
+    with block(), (of_guide := _Record(guide)):
+        seed(guide, key_guide)()
+    drawn = {n: s["value"] for n, s in of_guide.sites.items() if s["type"] == "sample" and not s["is_observed"]}
+    plates = {n: s["value"] for n, s in of_guide.sites.items() if s["type"] == "plate"}
+
+    def run(values: Mapping[str, jax.Array]) -> dict[str, dict]:
+        with block(), (record := _Record(model)):
+            seed(substitute(Given(model, values), data=plates), key_model)()
+        return {n: s for n, s in record.sites.items() if s["type"] == "sample"}
+
+    sites = run(drawn)
+    hidden = {}
+    for name, site in sites.items():
+        mask = element_mask(site["fn"])
+        if name in drawn and mask is not None and is_masked_latent(site) and not _same_masks(of_guide.sites[name]["fn"], site["fn"]):
+            hidden[name] = _whole(~mask, site)
+
+    def terms() -> list[jax.Array]:
+        marked = {n: mark(drawn[n], n, hidden[n].ndim) for n in hidden}
+        return [element_log_prob(s["fn"], s["value"]) for s in run({**drawn, **marked}).values()]
+
+    credit, met = trace_credit(terms)
+    # A point may be made of other draws, as in guides that draw one vector for all sites.
+    of_others = any(s["infer"].get("is_auxiliary") for s in of_guide.sites.values() if s["type"] == "sample")
+    absent = Absent({}, {})
+    for name, masked in hidden.items():
+        if not _by_obs_mask(name, sites):
+            seen = jnp.zeros(masked.shape, bool) if name in met else jnp.ones(masked.shape, bool)
+            for deps, site in zip(credit, sites.values(), strict=True):
+                if name in deps:
+                    seen |= collect(_visible(site), deps[name], masked.shape) > 0
+            masked = masked & ~seen
+        law = of_guide.sites[name]["fn"]
+        if _is_point(law) and not of_others:
+            continue
+        (absent.guide if _fits(law, masked, sites[name]["fn"]) else absent.model)[name] = masked
+    return absent
+
+
+def _by_obs_mask(name: str, sites: Mapping[str, dict]) -> bool:
+    """Whether NumPyro made the site for ``obs_mask``: where it is masked, the observed value takes its place for all who read it."""
+    stem = name.removesuffix("_unobserved")
+    return stem != name and f"{stem}_observed" in sites and sites[f"{stem}_observed"]["is_observed"]
+
+
+def _visible(site: dict) -> jax.Array:
+    mask = element_mask(site["fn"])
+    return _whole(jnp.ones((), bool) if mask is None else mask, site).astype(float)
+
+
+def _whole(mask: jax.Array, site: dict) -> jax.Array:
+    """A mask over every element of a site's density."""
+    return jnp.broadcast_to(mask, jax.eval_shape(lambda: element_log_prob(site["fn"], site["value"])).shape)
+
+
+def _same_masks(law: Distribution, other: Distribution) -> bool:
+    """Whether the guide has the model's masks already."""
+    own, theirs = masks(law), masks(other)
+    return len(own) == len(theirs) and all(map(same, own, theirs))
+
+
+def _is_point(law: Distribution) -> bool:
+    """A point estimate, which has no density to leave out."""
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    density = getattr(law, "log_density", None)
+    return isinstance(law, Delta) and not isinstance(density, jax.core.Tracer) and not np.any(np.asarray(density))
+
+
+def _fits(law: Distribution, masked: jax.Array, model_law: Distribution) -> bool:
+    """Whether the guide's law has an element for each of the model's."""
+    base = elements(law)
+    if isinstance(base, Delta) or law.shape() != model_law.shape():
+        return False
+    return tuple(base.batch_shape[: masked.ndim]) == masked.shape and base.event_dim <= model_law.event_dim
+
+
+def _hidden(mask: jax.Array | None, absent: jax.Array) -> jax.Array:
+    return ~absent if mask is None else mask & ~absent
+
+
+def _shown(mask: jax.Array | None, absent: jax.Array) -> jax.Array:
+    return jnp.ones(absent.shape, bool) if mask is None else mask | absent
+
+
+class _Remasked(Messenger):
+    """Give sites another mask, made from their own and from what is absent; in ``scan`` too."""
+
+    def __init__(self, fn: Callable | None, absent: Mapping[str, jax.Array], rule: Callable, step: Mapping[str, jax.Array] | None = None):
+        super().__init__(fn)
+        self.absent, self.rule, self.step = absent, rule, {} if step is None else step
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            length = scan_length(msg)
+            series = {n: x for n, x in self.absent.items() if length is not None and x.shape[:1] == (length,)}
+            run_in_scan_body(msg, lambda step: _Remasked(None, self.absent, self.rule, step), series)
+        elif msg["type"] == "sample" and msg["name"] in self.absent and not msg.get("_control_flow_done"):
+            absent, law = self.step.get(msg["name"], self.absent[msg["name"]]), msg["fn"]
+            base, mask = elements(law), element_mask(law)
+            # Those of the model come first; what follows is an event there and elements here.
+            absent = absent.reshape(absent.shape + (1,) * (len(base.batch_shape) - absent.ndim))
+            mask = jnp.broadcast_to(self.rule(mask, jnp.broadcast_to(absent, base.batch_shape)), base.batch_shape)
+            msg["fn"] = base.mask(mask).to_event(law.event_dim - base.event_dim)
+            msg["infer"] = {**msg["infer"], "_ppl_ext_absent": True}
