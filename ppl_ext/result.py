@@ -15,11 +15,12 @@ from numpyro.infer.svi import SVIRunResult
 
 from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.draws import Draws, guide_sampler, predictive
+from ppl_ext.diagnostics.feeding import feeding_sites
 from ppl_ext.diagnostics.likelihood import Terms, Units, pointwise
 from ppl_ext.diagnostics.params_file import write_params
 from ppl_ext.diagnostics.report_options import check_report_options
 from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, seed_numbers, versions
-from ppl_ext.diagnostics.sites import describe, observations, refuse_chains, refuse_open_handlers
+from ppl_ext.diagnostics.sites import describe, observations, refuse_chains, refuse_open_handlers, refuse_series
 from ppl_ext.diagnostics.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 
@@ -109,7 +110,8 @@ class Fit:
         # Compiled by the first call; the summary, the report and the file need no second compilation.
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_call(f"sample: {name}", program, self.args, self.kwargs)
-        return guide_sampler(self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs)
+        mirrored = None if hasattr(self.objective, "initial_state") else "this result was not made by one of them, or does not say so"
+        return guide_sampler(self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs, mirrored)
 
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, **options: Any) -> Any:
         """The ArviZ report of this fit; ``options`` are those of :func:`to_arviz`."""
@@ -164,10 +166,11 @@ def to_arviz(
 
     Groups: ``posterior`` on the full plates; ``log_likelihood`` with finite latent sites summed out and masked
     observations left out, in terms that are independent given the other sites (so leave-one-out may use them); for a
-    chain (a finite site in ``scan``) instead ``log_predictive_one_step`` with log p(y_t | y_<t), which leave-one-out must
-    not use (see :func:`ppl_ext.diagnostics.loo`); ``observed_data``; ``sample_stats`` with ``lp``, the log joint density
-    in constrained space, and for a guide ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``,
-    and ``energy``, ``num_steps``, ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names;
+    chain (a finite site in ``scan``), or observations that feed the density of later ones (an autoregression), instead
+    ``log_predictive_one_step`` with log p(y_t | y_<t), which leave-one-out must not use (see
+    :func:`ppl_ext.diagnostics.loo`); ``observed_data``; ``sample_stats`` with ``lp``, the log joint density in constrained
+    space, and for a guide ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``, and ``energy``,
+    ``num_steps``, ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names;
     ``vi_trace`` with the loss by ``step``.
     Axes are named after plates, ``time`` for a ``scan``. Attributes say how the run was made and, for a guide, its
     Pareto k and importance ESS.
@@ -250,8 +253,12 @@ def to_arviz(
             chained = [n for n, s in sites.items() if s.finite and s.in_scan]
             try:
                 terms = _terms(run, run.model, "one_step" if chained else "independent")
-                if any(t.one_step for t in terms.values()):
+                linked = any(t.one_step for t in terms.values())
+                series = feeding_sites(run.model, one, run.args, run.kwargs, here, sites) if terms else frozenset()
+                terms = {n: t._replace(one_step=t.one_step or not series.isdisjoint(t.sites)) for n, t in terms.items()}
+                if linked:
                     refuse_chains(chained)
+                refuse_series(sorted(series))
             except ModelError as error:
                 if log_likelihood:
                     raise

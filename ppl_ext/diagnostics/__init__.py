@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ppl_ext.diagnostics.calibration import Calibration, calibrate
+from ppl_ext.diagnostics.leave_future_out import LeaveFutureOut, leave_future_out
 from ppl_ext.diagnostics.leave_one_out import loo
 from ppl_ext.diagnostics.likelihood import log_likelihood
 from ppl_ext.diagnostics.psis import PSIS, importance_ess, pareto_k_threshold, psis
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "LeaveFutureOut",
     "PSIS",
     "calibrate",
     "importance_ess",
+    "leave_future_out",
     "log_likelihood",
     "loo",
     "pareto_k_threshold",

@@ -124,7 +124,7 @@ def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coord
         axes = [dims[term.sites[0]][0] if p == TIME else p for p in axes]
     whole = _array(name, term.values, ("chain", "draw"), axes, coords)
     if term.one_step:
-        whole.attrs["terms"] = "log p(y_t | y_<t, parameters), one step ahead along a chain: not for leave-one-out"
+        whole.attrs["terms"] = "log p(y_t | y_<t, parameters), one step ahead: not for leave-one-out"
     if not term.masked.any():
         return whole
     axes = [str(d) for d in whole.dims[2:]]

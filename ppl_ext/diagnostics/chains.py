@@ -22,7 +22,7 @@ from ppl_ext.diagnostics.enumeration import Graph, eliminate, split_by_scan, to_
 from ppl_ext.diagnostics.sites import FullPlates, Site, given
 from ppl_ext.errors import ModelError
 
-_PREVIOUS, _TIME = "_PREV_", "_time"
+PREVIOUS, TIME_OF_CHAIN = "_PREV_", "_time"
 """What NumPyro puts before the names of a scan's first step, and of its axis of time."""
 
 
@@ -53,8 +53,8 @@ class _Scans(Messenger):
         self.count, self.scan_of = 0, {}
 
     def process_message(self, msg):
-        if msg["type"] == "sample" and (msg.get("_control_flow_done") or msg["name"].startswith(_PREVIOUS)):
-            self.scan_of[_base(msg["name"])] = self.count
+        if msg["type"] == "sample" and (msg.get("_control_flow_done") or msg["name"].startswith(PREVIOUS)):
+            self.scan_of[base_name(msg["name"])] = self.count
         if msg["type"] == "control_flow" and msg["fn"] is scan_wrapper:
             self.count += 1
             if msg["args"][-1]:
@@ -90,8 +90,8 @@ def chain_graph(
             names = msg["infer"]["dim_to_name"]
             log_prob = jnp.asarray(msg["fn"].log_prob(msg["value"]))
             factors[name] = funsor.to_funsor(log_prob if names else log_prob.reshape(()), output=funsor.Real, dim_to_name=names)
-            dims[name] = {n: d for d, n in names.items() if _base(n) not in finite and not n.startswith(_TIME)}
-    return Graph(factors, dims, dict.fromkeys(factors)), scans.scan_of
+            dims[name] = {n: d for d, n in names.items() if base_name(n) not in finite and not n.startswith(TIME_OF_CHAIN)}
+    return Graph(factors, dims), scans.scan_of
 
 
 def find_chains(
@@ -130,10 +130,10 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
     Source: Rabiner 1989, eqs. 19-20 and 92.
     """
     state = chain.static + chain.carried
-    carried = tuple(_PREVIOUS + n for n in chain.carried)
+    carried = tuple(PREVIOUS + n for n in chain.carried)
     members = {*chain.observed, *chain.carried, *chain.local}
     sizes = _sizes(graph)
-    first = [_renamed(f) for n, f in graph.factors.items() if n.startswith(_PREVIOUS) and _base(n) in members]
+    first = [_renamed(f) for n, f in graph.factors.items() if n.startswith(PREVIOUS) and base_name(n) in members]
     before = [graph.factors[n] for n in chain.initial]
     alpha = _array(_eliminated(first + before, {*chain.local, *chain.initial}, chain.plates + state), chain.plates + state, sizes)
     prior = _array(
@@ -157,9 +157,9 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
         return term[None]
     rest = [graph.factors[n] for n in members]
     # With a single step left, NumPyro gives its axis no name.
-    time = next((n for f in rest for n in f.inputs if n.startswith(_TIME)), _TIME)
+    time = next((n for f in rest for n in f.inputs if n.startswith(TIME_OF_CHAIN)), TIME_OF_CHAIN)
     order = (time, *chain.plates, *chain.static, *carried, *chain.carried)
-    steps = _array(_eliminated(rest, set(chain.local), order), order, {_TIME: 1} | sizes)
+    steps = _array(_eliminated(rest, set(chain.local), order), order, {TIME_OF_CHAIN: 1} | sizes)
     previous = tuple(range(num_plates + num_static, num_plates + num_static + num_carried))
 
     def step(carry, transition):
@@ -174,19 +174,19 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
 def chain_size(graph: Graph, chain: Chain) -> int:
     """How many numbers the joint transitions of a chain hold."""
     sizes = _sizes(graph)
-    steps = max((n for name, n in sizes.items() if name.startswith(_TIME)), default=1)
+    steps = max((n for name, n in sizes.items() if name.startswith(TIME_OF_CHAIN)), default=1)
     return steps * math.prod(sizes[n] for n in (*chain.plates, *chain.static)) * math.prod(sizes[n] for n in chain.carried) ** 2
 
 
-def _base(name: str) -> str:
-    return name[len(_PREVIOUS) :] if name.startswith(_PREVIOUS) else name
+def base_name(name: str) -> str:
+    return name[len(PREVIOUS) :] if name.startswith(PREVIOUS) else name
 
 
 def _finite_by_site(graph: Graph, finite: frozenset[str]) -> dict[str, frozenset[str]]:
     """By site, the finite sites that its density depends on, in its first step or later."""
     out: dict[str, frozenset[str]] = {}
     for name, factor in graph.factors.items():
-        out[_base(name)] = out.get(_base(name), frozenset()) | {_base(i) for i in factor.inputs if _base(i) in finite}
+        out[base_name(name)] = out.get(base_name(name), frozenset()) | {base_name(i) for i in factor.inputs if base_name(i) in finite}
     return out
 
 
@@ -208,9 +208,9 @@ def _chain(graph: Graph, scan_of: Mapping[str, int], sites: Mapping[str, Site], 
         raise ModelError(f"One-step-ahead terms of {label} cannot be had: the sites lie in several scans that depend on each other.")
     inside = [n for n in group if n in finite and sites[n].in_scan]
     before = [n for n in group if n in finite and not sites[n].in_scan]
-    carried = tuple(n for n in inside if _PREVIOUS + n in later)
+    carried = tuple(n for n in inside if PREVIOUS + n in later)
     local = tuple(n for n in inside if n not in carried)
-    spans = {n: frozenset(graph.dims[n if n in graph.dims else _PREVIOUS + n]) for n in (*inside, *before, *observed)}
+    spans = {n: frozenset(graph.dims[n if n in graph.dims else PREVIOUS + n]) for n in (*inside, *before, *observed)}
     plates = spans[carried[0]] if carried else frozenset.intersection(*(spans[n] for n in (*local, *observed)))
     initial = tuple(n for n in before if n not in later and spans[n] >= plates)
     static = tuple(n for n in before if n not in initial)
@@ -231,16 +231,16 @@ def _chain(graph: Graph, scan_of: Mapping[str, int], sites: Mapping[str, Site], 
 
 def _sizes(graph: Graph) -> dict[str, int]:
     sizes = {n: domain.size for f in graph.factors.values() for n, domain in f.inputs.items()}
-    return {_base(n): size for n, size in sizes.items()} | sizes
+    return {base_name(n): size for n, size in sizes.items()} | sizes
 
 
 def _renamed(factor: funsor.terms.Funsor) -> funsor.terms.Funsor:
-    return factor(**{n: _base(n) for n in factor.inputs if n.startswith(_PREVIOUS)})
+    return factor(**{n: base_name(n) for n in factor.inputs if n.startswith(PREVIOUS)})
 
 
 def _eliminated(factors: list, local: set[str], kept: tuple[str, ...]) -> funsor.terms.Funsor:
     """Sum ``local`` sites out of a product of factors, plates beyond ``kept`` multiplied."""
-    graph = Graph(dict(enumerate(factors)), {}, {})  # type: ignore[arg-type]
+    graph = Graph(dict(enumerate(factors)), {})  # type: ignore[arg-type]
     return eliminate(graph, list(graph.factors), frozenset(local), frozenset(kept))
 
 

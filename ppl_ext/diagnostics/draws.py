@@ -1,6 +1,7 @@
 """Draws of a guide on the full plates, and how the model and the guide score them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.util import cholesky_of_inverse
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import infer_config, seed, substitute, trace
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList, AutoLaplaceApproximation
-from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
+from ppl_ext.credit import mark, trace_credit
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
+from ppl_ext.diagnostics.reversed_scans import refuse_reversed, reversed_latents
 from ppl_ext.diagnostics.sites import (
     FullPlates,
     Site,
@@ -22,7 +24,9 @@ from ppl_ext.diagnostics.sites import (
     describe,
     given,
 )
+from ppl_ext.diagnostics.summed_terms import elimination_at, messages_at
 from ppl_ext.errors import ModelError, ProgramError
+from ppl_ext.masked_latents import NONE_ABSENT, absent_elements
 from ppl_ext.program import log_density, simulate
 
 
@@ -56,7 +60,13 @@ class _Redistribute(Messenger):
 
 
 def guide_sampler(
-    model: Callable, guide: Callable, params: Mapping[str, Any], num_chains: int, args: tuple, kwargs: Mapping[str, Any]
+    model: Callable,
+    guide: Callable,
+    params: Mapping[str, Any],
+    num_chains: int,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    mirrored: str | None = None,
 ) -> Callable[[jax.Array, int], Draws]:
     """``(rng_key, num_samples) -> Draws`` from a fitted guide, each draw scored; everything on the full plates.
 
@@ -65,6 +75,7 @@ def guide_sampler(
     from and scored as the normal distribution around it.
 
     :param params: by param site, leaves (chain, ...).
+    :param mirrored: why draws in a scan that runs backward may have been fitted mirrored, which is then refused.
     :raises ModelError: if guide or model cannot run on the full plates, or a latent site has no counterpart.
     """
     params = dict(params)
@@ -72,13 +83,22 @@ def guide_sampler(
     _set_up(guide, args, kwargs)
     shapes = _guide_shapes(guide, here, args, kwargs)
     sites = describe(model, shapes, args, kwargs, here)
+    if mirrored is not None:
+        refuse_reversed(sites, mirrored)
     missing = check_complete(sites, shapes, "The guide gives")
-    score = scorer(model, sites, missing, shapes, args, kwargs)
+    score = scorer(model, sites, missing, shapes, args, kwargs, here)
+
+    masked = any(s.kind == "latent" and s.masked and not s.finite for s in sites.values())
 
     def one(params, key):
-        values, log_q = _run_guide(guide, params, args, kwargs, key)
+        absent = NONE_ABSENT
+        if masked:
+            with FullPlates():
+                run_model, run_guide = (partial(substitute(program, data=params), *args, **kwargs) for program in (model, guide))
+                absent = absent_elements(run_model, run_guide, jax.random.fold_in(key, 2))
+        values, log_q = _run_guide(absent.of_guide(guide), params, args, kwargs, key)
         # A density that is estimated, by a particle filter say, has noise of its own at every draw: shared, it would look like no noise.
-        log_p, deterministic = score(params, values, jax.random.fold_in(key, 1))
+        log_p, deterministic = score(params, values, jax.random.fold_in(key, 1), absent)
         return {**values, **deterministic}, log_p, log_q
 
     shared: Any = params
@@ -93,7 +113,7 @@ def guide_sampler(
                 return one(params, key)
 
     step = over_draws(draw)
-    chunk = default_chunk(s.shape for s in sites.values())
+    chunk = _chunk(model, sites, missing, shapes, args, kwargs, here)
     continuous = [n for n, s in sites.items() if s.kind == "latent" and not s.finite and n in shapes]
 
     def sample(rng_key: jax.Array, num_samples: int) -> Draws:
@@ -106,20 +126,26 @@ def guide_sampler(
     return sample
 
 
-def rescored(model: Callable, draws: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def rescored(
+    model: Callable, draws: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], ordered: Callable | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Stored draws (chain, draw, ...) with their log joint density (chain, draw), everything on the full plates.
 
     Finite sites without a draw are summed out. Deterministic sites are computed anew: what a sampler stored was on its
     minibatch, or (NumPyro's enumeration) one value per value of a finite site. Those below a summed-out site are dropped.
+
+    :param ordered: ``(names, draws) -> draws``, with the named sites, which lie in scans that run backward, in the order of the inputs.
     """
     num_chains, num_draws = np.shape(jax.tree.leaves(dict(draws))[0])[:2]
     one = {name: x[0, 0] for name, x in draws.items()}
     sites = describe(model, one, args, kwargs)
+    if ordered is not None and (backward := reversed_latents(sites)):
+        draws = ordered(backward, draws)
     latent = {n: np.asarray(x) for n, x in draws.items() if n in sites and sites[n].kind == "latent"}
     missing = check_complete(sites, latent, "The draws hold")
     shapes = {n: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for n, x in latent.items()}
-    score = scorer(model, sites, missing, shapes, args, kwargs)
-    chunk = default_chunk(s.shape for s in sites.values())
+    score = scorer(model, sites, missing, shapes, args, kwargs, {})
+    chunk = _chunk(model, sites, missing, shapes, args, kwargs, {})
     keys = jax.random.split(jax.random.key(0), (num_chains, num_draws))
     step = over_draws(lambda _, draw: score({}, *draw))
     log_p, deterministic = map_draws(step, (latent, keys), {}, num_chains, num_draws, chunk)
@@ -159,6 +185,19 @@ def predictive(
     return map_draws(over_draws(replicate), (latent, keys), dict(params), num_chains, num_draws, chunk)
 
 
+def _chunk(model, sites, missing, shapes, args, kwargs, params) -> int:
+    """Draws scored at once: so many that their sites, and the tables of summed ones, fit in memory."""
+    sizes = [s.shape for s in sites.values()]
+    if missing:
+
+        def tables(values, params):
+            sizes.append((elimination_at(model, values, args, kwargs, params, sites, missing).lane_size,))
+            return 0
+
+        jax.eval_shape(tables, dict(shapes), dict(params))
+    return default_chunk(sizes)
+
+
 def scorer(
     model: Callable,
     sites: Mapping[str, Site],
@@ -166,6 +205,7 @@ def scorer(
     shapes: Mapping[str, Any],
     args: tuple,
     kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
 ) -> Callable:
     """``(params, values, rng_key) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite sites summed out. The key is for
     densities that are estimated, and for random numbers that the model takes for itself.
@@ -174,38 +214,41 @@ def scorer(
     """
     keep = {n for n, s in sites.items() if s.kind == "deterministic"}
     if missing and keep:
-        keep -= _below(model, sites, missing, shapes, args, kwargs)
+        keep -= _below(model, keep, missing, shapes, args, kwargs, params)
 
-    def run(params, values, rng_key):
+    def marks(msg):
+        return {"enumerate": "parallel"} if msg["name"] in missing else {}
+
+    def run(params, values, rng_key, absent=NONE_ABSENT):
         with FullPlates(), trace() as record:
-            program = substitute(model, data=params)
+            program = absent.of_model(substitute(infer_config(model, marks) if missing else model, data=params))
             log_p = log_density(program, values, *args, rng_key=rng_key, **kwargs).total
         return log_p, {n: record[n]["value"] for n in keep}
 
-    def run_summed(params, values, rng_key):
-        from ppl_ext.diagnostics.enumeration import summed_log_density  # funsor is slow to import
-
-        log_p = summed_log_density(model, values, args, kwargs, params, sites, missing)
-        if not keep:
-            return log_p, {}
-        with FullPlates(), trace() as record:
-            seed(given(model, values, params), rng_key)(*args, **kwargs)
-        return log_p, {n: record[n]["value"] for n in keep}
-
-    return run_summed if missing else run
+    return run
 
 
-def _below(model, sites, missing, shapes, args, kwargs) -> set[str]:
-    """The deterministic sites that depend on a missing one."""
-    zeros = {n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}
+def _below(model, names: set[str], missing, shapes, args, kwargs, params) -> set[str]:
+    """The deterministic sites that depend on a missing one, by the data flow; nothing is computed, whatever values the others may have."""
+    found: list[tuple] = []
 
-    def run(**drawn):
-        with FullPlates(), trace() as record:
-            seed(given(model, {**zeros, **drawn}), jax.random.key(0))(*args, **kwargs)
-        return {n: record[n]["value"] for n, s in sites.items() if s.kind == "deterministic"}
+    def run(values, params, key):
+        def outputs():
+            drawn = {n: mark(sites[n]["value"], n, 0) for n in missing}
+            with FullPlates(), trace() as record:
+                seed(given(model, {**values, **drawn}, params), key)(*args, **kwargs)
+            leaves = {n: jax.tree.leaves(record[n]["value"]) for n in names}
+            places.extend(n for n, parts in leaves.items() for _ in parts)
+            return [jnp.asarray(x) for parts in leaves.values() for x in parts]
 
-    sources = eval_provenance(run, **{n: jnp.zeros(sites[n].shape, int) for n in missing})
-    return {n for n, from_ in sources.items() if from_}
+        places: list[str] = []
+        sites = messages_at(model, values, args, kwargs, params)
+        credit, met = trace_credit(outputs)
+        found.extend((n, bool(deps) or not met.issuperset(missing)) for n, deps in zip(places, credit, strict=True))
+        return 0
+
+    jax.eval_shape(run, dict(shapes), dict(params), jax.random.key(0))
+    return {n for n, depends in found if depends}
 
 
 def _run_guide(guide, params, args, kwargs, key, plates=None):

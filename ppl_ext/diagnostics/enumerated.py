@@ -1,4 +1,4 @@
-"""Handlers around NumPyro's parallel enumeration, which correct what it assumes of supports, masks, names of axes, and scans."""
+"""Handlers around NumPyro's parallel enumeration of a ``scan``, which correct what it assumes of supports, values, and names of axes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.contrib.funsor import trace as packed_trace
 from numpyro.contrib.funsor.enum_messenger import LocalNamedMessenger
 from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ModelError
+from ppl_ext.laws import element_mask
 from ppl_ext.program import run_in_scan_body
 
 
 class Indexed(Messenger):
-    """Let NumPyro's enumeration of a ``scan`` see each finite site as a Categorical over its support, without a mask.
+    """Let NumPyro's enumeration of a ``scan`` see each finite site as a Categorical over its support.
 
-    It corrects the same as :class:`Enumerated`. Inside the body of a scan the value that enumeration will set is not known yet, so the law
-    is exchanged instead, and the program is handed what the index stands for.
+    It assumes that supports start at 0. Inside the body of a scan the value that enumeration will set is not known yet, so the law is
+    exchanged, and the program is handed what the index stands for. Under a mask each outcome counts one, as everywhere.
     """
 
     def __init__(self, fn: Callable | None, finite: Iterable[str]):
@@ -31,10 +31,11 @@ class Indexed(Messenger):
         if msg["type"] == "control_flow":
             run_in_scan_body(msg, lambda _: Indexed(None, self.finite))
         elif msg["type"] == "sample" and msg["name"] in self.finite and not msg.get("_control_flow_done"):
-            fn = _unmasked(msg["fn"])
+            fn, mask = _unmasked(msg["fn"]), element_mask(msg["fn"])
             self.support = jnp.ravel(_support(msg["name"], fn))
             log_probs = fn.log_prob(self.support.reshape((-1,) + (1,) * len(fn.batch_shape)))
-            msg["fn"] = dist.CategoricalLogits(jnp.moveaxis(log_probs, 0, -1))
+            law = dist.CategoricalLogits(jnp.moveaxis(log_probs, 0, -1))
+            msg["fn"] = law if mask is None else law.mask(mask)
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and self.support is not None:
@@ -68,29 +69,6 @@ class PackedTrace(packed_trace):
     def postprocess_message(self, msg):
         with LocalNamedMessenger(history=2):  # it sees the names of this step of a scan, and of the step before
             super().postprocess_message(msg)
-
-
-class Enumerated(Messenger):
-    """Correct what NumPyro's enumeration assumes: that supports start at 0, and that no mask lies on a finite site.
-
-    A masked finite site would count each of its K values with weight one, a spurious log K. Unmasked, its factor sums
-    to one, so that the site is simply gone, as it should be.
-    """
-
-    def __init__(self, finite: Iterable[str]):
-        super().__init__()
-        self.finite = frozenset(finite)
-
-    def process_message(self, msg):
-        # Outermost, so this runs when the plates have expanded the distribution and `enum` has set the value.
-        if msg["type"] == "control_flow" and msg["fn"] is scan_wrapper:
-            # The finite sites are outside: an enumerating scan would split its sites in two, for nothing.
-            msg["kwargs"]["enum"] = False
-        if msg["type"] != "sample" or msg["name"] not in self.finite:
-            return
-        msg["fn"] = _unmasked(msg["fn"])
-        support = jnp.ravel(_support(msg["name"], msg["fn"]))
-        msg["value"] = support[msg["value"]]
 
 
 def _unmasked(fn: dist.Distribution) -> dist.Distribution:

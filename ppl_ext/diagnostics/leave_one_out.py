@@ -13,7 +13,8 @@ def loo(result: Any, var_name: str | None = None, **options: Any) -> Any:
 
     Pareto-smoothed importance sampling estimates it from terms :math:`\log p(y_i \mid y_{-i}, \theta)`. Terms that are independent given
     :math:`\theta`, which is what ``to_arviz`` puts into ``log_likelihood``, are of that kind; the one-step-ahead terms
-    :math:`\log p(y_t \mid y_{<t}, \theta)` of a chain (group ``log_predictive_one_step``) are not.
+    :math:`\log p(y_t \mid y_{<t}, \theta)` of a chain, or of a series whose observations feed the next
+    (group ``log_predictive_one_step``), are not. For those there is :func:`~ppl_ext.diagnostics.leave_future_out`.
 
     :param result: an ArviZ report, or a result with ``to_arviz()``. For a numpyro ``MCMC``: ``loo(ppl_ext.to_arviz(mcmc))``.
     :param var_name: which observed site; needed if there are several.
@@ -51,9 +52,9 @@ def loo(result: Any, var_name: str | None = None, **options: Any) -> Any:
     if one_step and (var_name is None or var_name in one_step):
         others = f" Pass var_name= for the others: {', '.join(map(repr, terms))}." if terms else ""
         raise ModelError(
-            f"loo: the terms of {', '.join(map(repr, one_step))} are log p(y_t | y_<t, parameters), one step ahead along a chain. Leaving "
+            f"loo: the terms of {', '.join(map(repr, one_step))} are log p(y_t | y_<t, parameters), one step ahead. Leaving "
             "y_t out while later steps stay needs log p(y_t | all others, parameters), which they are not: too confident a result. "
-            f"Use leave-future-out instead: fit on the steps before t, and predict step t.{others}"
+            f"Use leave-future-out instead, ppl_ext.diagnostics.leave_future_out: fit the steps before t, and predict step t.{others}"
         )
     if not terms:
         reason = getattr(report, "attrs", {}).get("log_likelihood_omitted", "it was made without; see to_arviz(log_likelihood=True)")

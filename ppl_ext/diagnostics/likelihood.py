@@ -12,21 +12,20 @@ from numpyro.handlers import seed, trace
 from ppl_ext.arguments import check_call, check_count, check_data, check_program, check_values, told
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.sites import (
+    TIME,
     FullPlates,
     Site,
     check_complete,
     describe,
     given,
     observations,
+    refuse_chains,
     refuse_open_handlers,
 )
-from ppl_ext.errors import ArgumentError, ModelError, PplExtError
+from ppl_ext.diagnostics.summed_terms import TermsPlan, by_plates_needed, elimination_at
+from ppl_ext.errors import ArgumentError
 
 Units = Literal["observation", "independent", "one_step"]
-
-
-TIME = "_time"
-"""Stands for the axis of time among the plates of a term; the site that it belongs to knows its name."""
 
 
 class Terms(NamedTuple):
@@ -195,30 +194,16 @@ def _plan_plain(model, args, kwargs, observed: list[Site]):
     return {n: ((n,), None) for n in names}, sum(math.prod(s.shape) for s in observed), evaluate
 
 
-def _traced_graph(graph_at, here, one, finite: frozenset[str]):
-    """The factors on shapes alone."""
-    graphs = []
-    try:
-        jax.eval_shape(lambda p, d: graphs.append(graph_at(p, d)), here, one)
-    except PplExtError:
-        raise
-    except (TypeError, ValueError) as error:  # NumPyro gives an enumerated site an axis more, to the left of its plates
-        sites_named = ", ".join(f"'{n}'" for n in sorted(finite))
-        raise ModelError(
-            f"The finite sites {sites_named} cannot be summed out: the model does not run with all their values side by side "
-            f"(does it contract them over their plate?): {str(error).splitlines()[0]}"
-        ) from error
-    return graphs[0]
-
-
 def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str]):
     """Chains by the forward algorithm; the observed sites beside them as ever."""
+    # The tables of chains are NumPyro's, by funsor, which takes half a second to import.
+    from ppl_ext.diagnostics.chain_check import checked_graph
     from ppl_ext.diagnostics.chains import chain_graph, chain_size, find_chains, one_step_terms
 
     def graph_at(params, draw):
         return chain_graph(model, draw, args, kwargs, params, sites, finite)
 
-    graph, scan_of = _traced_graph(graph_at, here, one, finite)
+    graph, scan_of = checked_graph(model, one, args, kwargs, here, sites, finite)
     chains, free = find_chains(graph, scan_of, sites, finite)
     chained = {n for chain in chains for n in chain.observed}
     beside = [s for s in sites.values() if s.kind == "observed" and s.name not in chained]
@@ -245,62 +230,20 @@ def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finit
 
 
 def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str], units: Units, observed: list[str]):
-    """Which factors make up each term is the same at every draw: decide it once, on shapes."""
-    # Elimination is the only thing here that needs funsor, which takes half a second to import.
-    from ppl_ext.diagnostics.enumeration import eliminate, factor_graph, relevant, to_array
+    """Which tables make up each term is the same at every draw: decide it once, on shapes."""
+    refuse_chains([n for n in finite if sites[n].in_scan])
+    by_plates = by_plates_needed(model, one, args, kwargs, here, sites, finite)
+    plans: list[tuple[TermsPlan, int]] = []
 
-    def graph_at(params, draw):
-        return factor_graph(model, draw, args, kwargs, params, sites, finite)
+    def at(params, draw):
+        return elimination_at(model, draw, args, kwargs, params, sites, finite, by_plates)
 
-    graph = _traced_graph(graph_at, here, one, finite)
-    hidden = [n for n in graph.factors if n not in finite and sites[n].kind != "observed"]
-    groups: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {}
-    plan: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...] | None]] = {}
-    for name in observed:
-        own = frozenset(graph.dims[name])
-        names: tuple[str, ...]
-        if units == "observation":
-            group, names, keep = relevant(graph, finite, [name], hidden), (name,), own
-            _check_exact(graph, finite, group - {name}, name, own)
-        else:
-            group = relevant(graph, finite, [name], graph.factors)
-            names = tuple(n for n in observed if n in group)
-            keep = frozenset.intersection(*(frozenset(graph.dims[n]) for n in group if n in finite or n in names))
-        label = "+".join(names)
-        groups[label] = (names, group, keep)
-        joined = len(names) > 1 or keep != own
-        order = tuple(sorted(((p, graph.dims[names[0]][p]) for p in keep), key=lambda item: item[1]))
-        plan[label] = (names, order if joined else None)
+    def planned(params, draw):
+        elimination = at(params, draw)
+        plan = TermsPlan(elimination, sites, "observation" if units == "observation" else "independent", observed)
+        plans.append((plan, elimination.lane_size))
+        return 0
 
-    def evaluate(params, draw):
-        graph = graph_at(params, draw)
-        out = {}
-        for label, (names, group, keep) in groups.items():
-            value = eliminate(graph, sorted(group), finite, keep)
-            rest = group - frozenset(names)
-            if rest - finite:
-                # Latent sites below a finite one tell of it already: condition on them.
-                value = value - eliminate(graph, sorted(rest), finite, keep)
-            order = plan[label][1]
-            if order is None:
-                out[label] = to_array(value, graph.dims[names[0]], sites[names[0]].batch_shape)
-            else:
-                shape = tuple(graph.factors[names[0]].inputs[p].size for p, _ in order)
-                out[label] = to_array(value, {p: i - len(order) for i, (p, _) in enumerate(order)}, shape)
-        return out
-
-    return plan, graph.size, evaluate
-
-
-def _check_exact(graph, finite, rest: frozenset[str], name: str, own: frozenset[str]) -> None:
-    """One observation at a time is exact if what else is known of its finite sites lies in its own plate elements."""
-    evidence = [n for n in rest if n not in finite]
-    if not evidence:
-        return
-    spans = {frozenset(graph.dims[n]) & own for n in rest if n in finite}
-    spans_beyond = [n for n in evidence if not all(frozenset(graph.dims[n]) & own <= span for span in spans)]
-    if len(spans) > 1 or spans_beyond:
-        raise ModelError(
-            f"Single terms of '{name}' cannot be had exactly: the latent site {', '.join(map(repr, sorted(evidence)))} "
-            "depends on finite sites that several observations share. Use units='independent'."
-        )
+    jax.eval_shape(planned, dict(here), dict(one))
+    (terms, size) = plans[0]
+    return terms.plan, size, lambda params, draw: terms.evaluate(at(params, draw))

@@ -9,7 +9,9 @@ from numpyro.infer import MCMC
 from numpyro.infer.svi import SVIRunResult
 
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.diagnostics.reversed_scans import in_order_of_inputs, reversed_latents
+from ppl_ext.diagnostics.sites import describe
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 
 
 def is_fit(result: Any) -> bool:
@@ -38,14 +40,28 @@ def posterior_draws(result: Any, num_samples: int = 1000) -> dict[str, Any]:
 
 
 def mcmc_draws(mcmc: MCMC) -> dict[str, Any]:
-    """Draws of a finished run by site, (chain, draw, ...); tracers if it ran inside ``jit``."""
+    """Draws of a finished run by site, (chain, draw, ...), steps of a scan in the order of its inputs; tracers if it ran inside ``jit``."""
     try:
         samples = mcmc.get_samples(group_by_chain=True)
     except (AssertionError, AttributeError, TypeError) as error:  # NumPyro reads its own missing state
         raise ArgumentError("This MCMC has not run yet: call mcmc.run(rng_key, ...) first.") from error
     if hasattr(samples, "_asdict"):
         samples = samples._asdict()
-    return dict(samples) if isinstance(samples, Mapping) else {f"param_{i}": x for i, x in enumerate(jax.tree.leaves(samples))}
+    if not isinstance(samples, Mapping):
+        return {f"param_{i}": x for i, x in enumerate(jax.tree.leaves(samples))}
+    return _ordered(mcmc, dict(samples))
+
+
+def _ordered(mcmc: MCMC, samples: dict[str, Any]) -> dict[str, Any]:
+    model, args, kwargs = getattr(mcmc.sampler, "model", None), tuple(mcmc._args), dict(mcmc._kwargs)
+    if model is None or getattr(mcmc.sampler, "in_order_of_inputs", False):
+        return samples
+    one = {n: jax.ShapeDtypeStruct(np.shape(x)[2:], x.dtype) for n, x in samples.items()}
+    try:
+        backward = reversed_latents(describe(model, one, args, kwargs))
+    except ModelError:  # of a minibatch, say: the draws are all that is asked for here
+        return samples
+    return in_order_of_inputs(mcmc, backward, samples, args, kwargs) if backward else samples
 
 
 def log_weights(result: Any, num_samples: int = 1000) -> np.ndarray:

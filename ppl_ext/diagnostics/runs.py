@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from ppl_ext.diagnostics.draws import rescored
+from ppl_ext.diagnostics.reversed_scans import in_order_of_inputs
 from ppl_ext.errors import ArgumentError, NonFiniteError
 
 
@@ -67,7 +68,11 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
     if "n_steps" in stats:
         stats["tree_depth"] = np.log2(stats["n_steps"]).astype(np.int64) + 1
     if model is not None and values:
-        values, stats["lp"] = rescored(model, values, args, kwargs)
+
+        def ordered(names, draws):
+            return in_order_of_inputs(mcmc, names, draws, args, kwargs)
+
+        values, stats["lp"] = rescored(model, values, args, kwargs, ordered)
     attrs = {
         "kernel": type(mcmc.sampler).__name__,
         "model": None if model is None else name_of(model),

@@ -16,7 +16,12 @@ from numpyro.handlers import seed, substitute
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.errors import HandlerError, ModelError
+from ppl_ext.given import Given
+from ppl_ext.laws import mask_of
 from ppl_ext.program import run_in_scan_body
+
+TIME = "_time"
+"""Stands for the axis of time among the plates of a term; the site that it belongs to knows its name."""
 
 
 class PlateAxis(NamedTuple):
@@ -32,7 +37,8 @@ class Site(NamedTuple):
 
     ``kind``: "latent", "observed", "factor", "deterministic", "param" or "mutable".
     ``shape``: of the value; ``batch_shape`` and ``event_ndim``: of the distribution at that value (for a deterministic
-    site the batch shape is what its plates span). A site of a ``scan`` has its steps as the leading axis.
+    site the batch shape is what its plates span). A site of a ``scan`` has its steps as the leading axis, in the order of the inputs;
+    ``reversed``: the last of them runs first.
     ``finite``: a latent site whose values can be listed. ``masked``: some mask is on it. ``event_dims``: names the user
     gave the event's axes (``infer={"event_dims": [...]}``).
     """
@@ -46,6 +52,7 @@ class Site(NamedTuple):
     finite: bool
     auxiliary: bool
     in_scan: bool
+    reversed: bool
     masked: bool
     event_dims: tuple[str, ...]
 
@@ -96,17 +103,21 @@ class _Recorder(Messenger):
         super().__init__()
         self.messages: dict[str, dict] = {}
         self.scanned: set[str] = set()
-        self._scanning = False
+        self.reversed: set[str] = set()
+        self._scanning = self._backward = False
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             self._scanning = msg["fn"] is scan_wrapper
+            self._backward = self._scanning and bool(msg["args"][4])
 
     def postprocess_message(self, msg):
         if "name" in msg:
             self.messages[msg["name"]] = msg.copy()
             if self._scanning and msg.get("_control_flow_done"):
                 self.scanned.add(msg["name"])
+                if self._backward:
+                    self.reversed.add(msg["name"])
 
 
 def given(model: Callable, values: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Callable:
@@ -115,11 +126,7 @@ def given(model: Callable, values: Mapping[str, Any], params: Mapping[str, Any] 
     The values of deterministic and observed sites are functions of the rest on the full plates, so stored ones may not
     override them.
     """
-
-    def value(site):
-        return values.get(site["name"]) if site["type"] == "sample" and not site["is_observed"] else None
-
-    model = substitute(model, substitute_fn=value)
+    model = Given(model, values)
     return substitute(model, data=dict(params)) if params else model
 
 
@@ -136,25 +143,6 @@ def is_factor(msg: Mapping[str, Any]) -> bool:
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
         fn = fn.base_dist
     return isinstance(fn, dist.Unit)
-
-
-def mask_of(fn: dist.Distribution) -> Any:
-    """The mask on a distribution, over its batch shape; ``None`` if nothing is masked.
-
-    Where an event is made of batch axes (``to_event``), the event counts as seen if any part of it is.
-    """
-    if isinstance(fn, dist.MaskedDistribution):
-        inner = mask_of(fn.base_dist)
-        own = None if fn._mask is True else jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
-        return inner if own is None else own if inner is None else own & inner
-    if isinstance(fn, dist.ExpandedDistribution):
-        inner = mask_of(fn.base_dist)
-        return None if inner is None else jnp.broadcast_to(inner, fn.batch_shape)
-    if isinstance(fn, dist.Independent):
-        inner = mask_of(fn.base_dist)
-        axes = tuple(range(-fn.reinterpreted_batch_ndims, 0))
-        return inner if inner is None or not axes else inner.any(axis=axes)
-    return None
 
 
 def describe(
@@ -178,7 +166,9 @@ def describe(
         _explain(record, plates.opened, error)
         raise
     _explain(record, plates.opened, None)
-    found = {name: _site(msg, name in record.scanned) for name, msg in record.messages.items() if msg["type"] in _KINDS}
+    found = {
+        name: _site(msg, name in record.scanned, name in record.reversed) for name, msg in record.messages.items() if msg["type"] in _KINDS
+    }
     return {name: site for name, site in found.items() if site is not None}
 
 
@@ -216,7 +206,7 @@ def _fits(batch: tuple[int, ...], msg: dict, opened: set[str]) -> bool:
 _KINDS = ("sample", "deterministic", "param", "mutable")
 
 
-def _site(msg: dict, in_scan: bool) -> Site | None:
+def _site(msg: dict, in_scan: bool, backward: bool) -> Site | None:
     sample = msg["type"] == "sample"
     kind = msg["type"]
     if sample:
@@ -241,6 +231,7 @@ def _site(msg: dict, in_scan: bool) -> Site | None:
         finite=kind == "latent" and bool(msg["fn"].has_enumerate_support),
         auxiliary=sample and bool(msg["infer"].get("is_auxiliary")),
         in_scan=in_scan,
+        reversed=backward,
         masked=sample and mask_of(msg["fn"]) is not None,
         event_dims=tuple(msg["infer"].get("event_dims", ())) if sample else (),
     )
@@ -279,6 +270,16 @@ def check_complete(sites: Mapping[str, Site], values: Container[str], whose: str
             "out: give it a value, or a site of that name in the guide."
         )
     return tuple(s.name for s in missing)
+
+
+def refuse_series(names: Sequence[str]) -> None:
+    """Observations that feed the next are independent of each other given nothing but the past."""
+    if names:
+        raise ModelError(
+            f"The observed site {', '.join(map(repr, sorted(names)))} has observations that the density of others reads, as in an "
+            "autoregression: its terms are log p(y_t | y_<t, parameters), one step ahead, which leave-one-out cannot use. See "
+            "ppl_ext.diagnostics.leave_future_out."
+        )
 
 
 def refuse_chains(names: Sequence[str]) -> None:

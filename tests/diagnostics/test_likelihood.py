@@ -13,6 +13,8 @@ from ppl_ext.diagnostics import log_likelihood
 from ppl_ext.diagnostics.chunks import map_draws, over_draws
 from ppl_ext.diagnostics.likelihood import pointwise
 from ppl_ext.errors import ArgumentError, HandlerError, ModelError
+from ppl_ext.objectives import ELBO
+from ppl_ext.result import Fit
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 
@@ -195,15 +197,17 @@ def test_supports_that_do_not_start_at_zero():
     close(log_likelihood(model, {}, jnp.asarray(Y))["y"][0, 0], expected)
 
 
-def test_a_mask_on_a_finite_site_adds_no_spurious_weight():
-    mask = jnp.array([True, True, False, True, True])
+def test_each_outcome_of_a_masked_finite_site_counts_one():
+    """As scale * mask * log p says, whatever the mask lies on."""
+    mask = np.array([True, True, False, True, True])
 
     def model(y):
         with numpyro.plate("n", len(y)):
-            z = numpyro.sample("z", dist.Bernoulli(0.3).mask(mask))
+            z = numpyro.sample("z", dist.Bernoulli(0.3).mask(jnp.asarray(mask)))
             numpyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=y)
 
-    expected = logsumexp(norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0), b=[0.7, 0.3], axis=-1)
+    each = norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0)
+    expected = np.where(mask, logsumexp(each, b=[0.7, 0.3], axis=-1), logsumexp(each, axis=-1))
     close(log_likelihood(model, {}, jnp.asarray(Y))["y"][0, 0], expected)
 
 
@@ -283,21 +287,36 @@ def test_given_sites_below_a_finite_one_tell_of_it(units):
     close(terms["y"], logsumexp(joint, axis=-1) - logsumexp(prior, axis=-1))
 
 
-def test_single_terms_that_cannot_be_exact_are_refused_and_joined_ones_are_exact():
+def test_given_sites_that_share_a_finite_one_all_tell_of_it():
     def model(y):
         c = numpyro.sample("c", dist.Bernoulli(0.4))
         with numpyro.plate("n", len(y)):
             x = numpyro.sample("x", dist.Normal(c, 1.0))
             numpyro.sample("y", dist.Normal(x - c, 1.0), obs=y)
 
-    with pytest.raises(ModelError, match="'y'.*'x'.*units='independent'"):
-        log_likelihood(model, {"x": X}, jnp.asarray(Y))
     c = np.arange(2.0)
     prior = np.log([0.6, 0.4]) + norm.logpdf(X[..., None], c, 1.0).sum(-2)
-    joint = prior + norm.logpdf(Y[:, None], X[..., None] - c, 1.0).sum(-2)
+    each = norm.logpdf(Y[:, None], X[..., None] - c, 1.0)
+    single = log_likelihood(model, {"x": X}, jnp.asarray(Y))["y"]
+    close(single, logsumexp(prior[..., None, :] + each, axis=-1) - logsumexp(prior, axis=-1)[..., None])
     terms = log_likelihood(model, {"x": X}, jnp.asarray(Y), units="independent")
     assert terms["y"].shape == (1, 2)
-    close(terms["y"], logsumexp(joint, axis=-1) - logsumexp(prior, axis=-1))
+    close(terms["y"], logsumexp(prior + each.sum(-2), axis=-1) - logsumexp(prior, axis=-1))
+
+
+def test_single_terms_that_cannot_be_exact_are_refused():
+    """Each x tells of a site that its row shares and of one of its own."""
+
+    def model(y):
+        with numpyro.plate("rows", 2, dim=-2):
+            a = numpyro.sample("a", dist.Bernoulli(0.4))
+            with numpyro.plate("n", 3):
+                b = numpyro.sample("b", dist.Bernoulli(0.2))
+                x = numpyro.sample("x", dist.Normal(a + b, 1.0))
+                numpyro.sample("y", dist.Normal(x - a + b, 1.0), obs=y)
+
+    with pytest.raises(ModelError, match="'y'.*'x'.*units='independent'"):
+        log_likelihood(model, {"x": np.zeros((1, 2, 2, 3), np.float32)}, jnp.zeros((2, 3)))
 
 
 def test_batch_axes_that_are_no_plates():
@@ -374,8 +393,8 @@ def test_a_finite_site_beside_a_scan():
     close(terms["y"], norm.logpdf(y, x, 1.0))
     mix = logsumexp(norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0), b=[0.7, 0.3], axis=-1)
     close(terms["v"], np.broadcast_to(mix, (1, 2, 5)))
-    with pytest.raises(ModelError, match="'y' is in a scan and depends on a finite latent site"):
-        log_likelihood(model, {"x": x}, jnp.asarray(y), jnp.asarray(Y), True)
+    coupled = log_likelihood(model, {"x": x}, jnp.asarray(y), jnp.asarray(Y), True)["y"]
+    close(coupled, logsumexp(norm.logpdf(y[:, None], x[..., None] + np.array([0.0, 1.0]), 1.0), b=[0.5, 0.5], axis=-1))
 
 
 # --- mistakes
@@ -427,14 +446,74 @@ def test_numpyro_is_left_as_it_was_found():
     assert trace["z"]["value"].shape == (2,)
 
 
-def test_a_finite_site_contracted_over_its_plate_is_refused_by_name():
-    """A product over the plate cannot run with all values of the site side by side; NumPyro's error for that is about dot_general."""
+# --- models that cannot take all values of a site side by side
+
+
+SWITCHES = np.array(list(np.ndindex(2, 2, 2)), float)
+SWITCH_LOGITS = np.log(np.where(SWITCHES, 0.3, 0.7)).sum(1)
+MEANS_OF_SWITCHES = {
+    "sum": (lambda on: on.sum(), SWITCHES.sum(1)),
+    "max": (lambda on: on.max(), SWITCHES.max(1)),
+    "matrix product": (lambda on: jnp.array([0.5, 1.0, 2.0]) @ on, SWITCHES @ [0.5, 1.0, 2.0]),
+    "product": (lambda on: (1.0 + on).prod(), (1.0 + SWITCHES).prod(1)),
+    "flip": (lambda on: (on - on[::-1])[0], SWITCHES[:, 0] - SWITCHES[:, 2]),
+}
+
+
+def switched(kind, y):
+    shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))
+    with numpyro.plate("d", 3):
+        on = numpyro.sample("on", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+    mean = MEANS_OF_SWITCHES[kind][0](1.0 * on) + shift
+    with numpyro.plate("rows", 2):
+        numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+@pytest.mark.parametrize("kind", MEANS_OF_SWITCHES)
+def test_a_model_may_contract_a_finite_site_over_its_plate(kind):
+    y, shift = np.array([1.5, 0.2]), np.array([0.0, 0.4], np.float32)
+    each = norm.logpdf(y[:, None], MEANS_OF_SWITCHES[kind][1] + shift[:, None, None], 0.5)
+    exact = {"observation": logsumexp(each + SWITCH_LOGITS, axis=-1), "independent": logsumexp(each.sum(1) + SWITCH_LOGITS, axis=-1)}
+    for units, expected in exact.items():
+        close(log_likelihood(switched, {"shift": shift}, kind, jnp.asarray(y, jnp.float32), batch_ndims=1, units=units)["y"], expected)
+
+    def guide(kind, y):
+        numpyro.sample("shift", dist.Normal(0.1, 0.2))
+
+    draws = Fit({}, np.zeros((1, 1)), switched, guide, ELBO(), (kind, jnp.asarray(y, jnp.float32))).sample(num_samples=3)
+    drawn = draws.values["shift"][0].astype(float)
+    each = norm.logpdf(y[:, None], MEANS_OF_SWITCHES[kind][1] + drawn[:, None, None], 0.5).sum(1)
+    close(draws.log_p[0], logsumexp(each + SWITCH_LOGITS, axis=-1) + norm.logpdf(drawn), 1e-4)
+
+
+def test_a_one_hot_site_may_weigh_a_table():
+    def model(y):
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.2, 0.5, 0.3])))
+        numpyro.sample("y", dist.Normal((jnp.eye(3)[z] * jnp.array([0.0, 1.0, 3.0])).sum(), 0.5), obs=y)
+
+    expected = logsumexp(norm.logpdf(2.5, np.array([0.0, 1.0, 3.0]), 0.5), b=[0.2, 0.5, 0.3])
+    close(log_likelihood(model, {}, 2.5)["y"][0, 0], expected)
+
+
+def test_rows_of_a_law_that_mixes_axes_inside_are_kept_apart_by_their_plate():
+    """The data flow loses rows in a Cholesky factor taken of a table row by row, say; the plate and a look at numbers tell."""
 
     def model(y):
-        with numpyro.plate("features", 3):
-            chosen = numpyro.sample("chosen", dist.Bernoulli(0.5))
-        with numpyro.plate("rows", 4):
-            numpyro.sample("y", dist.Normal(jnp.ones((4, 3)) @ chosen.astype(float), 1.0), obs=y)
+        with numpyro.plate("n", 14):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            turned = jnp.fft.irfft(jnp.fft.rfft(jnp.stack([1.0 * z, 2.0 * z])[:, ::-1], axis=0), n=2, axis=0)[:, ::-1]
+            numpyro.sample("y", dist.Normal(turned[0], 1.0), obs=y)
 
-    with pytest.raises(ModelError, match="'chosen' cannot be summed out"):
-        log_likelihood(model, {"chosen": np.ones((1, 2, 3), int)}, np.zeros(4, np.float32))
+    y = np.linspace(-1.0, 2.0, 14)
+    expected = logsumexp(norm.logpdf(y[:, None], np.array([0.0, 1.0]), 1.0), b=[0.7, 0.3], axis=-1)
+    close(log_likelihood(model, {}, jnp.asarray(y))["y"][0, 0], expected)
+
+
+def test_rows_that_do_meet_are_refused_whatever_their_plate_says():
+    def model(y):
+        with numpyro.plate("n", 14):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.sample("y", dist.Normal(z[::-1].cumsum(), 1.0), obs=y)
+
+    with pytest.raises(ModelError, match="Elements of site 'z' meet"):
+        log_likelihood(model, {}, jnp.zeros(14))

@@ -311,7 +311,8 @@ def test_unequal_lengths_by_a_mask():
     close(terms[:2, 1], whole[:2, 1])
     assert np.isnan(terms[2:, 1]).all()
     result = Fit({}, np.zeros((1, 1)), model, lambda y: None, None, (jnp.asarray(y),))
-    close(result.sample(num_samples=2).log_p, np.nansum(terms))
+    # Of the two masked steps each outcome counts one.
+    close(result.sample(num_samples=2).log_p, np.nansum(terms) + 2 * np.log(2.0))
 
 
 def test_missing_steps_by_a_mask():
@@ -461,6 +462,30 @@ def test_what_the_forward_algorithm_does_not_cover_is_refused_by_name():
         scan(step, (0, jnp.zeros(2, int)), y)
 
     refused(coupled, "'w' couples the chains", np.zeros((3, 2), np.float32))
+
+
+@pytest.mark.parametrize("contraction", ["sum", "max", "one hot"])
+def test_a_chain_that_is_contracted_is_refused_and_its_joint_density_is_right(contraction):
+    """NumPyro's enumeration puts the outcomes on an axis more, and a sum takes it along: another density, in silence."""
+    contract = {"sum": jnp.sum, "max": jnp.max, "one hot": lambda z: (jnp.eye(2)[z] * jnp.array([0.5, 2.0])).sum()}[contraction]
+
+    def model(y):
+        def step(z, y):
+            shape = () if contraction == "one hot" else (1,)
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(MOVE)[z].reshape(*shape, 2)))
+            numpyro.sample("y", dist.Normal(contract(z) + 0.0, 1.0), obs=y)
+            return (z if contraction == "one hot" else z[0]), None
+
+        scan(step, 0, y)
+
+    means = np.array([0.5, 2.0]) if contraction == "one hot" else np.array([0.0, 1.0])
+    law, exact = MOVE[0], 0.0
+    for value in Y[:4]:
+        joint = law * norm.pdf(value, means, 1.0)
+        exact, law = exact + np.log(joint.sum()), joint / joint.sum() @ MOVE
+    refused(model, "'z' cannot be summed out here", Y[:4])
+    result = Fit({}, np.zeros((1, 1)), model, lambda y: None, ELBO(), (jnp.asarray(Y[:4]),))
+    close(result.sample(num_samples=1).log_p, exact)
 
 
 # --- the report, and leave-one-out
