@@ -27,6 +27,7 @@ from ppl_ext.credit import collect, mark, trace_credit
 from ppl_ext.given import Given
 from ppl_ext.laws import element_log_prob, element_mask, elements, masks, same
 from ppl_ext.program import _Record, run_in_scan_body, scan_length
+from ppl_ext.summing import observed_twin
 
 
 class Absent(NamedTuple):
@@ -106,7 +107,7 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
     of_others = any(s["infer"].get("is_auxiliary") for s in of_guide.sites.values() if s["type"] == "sample")
     absent = Absent({}, {})
     for name, masked in hidden.items():
-        if not _by_obs_mask(name, sites):
+        if observed_twin(name, sites) is None:  # else the observed value takes its place wherever it is masked
             seen = jnp.zeros(masked.shape, bool) if name in met else jnp.ones(masked.shape, bool)
             for deps, site in zip(credit, sites.values(), strict=True):
                 if name in deps:
@@ -117,12 +118,6 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
             continue
         (absent.guide if _fits(law, masked, sites[name]["fn"]) else absent.model)[name] = masked
     return absent
-
-
-def _by_obs_mask(name: str, sites: Mapping[str, dict]) -> bool:
-    """Whether NumPyro made the site for ``obs_mask``: where it is masked, the observed value takes its place for all who read it."""
-    stem = name.removesuffix("_unobserved")
-    return stem != name and f"{stem}_observed" in sites and sites[f"{stem}_observed"]["is_observed"]
 
 
 def _visible(site: dict) -> jax.Array:

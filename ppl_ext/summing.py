@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import Messenger
@@ -10,7 +11,7 @@ from numpyro.primitives import Messenger
 from ppl_ext.density import Label, LogDensity, site_log_prob
 from ppl_ext.elimination import Elimination, finite_site
 from ppl_ext.errors import ModelError
-from ppl_ext.laws import element_log_prob
+from ppl_ext.laws import element_log_prob, element_mask, elements, log_prob
 
 
 class Aside(Messenger):
@@ -53,8 +54,28 @@ def summed_out(
 
 def finite_terms(sites: Mapping[str, dict], names: Sequence[str], summed: Collection[str]) -> list[jax.Array]:
     """The log densities of the named sites, those of summed ones element by element. Where a mask hides an element of a summed site, each
-    of its outcomes counts one, as ``scale * mask * log p`` says."""
-    return [element_log_prob(sites[n]["fn"], sites[n]["value"]) if n in summed else site_log_prob(sites[n]) for n in names]
+    of its outcomes counts one, as ``scale * mask * log p`` says; where ``obs_mask`` put an observed value in its place, they count one
+    together."""
+
+    def term(name: str) -> jax.Array:
+        site = sites[name]
+        if name not in summed:
+            return site_log_prob(site)
+        value = element_log_prob(site["fn"], site["value"])
+        if (observed := observed_twin(name, sites)) is None:
+            return value
+        seen, law = element_mask(observed["fn"]), log_prob(elements(site["fn"]), site["value"])
+        return law if seen is None else jnp.where(seen, law, value)
+
+    return [term(n) for n in names]
+
+
+def observed_twin(name: str, sites: Mapping[str, dict]) -> dict | None:
+    """The site that holds the observed half of a value under ``obs_mask``, of whose other half this is the name. Where it is seen it takes
+    the other's place for all who read the value."""
+    stem = name.removesuffix("_unobserved")
+    twin = sites.get(f"{stem}_observed") if stem != name else None
+    return twin if twin is not None and twin["is_observed"] else None
 
 
 def _one_scale(summed: tuple[str, ...], scales: list):
