@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import lax
 
-from ppl_ext import dataflow, expectation, surrogate
+from ppl_ext import array_rules, expectation, surrogate
 from ppl_ext.credit import collect, mark, spread, trace_credit
 from tests.oracles import assert_unbiased, quick_jit
 
@@ -210,7 +210,7 @@ def test_sharp(name):
 
 def test_soundness_check_has_power(monkeypatch):
     """With a rule that forgets that a shifting pad moves elements, the same check fails."""
-    monkeypatch.setitem(dataflow._RULES, "pad", dataflow._axes(lambda eqn, a: a))
+    monkeypatch.setitem(array_rules.RULES, "pad", array_rules._axes(lambda eqn, a: a))
     with pytest.raises(AssertionError):
         test_sound("shifting pad", False)
 

@@ -23,6 +23,7 @@ FLOORS = (
     {"errors"},
     {
         "arguments",
+        "array_rules",
         "checkpoint",
         "credit",
         "dataflow",
@@ -31,8 +32,10 @@ FLOORS = (
         "elimination",
         "explain",
         "factors",
+        "jaxprs",
         "laws",
         "program",
+        "relations",
         "sharding",
         "summing",
         "vmapped",
