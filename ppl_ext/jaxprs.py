@@ -190,7 +190,11 @@ def while_of(eqn: Any) -> While:
     carry = ins[nc + nb :]
     if carry != outs:
         raise UnreadableError(f"'while' with {nc} + {nb} constants takes {ins} and returns {outs}")
-    condition = _fitting(eqn, _parameter(eqn, "cond_jaxpr"), ins[:nc] + carry, [()])
+    condition = body(_parameter(eqn, "cond_jaxpr"))
+    stops = _shapes(condition.outvars)  # under vmap, an array of the lanes that lead the carry's axes
+    if len(stops) != 1 or any(s[: len(stops[0])] != stops[0] for s in carry):
+        raise UnreadableError(f"'while' decides by {stops} over a carry of {carry}")
+    condition = _fitting(eqn, _parameter(eqn, "cond_jaxpr"), ins[:nc] + carry, stops)
     return While(condition, _fitting(eqn, _parameter(eqn, "body_jaxpr"), ins[nc : nc + nb] + carry, outs), nc, nb)
 
 
