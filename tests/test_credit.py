@@ -11,9 +11,9 @@ from jax import lax
 from ppl_ext import array_rules, expectation, surrogate
 from ppl_ext.credit import collect, mark, spread, trace_credit
 from tests.oracles import assert_unbiased, quick_jit
-from tests.probed import SHAPE, admitted, relation_of, touched
+from tests.probed import EVERY_ROW, PINNED, SHAPE, admitted, relation_of, touched
 
-DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 4 if PINNED else EVERY_ROW  # of each table; the others are slow: see conftest.py
 
 AT0, AT1 = ("at", 0), ("at", 1)
 
