@@ -180,6 +180,7 @@ def test_operands_that_do_not_fit_do_too(monkeypatch):
         assert relations_with(change, wide, "scan", monkeypatch) == ANYTHING, change
     assert relations_with(more, loop, "while", monkeypatch) == ANYTHING
     assert relations_with(more, jax.jit(jnp.sin), "jit", monkeypatch) == ANYTHING
+    assert relations_with(turned, lambda z: jax.jit(lambda a, b: a + b.T)(z, z.T), "jit", monkeypatch) == ANYTHING
     assert (
         relations_with(lambda p, ins: (p, [ins[1], ins[1]]), lambda z: lax.cond(z[0, 0] > 0, jnp.sin, jnp.cos, z), "cond", monkeypatch)
         == ANYTHING
