@@ -120,13 +120,15 @@ def _batched_matrix(eqn, deps):
     return [join(*[place(v, d, out) for v, d in zip(eqn.invars, deps, strict=True)]) for out in eqn.outvars]
 
 
-ELEMENTWISE = """
+ELEMENTWISE = frozenset(
+    """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj convert_element_type copy
 copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite
 le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma polynomial population_count pow
 random_gamma_grad real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
 shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
 """.split()
+)
 
 RULES = (
     dict.fromkeys(ELEMENTWISE, _elementwise)

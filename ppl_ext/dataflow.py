@@ -69,10 +69,10 @@ def _results(eqn, deps: list[Deps], loops: Loops) -> list[Deps]:
         return _marked(eqn, deps, loops)
     if has_state(eqn) or (eqn.effects and name not in _NESTING):
         return _through_memory(eqn, deps, loops)
-    if name not in _NESTING and not any(deps):
-        _lose_marks(eqn, loops)
-        return [{}] * len(eqn.outvars)
-    if name not in _NESTING and name not in RULES:
+    if name in RULES:
+        if not any(deps):
+            return [{}] * len(eqn.outvars)
+    elif name not in _NESTING:
         _lose_marks(eqn, loops)
         return mixing(eqn, deps)
     try:

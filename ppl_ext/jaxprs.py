@@ -88,20 +88,25 @@ def body(jaxpr: Any) -> Body:
 
 def shape_of(v: Any) -> tuple[int, ...]:
     """Of a variable or literal; a reference to memory, a token and the like have none."""
-    shape = getattr(v.aval, "shape", None)
-    if shape is None or is_stateful(v):
+    if is_stateful(v):
         raise UnreadableError(f"a {type(v.aval).__name__} in place of an array")
-    return tuple(shape)
+    return v.aval.shape
 
 
 def is_stateful(v: Any) -> bool:
     """Whether a variable stands for something that can be written to, so that a value may leave it that did not enter by an operand."""
-    return hasattr(v.aval, "inner_aval") or not hasattr(v.aval, "shape")
+    kind = type(v.aval)
+    if kind not in _STATEFUL:  # asked of every variable, so that it has to be quick
+        _STATEFUL[kind] = hasattr(v.aval, "inner_aval") or not hasattr(v.aval, "shape")
+    return _STATEFUL[kind]
+
+
+_STATEFUL: dict[type, bool] = {}
 
 
 def has_state(eqn: Any) -> bool:
     """Whether an equation reads or writes anything else than its operands and results."""
-    return any(map(is_stateful, [*eqn.invars, *eqn.outvars]))
+    return any(map(is_stateful, eqn.invars)) or any(map(is_stateful, eqn.outvars))
 
 
 def parameters(eqn: Any, elementwise: bool = False) -> dict[str, Any]:
@@ -110,7 +115,8 @@ def parameters(eqn: Any, elementwise: bool = False) -> dict[str, Any]:
     :raises UnreadableError: if one is not.
     """
     known = _ELEMENTWISE if elementwise else _PARAMETERS.get(eqn.primitive.name, frozenset())
-    if unknown := sorted(eqn.params.keys() - known):
+    if not known.issuperset(eqn.params):
+        unknown = sorted(eqn.params.keys() - known)
         raise UnreadableError(f"'{eqn.primitive.name}' has a parameter '{unknown[0]}'")
     return eqn.params
 
@@ -122,12 +128,12 @@ def _parameter(eqn: Any, name: str) -> Any:
     return params[name]
 
 
-def _fitting(eqn: Any, jaxpr: Any, ins: Sequence[tuple[int, ...]], outs: Sequence[tuple[int, ...]]) -> Body:
+def _fitting(eqn: Any, jaxpr: Any, ins: list[tuple[int, ...]], outs: list[tuple[int, ...]]) -> Body:
     """An inner program, if it takes and returns arrays of these shapes."""
     inner = body(jaxpr)
     for variables, expected, what in ((inner.invars, ins, "takes"), (inner.outvars, outs, "returns")):
-        if (found := list(map(shape_of, variables))) != list(expected):
-            raise UnreadableError(f"a program inside '{eqn.primitive.name}' {what} {found} and not {list(expected)}")
+        if (found := _shapes(variables)) != expected:
+            raise UnreadableError(f"a program inside '{eqn.primitive.name}' {what} {found} and not {expected}")
     return inner
 
 
@@ -227,6 +233,8 @@ def called_by(eqn: Any) -> Body:
 
 def equations_within(eqn: Any) -> Iterator[Any]:
     """All equations of all programs that an equation's parameters hold, wherever in them they are and however deep."""
+    if not eqn.params:
+        return iter(())
     seen: set[int] = set()
 
     def search(x: Any, depth: int) -> Iterator[Any]:

@@ -62,4 +62,4 @@ def anything(deps: Deps) -> Deps:
 
 def fits(deps: Deps, ndim: int) -> bool:
     """Whether all these relations speak of axes that an array has."""
-    return all(r is None or r[0] not in ON_AN_AXIS or 0 <= r[1] < ndim for relation in deps.values() for r in relation)
+    return not deps or all(r is None or r[0] not in ON_AN_AXIS or 0 <= r[1] < ndim for relation in deps.values() for r in relation)
