@@ -150,6 +150,9 @@ RULES = (
         "top_k": _axes(lambda e, a: None if a == e.params["axis"] % e.invars[0].aval.ndim else a),
         "tile": _axes(lambda e, a: a if e.params["reps"][a] == 1 else None),
         "unstack": _axes(lambda e, a: None if a == e.params["axis"] else a - (a > e.params["axis"])),
+        # Another width of the elements adds or takes a last axis.
+        "bitcast_convert_type": _axes(lambda e, a: a if a < e.outvars[0].aval.ndim else None),
+        "optimization_barrier": lambda eqn, deps: deps,
         "stack": _stack,
         "concatenate": _concatenate,
         "dot_general": _dot,
