@@ -2,6 +2,7 @@
 #   make demo       five data sets, each under several algorithms, and a page of what came out
 #   make test       what the README says: default tests and doctests
 #   make test-all   slow tests and benchmarks' checks too
+#   make test-newest  default tests with the newest packages of all, or with CONSTRAINTS=constraints-newest.txt those
 #   make lint       ruff and mypy
 #   make bench      side by side with peers
 #   make docs       the site, tutorials executed, into docs/_build/html; warnings are errors
@@ -11,7 +12,7 @@
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all test-newest lint bench docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +24,11 @@ PYTHON := $(shell for p in python3.11 python3 python; do \
 	"$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
 endif
 
+ifndef NEWEST
+NEWEST = $(shell for v in 14 13 12; do for p in python3.$$v $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.$$v.*/bin/python 2>/dev/null); do \
+	"$$p" -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, $$v))" >/dev/null 2>&1 && { echo "$$p"; exit; }; done; done)
+endif
+
 demo: $(VENV)/.ready-demo
 	$(BIN)/python demo/run.py
 
@@ -31,6 +37,15 @@ test: $(VENV)/.ready-test
 
 test-all: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+# On the newest Python and from nothing each time: what came out since is what one wants to meet.
+test-newest:
+	@test -n "$(NEWEST)" || { echo "Python 3.12 or newer, with venv, is needed and was not found: make test-newest NEWEST=python3.13"; exit 1; }
+	rm -rf $(VENV)-newest
+	$(NEWEST) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip -qq --disable-pip-version-check install $(addprefix -c ,$(CONSTRAINTS)) -e ".[test]"
+	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | grep -i -E "^(jax|jaxlib|numpyro|arviz|numpy|equinox|flax|optax)=="
+	$(VENV)-newest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -44,7 +59,7 @@ docs: $(VENV)/.ready-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/tutorials *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/tutorials *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

@@ -88,7 +88,7 @@ def nile(years: np.ndarray, flow: np.ndarray, paths: dict[str, np.ndarray], runs
     titles = {"level_sd": "sd of the level's steps", "noise_sd": "sd of the noise"}
     for panel, name in zip(right.subplots(len(names), 1), names, strict=True):
         for run, colour in zip(runs, _IN_ORDER, strict=False):
-            x, density = az.kde(run.draws(name))
+            x, density = az.kde(run.draws(name))[:2]
             panel.plot(x, density, color=colour, lw=1.8, label=run.name, ls="-" if run is runs[0] else "--")
         panel.set(yticks=[])
         panel.set_title(titles[name])

@@ -17,12 +17,15 @@ A site that is absent does not touch the array. Rules per JAX primitive (:mod:`p
 primitive without a rule loses them, which costs variance and never correctness.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.dataflow import Deps, Loops, Relation, site_p, through
+from ppl_ext.dataflow import site_p, start, through
+from ppl_ext.jaxprs import body
+from ppl_ext.relations import Deps, Relation
 
 
 def mark(value: jax.Array, site: str, batch_ndim: int) -> jax.Array:
@@ -34,14 +37,30 @@ def trace_credit(fn: Callable[[], list[jax.Array]], links: bool = False) -> tupl
     """Trace ``fn`` (never running it) and relate every marked site to each array it returns.
 
     Loops around a mark become leading axes of the site, outermost first, as ``scan`` stacks them. The second result names the marks that
-    were met; one that was not sits inside a primitive this module cannot open, and may touch everything.
+    were met, each of them; one that is not there sits inside a primitive this module cannot open, and may touch everything
+    (:func:`distrust`).
 
     :param links: tell ``("before", a)`` and ``("step", a)`` from ``("upto", a)``, which says less.
     """
     closed = jax.make_jaxpr(fn)()
-    met: set[str] = set()
-    out = through(closed.jaxpr, [{} for _ in closed.jaxpr.invars], Loops(0, met))
+    loops = start()
+    out = through(body(closed), [], loops)
+    for what in loops.unread.values():
+        warnings.warn(
+            f"ppl_ext cannot read a program of jax {jax.__version__} in full: {what}. What it computes stays right, but gradients may be "
+            "noisier than they need be, and finite sites may be refused that could be summed out. A newer ppl_ext may know it.",
+            stacklevel=2,
+        )
+    met = loops.met - loops.lost
     return (out if links else [{site: tuple(map(_later, relation)) for site, relation in deps.items()} for deps in out]), met
+
+
+def distrust(credit: Sequence[Deps], met: set[str], ranks: Mapping[str, int]) -> None:
+    """Relate sites that were not met to everything, with as many axes as ``ranks`` says."""
+    for site, ndim in ranks.items():
+        if site not in met:
+            for deps in credit:
+                deps[site] = (None,) * ndim
 
 
 def _later(r: Relation) -> Relation:

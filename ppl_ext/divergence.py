@@ -57,12 +57,14 @@ def known_sites(model, guide) -> frozenset[str]:
     is left out.
     """
     found: list[tuple[str, int]] = []
+    marked: set[str] = set()
 
     def pilot() -> list[jax.Array]:
         found.clear()
+        marked.clear()
         leaves: list[jax.Array] = []
         with block(), Run(random.key(0), random.key(1)):
-            with (of_guide := _Sites()), _Marked():
+            with (of_guide := _Sites()), _Marked(marked):
                 draw = simulate(guide)
             with (of_model := _Sites()):
                 log_density(model, draw.values)
@@ -80,7 +82,8 @@ def known_sites(model, guide) -> frozenset[str]:
     out, first = set(), 0
     for name, count in found:
         mine, first = credit[first : first + count], first + count
-        if name in met and not any(name in deps or _step(name) in deps for deps in mine):
+        marks = {name, _step(name)} & marked
+        if name in met and marks <= met and not any(marks & deps.keys() for deps in mine):
             out.add(name)
     return frozenset(out)
 
@@ -103,19 +106,21 @@ class _Sites(Messenger):
 
 
 class _Marked(Messenger):
-    """Mark the value of every draw for :func:`~ppl_ext.credit.trace_credit`, inside scans too."""
+    """Mark the value of every draw for :func:`~ppl_ext.credit.trace_credit`, inside scans too, and add the marks to a set."""
 
-    def __init__(self, name_of: Callable[[str], str] = str):
+    def __init__(self, marked: set[str], name_of: Callable[[str], str] = str):
         super().__init__()
-        self.name_of = name_of
+        self.marked, self.name_of = marked, name_of
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Marked(_step))
+            run_in_scan_body(msg, lambda _: _Marked(self.marked, _step))
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and not msg["is_observed"]:
-            msg["value"] = mark(msg["value"], self.name_of(msg["name"]), 0)
+            name = self.name_of(msg["name"])
+            self.marked.add(name)
+            msg["value"] = mark(msg["value"], name, 0)
 
 
 def _step(name: str) -> str:

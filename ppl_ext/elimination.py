@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.credit import Deps, mark, trace_credit
+from ppl_ext.credit import Deps, distrust, mark, trace_credit
 from ppl_ext.errors import ModelError
 from ppl_ext.factors import Axis, Before, Colour, Factor, laid_out, multiplied_along, product, summed, summed_along
 from ppl_ext.laws import elements, unmasked
@@ -75,7 +75,9 @@ class Elimination:
         declared: "Declared | None" = None,
     ):
         first = {s: site.value(jnp.zeros((), int)) for s, site in sites.items()}
-        credit, _ = trace_credit(lambda: list(run({s: mark(x, s, len(sites[s].shape)) for s, x in first.items()})), links=True)
+        ranks = {s: len(site.shape) for s, site in sites.items()}
+        credit, met = trace_credit(lambda: list(run({s: mark(x, s, ranks[s]) for s, x in first.items()})), links=True)
+        distrust(credit, met, ranks)
         if declared is not None:
             credit = declared.decided(credit, sites)
         sites = {s: _joint(site) if _meets(s, site, credit) else site for s, site in sites.items()}

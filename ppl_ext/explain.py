@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.errors import ModelError, ProgramError
+from ppl_ext.jaxprs import get_opaque_trace_state
 
 _NOT_CONCRETE = (
     jax.errors.ConcretizationTypeError,

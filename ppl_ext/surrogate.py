@@ -28,7 +28,7 @@ from jax import lax, random
 
 from ppl_ext.baselines import baselines, collected, others_mean
 from ppl_ext.choices import AUTOMATIC_SUPPORT, Choice, ForkError
-from ppl_ext.credit import Deps, shared_sums, spread, trace_credit
+from ppl_ext.credit import Deps, distrust, shared_sums, spread, trace_credit
 from ppl_ext.density import LogDensity
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
 from ppl_ext.explain import past_inner_jits
@@ -107,7 +107,7 @@ def _estimate(run) -> tuple[jax.Array, dict[str, Any]]:
     if not base.choices:
         return _sum(terms), base.mutable
     credit, met = trace_credit(lambda: run(tracing=True)[0])
-    _distrust_unseen(credit, terms, base, met)
+    distrust(credit, met, {c.id: len(base.laws[c.id].shape) for c in base.choices})
     plan = plan_lanes(base, credit)
     if not plan.joint.forced:
         local = _local(run, terms, base, credit, plan.local, lambda terms, run: terms, {})
@@ -155,13 +155,6 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
         by_shape[t.shape] = by_shape[t.shape] + t if t.shape in by_shape else t
     sums = [jnp.sum(t) for t in by_shape.values()]
     return sum(sums[1:], start=sums[0]) if sums else jnp.zeros(())
-
-
-def _distrust_unseen(credit: list[Deps], terms, run: Run, met: set[str]) -> None:
-    for c in run.choices:
-        if c.id not in met:
-            for deps in credit:
-                deps[c.id] = (None,) * len(run.laws[c.id].shape)
 
 
 def _surrogate(terms, choices: Sequence[Choice], run: Run, credit: list[Deps], baselines) -> jax.Array:

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
 from numpyro.distributions import (
     Distribution,
     ExpandedDistribution,
@@ -26,6 +24,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack, plate
 
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import InsideError, trace_state
+from ppl_ext.jaxprs import Primitive, ad, batching
 
 _KINDS = ("sample", "deterministic", "prng_key")
 

@@ -23,6 +23,7 @@ FLOORS = (
     {"errors"},
     {
         "arguments",
+        "array_rules",
         "checkpoint",
         "credit",
         "dataflow",
@@ -32,8 +33,10 @@ FLOORS = (
         "explain",
         "factors",
         "given",
+        "jaxprs",
         "laws",
         "program",
+        "relations",
         "sharding",
         "summing",
         "vmapped",
@@ -385,3 +388,37 @@ def test_no_file_names_a_path_of_one_machine():
             if pattern.search(line):
                 found.append(f"{path.relative_to(ROOT)}, line {number}: {line.strip()[:100]}")
     assert found == []
+
+
+# --- the versions that are checked
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-newest.txt"])
+def test_constraints_are_names_and_versions_and_the_readme_tells_them(name):
+    lines = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+!]+", line)] == []
+    versions = {key.lower(): version for key, version in (line.split("==") for line in lines)}
+    told = "jax {jax}, numpyro {numpyro}, ArviZ {arviz}".format(**versions)
+    assert told in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+# --- one reader of JAX's traced programs
+
+
+def reads_of_jax(source: str) -> list[str]:
+    """What a module takes of JAX's internals: modules that promise nothing, and the equations of traced programs."""
+    tree = ast.parse(source)
+    modules = [name.split(".") for _, name in imports_of(source, {})]
+    found = [".".join(m) for m in modules if m[:2] in (["jax", "_src"], ["jax", "extend"], ["jax", "interpreters"])]
+    found += [f".{n.attr}" for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in {"eqns", "constvars", "_src"}]
+    return found
+
+
+def test_one_module_reads_jax():
+    for bad in ("from jax.extend.core import Literal", "import jax._src.core", "def f(j):\n    return j.eqns", "x = jax._src.core"):
+        assert reads_of_jax(bad), bad
+    found = {path.relative_to(ROOT).as_posix(): reads_of_jax(path.read_text(encoding="utf-8")) for path in (ROOT / "ppl_ext").rglob("*.py")}
+    # The walks take equations that jaxprs.body has opened.
+    expected = {"ppl_ext/jaxprs.py", "ppl_ext/dataflow.py", "ppl_ext/algorithms/constancy.py"}
+    assert {path for path, reads in found.items() if reads} == expected
+    assert all(set(found[path]) == {".eqns"} for path in expected - {"ppl_ext/jaxprs.py"})

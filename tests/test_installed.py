@@ -73,7 +73,8 @@ def test_the_wheel_works_without_extras_and_names_the_one_that_is_missing(tmp_pa
     [wheel] = build(tmp_path / "tree", tmp_path / "dist").glob("*.whl")
     run("-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    install = ["-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
+    constraints = "constraints.txt" if sys.version_info < (3, 12) else "constraints-newest.txt"
+    install = ["-m", "pip", "install", "--quiet", "-c", ROOT / constraints, wheel]
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
     for arguments in (install, [tmp_path / "script.py"]):
         last = in_environment(python, arguments, tmp_path)

@@ -49,7 +49,22 @@ TESTS = {
         f"ppl_ext/{name}.py": _CORE
         for name in ("program", "density", "expectation", "surrogate", "choices", "run", "particles", "carrying", "lanes", "predictions")
     },
-    **{f"ppl_ext/{name}.py": _CORE for name in ("baselines", "credit", "dataflow", "vmapped", "summing", "held", "factors", "divergence")},
+    **{
+        f"ppl_ext/{name}.py": _CORE
+        for name in (
+            "baselines",
+            "credit",
+            "dataflow",
+            "array_rules",
+            "relations",
+            "jaxprs",
+            "vmapped",
+            "summing",
+            "held",
+            "factors",
+            "divergence",
+        )
+    },
     "ppl_ext/laws.py": f"tests/test_laws.py {_CORE}",
     "ppl_ext/direction.py": "tests/test_direction.py",
     "ppl_ext/elimination.py": _CORE,

@@ -18,6 +18,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from sklearn.datasets import load_diabetes
 
 import ppl_ext
+from ppl_ext.diagnostics import plot_forest
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO, Renyi
 
@@ -100,11 +101,11 @@ for name, sd in sds.items():
 # %% [markdown]
 # ## Read them together
 #
-# Every report has the same groups and axes, so ArviZ compares algorithms as it compares models.
+# Every report has the same groups and axes, so algorithms are compared as models are.
 
 # %%
-az.plot_forest(list(reports.values()), model_names=list(reports), var_names=["coefficient"], combined=True, figsize=(7, 9))
-plt.tight_layout()
+_, axes = plt.subplots(figsize=(7, 9), layout="constrained")
+plot_forest(reports, ["coefficient"], axes)
 
 # %% [markdown]
 # Leave-one-out cross-validation tells what the widths are worth. The independent guide of the ELBO is too narrow where the data leave room
@@ -115,7 +116,8 @@ plt.tight_layout()
 # %%
 for name, report in reports.items():
     loo = az.loo(report)
-    print(f"{name:<16} expected log predictive density {loo.elpd_loo:8.2f} ± {loo.se:.2f}, effective parameters {loo.p_loo:.2f}")
+    elpd, effective = (loo.elpd, loo.p) if hasattr(loo, "elpd") else (loo.elpd_loo, loo.p_loo)  # ArviZ 1.x, 0.23
+    print(f"{name:<16} expected log predictive density {elpd:8.2f} ± {loo.se:.2f}, effective parameters {effective:.2f}")
 
 # %% [markdown]
 # ## A discrete site, and a strategy for each site

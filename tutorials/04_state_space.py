@@ -107,9 +107,9 @@ ascent = ScoreAscent(volatility, optax.adam(0.05), num_particles=30, prior=True)
 # rather wide; the mode, a single point, lies where it lies.
 
 # %%
-summaries = {name: az.summary(report, var_names=PARAMETERS, kind="stats") for name, report in reports.items()}
+summaries = {name: az.summary(report, var_names=PARAMETERS, kind="stats", round_to="none") for name, report in reports.items()}
 table = pd.concat(summaries).swaplevel().sort_index()
-print(table)
+print(table.round(2))
 print("mode by the score:", {name: round(float(x), 2) for name, x in ascent.params.items()})
 for name in PARAMETERS:
     nuts, particle_gibbs = table.loc[(name, "NUTS")], table.loc[(name, "particle Gibbs")]

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from ppl_ext.algorithms.lowering import Before, Scan, run_step
+from ppl_ext.jaxprs import uses
 
 
 class Uses(NamedTuple):
@@ -44,7 +44,7 @@ def find_uses(rerun: Callable, first: Before, free: list[str]) -> Uses:
     which = [name for name in sorted(out) for _ in jax.tree.leaves(out[name])]
 
     def used_by(*names: str) -> frozenset[str]:
-        _, used = dce_jaxpr(closed.jaxpr, [name in names for name in which])
+        used = uses(closed, [name in names for name in which])
         return frozenset(owner for owner, is_used in zip(owners, used, strict=True) if is_used)
 
     by_carry, by_emission = used_by("carry"), used_by("emission")

@@ -14,7 +14,7 @@ import numpy as np
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
-from ppl_ext.credit import Deps, mark, trace_credit
+from ppl_ext.credit import Deps, distrust, mark, trace_credit
 from ppl_ext.diagnostics.sites import FullPlates, Site, given, is_factor
 from ppl_ext.explain import trace_state
 from ppl_ext.program import _Record, run_in_scan_body
@@ -112,7 +112,8 @@ def _by_flow(run: Run, arrays: list[jax.Array], names: list[str], sites: Mapping
         return [jnp.asarray(values[n]) for n in names] + [terms[n] for n in names]
 
     shapes: dict[str, tuple[int, ...]] = {}
-    credit, _ = trace_credit(outputs)
+    credit, met = trace_credit(outputs)
+    distrust(credit, met, {f"site {n}": batch[n] for n in names} | {f"argument {i}": x.ndim for i, x in enumerate(arrays)})
     values, terms = dict(zip(names, credit, strict=False)), dict(zip(names, credit[len(names) :], strict=True))
     returned = any(_crosses(f"site {n}", {f"site {n}": _itself(batch[n])}, terms[m], shapes[m]) for n in names for m in names)
     leaves = [

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro.distributions import biject_to
 
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.arguments import check_call, check_count, check_function, check_mapping, told
 from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
 from ppl_ext.explain import in_one_line, is_foreign
+from ppl_ext.jaxprs import uses
 from ppl_ext.smoothing.space import Functional
 
 __all__ = ["Additive", "lag_covariances", "moments", "score", "sufficient_statistics", "transition_counts"]
@@ -288,8 +288,8 @@ def refuse_moving_carries(context: Context, free: Mapping[str, jax.Array]) -> No
         # The carry before a step counts as given: for a Markov model it does not reach the new one.
         return start.carry, at.step(Particle(lowered.initial(first).particle.carry, {}), values, x).particle.carry
 
-    jaxpr = jax.make_jaxpr(carries)(dict(free), first, values).jaxpr
-    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    traced, out = jax.make_jaxpr(carries, return_shape=True)(dict(free), first, values)
+    used = uses(traced, [True] * len(jax.tree.leaves(out)))
     names = [name for name in sorted(free) for _ in jax.tree.leaves(free[name])]
     if moving := [name for name, is_used in zip(names, used, strict=False) if is_used]:
         raise ModelError(

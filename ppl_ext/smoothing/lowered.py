@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from ppl_ext.algorithms.filtering import Rules, propose_initial, propose_step
 from ppl_ext.algorithms.lane_keys import LaneKeys
 from ppl_ext.algorithms.resampling import multinomial
 from ppl_ext.algorithms.state_space import Particle, StateSpace
+from ppl_ext.jaxprs import uses
 from ppl_ext.smoothing.backward.kernel import rows
 from ppl_ext.smoothing.bounds import log_peak
 from ppl_ext.smoothing.space import Particles
@@ -91,8 +91,7 @@ class ModelSpace:
             return sum((jnp.sum(p) for p in peaks if p is not None), jnp.zeros(()))
 
         one = jax.tree.map(lambda x: x[0], carry)
-        jaxpr = jax.make_jaxpr(peak)(anywhere, one).jaxpr
-        _, used = dce_jaxpr(jaxpr, [True])
+        used = uses(jax.make_jaxpr(peak)(anywhere, one), [True])
         # A law whose width depends on another site of the same step has a peak for each of that site's values.
         if not known or any(used[: len(anywhere)]):
             return None
