@@ -55,10 +55,17 @@ def kind_of(ss: StateSpace) -> str | None:
 
 
 def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
-    """The exact evidence and the moments of the states given all data.
+    """The exact evidence and the moments of the states given all data, by time in the order of the inputs.
 
     :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than ``max_states``.
     """
+    found = smooth_run(ss, max_states)
+    by_time = ("mean", "covariance", "cross", "log_increments", "filtered_mean", "filtered_covariance", "probs", "filtered_probs", "pairs")
+    return found._replace(**{name: ss.ordered(getattr(found, name)) for name in by_time})
+
+
+def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
+    """The same by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
         raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
     match kind_of(ss):
@@ -77,7 +84,7 @@ def exact_evidence(ss: StateSpace, max_states: int = 4096) -> jax.Array:
 
     :raises ModelError: as :func:`smooth_exactly`.
     """
-    return jax.jit(lambda: smooth_exactly(ss, max_states).log_evidence)()
+    return jax.jit(lambda: smooth_run(ss, max_states).log_evidence)()
 
 
 def _is_real(fn) -> bool:

@@ -255,7 +255,7 @@ def ess(log_weights: jax.Array) -> jax.Array:
 
 class Run(NamedTuple):
     """A filter over a whole series. ``info`` has a leading axis of T + 1 times, the first being that before the scan; ``history`` the
-    particles and their log weights at these times, if asked for."""
+    particles and their log weights at these times, if asked for. Times are those of the run, for a reversed scan as well."""
 
     state: State
     initial: dict[str, jax.Array]
@@ -275,14 +275,16 @@ def run_filter(
 ) -> Run:
     """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs.
 
-    :param through: a path (initial sites, and step sites with a time axis) that the first lane follows: a conditional run. The other lanes
-        are then resampled independently (multinomial), whatever the scheme, as its law wants (Andrieu, Doucet, Holenstein 2010, § 4.3).
+    :param through: a path (initial sites, and step sites in the order of the inputs) that the first lane follows: a conditional run. The
+        other lanes are then resampled independently (multinomial), whatever the scheme, as its law wants (Andrieu, Doucet, Holenstein
+        2010, § 4.3).
     :param loop: ``jax.lax.scan``, or NumPyro's, where the draws are sites.
     """
     start_at = series = None
     if through is not None:
         rules = rules._replace(scheme=multinomial)
         start_at, series = ({n: through[n] for n in sites} for sites in (ss.initial_sites, ss.step_sites))
+        series = ss.ordered(series)
     state, initial, first = begin(ss, rules, key, draws, start_at)
 
     def step(state: State, inputs):
@@ -297,7 +299,7 @@ def run_filter(
 
 
 def paths(ss: StateSpace, run: Run, index: jax.Array) -> dict[str, Any]:
-    """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites with a time axis."""
+    """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites in the order of the inputs."""
     assert run.history is not None
 
     def back(i, at):
@@ -306,4 +308,4 @@ def paths(ss: StateSpace, run: Run, index: jax.Array) -> dict[str, Any]:
 
     sites = jax.tree.map(lambda x: x[1:], run.history[0].sites)
     first, series = lax.scan(back, index, (run.info.ancestors[1:], sites), reverse=True)
-    return {**jax.tree.map(lambda x: x[first], run.initial), **series}
+    return {**jax.tree.map(lambda x: x[first], run.initial), **ss.ordered(series)}

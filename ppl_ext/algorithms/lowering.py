@@ -36,7 +36,10 @@ class Inputs(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scan as a model wrote it, with the handlers around it; ``scales`` holds their effect on the densities of sites."""
+    """A scan as a model wrote it, with the handlers around it; ``scales`` holds their effect on the densities of sites.
+
+    ``xs`` stand in the order of the run: of a scan with ``reverse=True`` the last inputs of the model come first.
+    """
 
     body: Callable
     init: Any
@@ -44,6 +47,7 @@ class Scan(NamedTuple):
     length: int
     stack: tuple[tuple[str, Any], ...]
     scales: dict[str, Any]
+    reverse: bool
 
 
 class Reached(BaseException):
@@ -197,14 +201,17 @@ class Before(_Sites):
         if self.scan is not None:
             raise ModelError("The model has two scans; a state-space form has one. Let one scan step through both series.")
         body, init, xs, length, reverse = msg["args"]
-        if reverse:
-            raise ModelError("The scan runs with reverse=True; flip its inputs, jax.tree.map(lambda x: x[::-1], xs), and scan forwards.")
         length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
         stack = tuple((kind, _values_of(held)) for kind, held in msg["kwargs"]["substitute_stack"])
         stack += (("substitute", {n: v for n, v in self.values.items() if n not in self.sites}),)
         series = {n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)}
+        xs, number = jax.tree.map(jnp.asarray, xs), jnp.arange(length)
+        if reverse:
+            # Values that NumPyro's handlers hold are read in the order of the run, as NumPyro does; ours stand in the order of the inputs.
+            xs, number = backwards((xs, number))
+            series |= {n: backwards(series[n]) for n in stack[-1][1] if n in series}
         init = jax.tree.map(_strong, init)
-        self.scan = Scan(body, init, Inputs(jax.tree.map(jnp.asarray, xs), series, jnp.arange(length)), length, stack, {})
+        self.scan = Scan(body, init, Inputs(xs, series, number), length, stack, {}, bool(reverse))
         if not self.first:
             raise Reached
         carry, y, self.step = self._first_step()
@@ -225,6 +232,11 @@ class Before(_Sites):
         for name, site in trace.trace.items():
             site["fn"] = self.stacked[name] = promote_batch_shape(site["fn"])
         return trace
+
+
+def backwards(tree: Any) -> Any:
+    """Series from their end to their beginning."""
+    return jax.tree.map(lambda x: x[::-1], tree)
 
 
 def _strong(x) -> jax.Array:

@@ -13,8 +13,9 @@ over the traced parameters and data, made anew in every trace; do not pass it in
   site: in the step and where it is observed it counts in g.
 - NaN in an observed site means "not seen" (:mod:`ppl_ext.algorithms.missing`); a mask on observations works too. A mask on a *latent* site
   of a step is lifted: what it hides is drawn from its law, so that padded series and ``obs_mask`` do what they should.
-- ``scan`` steps forward, once; another scan, a scan or ``cond`` inside, ``reverse=True``, subsampled plates and sites after the scan are
-  refused.
+- ``scan`` steps once through its inputs. With ``reverse=True`` it begins at the last of them: :attr:`StateSpace.xs` and what is computed
+  here stand in the order of the run, and :meth:`StateSpace.ordered` turns results into the order of the inputs, as NumPyro stacks them.
+- Another scan, a scan or ``cond`` inside, subsampled plates and sites after the scan are refused.
 
 Everything below works on one particle; ``jax.vmap`` makes N of it::
 
@@ -37,7 +38,7 @@ from jax import random
 from numpyro.handlers import block
 
 from ppl_ext.algorithms.dependence import Uses, find_uses
-from ppl_ext.algorithms.lowering import Before, Inputs, Reached, Terms, run_step
+from ppl_ext.algorithms.lowering import Before, Inputs, Reached, Terms, backwards, run_step
 from ppl_ext.arguments import check_call, check_program, check_values
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained
@@ -85,13 +86,13 @@ class StateSpace:
 
     ``parameters``: values by name. ``parameter_sites``, ``initial_sites``, ``step_sites`` (latent ones), ``initial_observed``,
     ``step_observed``: :class:`Site` by name. ``xs``: inputs of all steps (a pytree with a leading time axis, for ``lax.scan``),
-    ``num_steps``: how many. ``log_prior``: log density of the parameters.
+    ``num_steps``: how many, ``reverse``: whether the last inputs come first. ``log_prior``: log density of the parameters.
     """
 
     def __init__(self, rerun: Callable, first: Before, initial: tuple[str, ...], uses: Uses):
         assert first.scan is not None and first.step is not None
         self._rerun, self._scan, self._uses = rerun, first.scan, uses
-        self.num_steps, self.xs = first.scan.length, first.scan.xs
+        self.num_steps, self.xs, self.reverse = first.scan.length, first.scan.xs, first.scan.reverse
         before, step = first.sites, first.step.sites
         given = [n for n, s in before.items() if not s["is_observed"] and n not in initial]
         self.parameters = {n: before[n]["value"] for n in given}
@@ -103,8 +104,16 @@ class StateSpace:
         self.log_prior = first.terms(frozenset(given), {}, bare=False).latent
 
     def inputs(self, t) -> Inputs:
-        """The inputs of step t, counted from 0."""
+        """The inputs of step t of the run, counted from 0."""
         return jax.tree.map(lambda a: a[t], self.xs)
+
+    def ordered(self, series: Any) -> Any:
+        """Series by step of the run, leaves (T, ...), in the order of the inputs; and back again."""
+        return backwards(series) if self.reverse else series
+
+    def ordered_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of the latent sites of a trajectory: those of the steps are turned, initial ones are as they are."""
+        return {n: self.ordered(v) if n in self.step_sites else v for n, v in values.items()}
 
     def draw_initial(self, key) -> dict[str, jax.Array]:
         """The initial sites of one particle, from their laws."""
@@ -269,8 +278,16 @@ def lower(
     return StateSpace(rerun, first, chosen, uses)
 
 
-def num_steps(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> int:
-    """How many steps the scan of a model has with these arguments.
+class Shape(NamedTuple):
+    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step."""
+
+    num_steps: int
+    reverse: bool
+    latent: tuple[str, ...]
+
+
+def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Shape:
+    """What the scan of a model is like with these arguments.
 
     :raises ModelError: if it has no scan, or one without a state-space form.
     """
@@ -279,7 +296,8 @@ def num_steps(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | Non
         model(*args, **(kwargs or {}))
     if first.scan is None:
         raise ModelError(NO_SCAN)
-    return first.scan.length
+    assert first.step is not None
+    return Shape(first.scan.length, first.scan.reverse, tuple(first.step.latent))
 
 
 def time_slice(tree: Any) -> Any:
@@ -302,6 +320,11 @@ def check_streams(
         ``jnp.arange(T)``, which would start anew with every slice.
     """
     space = lower(model, args, kwargs, parameters)
+    if space.reverse:
+        raise ModelError(
+            "The scan runs with reverse=True, so it begins at the last observation, and a stream has none yet. Smooth the whole series by "
+            "ppl_ext.smoothing.smooth, or write the model forwards."
+        )
     if space.num_steps != 1:
         raise ModelError(f"Called with one time slice, the model's scan has {space.num_steps} steps; the slice must be its whole series.")
     args, kwargs = jax.tree.map(lambda a: jnp.concatenate([a, a]) if jnp.shape(a)[:1] == (1,) else a, (tuple(args), dict(kwargs or {})))

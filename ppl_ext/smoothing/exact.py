@@ -18,7 +18,7 @@ from jax.scipy.linalg import cho_solve
 
 from ppl_ext.algorithms.compensated import Sum, plus
 from ppl_ext.algorithms.constancy import depends
-from ppl_ext.algorithms.exact import Steps, kind_of, smooth_exactly
+from ppl_ext.algorithms.exact import Steps, kind_of, smooth_run
 from ppl_ext.algorithms.forward_backward import joint_points
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import StateSpace
@@ -34,7 +34,7 @@ class Exact:
 
     def __init__(self, lowered: StateSpace):
         self.lowered, self.kind = lowered, kind_of(lowered)
-        self.smoothed: Smoothed = smooth_exactly(lowered, MAX_STATES)
+        self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES)
         self.steps = Steps(lowered)
 
     def expectations(self, functional: Functional | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -125,7 +125,7 @@ class Exact:
     def draws(self, rng_key: jax.Array, num: int) -> dict[str, jax.Array]:
         """Whole trajectories, by latent site (num, ...) and (num, T, ...)."""
         one = self._draw_finite if self.kind == "finite" else self._draw_gaussian
-        return jax.vmap(one)(jax.random.split(rng_key, num))
+        return jax.vmap(lambda key: self.lowered.ordered_values(one(key)))(jax.random.split(rng_key, num))
 
     def _draw_finite(self, rng_key):
         ss, s = self.lowered, self.smoothed
@@ -169,7 +169,7 @@ class Exact:
             flat = s.filtered_mean + jax.scipy.special.ndtri(levels)[:, None, None] * spread
         else:
             flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]  # of finite states, so it is there
-        return jax.vmap(jax.vmap(self.steps.unravel_state))(flat)
+        return jax.vmap(lambda series: self.lowered.ordered(jax.vmap(self.steps.unravel_state)(series)))(flat)
 
 
 def _choose(key, weights) -> jax.Array:

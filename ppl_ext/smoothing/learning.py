@@ -21,7 +21,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
-from ppl_ext.smoothing.online import SmootherState, begin, settings, step
+from ppl_ext.smoothing.online import SmootherState, begin, numbered, settings, step
 from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.trajectories import path_of, trajectories, values_of
 
@@ -255,7 +255,7 @@ class RecursiveMaximumLikelihood(_Online):
         return LearnerState(smoother, theta, smoother.params)
 
     def _moved(self, state, space, functional):
-        x = space.lowered.inputs(0)
+        x = numbered(state.smoother, space.lowered.inputs(0))
         before = state.smoother.statistic.shared
         smoother, _, _ = step(self._how, space, functional, state.smoother, x)
         # The mean that centring took out is the new term; the sum itself is of no interest.
@@ -324,7 +324,7 @@ class OnlineEM(_Online):
         return LearnerState(smoother, theta, smoother.statistic.shared["statistics"])
 
     def _moved(self, state, space, functional):
-        x = space.lowered.inputs(0)
+        x = numbered(state.smoother, space.lowered.inputs(0))
         rate = self._step_size((state.smoother.filter.time + 1).astype(jnp.result_type(float)))
         scaled = functional._replace(step=lambda *args: jax.tree.map(lambda term: rate * term, functional.step(*args)))
         old = state.smoother.statistic

@@ -168,7 +168,6 @@ def step(
     particles = Particles(new.particles.carry, new.particles.sites)
     statistic, tally = state.statistic, state.tally
     if functional is not None:
-        inputs = inputs._replace(number=old.time)  # of the stream, where each slice is the first of its series
         back_key = jax.random.fold_in(old.key, 0xB4C)  # the filter splits this key in three
         pairs = pairs_of(space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors)
         increments = terms(functional.step, inputs, old.particles.carry, particles)
@@ -176,6 +175,11 @@ def step(
         statistic = centre(statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights)
         tally = Tally(tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess))
     return SmootherState(new, state.params, statistic, tally), info, particles
+
+
+def numbered(state: SmootherState, inputs: Any) -> Any:
+    """Inputs with the step's number in the stream, where each slice is the first of its series."""
+    return inputs._replace(number=state.filter.time)
 
 
 class OnlineResult(NamedTuple):
@@ -202,7 +206,8 @@ class OnlineSmoother:
 
     .. math:: \mathbb{E}\Bigl[\sum_{s \le t} \tilde h_s(x_{s-1}, x_s) \Bigm| y_{1:t}\Bigr]
 
-    The model is the batch model; it is called with one time slice after another, each a series of length one.
+    The model is the batch model; it is called with one time slice after another, each a series of length one. A scan that runs backward
+    begins at the last observation, which a stream does not have: it is refused.
 
     :param model: a NumPyro model with one ``scan``, whose data arguments are series.
     :param functionals: by name, functions ``(t, x_prev, x)`` of the carry before and after a step, or those of
@@ -307,7 +312,7 @@ class OnlineSmoother:
     def _next(self, state: SmootherState, args, kwargs):
         args, kwargs = time_slice((args, kwargs))  # here and not before: outside, each array costs a dispatch
         space, functional = self._how.begin(state.params, args, kwargs)
-        return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, x)[0], None), state, space.lowered.xs)[0]
+        return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None), state, space.lowered.xs)[0]
 
 
 class _Waiting(NamedTuple):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError
@@ -44,6 +45,16 @@ def sweeps(
         return sweep.path, sweep
 
     return jax.lax.scan(one, path, jax.random.split(rng_key, num_sweeps))[1]
+
+
+def in_order(lowered: StateSpace, sweep: Sweep) -> Sweep:
+    """A sweep with what it has by time in the order of the inputs, that before the first step still in front."""
+
+    def turned(x):
+        return jnp.concatenate([x[:1], lowered.ordered(x[1:])])
+
+    path = sweep.path._replace(steps=lowered.ordered(sweep.path.steps))
+    return sweep._replace(path=path, renewed=turned(sweep.renewed), ess=turned(sweep.ess))
 
 
 class ParisParticleGibbs:
@@ -141,9 +152,8 @@ class ParisParticleGibbs:
             path_key, filter_key, sweep_key = jax.random.split(key, 3)
             path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, self.how, params, space, 1)[0])
             how = self.how
-            return sweeps(
-                sweep_key, space, space.lowered.xs, path, self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
-            )
+            settings = self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
+            return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(sweeps(sweep_key, space, space.lowered.xs, path, *settings))
 
         return jax.vmap(one)(jax.random.split(rng_key, num_chains)), outside(space.lowered)
 

@@ -32,6 +32,9 @@ class smooth:
     linear-Gaussian ones by Kalman's recursions (functionals of degree two at most, such as scores, moments and lag covariances). Which it
     is, is read off the model; the result is of the same type, without what only particles have (``ess`` and ``resampled`` are None).
 
+    A scan with ``reverse=True`` is run from its last inputs to its first, and everything by time is returned in the order of the inputs, as
+    NumPyro stacks it; a functional's ``t`` is the number of the input, and ``x_prev`` the state that the step received, that of t + 1.
+
     :raises ArgumentError: for options out of range; see :meth:`run` for what the model may lack.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -135,7 +138,7 @@ class smooth:
         fields = {
             "log_evidence": s.log_evidence,
             "expectations": found,
-            "log_evidence_increments": s.log_increments,
+            "log_evidence_increments": exact.lowered.ordered(s.log_increments),
             "log_evidence_initial": s.log_initial,
         }
         return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong
@@ -149,6 +152,7 @@ class smooth:
             return state, info._replace(ancestors=info.ancestors[:0])  # kept, they would be N numbers a step
 
         state, infos = jax.lax.scan(body, state, space.lowered.xs)
+        infos = space.lowered.ordered(infos)
         fields = {
             "log_evidence": state.log_evidence,
             "expectations": expectations(state),
@@ -175,7 +179,7 @@ class smooth:
 
             return state, jax.tree.map(of, particles.sites)
 
-        found = jax.lax.scan(body, state, space.lowered.xs)[1]
+        found = space.lowered.ordered(jax.lax.scan(body, state, space.lowered.xs)[1])
         return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
 
     def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
@@ -183,4 +187,4 @@ class smooth:
             return Exact(lower(self.how.model, args, kwargs, params)).draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
         space, _ = self.how.begin(params, args, kwargs)
         path, tally = trajectories(rng_key, filter_key, self.how, params, space, num_samples)
-        return gathered(self.how.rules.mesh, (values_of(path), tally))
+        return gathered(self.how.rules.mesh, (jax.vmap(space.lowered.ordered_values)(values_of(path)), tally))

@@ -118,7 +118,8 @@ class SweptParticleFilter(Algorithm):
             return conditional_paris(key, moving, space.xs, path, self.num_particles, kernel).path, None
 
         keys = jax.random.split(target.key(), self.num_sweeps)
-        return stop_gradient(values_of(jax.lax.scan(one, path_of(space, values), keys)[0]))
+        moved = jax.lax.scan(one, path_of(space, space.ordered_values(values)), keys)[0]
+        return stop_gradient(space.ordered_values(values_of(moved)))
 
 
 class Moved(NamedTuple):
@@ -170,12 +171,13 @@ class ConditionalSweep:
         if lowered.not_markov and not isinstance(kernel, Path):
             raise ModelError(f"{lowered.not_markov} Backward draws need it to; backward='path' does not.")
         space: Any
+        given = lowered.ordered_values(values)
         if self.guided:
             space = GuidedSpace(lowered, lower(guide, initial="rest"))
-            path, inputs = guided_path(space, values), space.inputs
+            path, inputs = guided_path(space, given), space.inputs
         else:
             space = ModelSpace(lowered)
-            path, inputs = path_of(lowered, values), lowered.xs
-        drawn = values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path)
+            path, inputs = path_of(lowered, given), lowered.xs
+        drawn = lowered.ordered_values(values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path))
         new = type(values)({name: jnp.asarray(drawn[name], jnp.result_type(x)) for name, x in values.items()}, values.auxiliary)
         return Moved(new, jax.tree.map(lambda x: x[None], new), jnp.ones(1))

@@ -42,12 +42,12 @@ def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], 
 
 
 def values_of(path: ParticlePath) -> dict[str, jax.Array]:
-    """The latent sites of a trajectory as the model has them, those of the scan stacked over time."""
+    """The latent sites of a trajectory, those of the scan stacked in the order of the run."""
     return {**path.initial.sites, **path.steps.sites}
 
 
 def path_of(lowered: StateSpace, values: Mapping[str, jax.Array]) -> ParticlePath:
-    """The trajectory whose latent sites have these values: its states follow from them, and from the parameters."""
+    """The trajectory whose latent sites have these values, in the order of the run: its states follow from them and the parameters."""
     initial = {name: values[name] for name in lowered.initial_sites}
     sites = {name: values[name] for name in lowered.step_sites}
     start = lowered.initial(initial).particle.carry
