@@ -70,12 +70,29 @@ def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
         raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
     match kind_of(ss):
         case "finite":
-            return smooth_finite(ss, max_states)
+            return _told_where_lost(smooth_finite(ss, max_states))
         case "gaussian":
-            return _gaussian(ss)
+            return _told_where_lost(_gaussian(ss))
     raise ModelError(
         "No exact answer for this model: its latent sites are neither all finite, nor all real with a log density that is quadratic in "
         "them (or part of its state follows from the past without noise). Use a particle filter."
+    )
+
+
+def _told_where_lost(s: Smoothed) -> Smoothed:
+    """Where no state allows a step's observations, what is conditioned on them is NaN: the filter from there on, and the whole smoother."""
+    dead = jnp.cumsum(jnp.isneginf(jnp.concatenate([s.log_initial[None], s.log_increments]))) > 0
+    so_far, before = dead[1:], dead[:-1]
+
+    def unknown(x, when):
+        return None if x is None else jnp.where(when.reshape(when.shape + (1,) * (x.ndim - when.ndim)), jnp.nan, x)
+
+    given_all = ("initial_mean", "initial_covariance", "first_cross", "mean", "covariance", "cross", "probs", "first_pairs", "pairs")
+    filtered = ("filtered_mean", "filtered_covariance", "filtered_probs")
+    return s._replace(
+        log_increments=unknown(s.log_increments, before),
+        **{name: unknown(getattr(s, name), so_far) for name in filtered},
+        **{name: unknown(getattr(s, name), dead[-1]) for name in given_all},
     )
 
 

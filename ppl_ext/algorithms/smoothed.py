@@ -12,7 +12,8 @@ class Smoothed(NamedTuple):
     input.
 
     ``log_increments`` (T,) are log p(y_t | y_<t) and ``log_initial`` the density of what is observed before the scan: they add up to the
-    evidence. ``filtered_mean`` and ``filtered_covariance`` are of the state given the observations up to its own.
+    evidence. ``filtered_mean`` and ``filtered_covariance`` are of the state given the observations up to its own. Where no state allows an
+    observation its increment is minus infinity, and what is conditioned on it is NaN.
 
     Finite models also have ``probs`` (T, K) and ``filtered_probs`` over ``points`` (K, d), the joint states, and the probabilities of
     neighbours, ``first_pairs`` (K₀, K) and ``pairs`` (T − 1, K, K); for Gaussian ones these are ``None``.

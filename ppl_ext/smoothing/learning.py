@@ -91,7 +91,10 @@ class ScoreAscent:
         for name, x in scores.items():
             if not np.isfinite(x).all():
                 at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
-                raise NonFiniteError(f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate.")
+                raise NonFiniteError(
+                    f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate. (Where no particle "
+                    "survives the data, ppl_ext.smoothing.smooth at the parameters of that step says which of them.)"
+                )
         return Learned(final, iterates, scores)
 
     def _ascend(self, rng_key, params, args, kwargs, num_steps: int):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ppl_ext.algorithms import filtering
+from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
@@ -296,13 +297,17 @@ class OnlineSmoother:
         return self._step(state, args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
-        """Estimates so far.
+        """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0 and expectations are NaN.
 
         :raises ArgumentError: if the bound on the transition density turned out to be too low.
         """
         if not isinstance(state, SmootherState):
             raise ArgumentTypeError(f"OnlineSmoother.result: state must be what step returned, got {told(state)}.")
         check_excess(state.tally)
+        if is_extinct(state.log_evidence):
+            died, num = int(state.filter.died), self._how.num_particles
+            place = f"step {died - 1}" if died else "what is observed before the scan"
+            warn_extinct("OnlineSmoother", place, num, int(state.filter.num_nan))
         return OnlineResult(state.log_evidence, self._result(state), state.filter.time, state.tally.fallbacks)
 
     def _first(self, rng_key, params, args, kwargs):

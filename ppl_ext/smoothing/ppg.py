@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_ext.algorithms.extinction import shown, warn_extinct
 from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
@@ -115,6 +116,8 @@ class ParisParticleGibbs:
     ) -> "ParticleGibbsSmoothing":
         """Smooth one series; chains are independent, each from a path of a filter of its own.
 
+        A sweep in which no particle survives a step, not the frozen one either, is NaN from there on, and a warning names it.
+
         :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
         """
         check_key("ParisParticleGibbs: rng_key", rng_key)
@@ -126,13 +129,17 @@ class ParisParticleGibbs:
         every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains))
         check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))
+        if not isinstance(every.ess, jax.core.Tracer) and (dead := np.argwhere(np.asarray(every.ess) == 0)).size:
+            chain, sweep, step = map(int, dead[0])
+            place = f"step {step - 1}" if step else "what is observed before the scan"
+            warn_extinct("ParisParticleGibbs", f"{place} in sweep {sweep} of chain {chain}", self.how.num_particles)
         kept = jax.tree.map(lambda x: x[:, self.burn_in :], every)
         wrong = every.tally.excess.max() > TOLERANCE  # within a trace nothing is raised
         estimates = jax.tree.map(lambda x: jnp.where(wrong, jnp.nan, x), kept.estimates or {})
         return ParticleGibbsSmoothing(
             expectations=jax.tree.map(lambda x: x.mean((0, 1)), estimates),
             estimates=estimates,
-            trajectories=values_of(kept.path),
+            trajectories=shown(values_of(kept.path)),
             renewal=kept.renewed.mean((0, 1)),
             renewed=kept.renewed,
             ess=kept.ess,

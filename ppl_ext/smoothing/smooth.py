@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ppl_ext.algorithms.extinction import is_extinct, lost, shown, warn_extinct, where_lost
 from ppl_ext.algorithms.filtering import Info
 from ppl_ext.algorithms.resampling import Scheme, weights_of
 from ppl_ext.algorithms.state_space import lower
@@ -84,6 +85,9 @@ class smooth:
 
         :param args: with ``kwargs``, the arguments of the model.
         :param params: constrained values of the sites before the scan that are not part of the state.
+        Where no particle survives a step, a warning names it: the evidence is 0, ``ess`` is 0 there, and everything that follows from it is
+        NaN (integers are handed out as real numbers then; inside a trace, as the least integer).
+
         :raises ModelError: if the model has no state-space form, its states do not suffice for a backward kernel, or ``"exact"`` has no
             exact answer for the model or for a functional of it.
         :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition density is missing or
@@ -94,12 +98,15 @@ class smooth:
         check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
-        found, misplaced, tally, inexact = self._run(rng_key, params, args, kwargs)
+        found, misplaced, tally, inexact, num_nan = self._run(rng_key, params, args, kwargs)
         check_inside("smooth", misplaced, params)
         check_excess(tally)
         for name, is_wrong in inexact.items():
             if not isinstance(is_wrong, jax.core.Tracer) and bool(is_wrong):
                 raise ModelError(no_closed_form(name))
+        if is_extinct(found["log_evidence"]):
+            place = where_lost(found["log_evidence_initial"], found["log_evidence_increments"])
+            warn_extinct("smooth", place, None if self.exact else self.how.num_particles, int(num_nan))
         return SmoothingResult(
             **found,
             fallbacks=tally.fallbacks,
@@ -119,11 +126,11 @@ class smooth:
         check_count("sample: num_samples", num_samples)
         values, tally = self._sample(rng_key, filter_key, params, args, kwargs, num_samples)
         check_excess(tally)
-        return values
+        return shown(values)
 
     def quantiles(self, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
         """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
-        return self._quantiles(filter_key, params, args, kwargs, levels)
+        return shown(self._quantiles(filter_key, params, args, kwargs, levels))
 
     def _exactly(self, rng_key, params, args, kwargs):
         how = self.how
@@ -141,7 +148,7 @@ class smooth:
             "log_evidence_increments": exact.lowered.ordered(s.log_increments),
             "log_evidence_initial": s.log_initial,
         }
-        return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong
+        return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong, 0
 
     def _forward(self, rng_key, params, args, kwargs):
         space, functional = self.how.begin(params, args, kwargs)
@@ -161,7 +168,7 @@ class smooth:
             "ess": infos.ess,
             "resampled": infos.resampled,
         }
-        return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}))
+        return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}, state.filter.num_nan))
 
     def _filtered(self, filter_key, params, args, kwargs, levels):
         if self.exact:
@@ -171,13 +178,13 @@ class smooth:
 
         def body(state: SmootherState, x: Any) -> tuple[SmootherState, dict[str, jax.Array]]:
             state, _, particles = step(self.how, space, None, state, x)
-            weights = weights_of(state.filter.log_weights)
+            weights, is_lost = weights_of(state.filter.log_weights), state.filter.died >= 0
 
             def of(values):
                 flat = weighted_quantiles(values.reshape(len(values), -1), weights, levels)
                 return flat.reshape(len(levels), *values.shape[1:])
 
-            return state, jax.tree.map(of, particles.sites)
+            return state, lost(jax.tree.map(of, particles.sites), is_lost)
 
         found = space.lowered.ordered(jax.lax.scan(body, state, space.lowered.xs)[1])
         return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
