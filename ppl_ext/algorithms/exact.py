@@ -25,6 +25,7 @@ from numpyro.distributions import constraints
 from ppl_ext.algorithms.compensated import Sum, plus, zero
 from ppl_ext.algorithms.constancy import depends
 from ppl_ext.algorithms.forward_backward import smooth_finite
+from ppl_ext.algorithms.gaps import no_exact_answer
 from ppl_ext.algorithms.lowering import Inputs
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import Particle, StateSpace
@@ -54,6 +55,17 @@ def kind_of(ss: StateSpace) -> str | None:
     return None
 
 
+def exact_form(ss: StateSpace) -> tuple[StateSpace, str | None]:
+    """The state-space form that an exact answer is made of, and which kind it is.
+
+    Gaps that are handed on belong to the state. Where the model has an exact answer only without them, and nobody knows yet whether there
+    are any, it is taken as if there were none: :meth:`StateSpace.has_gap` tells, and then the evidence is NaN.
+    """
+    if (kind := kind_of(ss)) is None and ss.imputed and not any(ss.imputed.values()) and (other := kind_of(ss.as_observed())):
+        return ss.as_observed(), other
+    return ss.for_sums(), kind
+
+
 def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
     """The exact evidence and the moments of the states given all data, by time in the order of the inputs.
 
@@ -68,15 +80,26 @@ def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
     """The same by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
         raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
-    match kind_of(ss):
+    given, (ss, kind) = ss, exact_form(ss)
+    match kind:
         case "finite":
-            return _told_where_lost(smooth_finite(ss, max_states))
+            return _known(given, ss, smooth_finite(ss, max_states))
         case "gaussian":
-            return _told_where_lost(_gaussian(ss))
+            return _known(given, ss, _gaussian(ss))
+    if gone := [name for name, has in ss.imputed.items() if has]:
+        raise ModelError(no_exact_answer(gone[0]))
     raise ModelError(
         "No exact answer for this model: its latent sites are neither all finite, nor all real with a log density that is quadratic in "
         "them (or part of its state follows from the past without noise). Use a particle filter."
     )
+
+
+def _known(given: StateSpace, served: StateSpace, s: Smoothed) -> Smoothed:
+    """NaN where a gap was not served, and where there is nothing to know."""
+    if given.imputed and not served.imputed:
+        unserved = given.has_gap()
+        s = jax.tree.map(lambda x: jnp.where(unserved, jnp.nan, x), s)
+    return _told_where_lost(s)
 
 
 def _told_where_lost(s: Smoothed) -> Smoothed:

@@ -46,6 +46,11 @@ def is_extinct(log_evidence: Any) -> bool:
     return not isinstance(log_evidence, jax.core.Tracer) and bool(np.isneginf(np.asarray(log_evidence)).any())
 
 
+def is_broken(log_evidence: Any) -> bool:
+    """Whether it is known, and zero or NaN."""
+    return not isinstance(log_evidence, jax.core.Tracer) and not bool((np.asarray(log_evidence) > -np.inf).all())
+
+
 def where_lost(log_initial: Any, log_increments: Any) -> str:
     """The first place without a survivor, in words; increments after it are NaN."""
     if np.isneginf(log_initial):

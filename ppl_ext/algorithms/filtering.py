@@ -150,8 +150,16 @@ def propose_step(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, 
     """The same for the latent sites of a step."""
     if rules.proposal is None:
         return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
-    args = (ss.parameters, particle.carry, x_t.x)
-    return _ran(run_proposal("proposal", rules.proposal, args, given, key, ss.step_sites, rules.params), ss.step_sites)
+    args, own = (ss.parameters, particle.carry, x_t.x), {n: s for n, s in ss.step_sites.items() if n not in ss.imputed}
+    proposed = {n: v for n, v in given.items() if n in own}
+    values, log_q, sites = _ran(run_proposal("proposal", rules.proposal, args, proposed, key, own, rules.params), own)
+    if not ss.imputed:
+        return values, log_q, sites
+    # What was not seen is drawn from its law at the proposed states, whatever the proposal says of these.
+    record = ss.run_step(particle, {**given, **values}, x_t, None if key is None else key.apart(0x6A9))
+    drawn = {n: record.sites[n]["value"] for n in ss.imputed}
+    log_q = log_q + sum((record.imputed_law(n) for n in ss.imputed), jnp.zeros(()))
+    return {**values, **drawn}, log_q, {**sites, **{n: record.sites[n] for n in ss.imputed}}
 
 
 def _ran(record, wanted):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ class PathSweep(MCMCKernel):
 
     def sample(self, state: PathState, model_args, model_kwargs) -> PathState:
         rng_key, sweep_key = jax.random.split(state.rng_key)
-        how = self._how._replace(model=self.model)
+        how = self._how._replace(model=self.model, gaps="refuse")
         space, _ = how.begin({}, tuple(model_args), model_kwargs or {})
         path = path_of(space.lowered, state.z)
         sweep = conditional_paris(sweep_key, space, space.lowered.xs, path, how.num_particles, how.backward)
@@ -113,7 +113,7 @@ class PathSweep(MCMCKernel):
         return f"path renewed {float(jnp.mean(state.renewed)):.0%}"
 
     def _lower(self, model_args, model_kwargs):
-        return lower(self.model, tuple(model_args), model_kwargs or {})
+        return lower(self.model, tuple(model_args), model_kwargs or {}, gaps="refuse")
 
 
 class ParticleGibbs(MCMCKernel):
@@ -279,5 +279,7 @@ def path_sites(
                 continue
             found.append(name)
         initial = tuple(found)
-    lowered = lower(model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial)
-    return [*lowered.initial_sites, *lowered.step_sites]
+    # With states integrated out a gap that is handed on is, too; a path of NumPyro's sites has no place for it.
+    gaps: Literal["draw", "refuse"] = "draw" if where == "PMMH" else "refuse"
+    lowered = lower(model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial, gaps=gaps)
+    return [*lowered.initial_sites, *(name for name in lowered.step_sites if name not in lowered.imputed)]

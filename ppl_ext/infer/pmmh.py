@@ -13,6 +13,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from ppl_ext.algorithms import filtering
 from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
+from ppl_ext.algorithms.gaps import refuse_raw
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_count, check_program
@@ -112,6 +113,8 @@ class PMMH(MCMCKernel):
         flat = ravel_pytree(z)[0]
         log_density, died = self._estimate(filter_key, z, model_args, model_kwargs)
         if is_extinct(log_density) and int(died) >= 0:
+            params = {name: self._transforms[name](x) for name, x in z.items()}
+            refuse_raw("PMMH", lower(self.model, tuple(model_args), model_kwargs, params, initial="rest"), params)
             place = f"step {int(died) - 1} of the run" if int(died) else "what is observed before the scan"
             remedy = "The chain begins there all the same, and takes the first proposal that has survivors; give it init_params that have."
             warn_extinct("PMMH: at its first parameters", place, self._rules.num_particles, remedy=remedy)

@@ -18,7 +18,7 @@ from jax.scipy.linalg import cho_solve
 
 from ppl_ext.algorithms.compensated import Sum, plus
 from ppl_ext.algorithms.constancy import depends
-from ppl_ext.algorithms.exact import Steps, kind_of, smooth_run
+from ppl_ext.algorithms.exact import Steps, exact_form, smooth_run
 from ppl_ext.algorithms.extinction import lost
 from ppl_ext.algorithms.forward_backward import joint_points
 from ppl_ext.algorithms.smoothed import Smoothed
@@ -34,9 +34,9 @@ class Exact:
     """One series, smoothed within one trace."""
 
     def __init__(self, lowered: StateSpace):
-        self.lowered, self.kind = lowered, kind_of(lowered)
         self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES)
-        self.steps = Steps(lowered)
+        self.lowered, self.kind = exact_form(lowered)
+        self.steps = Steps(self.lowered)
 
     def expectations(self, functional: Functional | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """Of the functionals, and by name whether one has no closed form after all.
@@ -172,7 +172,7 @@ class Exact:
         else:
             flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]  # of finite states, so it is there
         unknown = jnp.isnan(s.filtered_mean).any(1)
-        return jax.vmap(lambda series: self.lowered.ordered(jax.vmap(self._state)(series, unknown)))(flat)
+        return jax.vmap(lambda series: self.lowered.ordered_values(jax.vmap(self._state)(series, unknown)))(flat)
 
     def _state(self, flat, unknown) -> dict[str, jax.Array]:
         return lost(self.steps.unravel_state(flat), unknown)

@@ -1,7 +1,7 @@
 """Smoothing of a stream: state O(N), one step at a time. The batch form scans the same step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ class Settings(NamedTuple):
     backward: BackwardKernel
     num_backward: int
     log_bound: Any
+    whole: bool = False  # data that are traced have no gaps
+    gaps: Literal["draw", "refuse"] = "draw"
 
     @property
     def num_particles(self) -> int:
@@ -50,7 +52,7 @@ class Settings(NamedTuple):
         """
 
         def lowered(params):
-            return lower(self.model, args, kwargs, params)
+            return lower(self.model, args, kwargs, params, gaps=self.gaps, whole=self.whole)
 
         at = lowered(params)
         if at.not_markov and not isinstance(self.backward, Path):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.algorithms.extinction import shown, warn_extinct
+from ppl_ext.algorithms.gaps import refuse_raw, without_gaps
 from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
@@ -24,7 +25,7 @@ from ppl_ext.smoothing.conditional import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess, settings
 from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.report import report_of
-from ppl_ext.smoothing.space import Functional, Space
+from ppl_ext.smoothing.space import Functional, Particles, Space
 from ppl_ext.smoothing.trajectories import trajectories, values_of
 
 
@@ -54,7 +55,8 @@ def in_order(lowered: StateSpace, sweep: Sweep) -> Sweep:
     def turned(x):
         return jnp.concatenate([x[:1], lowered.ordered(x[1:])])
 
-    path = sweep.path._replace(steps=lowered.ordered(sweep.path.steps))
+    steps = sweep.path.steps
+    path = sweep.path._replace(steps=Particles(lowered.ordered(steps.carry), lowered.ordered_values(steps.sites)))
     return sweep._replace(path=path, renewed=turned(sweep.renewed), ess=turned(sweep.ess))
 
 
@@ -109,7 +111,7 @@ class ParisParticleGibbs:
         if isinstance(burn_in, bool) or not isinstance(burn_in, int | np.integer) or not 0 <= burn_in < num_sweeps:
             raise ArgumentError(f"ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got {told(burn_in)}.")
         self.num_sweeps, self.burn_in = int(num_sweeps), int(burn_in)
-        self._run = jax.jit(self._chain, static_argnums=4)
+        self._run = jax.jit(self._chain, static_argnums=(4, 5))
 
     def run(
         self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, num_chains: int = 1, **kwargs: Any
@@ -126,10 +128,12 @@ class ParisParticleGibbs:
         check_arrays("ParisParticleGibbs:", args, kwargs)
         refuse_open_handlers("ParisParticleGibbs.run")
         params = parameters("ParisParticleGibbs", params)
-        every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains))
+        every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs))
         check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))
         if not isinstance(every.ess, jax.core.Tracer) and (dead := np.argwhere(np.asarray(every.ess) == 0)).size:
+            if not without_gaps(args, kwargs):
+                refuse_raw("ParisParticleGibbs", self.how.begin(params, args, kwargs)[0].lowered, params)
             chain, sweep, step = map(int, dead[0])
             place = f"step {step - 1}" if step else "what is observed before the scan"
             warn_extinct("ParisParticleGibbs", f"{place} in sweep {sweep} of chain {chain}", self.how.num_particles)
@@ -152,13 +156,13 @@ class ParisParticleGibbs:
             how=self.how.told() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
         )
 
-    def _chain(self, rng_key, params, args, kwargs, num_chains: int) -> tuple[Sweep, dict[str, jax.Array]]:
-        space, functional = self.how.begin(params, args, kwargs)
+    def _chain(self, rng_key, params, args, kwargs, num_chains: int, whole: bool) -> tuple[Sweep, dict[str, jax.Array]]:
+        how = self.how._replace(whole=whole)
+        space, functional = how.begin(params, args, kwargs)
 
         def one(key):
             path_key, filter_key, sweep_key = jax.random.split(key, 3)
-            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, self.how, params, space, 1)[0])
-            how = self.how
+            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, how, params, space, 1)[0])
             settings = self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
             return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(sweeps(sweep_key, space, space.lowered.xs, path, *settings))
 

@@ -103,7 +103,7 @@ class SweptParticleFilter(Algorithm):
 
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
         with target.inside():
-            space = lower(target.program, parameters=target.given, initial="rest")
+            space = lower(target.program, parameters=target.given, initial="rest", gaps="refuse")
         before = self._sweep(target, space, values)
         log_density = target.log_density(values).total
         return log_density - self.evidence_through(target, Retained(before, log_density, lambda: log_density))
@@ -164,7 +164,7 @@ class ConditionalSweep:
 
     def __call__(self, model, guide, values) -> Moved:
         key, kernel = prng_key(), backward_kernel("", self.backward)
-        lowered = lower(model, initial="rest")
+        lowered = lower(model, initial="rest", gaps="refuse")
         names = {*lowered.initial_sites, *lowered.step_sites}
         if set(values) != names:
             raise ModelError(f"ConditionalSweep moves the sites {sorted(names)} of the model's scan, but the guide has {sorted(values)}.")
