@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_array, check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ModelError
 
@@ -112,7 +113,12 @@ def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) 
 
     if any(not x.shape[-1] for x in stats.values()):
         raise ModelError("The series is empty, so there is nothing to report by time; the results themselves are in the fields.")
-    one = {name: x[0, 0] for name, x in values.items()} | {name: np.asarray(x) for name, x in params.items()}
+    one = {name: x[0, 0] for name, x in values.items()}
+    if any(np.isnan(x).any() for x in one.values()):  # where nothing survived, of integers too: the model is only asked what it looks like
+        lowered = lower(model, args, kwargs, params)
+        known = lowered.initial_sites | lowered.step_sites
+        one = {name: np.nan_to_num(x).astype(known[name].dtype) for name, x in one.items()}
+    one |= {name: np.asarray(x) for name, x in params.items()}
     sites = describe(model, one, args, kwargs, {})
     terms = {}
     observed = [name for name, site in sites.items() if site.kind == "observed" and site.in_scan]

@@ -97,7 +97,10 @@ class SweptParticleFilter(Algorithm):
             )
         space, run = self._filter()._filtered(target, keep_history=True, independent=True)
         index, possible = target.pick(run.state.log_weights)
-        values = self._sweep(target, space, paths(space, run, index))
+        before = paths(space, run, index)
+        # From where nothing was possible no sweep leads on; the weight is zero, and what has it must be a number.
+        moved = self._sweep(target, space, before)
+        values = {name: jnp.where(possible, moved[name], x) for name, x in before.items()}
         log_density = target.log_density(values).total
         return values, log_quotient(log_density, space.log_prior + run.state.log_evidence.value, possible)
 
