@@ -4,12 +4,13 @@ What ``numpyro.sample`` returns for a value that was not seen is drawn where it 
 uses the NaN itself, from its inputs, cannot be helped: :func:`refuse_raw` finds out which input and what it reaches, once a run has failed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from ppl_ext.algorithms.lowering import Before, run_step
@@ -69,12 +70,17 @@ def no_exact_answer(name: str) -> str:
     )
 
 
-def refuse_raw(what: str, space: Any, parameters: Mapping[str, Any]) -> None:
+def refuse_raw(what: str, lowered: Callable[[], Any]) -> None:
     """Find out whether a run failed because the step uses a NaN of its inputs as it is. Outside of any trace.
 
-    :param space: the state-space form.
+    :param lowered: makes the state-space form.
     :raises ModelError: if so; the message names the input, the step and what it reaches.
     """
+    with numpyro.validation_enabled(False):  # laws get NaN here, and we say where it is from
+        _refuse_raw(what, lowered())
+
+
+def _refuse_raw(what: str, space: Any) -> None:
     if not without_gaps(particle := space.start(jax.random.key(0))[0].carry):
         held = ", ".join(f"'{n}'" for n, s in space.initial_observed.items()) or "its data"
         raise ModelError(

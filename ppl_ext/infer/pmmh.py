@@ -114,7 +114,7 @@ class PMMH(MCMCKernel):
         log_density, died = self._estimate(filter_key, z, model_args, model_kwargs)
         if is_extinct(log_density) and int(died) >= 0:
             params = {name: self._transforms[name](x) for name, x in z.items()}
-            refuse_raw("PMMH", lower(self.model, tuple(model_args), model_kwargs, params, initial="rest"), params)
+            refuse_raw("PMMH", lambda: lower(self.model, tuple(model_args), model_kwargs, params, initial="rest"))
             place = f"step {int(died) - 1} of the run" if int(died) else "what is observed before the scan"
             remedy = "The chain begins there all the same, and takes the first proposal that has survivors; give it init_params that have."
             warn_extinct("PMMH: at its first parameters", place, self._rules.num_particles, remedy=remedy)

@@ -93,7 +93,7 @@ class ScoreAscent:
         for name, x in scores.items():
             if not np.isfinite(x).all():
                 if not whole:
-                    refuse_raw("ScoreAscent", lower(self._how.model, args, kwargs, params), params)
+                    refuse_raw("ScoreAscent", lambda: lower(self._how.model, args, kwargs, params))
                 at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
                 raise NonFiniteError(
                     f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate. (Where no particle "

@@ -133,7 +133,7 @@ class ParisParticleGibbs:
         check_excess(jax.tree.map(jnp.max, every.tally))
         if not isinstance(every.ess, jax.core.Tracer) and (dead := np.argwhere(np.asarray(every.ess) == 0)).size:
             if not without_gaps(args, kwargs):
-                refuse_raw("ParisParticleGibbs", self.how.begin(params, args, kwargs)[0].lowered, params)
+                refuse_raw("ParisParticleGibbs", lambda: self.how.begin(params, args, kwargs)[0].lowered)
             chain, sweep, step = map(int, dead[0])
             place = f"step {step - 1}" if step else "what is observed before the scan"
             warn_extinct("ParisParticleGibbs", f"{place} in sweep {sweep} of chain {chain}", self.how.num_particles)

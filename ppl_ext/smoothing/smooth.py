@@ -128,9 +128,9 @@ class smooth:
         """:raises ModelError: if a gap in the data is why there is no evidence."""
         if without_gaps(args, kwargs):
             return
+        refuse_raw("smooth", lambda: self._lowered(params, args, kwargs, False))
         space = self._lowered(params, args, kwargs, False)
-        refuse_raw("smooth", space, params)
-        if self.exact and space.imputed and not exact_form(space)[0].imputed and bool(space.has_gap()):
+        if self.exact and space.imputed and exact_form(space)[1] is None and bool(space.has_gap()):
             raise ModelError(no_exact_answer(next(iter(space.imputed))))
 
     def draw(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
