@@ -103,19 +103,17 @@ def _known(given: StateSpace, served: StateSpace, s: Smoothed) -> Smoothed:
 
 
 def _told_where_lost(s: Smoothed) -> Smoothed:
-    """Where no state allows a step's observations, what is conditioned on them is NaN: the filter from there on, and the whole smoother."""
+    """Where no state allows a step's observations, what the filter conditions on them is NaN. (The smoother's moments are already.)"""
     dead = jnp.cumsum(jnp.isneginf(jnp.concatenate([s.log_initial[None], s.log_increments]))) > 0
     so_far, before = dead[1:], dead[:-1]
 
     def unknown(x, when):
         return None if x is None else jnp.where(when.reshape(when.shape + (1,) * (x.ndim - when.ndim)), jnp.nan, x)
 
-    given_all = ("initial_mean", "initial_covariance", "first_cross", "mean", "covariance", "cross", "probs", "first_pairs", "pairs")
     filtered = ("filtered_mean", "filtered_covariance", "filtered_probs")
     return s._replace(
         log_increments=unknown(s.log_increments, before),
         **{name: unknown(getattr(s, name), so_far) for name in filtered},
-        **{name: unknown(getattr(s, name), dead[-1]) for name in given_all},
     )
 
 
@@ -251,7 +249,9 @@ def _gaussian(ss: StateSpace) -> Smoothed:
         new = _integrate(form, slice(0, n), slice(n, 2 * n))
         return new._replace(constant=jnp.zeros(())), _moments(joint)
 
-    flat = Form(jnp.zeros((n, n)), jnp.zeros(n), jnp.zeros(()))
+    # Of data that are impossible there is no posterior, though each message is a normal law all the same.
+    nothing = jnp.where(log_first + increments.min() > -jnp.inf, 0.0, jnp.nan)
+    flat = Form(jnp.full((n, n), nothing), jnp.full(n, nothing), jnp.zeros(()))
     behind, (means, covariances) = lax.scan(back, flat, (later, forward), reverse=True)
     mean_0, covariance_0 = _moments(_plus(_plus(first, start, slice(0, n0)), behind, slice(n0, n0 + n)))
     return Smoothed(
