@@ -566,6 +566,22 @@ def mixed(y):
     scan(step, (numpyro.sample("k0", dist.Categorical(jnp.array([0.5, 0.5]))), jnp.zeros(())), y)
 
 
+def compared(y):
+    """The value is only compared, and a comparison with NaN is false: the sum would be a plausible number."""
+
+    def step(carry, y_t):
+        k = numpyro.sample("k", dist.Categorical(jnp.asarray(MOVE, jnp.float32)[carry[0]]))
+        y_t = numpyro.sample("y", dist.Normal(1.0 * k + jnp.where(carry[1] > 0, 0.6, 0.0), 0.5), obs=y_t)
+        return (k, y_t), None
+
+    scan(step, (numpyro.sample("k0", dist.Categorical(jnp.array([0.5, 0.5]))), jnp.zeros(())), y)
+
+
+def test_a_gap_that_is_only_compared():
+    with pytest.raises(ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian.*Use a particle filter"):
+        smooth(compared, backward="exact").run(KEY, with_gaps("middle"))
+
+
 def test_a_gap_that_takes_the_exact_answer_away():
     smoother = smooth(mixed, backward="exact")
     with pytest.raises(ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian.*Use a particle filter"):
