@@ -25,6 +25,7 @@ from numpyro.distributions import constraints
 from ppl_ext.algorithms.compensated import Sum, plus, zero
 from ppl_ext.algorithms.constancy import depends
 from ppl_ext.algorithms.forward_backward import smooth_finite
+from ppl_ext.algorithms.gaps import no_exact_answer
 from ppl_ext.algorithms.lowering import Inputs
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import Particle, StateSpace
@@ -54,21 +55,65 @@ def kind_of(ss: StateSpace) -> str | None:
     return None
 
 
+def exact_form(ss: StateSpace) -> tuple[StateSpace, str | None]:
+    """The state-space form that an exact answer is made of, and which kind it is.
+
+    Gaps that are handed on belong to the state. Where the model has an exact answer only without them, and nobody knows yet whether there
+    are any, it is taken as if there were none: :meth:`StateSpace.has_gap` tells, and then the evidence is NaN.
+    """
+    if (kind := kind_of(ss)) is None and ss.imputed and not any(ss.imputed.values()) and (other := kind_of(ss.as_observed())):
+        return ss.as_observed(), other
+    return ss.for_sums(), kind
+
+
 def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
-    """The exact evidence and the moments of the states given all data.
+    """The exact evidence and the moments of the states given all data, by time in the order of the inputs.
 
     :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than ``max_states``.
     """
+    found = smooth_run(ss, max_states)
+    by_time = ("mean", "covariance", "cross", "log_increments", "filtered_mean", "filtered_covariance", "probs", "filtered_probs", "pairs")
+    return found._replace(**{name: ss.ordered(getattr(found, name)) for name in by_time})
+
+
+def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
+    """The same by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
         raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
-    match kind_of(ss):
+    given, (ss, kind) = ss, exact_form(ss)
+    match kind:
         case "finite":
-            return smooth_finite(ss, max_states)
+            return _known(given, ss, smooth_finite(ss, max_states))
         case "gaussian":
-            return _gaussian(ss)
+            return _known(given, ss, _gaussian(ss))
+    if gone := [name for name, has in ss.imputed.items() if has]:
+        raise ModelError(no_exact_answer(gone[0]))
     raise ModelError(
         "No exact answer for this model: its latent sites are neither all finite, nor all real with a log density that is quadratic in "
         "them (or part of its state follows from the past without noise). Use a particle filter."
+    )
+
+
+def _known(given: StateSpace, served: StateSpace, s: Smoothed) -> Smoothed:
+    """NaN where a gap was not served, and where there is nothing to know."""
+    if given.imputed and not served.imputed:
+        unserved = given.has_gap()
+        s = jax.tree.map(lambda x: jnp.where(unserved, jnp.nan, x), s)
+    return _told_where_lost(s)
+
+
+def _told_where_lost(s: Smoothed) -> Smoothed:
+    """Where no state allows a step's observations, what the filter conditions on them is NaN. (The smoother's moments are already.)"""
+    dead = jnp.cumsum(jnp.isneginf(jnp.concatenate([s.log_initial[None], s.log_increments]))) > 0
+    so_far, before = dead[1:], dead[:-1]
+
+    def unknown(x, when):
+        return None if x is None else jnp.where(when.reshape(when.shape + (1,) * (x.ndim - when.ndim)), jnp.nan, x)
+
+    filtered = ("filtered_mean", "filtered_covariance", "filtered_probs")
+    return s._replace(
+        log_increments=unknown(s.log_increments, before),
+        **{name: unknown(getattr(s, name), so_far) for name in filtered},
     )
 
 
@@ -77,7 +122,7 @@ def exact_evidence(ss: StateSpace, max_states: int = 4096) -> jax.Array:
 
     :raises ModelError: as :func:`smooth_exactly`.
     """
-    return jax.jit(lambda: smooth_exactly(ss, max_states).log_evidence)()
+    return jax.jit(lambda: smooth_run(ss, max_states).log_evidence)()
 
 
 def _is_real(fn) -> bool:
@@ -204,7 +249,9 @@ def _gaussian(ss: StateSpace) -> Smoothed:
         new = _integrate(form, slice(0, n), slice(n, 2 * n))
         return new._replace(constant=jnp.zeros(())), _moments(joint)
 
-    flat = Form(jnp.zeros((n, n)), jnp.zeros(n), jnp.zeros(()))
+    # Of data that are impossible there is no posterior, though each message is a normal law all the same.
+    nothing = jnp.where(log_first + increments.min() > -jnp.inf, 0.0, jnp.nan)
+    flat = Form(jnp.full((n, n), nothing), jnp.full(n, nothing), jnp.zeros(()))
     behind, (means, covariances) = lax.scan(back, flat, (later, forward), reverse=True)
     mean_0, covariance_0 = _moments(_plus(_plus(first, start, slice(0, n0)), behind, slice(n0, n0 + n)))
     return Smoothed(

@@ -40,7 +40,9 @@ _stop = lax.stop_gradient
 
 class State(NamedTuple):
     """A filter after t steps. ``particles`` have a leading axis N; ``log_weights`` (N,) are normalised; ``log_evidence`` is log Ẑ so far.
-    ``num_nan`` counts particles whose density was NaN: they have weight zero."""
+    ``num_nan`` counts particles whose density was NaN: they have weight zero. ``died`` is t after the first step that no particle
+    survived, 0 if that is what is observed before the scan, and -1 while there are survivors: then all weights are zero, and after
+    that step they are NaN."""
 
     key: jax.Array
     particles: Particle
@@ -48,11 +50,12 @@ class State(NamedTuple):
     log_evidence: Sum
     num_nan: jax.Array
     time: jax.Array
+    died: jax.Array
 
 
 class Info(NamedTuple):
     """A step in numbers: ``ancestors`` (N,), ``log_increment`` = log p̂(y_t | y_<t), ``ess`` of the weights after it, ``resampled`` or
-    not."""
+    not. Where no particle survives the increment is minus infinity and ``ess`` is 0; later ones are NaN."""
 
     ancestors: jax.Array
     log_increment: jax.Array
@@ -130,7 +133,8 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
     particles, log_ratio = _spread(rules, particles, _log_ratio(terms, log_q, program is not None, draws.fixed))
     log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
     log_weights, increment, num_nan = normalised(log_uniform + log_ratio)
-    state = State(key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32))
+    died = jnp.where(jnp.isneginf(increment), 0, -1)
+    state = State(key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32), died)
     return state, values, Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool))
 
 
@@ -146,8 +150,16 @@ def propose_step(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, 
     """The same for the latent sites of a step."""
     if rules.proposal is None:
         return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
-    args = (ss.parameters, particle.carry, x_t.x)
-    return _ran(run_proposal("proposal", rules.proposal, args, given, key, ss.step_sites, rules.params), ss.step_sites)
+    args, own = (ss.parameters, particle.carry, x_t.x), {n: s for n, s in ss.step_sites.items() if n not in ss.imputed}
+    proposed = {n: v for n, v in given.items() if n in own}
+    values, log_q, sites = _ran(run_proposal("proposal", rules.proposal, args, proposed, key, own, rules.params), own)
+    if not ss.imputed:
+        return values, log_q, sites
+    # What was not seen is drawn from its law at the proposed states, whatever the proposal says of these.
+    record = ss.run_step(particle, {**given, **values}, x_t, None if key is None else key.apart(0x6A9))
+    drawn = {n: record.sites[n]["value"] for n in ss.imputed}
+    log_q = log_q + sum((record.imputed_law(n) for n in ss.imputed), jnp.zeros(()))
+    return {**values, **drawn}, log_q, {**sites, **{n: record.sites[n] for n in ss.imputed}}
 
 
 def _ran(record, wanted):
@@ -171,8 +183,13 @@ def advance(
     ancestors, log_before = gathered(rules.mesh, (ancestors, log_before))
     old = jax.tree.map(lambda x: x[ancestors], state.particles)
     particles, log_ratio = propose(ss, rules, draws, LaneKeys(for_lanes, num), old, x_t, frozen)
-    log_weights, increment, num_nan = normalised(log_before + log_ratio)
-    new = State(key, particles, log_weights, plus(state.log_evidence, increment), state.num_nan + num_nan, state.time + 1)
+    alive = state.died < 0
+    log_weights, increment, num_nan = normalised(log_before + log_ratio, alive)
+    time, num_nan = state.time + 1, state.num_nan + jnp.where(alive, num_nan, 0)
+    died = jnp.where(alive & jnp.isneginf(increment), time, state.died)
+    # What has become zero stays so, though the later terms are NaN.
+    log_evidence = plus(state.log_evidence, jnp.where(alive, increment, 0.0))
+    new = State(key, particles, log_weights, log_evidence, num_nan, time, died)
     return new, Info(ancestors, increment, ess(log_weights), resampled)
 
 
@@ -188,7 +205,8 @@ def first_stage(ss: StateSpace, rules: Rules, state: State, x_t: Inputs) -> jax.
         return state.log_weights
     look = rules.look_ahead
     log_first = state.log_weights + jax.vmap(lambda p: look(ss.parameters, p.carry, x_t.x))(state.particles)
-    return normalised(log_first)[0]
+    log_first, total, _ = normalised(log_first)
+    return jnp.where(jnp.isneginf(total), -jnp.log(rules.num_particles), log_first)  # a guess that excludes everyone is none
 
 
 def resample(rules: Rules, draws: Draws, key, log_weights, log_first, num: int, through: bool = False):
@@ -238,24 +256,27 @@ def _log_ratio(terms: Terms, log_q, proposed: bool, fixed: bool) -> jax.Array:
     return terms.observed + terms.rescaled + (only_gradient(terms.drawn) if fixed else 0.0)
 
 
-def normalised(log_weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalised log weights, the log of their sum, and how many were NaN. If none is positive, all count the same from here on."""
+def normalised(log_weights: jax.Array, alive: jax.Array | bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalised log weights, the log of their sum, and how many were NaN. If none is positive all stay zero; where none was before
+    (not ``alive``), there is nothing to weigh, and weights and sum are NaN."""
     wrong = jnp.isnan(log_weights)
     log_weights = jnp.where(wrong, -jnp.inf, log_weights)
     possible = log_weights.max() > -jnp.inf
     safe = jnp.where(possible, log_weights, 0.0)
     total = logsumexp(safe)
-    return safe - total, jnp.where(possible, total, -jnp.inf), wrong.sum(dtype=jnp.int32)
+    shift, total = jnp.where(possible, total, jnp.inf), jnp.where(possible, total, -jnp.inf)
+    return safe - jnp.where(alive, shift, jnp.nan), jnp.where(alive, total, jnp.nan), wrong.sum(dtype=jnp.int32)
 
 
 def ess(log_weights: jax.Array) -> jax.Array:
-    """Effective sample size of normalised weights, between 1 and N."""
-    return jnp.exp(-logsumexp(2 * _stop(log_weights)))
+    """Effective sample size of normalised weights, between 1 and N; 0 where all are zero."""
+    log_squares = logsumexp(2 * _stop(log_weights))
+    return jnp.where(jnp.isneginf(log_squares), 0.0, jnp.exp(-log_squares))
 
 
 class Run(NamedTuple):
     """A filter over a whole series. ``info`` has a leading axis of T + 1 times, the first being that before the scan; ``history`` the
-    particles and their log weights at these times, if asked for."""
+    particles and their log weights at these times, if asked for. Times are those of the run, for a reversed scan as well."""
 
     state: State
     initial: dict[str, jax.Array]
@@ -275,14 +296,16 @@ def run_filter(
 ) -> Run:
     """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs.
 
-    :param through: a path (initial sites, and step sites with a time axis) that the first lane follows: a conditional run. The other lanes
-        are then resampled independently (multinomial), whatever the scheme, as its law wants (Andrieu, Doucet, Holenstein 2010, § 4.3).
+    :param through: a path (initial sites, and step sites in the order of the inputs) that the first lane follows: a conditional run. The
+        other lanes are then resampled independently (multinomial), whatever the scheme, as its law wants (Andrieu, Doucet, Holenstein
+        2010, § 4.3).
     :param loop: ``jax.lax.scan``, or NumPyro's, where the draws are sites.
     """
     start_at = series = None
     if through is not None:
         rules = rules._replace(scheme=multinomial)
         start_at, series = ({n: through[n] for n in sites} for sites in (ss.initial_sites, ss.step_sites))
+        series = ss.ordered(series)
     state, initial, first = begin(ss, rules, key, draws, start_at)
 
     def step(state: State, inputs):
@@ -297,7 +320,7 @@ def run_filter(
 
 
 def paths(ss: StateSpace, run: Run, index: jax.Array) -> dict[str, Any]:
-    """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites with a time axis."""
+    """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites in the order of the inputs."""
     assert run.history is not None
 
     def back(i, at):
@@ -306,4 +329,4 @@ def paths(ss: StateSpace, run: Run, index: jax.Array) -> dict[str, Any]:
 
     sites = jax.tree.map(lambda x: x[1:], run.history[0].sites)
     first, series = lax.scan(back, index, (run.info.ancestors[1:], sites), reverse=True)
-    return {**jax.tree.map(lambda x: x[first], run.initial), **series}
+    return {**jax.tree.map(lambda x: x[first], run.initial), **ss.ordered(series)}

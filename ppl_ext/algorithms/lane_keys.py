@@ -43,6 +43,10 @@ class LaneKey:
         """A key that no other lane has, for what is drawn by other rules than :meth:`draw`'s."""
         return random.fold_in(random.fold_in(self.key, number), self.index)
 
+    def apart(self, number: int) -> "LaneKey":
+        """Another key, for another program of this lane."""
+        return LaneKey(random.fold_in(self.key, number), self.index, self.num)
+
     def draw(self, law: Distribution, number: int, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """This lane's value of site ``number``, along the same path through the law's parameters as NumPyro's."""
         moved = _MOVED.get(type(innermost := _innermost(law)))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.distributions.batch_util import promote_batch_shape
@@ -18,7 +19,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from ppl_ext.algorithms.lane_keys import LaneKey
-from ppl_ext.algorithms.missing import observed_term
+from ppl_ext.algorithms.missing import can_be_drawn, filled, gaps, idle_term, missing_term, observed_term
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
@@ -36,7 +37,10 @@ class Inputs(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scan as a model wrote it, with the handlers around it; ``scales`` holds their effect on the densities of sites."""
+    """A scan as a model wrote it, with the handlers around it; ``scales`` holds their effect on the densities of sites.
+
+    ``xs`` stand in the order of the run: of a scan with ``reverse=True`` the last inputs of the model come first.
+    """
 
     body: Callable
     init: Any
@@ -44,6 +48,10 @@ class Scan(NamedTuple):
     length: int
     stack: tuple[tuple[str, Any], ...]
     scales: dict[str, Any]
+    reverse: bool
+    sources: Inputs  # xs as the model gave them, for who asks whether they are known
+    imputed: frozenset[str] = frozenset()  # observed sites whose gaps are drawn: the step hands them on
+    idle: bool = False  # what was seen of them has a density as well, so that sums over their values count it once
 
 
 class Reached(BaseException):
@@ -70,6 +78,9 @@ class _Sites(Messenger):
         self.latent: list[str] = []
         self.given: list[str] = []  # latent by themselves, but a handler inside gave them a value
         self.num_keys, self.stands = 0, "before its first site"
+        self.imputed: frozenset[str] = frozenset()
+        self.idle = False
+        self.raw: dict[str, jax.Array] = {}  # values of imputed sites, with their gaps
 
     def next_key(self, number: int):
         if self.key is None:
@@ -105,6 +116,8 @@ class _Sites(Messenger):
             raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
         if msg["value"] is not None or msg["is_observed"]:
             self.given += [] if msg["is_observed"] else [name]
+            if name in self.imputed:
+                self.impute(msg)
             return
         self.latent.append(name)
         if name in self.values:
@@ -116,17 +129,43 @@ class _Sites(Messenger):
             key = self.next_key(self.num_keys) if key is None else key
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
 
+    def impute(self, msg) -> None:
+        """Hand on, instead of NaN, the given value or a draw from the site's law."""
+        name, fn, raw = msg["name"], unmasked(msg["fn"]), jnp.asarray(msg["value"])
+        self.raw[name] = raw
+        if name in self.values:
+            full = jnp.reshape(_checked(name, self.values[name], raw.shape), raw.shape)
+            msg["value"] = jnp.where(gaps(fn, raw), full, raw)
+            self.raw[f"{name}/state"] = full
+        elif self.key is not None:
+            shape = raw.shape[: raw.ndim - len(fn.shape())]
+            lane = isinstance(self.key, LaneKey)
+            drawn = self.key.draw(fn, self.num_keys, shape) if lane else fn(rng_key=self.next_key(self.num_keys), sample_shape=shape)
+            msg["value"] = filled(fn, raw, drawn)
+
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and not was_sent(self, msg):
             self.sites[msg["name"]] = msg.copy()
+            if msg["name"] in self.raw:
+                self.sites[msg["name"]]["raw"] = self.raw[msg["name"]]
             self.stands = f"after site '{msg['name']}'"
+
+    def imputed_law(self, name: str) -> jax.Array:
+        """The log density of what was drawn of an imputed site."""
+        site = self.sites[name]
+        return jnp.sum(missing_term(site["fn"], self.raw[name], site["value"], name))
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
         """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too."""
         total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)
-            if name in latent:
+            if name in self.raw:
+                law = self.imputed_law(name)
+                total, drawn = total + law, drawn + law
+                total += idle_term(unmasked(site["fn"]), self.raw[name], self.raw[f"{name}/state"]) if self.idle else 0.0
+                observed += outer * jnp.sum(observed_term({**site, "value": self.raw[name]}))
+            elif name in latent:
                 site = {**site, "fn": unmasked(site["fn"])} if bare else site
                 law = jnp.sum(site_term({**site, "scale": None}, {})[0])
                 drawn += law
@@ -197,14 +236,19 @@ class Before(_Sites):
         if self.scan is not None:
             raise ModelError("The model has two scans; a state-space form has one. Let one scan step through both series.")
         body, init, xs, length, reverse = msg["args"]
-        if reverse:
-            raise ModelError("The scan runs with reverse=True; flip its inputs, jax.tree.map(lambda x: x[::-1], xs), and scan forwards.")
         length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
         stack = tuple((kind, _values_of(held)) for kind, held in msg["kwargs"]["substitute_stack"])
         stack += (("substitute", {n: v for n, v in self.values.items() if n not in self.sites}),)
         series = {n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)}
+        held = {n: v for _, values in stack for n, v in values.items() if n in series}
+        sources = Inputs(xs, held, np.arange(length))  # type: ignore[arg-type]  # not of JAX: known inside a trace too
+        xs, number = jax.tree.map(jnp.asarray, xs), jnp.arange(length)
+        if reverse:
+            # Values that NumPyro's handlers hold are read in the order of the run, as NumPyro does; ours stand in the order of the inputs.
+            xs, number = backwards((xs, number))
+            series |= {n: backwards(series[n]) for n in stack[-1][1] if n in series}
         init = jax.tree.map(_strong, init)
-        self.scan = Scan(body, init, Inputs(jax.tree.map(jnp.asarray, xs), series, jnp.arange(length)), length, stack, {})
+        self.scan = Scan(body, init, Inputs(xs, series, number), length, stack, {}, bool(reverse), sources)
         if not self.first:
             raise Reached
         carry, y, self.step = self._first_step()
@@ -225,6 +269,11 @@ class Before(_Sites):
         for name, site in trace.trace.items():
             site["fn"] = self.stacked[name] = promote_batch_shape(site["fn"])
         return trace
+
+
+def backwards(tree: Any) -> Any:
+    """Series from their end to their beginning."""
+    return jax.tree.map(lambda x: x[::-1], tree)
 
 
 def _strong(x) -> jax.Array:
@@ -266,9 +315,22 @@ class _Step(_Sites):
             raise ModelError(f"'{msg['name']}' ({msg['type']}) stands inside the step; declare it before the scan.")
         super().process_message(msg)
 
+    def may_hand_on(self) -> dict[str, jax.Array]:
+        """Values of observed sites that could have a gap, and it be drawn."""
+        given = {n: s for n, s in self.sites.items() if n not in self.latent}
+        return {n: jnp.asarray(s["value"]) for n, s in given.items() if can_be_drawn(unmasked(s["fn"]), jnp.asarray(s["value"]))}
+
+    def as_given(self) -> "_Step":
+        """The record with imputed sites as the observed ones that they are."""
+        for name in self.imputed & self.raw.keys():
+            self.sites[name]["value"] = self.raw[name]
+        self.raw = {}
+        return self
+
 
 def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None) -> tuple[Any, Any, _Step]:
-    """The new carry, the output and the record of one step; latent sites take their values, or are drawn with the key."""
+    """The new carry, the output and the record of one step; latent sites take their values, or are drawn with the key. So do the gaps of
+    imputed sites."""
     body = scan.body
     for kind, held in scan.stack:
 
@@ -276,7 +338,9 @@ def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None
             return _at_step(msg, held, inputs)
 
         body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, substitute_fn=given)
-    with block(), (record := _Step(values, key)):
+    record = _Step(values, key)
+    record.imputed, record.idle = scan.imputed, scan.idle
+    with block(), record:
         new, output = body(carry, inputs.x)
     return new, output, record
 

@@ -1,15 +1,26 @@
-"""Densities of observations with gaps: a NaN in observed data is a value that was not seen, and its density is summed out."""
+r"""Observations with gaps: a NaN in observed data is a value that was not seen.
+
+Where nothing looks at the value its density is summed out (:func:`observed_term`). Where the step hands it on, as an autoregression on the
+observations does, it is a state: drawn from its law given what was seen of the same event (:func:`filled`), with the density
+
+.. math:: p(y_{\text{missing}} \mid y_{\text{seen}}) = p(y) / p(y_{\text{seen}})
+
+(:func:`missing_term`), so that with the term of what was seen it has the density of the whole.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
-from jax.scipy.linalg import solve_triangular
+from jax.scipy.linalg import cho_solve, solve_triangular
 from numpyro.distributions import Distribution
 from numpyro.distributions.util import is_identically_one
 
 from ppl_ext.errors import ModelError
-from ppl_ext.laws import log_prob
+from ppl_ext.gradients import finite_support
+from ppl_ext.laws import elements, log_prob
 
 
 def observed_term(site: dict) -> jax.Array:
@@ -22,11 +33,70 @@ def observed_term(site: dict) -> jax.Array:
     they are. Mask and scale are applied.
     """
     fn, value, scale = site["fn"], jnp.asarray(site["value"]), site["scale"]
-    if isinstance(_innermost(fn), dist.Unit | dist.Delta) or not jnp.issubdtype(value.dtype, jnp.floating):
+    if not holds_nan(fn, value):
         term = log_prob(fn, value, site["intermediates"])
     else:
         term = _seen(fn, value, jnp.isnan(value), site["name"])
     return term if scale is None or is_identically_one(scale) else scale * term
+
+
+def holds_nan(fn: Distribution, value: jax.Array) -> bool:
+    """Whether a NaN there is a gap: not in a factor, and not in integers."""
+    return not isinstance(_innermost(fn), dist.Unit | dist.Delta) and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def can_be_drawn(fn: Distribution, value: jax.Array) -> bool:
+    """Whether a gap in a value of this law could be drawn: each element has a law of its own."""
+    extra = value.ndim - len(fn.shape())
+    fits = extra >= 0 and value.shape[extra:] == fn.shape()
+    return fits and holds_nan(fn, value) and not isinstance(_innermost(fn), dist.ImproperUniform)
+
+
+def gaps(fn: Distribution, value: jax.Array) -> jax.Array:
+    """Which entries were not seen, of the value's shape; an event is missing as a whole, but of laws that can be split."""
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    missing = jnp.isnan(value)
+    if isinstance(fn, dist.MultivariateNormal):
+        return missing
+    return jnp.broadcast_to(missing.any(tuple(range(-fn.event_dim, 0)), keepdims=True), value.shape)
+
+
+def filled(fn: Distribution, value: jax.Array, drawn: jax.Array) -> jax.Array:
+    """The value, with what is missing from ``drawn``, a draw of the law. In a normal vector it moves with what was seen of the rest
+    (Matheron's rule): the draw given that."""
+    missing, law = jnp.isnan(value), _innermost(fn)
+    if isinstance(law, dist.MultivariateNormal):
+        root, _ = _seen_root(law, value, missing)
+        off = jnp.where(missing, 0.0, jnp.where(missing, 0.0, value) - drawn)
+        pull = cho_solve((jnp.broadcast_to(root, (*off.shape[:-1], *root.shape[-2:])), True), off[..., None])
+        drawn = drawn + jnp.matmul(law.covariance_matrix, pull)[..., 0]
+    return jnp.where(gaps(fn, value), jnp.asarray(drawn, value.dtype), value)
+
+
+def missing_term(fn: Distribution, value: jax.Array, full: jax.Array, name: str) -> jax.Array:
+    """The log density of what was not seen of ``value`` given what was, at ``full``; what a mask hides was not seen, and has it too."""
+    match fn:
+        case dist.MaskedDistribution():
+            return missing_term(fn.base_dist, value, full, name)
+        case dist.Independent():
+            return missing_term(fn.base_dist, value, full, name).sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+        case dist.ExpandedDistribution():
+            return missing_term(fn.base_dist, value, full, name)
+    missing = jnp.isnan(value)
+    term = log_prob(fn, full)
+    if isinstance(fn, dist.MultivariateNormal):
+        term = term - _seen_normal(fn, value, missing)
+    return jnp.where(missing.any(tuple(range(value.ndim - fn.event_dim, value.ndim))), term, 0.0)
+
+
+def idle_term(fn: Distribution, value: jax.Array, full: jax.Array) -> jax.Array:
+    """A density for the entries that were seen, so that a sum over all values of the state counts each of theirs once."""
+    if fn.has_enumerate_support:
+        each = jnp.full(value.shape, -math.log(len(finite_support(elements(fn)))))
+    else:
+        each = -0.5 * full**2 - 0.5 * math.log(2 * math.pi)
+    return jnp.where(gaps(fn, value), 0.0, each).sum()
 
 
 def _innermost(fn: Distribution) -> Distribution:
@@ -68,12 +138,17 @@ def _feasible(fn: Distribution, value: jax.Array, name: str) -> jax.Array:
 
 def _seen_normal(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Array) -> jax.Array:
     """The marginal density of the seen coordinates: missing ones become independent standard normals at their mean."""
-    seen = ~missing
-    keep = seen[..., :, None] & seen[..., None, :]
-    covariance = jnp.where(keep, fn.covariance_matrix, jnp.eye(value.shape[-1], dtype=value.dtype))
-    root = jnp.linalg.cholesky(covariance)
+    root, seen = _seen_root(fn, value, missing)
     rest = jnp.where(missing, 0.0, jnp.where(missing, 0.0, value) - fn.loc)
     root = jnp.broadcast_to(root, (*rest.shape[:-1], *root.shape[-2:]))
     white = solve_triangular(root, rest[..., None], lower=True)[..., 0]
     half_log_det = jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
     return -0.5 * (white**2).sum(-1) - half_log_det - 0.5 * jnp.log(2 * jnp.pi) * seen.sum(-1)
+
+
+def _seen_root(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A Cholesky factor of the covariance, where missing coordinates are independent of variance 1; and which are not."""
+    seen = ~missing
+    keep = seen[..., :, None] & seen[..., None, :]
+    covariance = jnp.where(keep, fn.covariance_matrix, jnp.eye(value.shape[-1], dtype=value.dtype))
+    return jnp.linalg.cholesky(covariance), seen

@@ -1,5 +1,6 @@
 """The posterior of a program as a program: it draws by an algorithm, and estimates the density of its draws."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,14 +8,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.inner import Drawn, Inner, refuse_open_plates, run_here, unused_run
+from ppl_ext.algorithms.extinction import lost
+from ppl_ext.algorithms.inner import Drawn, Inner, has_strategies, refuse_open_plates, run_here, unused_run
 from ppl_ext.algorithms.marginal import emit
 from ppl_ext.algorithms.target import ImposeSome, Record, Target, is_estimated
 from ppl_ext.direction import Estimate
 from ppl_ext.errors import ArgumentTypeError, ModelError
 from ppl_ext.program import Program, _listed
+from ppl_ext.run import Run
 
 
 class normalize(eqx.Module):
@@ -36,7 +40,8 @@ class normalize(eqx.Module):
     :param program: a NumPyro program; its observed sites and factors count as data too.
     :param data: dict from names of latent sites to values to condition on; ``{}`` for a program that has its data already.
     :param algorithm: an :class:`~ppl_ext.algorithms.Algorithm`.
-    :return: calling it returns the dict of values.
+    :return: calling it returns the dict of values. Where nothing is possible given the data, a draw is NaN (of integers, the least one),
+        with a warning outside of a trace; inside an objective its weight is zero.
     :raises ModelError: when run: a name in ``data`` is no latent site, or none is left; otherwise as :class:`marginal`.
 
     Sources: Becker et al. 2024; Andrieu, Doucet, Holenstein 2010 for the extended space.
@@ -78,10 +83,10 @@ class normalize(eqx.Module):
 
         def drawn(name: str):
             if not cache:
-                cache.append(self.algorithm.draw(target))
+                cache.append(_or_nothing(what, target, *self.algorithm.draw(target)) if alone else self.algorithm.draw(target))
             return cache[0][0][name]
 
-        what = f"normalize({', '.join(free)})"
+        what, alone = f"normalize({', '.join(free)})", _nobody_weighs(run)
         with (kept := Inner("", run, {}, frozenset(free))):
             values = {name: _sample(record.sites[name], drawn) for name in free}
         all_drawn = all(kept.drawn.values())
@@ -112,6 +117,26 @@ class normalize(eqx.Module):
         if not free:
             raise ModelError(f"normalize conditions on every latent site ({_listed(latent)}), so nothing is left to draw.")
         return free
+
+
+def _nobody_weighs(run: Run) -> bool:
+    """Whether draws go to a user as they are. An objective, or a transformation around, gives a draw its weight, zero where none was
+    possible, and its sum over draws is right only if they are numbers."""
+    return not has_strategies(run) and not any(isinstance(handler, Inner) for handler in _PYRO_STACK)
+
+
+def _or_nothing(what: str, target: Target, values: dict[str, jax.Array], log_w: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    """A draw, or NaN where the algorithm found nothing to draw."""
+    if (possible := target.possible) is None:
+        return values, log_w
+    if not isinstance(possible, jax.core.Tracer) and not bool(possible):
+        warnings.warn(
+            f"{what}: nothing that the algorithm drew is possible given the data (all weights are zero), so there is no posterior to draw "
+            "from, and the draw is NaN (of integers, the least one). Look at the data and the supports of their laws; if they are "
+            "possible, use more particles, or a proposal.",
+            stacklevel=4,
+        )
+    return lost(values, ~possible), jnp.where(possible, log_w, jnp.nan)
 
 
 def _sample(site: dict, drawn: Callable[[str], jax.Array]) -> jax.Array:

@@ -122,10 +122,13 @@ class ParticleFilter(Algorithm):
         return log_density - self.evidence_through(target, Retained(values, log_density, lambda: log_density))
 
     def _filtered(self, target: Target, independent: bool = False, **options) -> tuple[StateSpace, Run]:
+        paths_matter = "keep_history" in options or "through" in options
+        learns = target.has_strategies and self.gradient is None
         with target.inside():
-            space = lower(target.program, parameters=target.given, initial="rest")
+            gaps: Literal["draw", "refuse"] = "refuse" if paths_matter else "draw"
+            space = lower(target.program, parameters=target.given, initial="rest", gaps=gaps, whole=learns)
         params = self._admit(target, space)
-        if target.has_strategies and self.gradient is None:
+        if learns:
             self._check_strategies()
             draws, key = Sited(target.annotations), target.key()
             with target.inside():

@@ -43,7 +43,7 @@ class _Position(NamedTuple):
 
 
 def weights_of(log_weights: jax.Array) -> jax.Array:
-    """Weights up to a factor, the largest 1; all 1 if none is positive.
+    """Weights up to a factor, the largest 1; all 1 if none is positive: what indices are drawn with, where any will do.
 
     >>> [float(w) for w in weights_of(jnp.array([-jnp.inf, 0.0, jnp.nan]))]
     [0.0, 1.0, 0.0]
@@ -52,6 +52,21 @@ def weights_of(log_weights: jax.Array) -> jax.Array:
     top = log_weights.max()
     weights = jnp.where(jnp.isfinite(top), jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, 0.0)), log_weights == top)
     return weights.astype(log_weights.dtype)
+
+
+def any_left(log_weights: jax.Array) -> jax.Array:
+    """Whether a weight is positive."""
+    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights).max() > -jnp.inf
+
+
+def shares(log_weights: jax.Array) -> jax.Array:
+    """Weights that sum to one: what an expectation is taken with; NaN if none is positive.
+
+    >>> [float(w) for w in shares(jnp.zeros(2))], [float(w) for w in shares(jnp.full(2, -jnp.inf))]
+    ([0.5, 0.5], [nan, nan])
+    """
+    weights = weights_of(log_weights)
+    return weights / jnp.where(any_left(log_weights), weights.sum(), jnp.nan)
 
 
 def systematic(key, log_weights: jax.Array, num: int) -> jax.Array:

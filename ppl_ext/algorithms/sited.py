@@ -16,6 +16,7 @@ from jax.scipy.special import logsumexp
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from ppl_ext.algorithms.missing import missing_term
 from ppl_ext.algorithms.resampling import weights_of
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients import Constant, Reparameterize, ScoreFunction, as_strategy
@@ -93,6 +94,13 @@ def _(d: Lanes):
     return Lanes(d.values, d.log_density, d.discrete)
 
 
+def _law_at(site: dict) -> jax.Array:
+    """The log density that a site was drawn with, at its value held fixed; of an imputed one that of what was not seen."""
+    if "raw" in site:
+        return jnp.sum(missing_term(site["fn"], site["raw"], _stop(site["value"]), site["name"]))
+    return jnp.sum(unmasked(site["fn"]).log_prob(_stop(site["value"])))
+
+
 class Sited:
     """Draws for :func:`~ppl_ext.algorithms.filtering.advance` inside an expectation.
 
@@ -115,7 +123,7 @@ class Sited:
         def lane(given, key, *particle):
             values, log_q, sites = one(given, key, *particle)
             laws.update({n: (unmasked(s["fn"]), s["infer"]) for n, s in sites.items()})
-            return values, log_q, {n: jnp.sum(unmasked(s["fn"]).log_prob(_stop(s["value"]))) for n, s in sites.items()}
+            return values, log_q, {n: _law_at(s) for n, s in sites.items()}
 
         def all_lanes(given):
             return keys.each(lambda key, given, *particle: lane(given, key, *particle), given, *particles)

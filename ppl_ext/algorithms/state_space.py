@@ -11,10 +11,14 @@ over the traced parameters and data, made anew in every trace; do not pass it in
   value makes a site a parameter; of the others, those that reach the first carry are initial sites, and a value is missing for the rest.
 - A site that a handler inside the model gives a value (``condition``, ``substitute``, ``replay``), before the scan or in it, is no latent
   site: in the step and where it is observed it counts in g.
-- NaN in an observed site means "not seen" (:mod:`ppl_ext.algorithms.missing`); a mask on observations works too. A mask on a *latent* site
-  of a step is lifted: what it hides is drawn from its law, so that padded series and ``obs_mask`` do what they should.
-- ``scan`` steps forward, once; another scan, a scan or ``cond`` inside, ``reverse=True``, subsampled plates and sites after the scan are
-  refused.
+- NaN in an observed site means "not seen" (:mod:`ppl_ext.algorithms.missing`); a mask on observations works too. Where the step hands
+  the observed value on, to its carry or to another site, what was not seen is part of the state: the site is then among the latent ones
+  (``imputed``), its value what was seen and, in the gaps, what was drawn. Data that are known to have no gap make no such site.
+- A mask on a *latent* site of a step is lifted: what it hides is drawn from its law, so that padded series and ``obs_mask`` do what they
+  should.
+- ``scan`` steps once through its inputs. With ``reverse=True`` it begins at the last of them: :attr:`StateSpace.xs` and what is computed
+  here stand in the order of the run, and :meth:`StateSpace.ordered` turns results into the order of the inputs, as NumPyro stacks them.
+- Another scan, a scan or ``cond`` inside, subsampled plates and sites after the scan are refused.
 
 Everything below works on one particle; ``jax.vmap`` makes N of it::
 
@@ -27,6 +31,7 @@ Everything below works on one particle; ``jax.vmap`` makes N of it::
 For streaming, see :func:`time_slice` and :func:`check_streams`.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -37,7 +42,8 @@ from jax import random
 from numpyro.handlers import block
 
 from ppl_ext.algorithms.dependence import Uses, find_uses
-from ppl_ext.algorithms.lowering import Before, Inputs, Reached, Terms, run_step
+from ppl_ext.algorithms.gaps import gap_of, refuse_known
+from ppl_ext.algorithms.lowering import Before, Inputs, Reached, Terms, backwards, run_step
 from ppl_ext.arguments import check_call, check_program, check_values
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained
@@ -85,26 +91,37 @@ class StateSpace:
 
     ``parameters``: values by name. ``parameter_sites``, ``initial_sites``, ``step_sites`` (latent ones), ``initial_observed``,
     ``step_observed``: :class:`Site` by name. ``xs``: inputs of all steps (a pytree with a leading time axis, for ``lax.scan``),
-    ``num_steps``: how many. ``log_prior``: log density of the parameters.
+    ``num_steps``: how many, ``reverse``: whether the last inputs come first. ``log_prior``: log density of the parameters. ``imputed``:
+    observed sites whose gaps are drawn, and whether there is one (``None``: not known yet).
     """
 
-    def __init__(self, rerun: Callable, first: Before, initial: tuple[str, ...], uses: Uses):
+    def __init__(self, rerun: Callable, first: Before, initial: tuple[str, ...], uses: Uses, imputed: dict[str, bool | None]):
         assert first.scan is not None and first.step is not None
-        self._rerun, self._scan, self._uses = rerun, first.scan, uses
-        self.num_steps, self.xs = first.scan.length, first.scan.xs
+        self._rerun, self._scan, self._uses = rerun, first.scan._replace(imputed=frozenset(imputed)), uses
+        self.imputed = imputed
+        self.num_steps, self.xs, self.reverse = first.scan.length, first.scan.xs, first.scan.reverse
         before, step = first.sites, first.step.sites
         given = [n for n, s in before.items() if not s["is_observed"] and n not in initial]
         self.parameters = {n: before[n]["value"] for n in given}
         self.parameter_sites = {n: _site(before[n]) for n in given}
         self.initial_sites = {n: _site(before[n]) for n in initial}
         self.initial_observed = {n: _site(s) for n, s in before.items() if s["is_observed"]}
-        self.step_sites = {n: _site(step[n]) for n in first.step.latent}
+        self.step_sites = {n: _site(step[n]) for n in (*first.step.latent, *imputed)}
         self.step_observed = {n: _site(s) for n, s in step.items() if n not in first.step.latent}
         self.log_prior = first.terms(frozenset(given), {}, bare=False).latent
 
     def inputs(self, t) -> Inputs:
-        """The inputs of step t, counted from 0."""
+        """The inputs of step t of the run, counted from 0."""
         return jax.tree.map(lambda a: a[t], self.xs)
+
+    def ordered(self, series: Any) -> Any:
+        """Series by step of the run, leaves (T, ...), in the order of the inputs; and back again."""
+        return backwards(series) if self.reverse else series
+
+    def ordered_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of the latent sites of a trajectory: those of the steps are turned, initial ones are as they are. Imputed sites, which
+        the model has as observed ones, are left out."""
+        return {n: self.ordered(v) if n in self.step_sites else v for n, v in values.items() if n not in self.imputed}
 
     def draw_initial(self, key) -> dict[str, jax.Array]:
         """The initial sites of one particle, from their laws."""
@@ -147,6 +164,35 @@ class StateSpace:
         carry, _, step = run_step(self._scan, particle.carry, x_t, {}, key)
         terms = step.terms(frozenset(self.step_sites), self._scan.scales)
         return self._particle(carry, step), terms.observed + terms.rescaled
+
+    def run_from(self, carry: Any, x_t: Inputs, key) -> tuple[Any, Any]:
+        """The new carry and the record of a step whose latent sites are drawn."""
+        new, _, record = run_step(self._scan, carry, x_t, {}, key)
+        return new, record
+
+    def as_observed(self) -> "StateSpace":
+        """The same with nothing imputed: a gap that is handed on is NaN."""
+        other = copy.copy(self)
+        other._scan, other.imputed = self._scan._replace(imputed=frozenset()), {}
+        other.step_sites = {n: s for n, s in self.step_sites.items() if n not in self.imputed}
+        return other
+
+    def for_sums(self) -> "StateSpace":
+        """The same for sums over all values of the latent sites: of imputed ones, what was seen has a density that sums to one."""
+        other = copy.copy(self)
+        other._scan = self._scan._replace(idle=True)
+        return other
+
+    def has_gap(self) -> jax.Array:
+        """Whether an imputed site has a gap that another step could ask for: all but the last of the run."""
+        carry = self._scan.init
+        latent = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items() if n not in self.imputed}
+
+        def gaps(x):
+            sites = run_step(self._scan._replace(imputed=frozenset()), carry, x, latent)[2].sites
+            return jnp.stack([jnp.isnan(sites[n]["value"]).any() for n in self.imputed]).any()
+
+        return jax.vmap(gaps)(jax.tree.map(lambda a: a[:-1], self.xs)).any() if self.num_steps > 1 else jnp.zeros((), bool)
 
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> Step:
         """One step from a particle's carry with given values of the latent sites."""
@@ -203,6 +249,8 @@ def lower(
     parameters: Mapping[str, Any] | None = None,
     *,
     initial: tuple[str, ...] | Literal["rest"] | None = None,
+    gaps: Literal["draw", "refuse"] = "draw",
+    whole: bool = False,
 ) -> StateSpace:
     """The state-space form of a NumPyro model with one ``scan``.
 
@@ -210,6 +258,8 @@ def lower(
         are taken as given there: such a site counts in g.
     :param initial: names of sites before the scan that each particle draws; ``"rest"`` for all that have no value; by default those of them
         that reach the first carry.
+    :param gaps: what to do where an observed value that was not seen is handed on: draw it, as a site of the step, or refuse it.
+    :param whole: data that are not known yet, inside a trace, have no gaps. By default they may have some.
     :raises ModelError: if the model has no state-space form, a parameter has no value, or a value has no site. The message says which.
 
     >>> import numpyro, numpyro.distributions as dist
@@ -266,11 +316,23 @@ def lower(
             f"Site {_listed(leaks)} has a value of its own for each particle, but the step uses it without the carry. Give it a value as a "
             "parameter, or carry it through the scan."
         )
-    return StateSpace(rerun, first, chosen, uses)
+    found = {n: gap_of(first, n) for n in sorted(uses.handed_on)}
+    if gaps == "refuse":
+        refuse_known(n for n, has in found.items() if has)
+        found = {}
+    return StateSpace(rerun, first, chosen, uses, {n: has for n, has in found.items() if has or (has is None and not whole)})
 
 
-def num_steps(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> int:
-    """How many steps the scan of a model has with these arguments.
+class Shape(NamedTuple):
+    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step."""
+
+    num_steps: int
+    reverse: bool
+    latent: tuple[str, ...]
+
+
+def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Shape:
+    """What the scan of a model is like with these arguments.
 
     :raises ModelError: if it has no scan, or one without a state-space form.
     """
@@ -279,7 +341,8 @@ def num_steps(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | Non
         model(*args, **(kwargs or {}))
     if first.scan is None:
         raise ModelError(NO_SCAN)
-    return first.scan.length
+    assert first.step is not None
+    return Shape(first.scan.length, first.scan.reverse, tuple(first.step.latent))
 
 
 def time_slice(tree: Any) -> Any:
@@ -302,6 +365,11 @@ def check_streams(
         ``jnp.arange(T)``, which would start anew with every slice.
     """
     space = lower(model, args, kwargs, parameters)
+    if space.reverse:
+        raise ModelError(
+            "The scan runs with reverse=True, so it begins at the last observation, and a stream has none yet. Smooth the whole series by "
+            "ppl_ext.smoothing.smooth, or write the model forwards."
+        )
     if space.num_steps != 1:
         raise ModelError(f"Called with one time slice, the model's scan has {space.num_steps} steps; the slice must be its whole series.")
     args, kwargs = jax.tree.map(lambda a: jnp.concatenate([a, a]) if jnp.shape(a)[:1] == (1,) else a, (tuple(args), dict(kwargs or {})))

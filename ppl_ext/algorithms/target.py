@@ -113,6 +113,7 @@ class Target:
     def __init__(self, program: Program, given: dict[str, jax.Array], free: tuple[str, ...], pilot: Inner, sites: dict[str, dict]):
         self.program, self.given, self.free = program, given, free
         self.scope, self.run, self.params, self.sites = pilot.scope, pilot.run, pilot.params, sites
+        self.possible: jax.Array | None = None  # whether the last draw was: see pick
 
     @contextmanager
     def _inside(self, run: Run | None = None):
@@ -163,7 +164,7 @@ class Target:
 
     def pick(self, log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One index with probability proportional to its weight, and whether any weight was positive; otherwise any index will do."""
-        possible = jnp.isfinite(log_weights).any()
+        possible = self.possible = jnp.isfinite(log_weights).any()
         return self.sample("index", dist.Categorical(logits=jnp.where(possible, log_weights, 0.0))), possible
 
     def forward(self, values: dict[str, jax.Array] | None = None) -> Particle:

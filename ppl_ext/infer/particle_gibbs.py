@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,14 @@ from numpyro.infer import NUTS
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
 
-from ppl_ext.algorithms.state_space import lower, num_steps
+from ppl_ext.algorithms.state_space import lower, scan_shape
 from ppl_ext.arguments import check_call, check_data, check_program, check_values, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer.checks import check_init_params, check_one_key, named
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
 from ppl_ext.smoothing.online import Settings, settings
+from ppl_ext.smoothing.ppg import in_order
 from ppl_ext.smoothing.trajectories import path_of, values_of
 
 
@@ -40,6 +41,9 @@ class PathSweep(MCMCKernel):
     :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
     :raises ArgumentError: for fewer than 2 particles, or when used outside of ``numpyro.infer.Gibbs``.
     :raises ModelError: when run, if its block is not all sites of the path.
+
+    Of a scan with ``reverse=True`` NumPyro reads values in the order of the run, the last input first, so that in its ``Gibbs`` the samples
+    of the states stand in that order, as they do under its NUTS; :class:`ParticleGibbs` hands them out in the order of the inputs.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -88,13 +92,13 @@ class PathSweep(MCMCKernel):
 
     def sample(self, state: PathState, model_args, model_kwargs) -> PathState:
         rng_key, sweep_key = jax.random.split(state.rng_key)
-        how = self._how._replace(model=self.model)
+        how = self._how._replace(model=self.model, gaps="refuse")
         space, _ = how.begin({}, tuple(model_args), model_kwargs or {})
         path = path_of(space.lowered, state.z)
         sweep = conditional_paris(sweep_key, space, space.lowered.xs, path, how.num_particles, how.backward)
         drawn = values_of(sweep.path)
         z = {name: jnp.asarray(drawn[name], x.dtype) for name, x in state.z.items()}
-        return PathState(z, rng_key, sweep.renewed)
+        return PathState(z, rng_key, in_order(space.lowered, sweep).renewed)
 
     def refresh(self, state: PathState, model_args, model_kwargs) -> PathState:
         """Nothing is kept that depends on the other sites."""
@@ -109,7 +113,7 @@ class PathSweep(MCMCKernel):
         return f"path renewed {float(jnp.mean(state.renewed)):.0%}"
 
     def _lower(self, model_args, model_kwargs):
-        return lower(self.model, tuple(model_args), model_kwargs or {})
+        return lower(self.model, tuple(model_args), model_kwargs or {}, gaps="refuse")
 
 
 class ParticleGibbs(MCMCKernel):
@@ -130,7 +134,8 @@ class ParticleGibbs(MCMCKernel):
     :raises ArgumentError: for fewer than 2 particles, or an ``inner`` kernel of another model.
     :raises ModelError: when run, for no state-space form, states that do not suffice for backward draws, or an empty series.
 
-    States are in ``get_samples()`` beside the parameters. ``extra_fields=("renewed",)`` tells how often each time's state changed.
+    States are in ``get_samples()`` beside the parameters, by time in the order of the inputs, of a reversed scan too.
+    ``extra_fields=("renewed",)`` tells how often each time's state changed.
 
     Source: Andrieu, Doucet, Holenstein 2010, section 2.4.3, with backward draws (Whiteley 2010; Lindsten and Schön 2013).
 
@@ -151,6 +156,7 @@ class ParticleGibbs(MCMCKernel):
     """
 
     sample_field = "z"
+    samples_by_input = True  # of a reversed scan, unlike NumPyro's kernels, which keep the order of the run
 
     def __init__(
         self,
@@ -172,11 +178,13 @@ class ParticleGibbs(MCMCKernel):
         sweep_settings("ParticleGibbs", model, num_particles, backward, proposal, initial_proposal)  # for what they say of a mistake
         self._sweep = PathSweep(model, num_particles, backward, proposal, initial_proposal)
         self._gibbs: Gibbs | None = None
+        self._turned: frozenset[str] = frozenset()  # sites that NumPyro reads from the last input on
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
         check_one_key("ParticleGibbs", rng_key)
         path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
-        if not num_steps(self.model, tuple(model_args), dict(model_kwargs or {})):
+        scan = scan_shape(self.model, tuple(model_args), dict(model_kwargs or {}))
+        if not scan.num_steps:
             raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
         trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
         others = [name for name in latent_sample_sites(trace) if name not in path]
@@ -184,6 +192,7 @@ class ParticleGibbs(MCMCKernel):
             check_init_params("ParticleGibbs", init_params, {name: trace[name] for name in others})
         blocks = [(self._inner, others)] if others else []
         self._gibbs = Gibbs([*blocks, (self._sweep, path)])
+        self._turned = frozenset(scan.latent if scan.reverse else ())
         return self._told(self._gibbs.init(rng_key, num_warmup, init_params, model_args, model_kwargs))
 
     def sample(self, state: "ParticleGibbsState", model_args, model_kwargs) -> "ParticleGibbsState":
@@ -200,7 +209,9 @@ class ParticleGibbs(MCMCKernel):
         return kernel
 
     def postprocess_fn(self, model_args, model_kwargs):
-        return self._running.postprocess_fn(model_args, model_kwargs)
+        found = self._running.postprocess_fn(model_args, model_kwargs)
+        turned = self._turned
+        return (lambda z: {n: x[::-1] if n in turned else x for n, x in found(z).items()}) if turned else found
 
     def get_constrain_fn(self, model_args, model_kwargs):
         return self._running.get_constrain_fn(model_args, model_kwargs)
@@ -268,5 +279,7 @@ def path_sites(
                 continue
             found.append(name)
         initial = tuple(found)
-    lowered = lower(model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial)
-    return [*lowered.initial_sites, *lowered.step_sites]
+    # With states integrated out a gap that is handed on is, too; a path of NumPyro's sites has no place for it.
+    gaps: Literal["draw", "refuse"] = "draw" if where == "PMMH" else "refuse"
+    lowered = lower(model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial, gaps=gaps)
+    return [*lowered.initial_sites, *(name for name in lowered.step_sites if name not in lowered.imputed)]

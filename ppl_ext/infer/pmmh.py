@@ -12,6 +12,8 @@ from numpyro.infer.gibbs import latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
 
 from ppl_ext.algorithms import filtering
+from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
+from ppl_ext.algorithms.gaps import refuse_raw
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_count, check_program
@@ -109,7 +111,13 @@ class PMMH(MCMCKernel):
             check_init_params("PMMH", init_params, {name: trace[name] for name in names}, exactly=True)
             z = {name: jnp.asarray(init_params[name]) for name in names}
         flat = ravel_pytree(z)[0]
-        log_density = self._log_density(filter_key, z, model_args, model_kwargs)
+        log_density, died = self._estimate(filter_key, z, model_args, model_kwargs)
+        if is_extinct(log_density) and int(died) >= 0:
+            params = {name: self._transforms[name](x) for name, x in z.items()}
+            refuse_raw("PMMH", lambda: lower(self.model, tuple(model_args), model_kwargs, params, initial="rest"))
+            place = f"step {int(died) - 1} of the run" if int(died) else "what is observed before the scan"
+            remedy = "The chain begins there all the same, and takes the first proposal that has survivors; give it init_params that have."
+            warn_extinct("PMMH: at its first parameters", place, self._rules.num_particles, remedy=remedy)
         start = 0.1 * jnp.eye(len(flat))
         return PMMHState(z, log_density, jnp.zeros((), bool), flat, start, jnp.zeros((), jnp.int32), rng_key)
 
@@ -122,7 +130,7 @@ class PMMH(MCMCKernel):
         jitter = 1e-6 * jnp.eye(num)
         root = jnp.linalg.cholesky(2.38**2 / num * (state.covariance + jitter))
         proposed = unravel(flat + root @ jax.random.normal(move_key, (num,)))
-        log_density = self._log_density(filter_key, proposed, model_args, dict(model_kwargs or {}))
+        log_density, _ = self._estimate(filter_key, proposed, model_args, dict(model_kwargs or {}))
         # From where the filter found no possible path, any place where it does is better.
         log_ratio = jnp.where(jnp.isneginf(state.log_density), jnp.inf, log_density - state.log_density)
         accepted = (jnp.log(jax.random.uniform(choice_key)) < log_ratio) & ~jnp.isneginf(log_density)
@@ -135,15 +143,15 @@ class PMMH(MCMCKernel):
         new = jnp.where(accepted, log_density, state.log_density)
         return PMMHState(z, new, accepted, state.mean + weight * away, covariance, i, rng_key)
 
-    def _log_density(self, rng_key, z, model_args, model_kwargs) -> jax.Array:
-        """log Ẑ, log prior and log Jacobian."""
+    def _estimate(self, rng_key, z, model_args, model_kwargs) -> tuple[jax.Array, jax.Array]:
+        """log Ẑ, log prior and log Jacobian together; and the step that no particle survived, as a filter's state has it."""
         params = {name: self._transforms[name](x) for name, x in z.items()}
         jacobian = sum((jnp.sum(t.log_abs_det_jacobian(z[name], params[name])) for name, t in self._transforms.items()), jnp.zeros(()))
         lowered = lower(self.model, tuple(model_args), model_kwargs, params, initial="rest")
         state, _, _ = filtering.begin(lowered, self._rules, rng_key)
         state, _ = jax.lax.scan(lambda s, x: (filtering.advance(lowered, self._rules, s, x)[0], None), state, lowered.xs)
         total = state.log_evidence.value + lowered.log_prior + jacobian
-        return jnp.where(jnp.isnan(total), -jnp.inf, total)
+        return jnp.where(jnp.isnan(total), -jnp.inf, total), state.died
 
     def postprocess_fn(self, model_args, model_kwargs):
         return lambda z: {name: self._transforms[name](x) for name, x in z.items()}

@@ -3,7 +3,8 @@ r"""Additive functionals: sums over time of a function of neighbouring states, w
 .. math:: h_T(x_{0:T}) = \tilde h_0(x_0) + \sum_{t=1}^{T} \tilde h_t(x_{t-1}, x_t)
 
 A functional is a function ``(t, x_prev, x)`` of the step's number, counted from 0, and of the carry before and after it, to an array or a
-pytree; or one of those made here:
+pytree; or one of those made here. Of a scan that runs backward t is the number of the input, and ``x_prev`` what the step received, the
+state of t + 1.
 
 ============================ ==============================================================================================
 ``score()``                  the gradient of the log likelihood in the unconstrained parameters (Fisher's identity)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.algorithms.resampling import weights_of
+from ppl_ext.algorithms.extinction import lost
+from ppl_ext.algorithms.resampling import any_left, weights_of
 from ppl_ext.density import log_mean_exp
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import invert, known
@@ -31,7 +32,8 @@ class Sweep(NamedTuple):
     :param estimates: of the functionals, leaves (...); None without functionals.
     :param renewed: (T + 1,) whether the new path left the old one at that time.
     :param log_evidence: log of the estimated evidence; under a frozen path it is biased.
-    :param ess: (T + 1,) effective sample size of the weights.
+    :param ess: (T + 1,) effective sample size of the weights: 0 where no lane survives, not the frozen one either. What comes after it,
+        the path and the estimates are then NaN.
     :param tally: of the backward draws.
     """
 
@@ -66,7 +68,7 @@ def conditional_paris(
     num_steps = len(jax.tree.leaves(path.steps)[0])
 
     def forward(state, at):
-        carry, log_weights, statistic = state
+        carry, log_weights, statistic, alive = state
         rng_key, given, frozen = at
         choice_key, move_key, draw_key = jax.random.split(rng_key, 3)
         ancestors = others(choice_key, log_weights)
@@ -78,15 +80,15 @@ def conditional_paris(
             pairs = pairs_of(space, kernel, carry, particles, given, log_weights, ancestors)
             statistic, tally = advance(draw_key, statistic, kernel, pairs, terms(functional.step, given, carry, particles), num_draws)
             tally = Tally(tally.fallbacks.astype(nothing.fallbacks.dtype), tally.excess)
-        ran = carry, particles, log_weights, ancestors, tally, new_log_weights
-        return (particles.carry, new_log_weights, centre(statistic, new_log_weights)), ran
+        ran = carry, particles, log_weights, ancestors, tally, new_log_weights, alive
+        statistic = centre(statistic, jnp.where(alive, new_log_weights, jnp.nan))
+        return (particles.carry, new_log_weights, statistic, alive & any_left(new_log_weights)), ran
 
     keys = jax.random.split(scan_key, num_steps)
-    state, (carries, clouds, before, ancestors, tallies, after) = jax.lax.scan(
-        forward, (first.carry, log_weights, centre(statistic, log_weights)), (keys, inputs, path.steps)
-    )
+    begun = first.carry, log_weights, centre(statistic, log_weights), any_left(log_weights)
+    state, (carries, clouds, before, ancestors, tallies, after, survived) = jax.lax.scan(forward, begun, (keys, inputs, path.steps))
     all_log_weights = jnp.concatenate([log_weights[None], after])
-    _, log_weights, statistic = state
+    _, log_weights, statistic, alive = state
 
     last = choose(last_key, log_weights)
 
@@ -99,12 +101,13 @@ def conditional_paris(
     keys = jax.random.split(back_key, num_steps)
     index, (indices, excess) = jax.lax.scan(backward, last, (keys, carries, clouds, inputs, before, ancestors), reverse=True)
     steps = jax.tree.map(lambda x: jax.vmap(lambda cloud, i: cloud[i])(x, indices), clouds)
+    ess = jax.vmap(effective)(all_log_weights)
     return Sweep(
-        path=ParticlePath(_at(first, index), steps),
-        estimates=None if functional is None else estimate(statistic, log_weights),
+        path=lost(ParticlePath(_at(first, index), steps), ~alive),
+        estimates=None if functional is None else estimate(statistic, jnp.where(alive, log_weights, jnp.nan)),
         renewed=jnp.concatenate([index[None], indices]) != 0,
         log_evidence=jax.vmap(log_mean_exp)(all_log_weights).sum(),
-        ess=jax.vmap(effective)(all_log_weights),
+        ess=jnp.where(jnp.concatenate([jnp.ones(1, bool), survived]), ess, jnp.nan),
         tally=Tally(tallies.fallbacks.sum(), jnp.maximum(tallies.excess.max(initial=-jnp.inf), excess.max(initial=-jnp.inf))),
     )
 

@@ -18,7 +18,8 @@ from jax.scipy.linalg import cho_solve
 
 from ppl_ext.algorithms.compensated import Sum, plus
 from ppl_ext.algorithms.constancy import depends
-from ppl_ext.algorithms.exact import Steps, kind_of, smooth_exactly
+from ppl_ext.algorithms.exact import Steps, exact_form, smooth_run
+from ppl_ext.algorithms.extinction import lost
 from ppl_ext.algorithms.forward_backward import joint_points
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import StateSpace
@@ -33,9 +34,9 @@ class Exact:
     """One series, smoothed within one trace."""
 
     def __init__(self, lowered: StateSpace):
-        self.lowered, self.kind = lowered, kind_of(lowered)
-        self.smoothed: Smoothed = smooth_exactly(lowered, MAX_STATES)
-        self.steps = Steps(lowered)
+        self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES)
+        self.lowered, self.kind = exact_form(lowered)
+        self.steps = Steps(self.lowered)
 
     def expectations(self, functional: Functional | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """Of the functionals, and by name whether one has no closed form after all.
@@ -125,7 +126,8 @@ class Exact:
     def draws(self, rng_key: jax.Array, num: int) -> dict[str, jax.Array]:
         """Whole trajectories, by latent site (num, ...) and (num, T, ...)."""
         one = self._draw_finite if self.kind == "finite" else self._draw_gaussian
-        return jax.vmap(one)(jax.random.split(rng_key, num))
+        values = jax.vmap(lambda key: self.lowered.ordered_values(one(key)))(jax.random.split(rng_key, num))
+        return lost(values, jnp.isneginf(self.smoothed.log_evidence))
 
     def _draw_finite(self, rng_key):
         ss, s = self.lowered, self.smoothed
@@ -169,7 +171,11 @@ class Exact:
             flat = s.filtered_mean + jax.scipy.special.ndtri(levels)[:, None, None] * spread
         else:
             flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]  # of finite states, so it is there
-        return jax.vmap(jax.vmap(self.steps.unravel_state))(flat)
+        unknown = jnp.isnan(s.filtered_mean).any(1)
+        return jax.vmap(lambda series: self.lowered.ordered_values(jax.vmap(self._state)(series, unknown)))(flat)
+
+    def _state(self, flat, unknown) -> dict[str, jax.Array]:
+        return lost(self.steps.unravel_state(flat), unknown)
 
 
 def _choose(key, weights) -> jax.Array:
@@ -238,7 +244,8 @@ def _quadratic(fn, mean, covariance, inputs) -> tuple[Any, dict[str, jax.Array]]
         return {name: jnp.any(jnp.stack(jax.tree.leaves(flags))) for name, flags in leaves.items()}
 
     wrong = jax.vmap(differs)(noise @ _root(covariance).T)
-    return found, {name: flags.any() for name, flags in wrong.items()}
+    known = ~jnp.isnan(mean).any()  # of data that are impossible nothing is known, which is no fault of the functional
+    return found, {name: flags.any() & known for name, flags in wrong.items()}
 
 
 def _beside(probs, values) -> jax.Array:

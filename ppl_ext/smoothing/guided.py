@@ -27,6 +27,8 @@ class GuidedSpace:
                 raise ModelError(f"The guide has the sites {sorted(ours)} {where} and the model {sorted(theirs)}; they must be the same.")
         if guide.num_steps != model.num_steps:
             raise ModelError(f"The guide's scan has {guide.num_steps} steps, the model's {model.num_steps}.")
+        if guide.reverse != model.reverse:
+            raise ModelError("Of the guide's scan and the model's one runs backward; both must run the same way.")
         if guide.initial_observed or guide.step_observed:
             raise ModelError("The guide observes something; it must only draw.")
         self.model, self.guide, self._plain = model, guide, ModelSpace(model)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ppl_ext.algorithms.gaps import refuse_raw, without_gaps
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_number, check_values, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
@@ -21,7 +22,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
-from ppl_ext.smoothing.online import SmootherState, begin, settings, step
+from ppl_ext.smoothing.online import SmootherState, begin, numbered, settings, step
 from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.trajectories import path_of, trajectories, values_of
 
@@ -72,7 +73,7 @@ class ScoreAscent:
             raise ArgumentError(f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}.")
         check_flag("ScoreAscent: prior", prior)
         self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
-        self._run = jax.jit(self._ascend, static_argnums=4)
+        self._run = jax.jit(self._ascend, static_argnums=(4, 5))
 
     def run(self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> "Learned":
         """Ascend from ``params``, constrained values of all parameters.
@@ -86,16 +87,22 @@ class ScoreAscent:
         check_arrays("ScoreAscent:", args, kwargs)
         refuse_open_handlers("ScoreAscent.run")
         params = parameters("ScoreAscent", params, floating=True)
-        (iterates, scores, final), misplaced = self._run(rng_key, params, args, kwargs, int(num_steps))
+        whole = without_gaps(args, kwargs)
+        (iterates, scores, final), misplaced = self._run(rng_key, params, args, kwargs, int(num_steps), whole)
         check_inside("ScoreAscent", misplaced, params)
         for name, x in scores.items():
             if not np.isfinite(x).all():
+                if not whole:
+                    refuse_raw("ScoreAscent", lambda: lower(self._how.model, args, kwargs, params))
                 at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
-                raise NonFiniteError(f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate.")
+                raise NonFiniteError(
+                    f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate. (Where no particle "
+                    "survives the data, ppl_ext.smoothing.smooth at the parameters of that step says which of them.)"
+                )
         return Learned(final, iterates, scores)
 
-    def _ascend(self, rng_key, params, args, kwargs, num_steps: int):
-        how, model = self._how, self._how.model
+    def _ascend(self, rng_key, params, args, kwargs, num_steps: int, whole: bool):
+        how, model = self._how._replace(whole=whole), self._how.model
         at_start = lower(model, args, kwargs, params)
         theta = unconstrained(at_start)
         path_key, filter_key, sweep_key = jax.random.split(rng_key, 3)
@@ -255,7 +262,7 @@ class RecursiveMaximumLikelihood(_Online):
         return LearnerState(smoother, theta, smoother.params)
 
     def _moved(self, state, space, functional):
-        x = space.lowered.inputs(0)
+        x = numbered(state.smoother, space.lowered.inputs(0))
         before = state.smoother.statistic.shared
         smoother, _, _ = step(self._how, space, functional, state.smoother, x)
         # The mean that centring took out is the new term; the sum itself is of no interest.
@@ -324,7 +331,7 @@ class OnlineEM(_Online):
         return LearnerState(smoother, theta, smoother.statistic.shared["statistics"])
 
     def _moved(self, state, space, functional):
-        x = space.lowered.inputs(0)
+        x = numbered(state.smoother, space.lowered.inputs(0))
         rate = self._step_size((state.smoother.filter.time + 1).astype(jnp.result_type(float)))
         scaled = functional._replace(step=lambda *args: jax.tree.map(lambda term: rate * term, functional.step(*args)))
         old = state.smoother.statistic

@@ -79,7 +79,7 @@ class ModelSpace:
         """The given one, or the largest peak of the laws of a step from these carries."""
         if self._given_bound is not None:
             return jnp.asarray(self._given_bound)
-        if self.lowered.emission_uses_carry or self.lowered.is_scaled:
+        if self.lowered.emission_uses_carry or self.lowered.is_scaled or self.lowered.imputed:
             return None
         anywhere = {name: jnp.zeros(site.shape, site.dtype) for name, site in self.lowered.step_sites.items()}
         known = True

@@ -1,13 +1,14 @@
 """Smoothing of a stream: state O(N), one step at a time. The batch form scans the same step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ppl_ext.algorithms import filtering
+from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
@@ -33,6 +34,8 @@ class Settings(NamedTuple):
     backward: BackwardKernel
     num_backward: int
     log_bound: Any
+    whole: bool = False  # data that are traced have no gaps
+    gaps: Literal["draw", "refuse"] = "draw"
 
     @property
     def num_particles(self) -> int:
@@ -49,7 +52,7 @@ class Settings(NamedTuple):
         """
 
         def lowered(params):
-            return lower(self.model, args, kwargs, params)
+            return lower(self.model, args, kwargs, params, gaps=self.gaps, whole=self.whole)
 
         at = lowered(params)
         if at.not_markov and not isinstance(self.backward, Path):
@@ -168,7 +171,6 @@ def step(
     particles = Particles(new.particles.carry, new.particles.sites)
     statistic, tally = state.statistic, state.tally
     if functional is not None:
-        inputs = inputs._replace(number=old.time)  # of the stream, where each slice is the first of its series
         back_key = jax.random.fold_in(old.key, 0xB4C)  # the filter splits this key in three
         pairs = pairs_of(space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors)
         increments = terms(functional.step, inputs, old.particles.carry, particles)
@@ -176,6 +178,11 @@ def step(
         statistic = centre(statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights)
         tally = Tally(tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess))
     return SmootherState(new, state.params, statistic, tally), info, particles
+
+
+def numbered(state: SmootherState, inputs: Any) -> Any:
+    """Inputs with the step's number in the stream, where each slice is the first of its series."""
+    return inputs._replace(number=state.filter.time)
 
 
 class OnlineResult(NamedTuple):
@@ -202,7 +209,8 @@ class OnlineSmoother:
 
     .. math:: \mathbb{E}\Bigl[\sum_{s \le t} \tilde h_s(x_{s-1}, x_s) \Bigm| y_{1:t}\Bigr]
 
-    The model is the batch model; it is called with one time slice after another, each a series of length one.
+    The model is the batch model; it is called with one time slice after another, each a series of length one. A scan that runs backward
+    begins at the last observation, which a stream does not have: it is refused.
 
     :param model: a NumPyro model with one ``scan``, whose data arguments are series.
     :param functionals: by name, functions ``(t, x_prev, x)`` of the carry before and after a step, or those of
@@ -291,13 +299,17 @@ class OnlineSmoother:
         return self._step(state, args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
-        """Estimates so far.
+        """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0 and expectations are NaN.
 
         :raises ArgumentError: if the bound on the transition density turned out to be too low.
         """
         if not isinstance(state, SmootherState):
             raise ArgumentTypeError(f"OnlineSmoother.result: state must be what step returned, got {told(state)}.")
         check_excess(state.tally)
+        if is_extinct(state.log_evidence):
+            died, num = int(state.filter.died), self._how.num_particles
+            place = f"step {died - 1}" if died else "what is observed before the scan"
+            warn_extinct("OnlineSmoother", place, num, int(state.filter.num_nan))
         return OnlineResult(state.log_evidence, self._result(state), state.filter.time, state.tally.fallbacks)
 
     def _first(self, rng_key, params, args, kwargs):
@@ -307,7 +319,7 @@ class OnlineSmoother:
     def _next(self, state: SmootherState, args, kwargs):
         args, kwargs = time_slice((args, kwargs))  # here and not before: outside, each array costs a dispatch
         space, functional = self._how.begin(state.params, args, kwargs)
-        return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, x)[0], None), state, space.lowered.xs)[0]
+        return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None), state, space.lowered.xs)[0]
 
 
 class _Waiting(NamedTuple):

@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_ext.algorithms.extinction import shown, warn_extinct
+from ppl_ext.algorithms.gaps import refuse_raw, without_gaps
+from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError
@@ -22,7 +25,7 @@ from ppl_ext.smoothing.conditional import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess, settings
 from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
 from ppl_ext.smoothing.report import report_of
-from ppl_ext.smoothing.space import Functional, Space
+from ppl_ext.smoothing.space import Functional, Particles, Space
 from ppl_ext.smoothing.trajectories import trajectories, values_of
 
 
@@ -44,6 +47,17 @@ def sweeps(
         return sweep.path, sweep
 
     return jax.lax.scan(one, path, jax.random.split(rng_key, num_sweeps))[1]
+
+
+def in_order(lowered: StateSpace, sweep: Sweep) -> Sweep:
+    """A sweep with what it has by time in the order of the inputs, that before the first step still in front."""
+
+    def turned(x):
+        return jnp.concatenate([x[:1], lowered.ordered(x[1:])])
+
+    steps = sweep.path.steps
+    path = sweep.path._replace(steps=Particles(lowered.ordered(steps.carry), lowered.ordered_values(steps.sites)))
+    return sweep._replace(path=path, renewed=turned(sweep.renewed), ess=turned(sweep.ess))
 
 
 class ParisParticleGibbs:
@@ -97,12 +111,14 @@ class ParisParticleGibbs:
         if isinstance(burn_in, bool) or not isinstance(burn_in, int | np.integer) or not 0 <= burn_in < num_sweeps:
             raise ArgumentError(f"ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got {told(burn_in)}.")
         self.num_sweeps, self.burn_in = int(num_sweeps), int(burn_in)
-        self._run = jax.jit(self._chain, static_argnums=4)
+        self._run = jax.jit(self._chain, static_argnums=(4, 5))
 
     def run(
         self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, num_chains: int = 1, **kwargs: Any
     ) -> "ParticleGibbsSmoothing":
         """Smooth one series; chains are independent, each from a path of a filter of its own.
+
+        A sweep in which no particle survives a step, not the frozen one either, is NaN from there on, and a warning names it.
 
         :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
         """
@@ -112,16 +128,22 @@ class ParisParticleGibbs:
         check_arrays("ParisParticleGibbs:", args, kwargs)
         refuse_open_handlers("ParisParticleGibbs.run")
         params = parameters("ParisParticleGibbs", params)
-        every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains))
+        every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs))
         check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))
+        if not isinstance(every.ess, jax.core.Tracer) and (dead := np.argwhere(np.asarray(every.ess) == 0)).size:
+            if not without_gaps(args, kwargs):
+                refuse_raw("ParisParticleGibbs", lambda: self.how.begin(params, args, kwargs)[0].lowered)
+            chain, sweep, step = map(int, dead[0])
+            place = f"step {step - 1}" if step else "what is observed before the scan"
+            warn_extinct("ParisParticleGibbs", f"{place} in sweep {sweep} of chain {chain}", self.how.num_particles)
         kept = jax.tree.map(lambda x: x[:, self.burn_in :], every)
         wrong = every.tally.excess.max() > TOLERANCE  # within a trace nothing is raised
         estimates = jax.tree.map(lambda x: jnp.where(wrong, jnp.nan, x), kept.estimates or {})
         return ParticleGibbsSmoothing(
             expectations=jax.tree.map(lambda x: x.mean((0, 1)), estimates),
             estimates=estimates,
-            trajectories=values_of(kept.path),
+            trajectories=shown(values_of(kept.path)),
             renewal=kept.renewed.mean((0, 1)),
             renewed=kept.renewed,
             ess=kept.ess,
@@ -134,16 +156,15 @@ class ParisParticleGibbs:
             how=self.how.told() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
         )
 
-    def _chain(self, rng_key, params, args, kwargs, num_chains: int) -> tuple[Sweep, dict[str, jax.Array]]:
-        space, functional = self.how.begin(params, args, kwargs)
+    def _chain(self, rng_key, params, args, kwargs, num_chains: int, whole: bool) -> tuple[Sweep, dict[str, jax.Array]]:
+        how = self.how._replace(whole=whole)
+        space, functional = how.begin(params, args, kwargs)
 
         def one(key):
             path_key, filter_key, sweep_key = jax.random.split(key, 3)
-            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, self.how, params, space, 1)[0])
-            how = self.how
-            return sweeps(
-                sweep_key, space, space.lowered.xs, path, self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
-            )
+            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, how, params, space, 1)[0])
+            settings = self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
+            return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(sweeps(sweep_key, space, space.lowered.xs, path, *settings))
 
         return jax.vmap(one)(jax.random.split(rng_key, num_chains)), outside(space.lowered)
 

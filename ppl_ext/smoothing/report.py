@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_array, check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ModelError
 
@@ -17,9 +18,10 @@ class SmoothingResult:
 
     :param log_evidence: the estimated log p(y_1, ..., y_T); its exponential is unbiased.
     :param expectations: smoothed expectations by functional.
-    :param ess: (T,) effective sample size of the weights after each step; None where the answer is exact.
+    :param ess: (T,) effective sample size of the weights after each step, 0 where no particle survives; None where the answer is exact.
     :param resampled: (T,) whether the particles were resampled before that step; None where the answer is exact.
     :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of what is observed before the scan.
+        What is by time is in the order of the inputs; of a scan that runs backward the increment is log p(y_t | y_>t).
     :param fallbacks: backward rows in which no particle before could have led to the one after.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -112,7 +114,12 @@ def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) 
 
     if any(not x.shape[-1] for x in stats.values()):
         raise ModelError("The series is empty, so there is nothing to report by time; the results themselves are in the fields.")
-    one = {name: x[0, 0] for name, x in values.items()} | {name: np.asarray(x) for name, x in params.items()}
+    one = {name: x[0, 0] for name, x in values.items()}
+    if any(np.isnan(x).any() for x in one.values()):  # where nothing survived, of integers too: the model is only asked what it looks like
+        lowered = lower(model, args, kwargs, params)
+        known = lowered.initial_sites | lowered.step_sites
+        one = {name: np.nan_to_num(x).astype(known[name].dtype) for name, x in one.items()}
+    one |= {name: np.asarray(x) for name, x in params.items()}
     sites = describe(model, one, args, kwargs, {})
     terms = {}
     observed = [name for name, site in sites.items() if site.kind == "observed" and site.in_scan]

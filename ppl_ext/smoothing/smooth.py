@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ppl_ext.algorithms.exact import exact_form
+from ppl_ext.algorithms.extinction import is_broken, is_extinct, lost, shown, warn_extinct, where_lost
 from ppl_ext.algorithms.filtering import Info
+from ppl_ext.algorithms.gaps import no_exact_answer, refuse_raw, without_gaps
 from ppl_ext.algorithms.resampling import Scheme, weights_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_call, check_count, check_key
@@ -31,6 +34,9 @@ class smooth:
     ``backward="exact"`` takes no particles: finite states are smoothed by forward-backward sums (up to 4096 joint states, any functional),
     linear-Gaussian ones by Kalman's recursions (functionals of degree two at most, such as scores, moments and lag covariances). Which it
     is, is read off the model; the result is of the same type, without what only particles have (``ess`` and ``resampled`` are None).
+
+    A scan with ``reverse=True`` is run from its last inputs to its first, and everything by time is returned in the order of the inputs, as
+    NumPyro stacks it; a functional's ``t`` is the number of the input, and ``x_prev`` the state that the step received, that of t + 1.
 
     :raises ArgumentError: for options out of range; see :meth:`run` for what the model may lack.
 
@@ -72,15 +78,18 @@ class smooth:
             raise ArgumentError("smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out.")
         how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self.how = settings("smooth", model, functionals, *how)
-        self._run = jax.jit(self._exactly if self.exact else self._forward)
-        self._sample = jax.jit(self._backward, static_argnums=5)
-        self._quantiles = jax.jit(self._filtered)
+        self._run = jax.jit(self._exactly if self.exact else self._forward, static_argnums=4)
+        self._sample = jax.jit(self._backward, static_argnums=(5, 6))
+        self._quantiles = jax.jit(self._filtered, static_argnums=5)
 
     def run(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> SmoothingResult:
         """Smooth one series.
 
         :param args: with ``kwargs``, the arguments of the model.
         :param params: constrained values of the sites before the scan that are not part of the state.
+        Where no particle survives a step, a warning names it: the evidence is 0, ``ess`` is 0 there, and everything that follows from it is
+        NaN (integers are handed out as real numbers then; inside a trace, as the least integer).
+
         :raises ModelError: if the model has no state-space form, its states do not suffice for a backward kernel, or ``"exact"`` has no
             exact answer for the model or for a functional of it.
         :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition density is missing or
@@ -91,12 +100,17 @@ class smooth:
         check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
-        found, misplaced, tally, inexact = self._run(rng_key, params, args, kwargs)
+        found, misplaced, tally, inexact, num_nan = self._run(rng_key, params, args, kwargs, without_gaps(args, kwargs))
         check_inside("smooth", misplaced, params)
         check_excess(tally)
         for name, is_wrong in inexact.items():
             if not isinstance(is_wrong, jax.core.Tracer) and bool(is_wrong):
                 raise ModelError(no_closed_form(name))
+        if is_broken(found["log_evidence"]):
+            self._explain(params, args, kwargs)
+        if is_extinct(found["log_evidence"]):
+            place = where_lost(found["log_evidence_initial"], found["log_evidence_increments"])
+            warn_extinct("smooth", place, None if self.exact else self.how.num_particles, int(num_nan))
         return SmoothingResult(
             **found,
             fallbacks=tally.fallbacks,
@@ -110,38 +124,50 @@ class smooth:
             quantiles=self.quantiles,
         )
 
+    def _explain(self, params, args, kwargs) -> None:
+        """:raises ModelError: if a gap in the data is why there is no evidence."""
+        if without_gaps(args, kwargs):
+            return
+        refuse_raw("smooth", lambda: self._lowered(params, args, kwargs, False))
+        space = self._lowered(params, args, kwargs, False)
+        if self.exact and space.imputed and exact_form(space)[1] is None and bool(space.has_gap()):
+            raise ModelError(no_exact_answer(next(iter(space.imputed))))
+
     def draw(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
         """Trajectories drawn backward through the particles of the run that began with ``filter_key``; see
         :meth:`~ppl_ext.smoothing.report.SmoothingResult.sample`."""
         check_count("sample: num_samples", num_samples)
-        values, tally = self._sample(rng_key, filter_key, params, args, kwargs, num_samples)
+        values, tally = self._sample(rng_key, filter_key, params, args, kwargs, num_samples, without_gaps(args, kwargs))
         check_excess(tally)
-        return values
+        return shown(values)
 
     def quantiles(self, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
         """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
-        return self._quantiles(filter_key, params, args, kwargs, levels)
+        return shown(self._quantiles(filter_key, params, args, kwargs, levels, without_gaps(args, kwargs)))
 
-    def _exactly(self, rng_key, params, args, kwargs):
-        how = self.how
+    def _lowered(self, params, args, kwargs, whole: bool):
+        return lower(self.how.model, args, kwargs, params, whole=whole)
+
+    def _exactly(self, rng_key, params, args, kwargs, whole: bool):
+        exact = Exact(self._lowered(params, args, kwargs, whole))
 
         def lowered(params):
-            return lower(how.model, args, kwargs, params)
+            at = self._lowered(params, args, kwargs, whole)
+            return at.for_sums() if exact.lowered.imputed else at.as_observed()
 
-        exact = Exact(lowered(params))
-        found, wrong = exact.expectations(joined(how.functionals, Context(lowered, exact.lowered)))
+        found, wrong = exact.expectations(joined(self.how.functionals, Context(lowered, exact.lowered)))
         found = {n: jax.tree.map(lambda v, n=n: jnp.where(wrong.get(n, False), jnp.nan, v), x) for n, x in found.items()}
         s = exact.smoothed
         fields = {
             "log_evidence": s.log_evidence,
             "expectations": found,
-            "log_evidence_increments": s.log_increments,
+            "log_evidence_increments": exact.lowered.ordered(s.log_increments),
             "log_evidence_initial": s.log_initial,
         }
-        return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong
+        return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong, 0
 
-    def _forward(self, rng_key, params, args, kwargs):
-        space, functional = self.how.begin(params, args, kwargs)
+    def _forward(self, rng_key, params, args, kwargs, whole: bool):
+        space, functional = self.how._replace(whole=whole).begin(params, args, kwargs)
         state, _, first = begin(rng_key, params, self.how, space, functional)
 
         def body(state: SmootherState, x: Any) -> tuple[SmootherState, Info]:
@@ -149,6 +175,7 @@ class smooth:
             return state, info._replace(ancestors=info.ancestors[:0])  # kept, they would be N numbers a step
 
         state, infos = jax.lax.scan(body, state, space.lowered.xs)
+        infos = space.lowered.ordered(infos)
         fields = {
             "log_evidence": state.log_evidence,
             "expectations": expectations(state),
@@ -157,30 +184,32 @@ class smooth:
             "ess": infos.ess,
             "resampled": infos.resampled,
         }
-        return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}))
+        return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}, state.filter.num_nan))
 
-    def _filtered(self, filter_key, params, args, kwargs, levels):
+    def _filtered(self, filter_key, params, args, kwargs, levels, whole: bool):
         if self.exact:
-            return Exact(lower(self.how.model, args, kwargs, params)).quantiles(levels)
-        space, _ = self.how.begin(params, args, kwargs)
+            return Exact(self._lowered(params, args, kwargs, whole)).quantiles(levels)
+        space, _ = self.how._replace(whole=whole).begin(params, args, kwargs)
         state, *_ = begin(filter_key, params, self.how, space, None)
 
         def body(state: SmootherState, x: Any) -> tuple[SmootherState, dict[str, jax.Array]]:
             state, _, particles = step(self.how, space, None, state, x)
-            weights = weights_of(state.filter.log_weights)
+            weights, is_lost = weights_of(state.filter.log_weights), state.filter.died >= 0
 
             def of(values):
                 flat = weighted_quantiles(values.reshape(len(values), -1), weights, levels)
                 return flat.reshape(len(levels), *values.shape[1:])
 
-            return state, jax.tree.map(of, particles.sites)
+            own = {n: x for n, x in particles.sites.items() if n not in space.lowered.imputed}
+            return state, lost(jax.tree.map(of, own), is_lost)
 
-        found = jax.lax.scan(body, state, space.lowered.xs)[1]
+        found = space.lowered.ordered(jax.lax.scan(body, state, space.lowered.xs)[1])
         return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
 
-    def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
+    def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int, whole: bool) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
-            return Exact(lower(self.how.model, args, kwargs, params)).draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
-        space, _ = self.how.begin(params, args, kwargs)
+            exact = Exact(self._lowered(params, args, kwargs, whole))
+            return exact.draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
+        space, _ = self.how._replace(whole=whole).begin(params, args, kwargs)
         path, tally = trajectories(rng_key, filter_key, self.how, params, space, num_samples)
-        return gathered(self.how.rules.mesh, (values_of(path), tally))
+        return gathered(self.how.rules.mesh, (jax.vmap(space.lowered.ordered_values)(values_of(path)), tally))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.algorithms.compensated import Sum, plus
-from ppl_ext.algorithms.resampling import weights_of
+from ppl_ext.algorithms.resampling import any_left, shares, weights_of
 from ppl_ext.smoothing.backward import BackwardKernel, Pairs, Tally
 
 
@@ -71,18 +71,17 @@ def estimate(statistic: Statistic, log_weights: jax.Array) -> Any:
 
 
 def average(values: Any, log_weights: jax.Array) -> Any:
-    """Weighted mean over particles; plain where no weight is left."""
-    weights = weights_of(log_weights)
-    weights = weights / weights.sum()
+    """Weighted mean over particles; NaN where no weight is left."""
+    weights = shares(log_weights)
 
     def mean(x):
         beside = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
-        return jnp.where(beside > 0, beside * x, 0).sum(0)
+        return jnp.where(beside == 0, 0, beside * x).sum(0)
 
     return jax.tree.map(mean, values)
 
 
 def effective(log_weights: jax.Array) -> jax.Array:
-    """Effective sample size, (Σω)² / Σω²."""
+    """Effective sample size, (Σω)² / Σω²; 0 where no weight is left."""
     weights = weights_of(log_weights)
-    return weights.sum() ** 2 / jnp.sum(weights**2)
+    return jnp.where(any_left(log_weights), weights.sum() ** 2 / jnp.sum(weights**2), 0.0)

@@ -97,13 +97,16 @@ class SweptParticleFilter(Algorithm):
             )
         space, run = self._filter()._filtered(target, keep_history=True, independent=True)
         index, possible = target.pick(run.state.log_weights)
-        values = self._sweep(target, space, paths(space, run, index))
+        before = paths(space, run, index)
+        # From where nothing was possible no sweep leads on; the weight is zero, and what has it must be a number.
+        moved = self._sweep(target, space, before)
+        values = {name: jnp.where(possible, moved[name], x) for name, x in before.items()}
         log_density = target.log_density(values).total
         return values, log_quotient(log_density, space.log_prior + run.state.log_evidence.value, possible)
 
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
         with target.inside():
-            space = lower(target.program, parameters=target.given, initial="rest")
+            space = lower(target.program, parameters=target.given, initial="rest", gaps="refuse")
         before = self._sweep(target, space, values)
         log_density = target.log_density(values).total
         return log_density - self.evidence_through(target, Retained(before, log_density, lambda: log_density))
@@ -118,7 +121,8 @@ class SweptParticleFilter(Algorithm):
             return conditional_paris(key, moving, space.xs, path, self.num_particles, kernel).path, None
 
         keys = jax.random.split(target.key(), self.num_sweeps)
-        return stop_gradient(values_of(jax.lax.scan(one, path_of(space, values), keys)[0]))
+        moved = jax.lax.scan(one, path_of(space, space.ordered_values(values)), keys)[0]
+        return stop_gradient(space.ordered_values(values_of(moved)))
 
 
 class Moved(NamedTuple):
@@ -163,19 +167,20 @@ class ConditionalSweep:
 
     def __call__(self, model, guide, values) -> Moved:
         key, kernel = prng_key(), backward_kernel("", self.backward)
-        lowered = lower(model, initial="rest")
+        lowered = lower(model, initial="rest", gaps="refuse")
         names = {*lowered.initial_sites, *lowered.step_sites}
         if set(values) != names:
             raise ModelError(f"ConditionalSweep moves the sites {sorted(names)} of the model's scan, but the guide has {sorted(values)}.")
         if lowered.not_markov and not isinstance(kernel, Path):
             raise ModelError(f"{lowered.not_markov} Backward draws need it to; backward='path' does not.")
         space: Any
+        given = lowered.ordered_values(values)
         if self.guided:
             space = GuidedSpace(lowered, lower(guide, initial="rest"))
-            path, inputs = guided_path(space, values), space.inputs
+            path, inputs = guided_path(space, given), space.inputs
         else:
             space = ModelSpace(lowered)
-            path, inputs = path_of(lowered, values), lowered.xs
-        drawn = values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path)
+            path, inputs = path_of(lowered, given), lowered.xs
+        drawn = lowered.ordered_values(values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path))
         new = type(values)({name: jnp.asarray(drawn[name], jnp.result_type(x)) for name, x in values.items()}, values.auxiliary)
         return Moved(new, jax.tree.map(lambda x: x[None], new), jnp.ones(1))

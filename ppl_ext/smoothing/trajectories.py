@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ppl_ext.algorithms.extinction import lost
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.smoothing.backward import Tally
 from ppl_ext.smoothing.conditional import ParticlePath, choose
@@ -16,7 +17,8 @@ from ppl_ext.smoothing.space import Particles, pairs_of
 
 def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], space: ModelSpace, num: int):
     """``num`` trajectories, drawn backward through the particles of the filter whose key is ``filter_key``: a
-    :class:`ParticlePath` of leaves (num, ...), those of the steps (num, T, ...), and the tally of the draws."""
+    :class:`ParticlePath` of leaves (num, ...), those of the steps (num, T, ...), and the tally of the draws. Nothing but NaN where no
+    particle survived."""
     state, first, _ = begin(filter_key, dict(params), how, space, None)
 
     def forward(state: SmootherState, x: Any):
@@ -38,16 +40,17 @@ def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], 
     index, (steps, tallies) = jax.lax.scan(back, last, (keys, clouds, xs), reverse=True)
     start = jax.tree.map(lambda leaf: leaf[index], first)
     tally = Tally(tallies.fallbacks.sum(), tallies.excess.max(initial=-jnp.inf))
-    return ParticlePath(start, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), steps)), tally
+    path = ParticlePath(start, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), steps))
+    return lost(path, state.filter.died >= 0), tally
 
 
 def values_of(path: ParticlePath) -> dict[str, jax.Array]:
-    """The latent sites of a trajectory as the model has them, those of the scan stacked over time."""
+    """The latent sites of a trajectory, those of the scan stacked in the order of the run."""
     return {**path.initial.sites, **path.steps.sites}
 
 
 def path_of(lowered: StateSpace, values: Mapping[str, jax.Array]) -> ParticlePath:
-    """The trajectory whose latent sites have these values: its states follow from them, and from the parameters."""
+    """The trajectory whose latent sites have these values, in the order of the run: its states follow from them and the parameters."""
     initial = {name: values[name] for name in lowered.initial_sites}
     sites = {name: values[name] for name in lowered.step_sites}
     start = lowered.initial(initial).particle.carry

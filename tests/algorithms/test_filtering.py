@@ -237,8 +237,9 @@ def gate(open_at):
 def test_no_particle_survives(scheme):
     run = filtered(gate(lambda x, y: jnp.where(y > 1, -jnp.inf, 0.0)), (Y,), scheme=scheme, threshold=1.0)
     assert run.state.log_evidence.value == -jnp.inf
-    assert jnp.isfinite(run.state.log_weights).all() and jnp.isfinite(run.state.particles.carry).all()
-    np.testing.assert_allclose(run.info.log_increment, [0.0, 0.0, 0.0, -np.inf, 0.0], atol=1e-6)
+    assert jnp.isnan(run.state.log_weights).all() and jnp.isfinite(run.state.particles.carry).all() and run.state.died == 3
+    np.testing.assert_allclose(run.info.log_increment, [0.0, 0.0, 0.0, -np.inf, np.nan], atol=1e-6)
+    np.testing.assert_allclose(run.info.ess[2:], [len(run.state.log_weights), 0.0, np.nan], rtol=1e-5)
 
 
 def test_one_particle_survives():

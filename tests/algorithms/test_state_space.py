@@ -321,10 +321,6 @@ def nested():
     scan(lambda x, _: scan(walks, x, None, length=2), 0.0, None, length=2)
 
 
-def backwards():
-    scan(walks, 0.0, None, length=2, reverse=True)
-
-
 def subsampled():
     def step(x, _):
         with numpyro.plate("batch", 10, subsample_size=2):
@@ -386,7 +382,6 @@ REFUSED = {
     no_scan: "no numpyro.contrib.control_flow.scan",
     two_scans: "two scans",
     nested: "scan or cond of NumPyro inside",
-    backwards: "reverse=True",
     subsampled: "Plate 'batch' is subsampled",
     after: "'end' stands after the scan",
     parameter_inside: r"'w' \(param\) stands inside the step",
