@@ -23,8 +23,9 @@ from ppl_ext.algorithms.missing import can_be_drawn, filled, gaps, idle_term, mi
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
-from ppl_ext.laws import unmasked
+from ppl_ext.laws import element_mask, unmasked
 from ppl_ext.program import _checked, _listed
+from ppl_ext.summing import observed_twin
 from ppl_ext.vmapped import sent_out, was_sent
 
 
@@ -156,7 +157,8 @@ class _Sites(Messenger):
         return jnp.sum(missing_term(site["fn"], self.raw[name], site["value"], name))
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
-        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too."""
+        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite site
+        that draw is weighed, since each outcome counts one where it is masked."""
         total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)
@@ -166,10 +168,14 @@ class _Sites(Messenger):
                 total += idle_term(unmasked(site["fn"]), self.raw[name], self.raw[f"{name}/state"]) if self.idle else 0.0
                 observed += outer * jnp.sum(observed_term({**site, "value": self.raw[name]}))
             elif name in latent:
-                site = {**site, "fn": unmasked(site["fn"])} if bare else site
-                law = jnp.sum(site_term({**site, "scale": None}, {})[0])
+                # Outcomes of a finite site count one each where it is masked, as everywhere; of others what a mask hides is not there.
+                masked = site["fn"].has_enumerate_support and element_mask(site["fn"]) is not None
+                counts_ones = bare and masked and observed_twin(name, self.sites) is None
+                lifted = {**site, "fn": unmasked(site["fn"])}
+                law = jnp.sum(site_term({**(lifted if bare else site), "scale": None}, {})[0])
+                site = lifted if bare and not counts_ones else site
                 drawn += law
-                if name in scales or not (site["scale"] is None or is_identically_one(site["scale"])):
+                if counts_ones or name in scales or not (site["scale"] is None or is_identically_one(site["scale"])):
                     counted = outer * jnp.sum(site_term(site, {})[0])
                     rescaled += counted - law
                     law = counted

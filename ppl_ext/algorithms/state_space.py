@@ -15,7 +15,7 @@ over the traced parameters and data, made anew in every trace; do not pass it in
   the observed value on, to its carry or to another site, what was not seen is part of the state: the site is then among the latent ones
   (``imputed``), its value what was seen and, in the gaps, what was drawn. Data that are known to have no gap make no such site.
 - A mask on a *latent* site of a step is lifted: what it hides is drawn from its law, so that padded series and ``obs_mask`` do what they
-  should.
+  should. If the site is finite, the draw is weighed: each of its outcomes counts one where it is masked, as in ``log_density``.
 - ``scan`` steps once through its inputs. With ``reverse=True`` it begins at the last of them: :attr:`StateSpace.xs` and what is computed
   here stand in the order of the run, and :meth:`StateSpace.ordered` turns results into the order of the inputs, as NumPyro stacks them.
 - Another scan, a scan or ``cond`` inside, subsampled plates and sites after the scan are refused.

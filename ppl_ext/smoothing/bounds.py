@@ -16,6 +16,9 @@ def log_peak(fn: dist.Distribution) -> jax.Array | None:
     True
     """
     match fn:
+        case dist.MaskedDistribution() if fn.has_enumerate_support:
+            peak = log_peak(fn.base_dist)
+            return None if peak is None else jnp.maximum(peak, 0.0)  # an outcome counts one where it is masked
         case dist.MaskedDistribution() | dist.ExpandedDistribution():
             peak = log_peak(fn.base_dist)
             return None if peak is None else jnp.broadcast_to(peak, fn.batch_shape)

@@ -19,7 +19,7 @@ import ppl_ext
 from ppl_ext.diagnostics import log_likelihood
 from ppl_ext.diagnostics.reading import posterior_draws
 from ppl_ext.errors import ModelError
-from ppl_ext.infer import SGLD
+from ppl_ext.infer import SGLD, ParticleGibbs
 from ppl_ext.objectives import ELBO
 from ppl_ext.result import Fit
 
@@ -111,6 +111,18 @@ def test_a_kernel_on_minibatches_too():
         assert "rows" in str(error)
         return
     np.testing.assert_allclose(ppl_ext.to_arviz(mcmc).posterior["x"].mean(("chain", "draw")), Y, atol=1.0)
+
+
+def test_particle_gibbs_returns_the_order_of_the_inputs():
+    mcmc = MCMC(ParticleGibbs(with_parameter, 50), num_warmup=20, num_samples=150, progress_bar=False)
+    mcmc.run(jax.random.key(0), Y)
+    for x in (mcmc.get_samples()["x"], ppl_ext.to_arviz(mcmc).posterior["x"].values[0], posterior_draws(mcmc)["x"][0]):
+        np.testing.assert_allclose(np.asarray(x).mean(0), Y, atol=0.5)
+
+
+def with_parameter(y):
+    numpyro.sample("s", dist.Normal(0.0, 1.0))
+    model(y)
 
 
 def test_a_guide_that_an_objective_of_numpyros_fitted_is_refused_by_name():
