@@ -157,8 +157,8 @@ class _Sites(Messenger):
         return jnp.sum(missing_term(site["fn"], self.raw[name], site["value"], name))
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
-        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite site
-        that draw is weighed, since each outcome counts one where it is masked."""
+        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite
+        site that draw is weighed, since each outcome counts one where it is masked."""
         total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)

@@ -1,4 +1,4 @@
-"""States of a scan under a mask: finite ones count one for each value, as in ``log_density``; others are drawn from their law and not there."""
+"""States of a scan under a mask: finite ones count one for each value, as in ``log_density``; others are drawn from their law."""
 
 import itertools
 
