@@ -177,8 +177,8 @@ class Objective(NumPyroELBO):
         guide = Program(substitute(guide, data=param_map), args, kwargs)
         with explained(type(self).body):
 
-            def estimated(model, guide):
-                return estimate(lambda: self(model, guide), rng_key, self.vectorize_particles, param_map)
+            def estimated(programs):
+                return estimate(lambda: self(*programs()), rng_key, self.vectorize_particles, param_map)
 
             value, state = without_absent(estimated, model, guide, rng_key)
         return {"loss": -value, "mutable_state": state or None}
@@ -192,11 +192,11 @@ class Objective(NumPyroELBO):
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
 
-        def started(model, guide) -> dict[str, Any]:
+        def started(programs) -> dict[str, Any]:
             run = Run(rng_key, random.fold_in(rng_key, 0))
             run.given, run.started = param_map, {}
             with run, explained(type(self).body):
-                self(model, guide)
+                self(*programs())
             return run.started
 
         def attempt() -> dict[str, Any]:

@@ -61,16 +61,19 @@ class MaskedLatents(Messenger):
 
 
 def without_absent(run: Callable, model: Callable, guide: Callable, rng_key: jax.Array):
-    """``run(model, guide)`` of two programs that have their arguments, with what is absent left out of both.
+    """``run(programs)``, where ``programs()`` gives a model and a guide that have their arguments, with what is absent left out of both.
 
-    Most models have no such site, and ``run`` meets none: then it is traced once and no more.
+    Most models have no such site, and ``run`` meets none: then it is traced once and no more. ``programs`` is to be called where
+    minibatches are those of the run, since a mask may depend on them.
     """
+
+    def mended() -> tuple[Callable, Callable]:
+        absent = absent_elements(model, guide, random.fold_in(rng_key, 1))
+        return absent.of_model(model), absent.of_guide(guide)
+
     with (met := MaskedLatents()):
-        out = run(model, guide)
-    if not met.names:
-        return out
-    absent = absent_elements(model, guide, random.fold_in(rng_key, 1))
-    return run(absent.of_model(model), absent.of_guide(guide))
+        out = run(lambda: (model, guide))
+    return run(mended) if met.names else out
 
 
 def is_masked_latent(msg: Mapping) -> bool:
@@ -79,15 +82,18 @@ def is_masked_latent(msg: Mapping) -> bool:
 
 
 def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Absent:
-    """What is absent of two programs that have their arguments. Only masks and data are looked at: a draw's values do not matter."""
+    """What is absent of two programs that have their arguments. Only masks and data are looked at: a draw's values do not matter.
+
+    Minibatches are drawn by the handlers around, so that they are those of the run to come.
+    """
     key_guide, key_model = random.split(rng_key)
-    with block(), (of_guide := _Record(guide)):
+    with _alone(), (of_guide := _Record(guide)):
         seed(guide, key_guide)()
     drawn = {n: s["value"] for n, s in of_guide.sites.items() if s["type"] == "sample" and not s["is_observed"]}
     plates = {n: s["value"] for n, s in of_guide.sites.items() if s["type"] == "plate"}
 
     def run(values: Mapping[str, jax.Array]) -> dict[str, dict]:
-        with block(), (record := _Record(model)):
+        with _alone(), (record := _Record(model)):
             seed(substitute(Given(model, values), data=plates), key_model)()
         return {n: s for n, s in record.sites.items() if s["type"] == "sample"}
 
@@ -98,20 +104,23 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
         if name in drawn and mask is not None and is_masked_latent(site) and not _same_masks(of_guide.sites[name]["fn"], site["fn"]):
             hidden[name] = _whole(~mask, site)
 
-    def terms() -> list[jax.Array]:
-        marked = {n: mark(drawn[n], n, hidden[n].ndim) for n in hidden}
-        return [element_log_prob(s["fn"], s["value"]) for s in run({**drawn, **marked}).values()]
+    def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
+        """Of a run in which what masked sites hand on has these values; their own density is taken at what was drawn."""
+        return [element_log_prob(s["fn"], drawn[n] if n in values else s["value"]) for n, s in run({**drawn, **values}).items()]
 
-    credit, met = trace_credit(terms)
+    credit, met = trace_credit(lambda: terms({n: mark(drawn[n], n, hidden[n].ndim) for n in hidden}))
+    visible = [_visible(site) for site in sites.values()]
     # A point may be made of other draws, as in guides that draw one vector for all sites.
     of_others = any(s["infer"].get("is_auxiliary") for s in of_guide.sites.values() if s["type"] == "sample")
     absent = Absent({}, {})
     for name, masked in hidden.items():
         if observed_twin(name, sites) is None:  # else the observed value takes its place wherever it is masked
-            seen = jnp.zeros(masked.shape, bool) if name in met else jnp.ones(masked.shape, bool)
-            for deps, site in zip(credit, sites.values(), strict=True):
-                if name in deps:
-                    seen |= collect(_visible(site), deps[name], masked.shape) > 0
+            relations = [(counts, deps[name]) for counts, deps in zip(visible, credit, strict=True) if name in deps]
+            seen = jnp.full(masked.shape, name not in met)
+            for counts, relation in relations:
+                seen |= collect(counts, relation, masked.shape) > 0
+            if name not in met or any(r is None and n > 1 for _, rel in relations for r, n in zip(rel, masked.shape, strict=True)):
+                seen &= _moves(terms, visible, name, drawn[name], masked.ndim)
             masked = masked & ~seen
         law = of_guide.sites[name]["fn"]
         if _is_point(law) and not of_others:
@@ -128,6 +137,23 @@ def _visible(site: dict) -> jax.Array:
 def _whole(mask: jax.Array, site: dict) -> jax.Array:
     """A mask over every element of a site's density."""
     return jnp.broadcast_to(mask, jax.eval_shape(lambda: element_log_prob(site["fn"], site["value"])).shape)
+
+
+def _moves(terms: Callable, visible: list[jax.Array], name: str, value: jax.Array, ndim: int) -> jax.Array:
+    """Which elements of a site some visible term moves with: where the data flow lost them (a density that mixes axes inside), slopes tell.
+    A term that is flat in an element that has no density of its own has no evidence either."""
+
+    def total(value):
+        return sum(jnp.sum(jnp.where(counts > 0, x, 0.0)) for counts, x in zip(visible, terms({name: value}), strict=True))
+
+    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+        return jnp.ones(jnp.shape(value)[:ndim], bool)
+    slope = jax.grad(total)(jax.lax.stop_gradient(value))
+    return (slope != 0).any(axis=tuple(range(ndim, slope.ndim)))  # NaN moves too
+
+
+def _alone() -> Messenger:
+    return block(hide_fn=lambda msg: msg["type"] != "plate")
 
 
 def _same_masks(law: Distribution, other: Distribution) -> bool:

@@ -93,9 +93,8 @@ def guide_sampler(
     def one(params, key):
         absent = NONE_ABSENT
         if masked:
-            with FullPlates():
-                run_model, run_guide = (partial(substitute(program, data=params), *args, **kwargs) for program in (model, guide))
-                absent = absent_elements(run_model, run_guide, jax.random.fold_in(key, 2))
+            bound = (partial(FullPlates.around, substitute(program, data=params), args, kwargs) for program in (model, guide))
+            absent = absent_elements(next(bound), next(bound), jax.random.fold_in(key, 2))
         values, log_q = _run_guide(absent.of_guide(guide), params, args, kwargs, key)
         # A density that is estimated, by a particle filter say, has noise of its own at every draw: shared, it would look like no noise.
         log_p, deterministic = score(params, values, jax.random.fold_in(key, 1), absent)

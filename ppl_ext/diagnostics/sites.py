@@ -71,6 +71,12 @@ class FullPlates(Messenger):
     ((6,), {'rows'})
     """
 
+    @staticmethod
+    def around(program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """One run of a program on its full plates."""
+        with FullPlates():
+            return program(*args, **kwargs)
+
     def __init__(self, opened: set[str] | None = None):
         super().__init__()
         self.opened: set[str] = set() if opened is None else opened
