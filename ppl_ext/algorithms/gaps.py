@@ -34,8 +34,11 @@ def _holds_nan(x: Any) -> bool | None:
     return bool(jnp.issubdtype(dtype, jnp.floating)) and bool(np.isnan(np.asarray(x, np.float64)).any())
 
 
-def gap_of(first: Before, name: str) -> bool | None:
-    """Whether an observed site of the step has a gap at some time, or ``None`` if its data are not known yet."""
+def gap_of(first: Before, name: str, whole: bool = False) -> bool | None:
+    """Whether an observed site of the step has a gap at some time, or ``None`` if its data are not known yet.
+
+    :param whole: of data that are not known yet, none holds NaN.
+    """
     assert first.scan is not None and first.step is not None
     scan = first.scan
     latent = {n: first.step.sites[n]["value"] for n in first.step.latent}
@@ -50,7 +53,12 @@ def gap_of(first: Before, name: str) -> bool | None:
     read = {id(v) for eqn in slim.eqns for v in eqn.invars} | {id(v) for v in slim.outvars}
     held = [const for var, const in zip(closed.jaxpr.constvars, closed.consts, strict=True) if id(var) in read]
     found = [_holds_nan(data) for data in [*held, *(leaf for leaf, is_used in zip(leaves, used, strict=True) if is_used)]]
-    return True if True in found else None if None in found else False
+    if True not in found or not scan.length:
+        return None if None in found and scan.length and not whole else False
+    # What it is made from holds NaN. A model may put numbers in their place, as one with obs_mask= does: look at the values themselves.
+    with jax.ensure_compile_time_eval():
+        values = jax.vmap(value)(*(jnp.asarray(leaf) for leaf in leaves))
+    return _holds_nan(values)
 
 
 def refuse_known(names: Iterable[str]) -> None:

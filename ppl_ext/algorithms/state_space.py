@@ -316,11 +316,11 @@ def lower(
             f"Site {_listed(leaks)} has a value of its own for each particle, but the step uses it without the carry. Give it a value as a "
             "parameter, or carry it through the scan."
         )
-    found = {n: gap_of(first, n) for n in sorted(uses.handed_on)}
+    found = {n: gap_of(first, n, whole) for n in sorted(uses.handed_on)}
     if gaps == "refuse":
         refuse_known(n for n, has in found.items() if has)
         found = {}
-    return StateSpace(rerun, first, chosen, uses, {n: has for n, has in found.items() if has or (has is None and not whole)})
+    return StateSpace(rerun, first, chosen, uses, {n: has for n, has in found.items() if has is not False})
 
 
 class Shape(NamedTuple):

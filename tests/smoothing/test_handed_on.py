@@ -478,11 +478,20 @@ def _conditional_sweep(y):
         ConditionalSweep(5)(lambda: given(y), None, {"x0": jnp.zeros(()), "x": jnp.zeros(5)})
 
 
+def test_the_remedy_is_a_site_like_any_other():
+    y = with_gaps("consecutive")
+    assert lower(with_obs_mask, (y,), {}, PARAMS).imputed == {}
+    drawn = []
+    jax.jit(lambda back: drawn.append(lower(with_obs_mask, (y,), {}, {"back": back}).imputed) or 0)(0.6)
+    assert drawn == [{}]
+    draw = simulate(normalize(with_obs_mask, PARAMS, ParticleFilter(5)), y, rng_key=KEY)
+    assert "y_unobserved" in draw.values and np.isfinite(draw.log_density.total)
+
+
 @SLOW
 def test_the_remedy_serves_them():
     y = with_gaps("consecutive")
     np.testing.assert_allclose(smooth(with_obs_mask, backward="exact").run(KEY, y, params=PARAMS).log_evidence, exact(y)[0], atol=1e-4)
-    assert "y_unobserved" in simulate(normalize(with_obs_mask, PARAMS, ParticleFilter(5)), y, rng_key=KEY).values
     mcmc = MCMC(ParticleGibbs(with_obs_mask, 20), num_warmup=300, num_samples=3000, progress_bar=False)
     mcmc.run(KEY, y)
     grid = np.linspace(-3, 3, 301)
