@@ -1,6 +1,7 @@
 """Smoothing of a whole series: the stream's step, scanned."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_call, check_count, check_key
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.outside import Outside, reading
 from ppl_ext.sharding import gathered
 from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
@@ -72,9 +74,10 @@ class smooth:
             raise ArgumentError("smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out.")
         how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self.how = settings("smooth", model, functionals, *how)
-        self._run = jax.jit(self._exactly if self.exact else self._forward)
-        self._sample = jax.jit(self._backward, static_argnums=5)
-        self._quantiles = jax.jit(self._filtered)
+        # What the programs read from outside is an argument of what is compiled, so that it is compiled anew when that changes.
+        self._run = jax.jit(self._exactly if self.exact else self._forward, static_argnums=0)
+        self._sample = jax.jit(self._backward, static_argnums=(0, 6))
+        self._quantiles = jax.jit(self._filtered, static_argnums=0)
 
     def run(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> SmoothingResult:
         """Smooth one series.
@@ -91,7 +94,8 @@ class smooth:
         check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
-        found, misplaced, tally, inexact = self._run(rng_key, params, args, kwargs)
+        with reading(self.how) as seen:
+            found, misplaced, tally, inexact = self._run(seen, rng_key, params, args, kwargs)
         check_inside("smooth", misplaced, params)
         check_excess(tally)
         for name, is_wrong in inexact.items():
@@ -105,24 +109,27 @@ class smooth:
             kwargs=kwargs,
             params=params,
             rng_key=rng_key,
-            draw=self.draw,
+            draw=partial(self.draw, seen),
             how={"backward": "exact"} if self.exact else self.how.told(),
-            quantiles=self.quantiles,
+            quantiles=partial(self.quantiles, seen),
+            outside=seen,
         )
 
-    def draw(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
+    def draw(self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
         """Trajectories drawn backward through the particles of the run that began with ``filter_key``; see
         :meth:`~ppl_ext.smoothing.report.SmoothingResult.sample`."""
         check_count("sample: num_samples", num_samples)
-        values, tally = self._sample(rng_key, filter_key, params, args, kwargs, num_samples)
+        seen.check("sample", self.how)
+        values, tally = self._sample(seen, rng_key, filter_key, params, args, kwargs, num_samples)
         check_excess(tally)
         return values
 
-    def quantiles(self, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
+    def quantiles(self, seen: Outside, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
         """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
-        return self._quantiles(filter_key, params, args, kwargs, levels)
+        seen.check("filtered", self.how)
+        return self._quantiles(seen, filter_key, params, args, kwargs, levels)
 
-    def _exactly(self, rng_key, params, args, kwargs):
+    def _exactly(self, seen: Outside, rng_key, params, args, kwargs):
         how = self.how
 
         def lowered(params):
@@ -140,7 +147,7 @@ class smooth:
         }
         return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong
 
-    def _forward(self, rng_key, params, args, kwargs):
+    def _forward(self, seen: Outside, rng_key, params, args, kwargs):
         space, functional = self.how.begin(params, args, kwargs)
         state, _, first = begin(rng_key, params, self.how, space, functional)
 
@@ -159,7 +166,7 @@ class smooth:
         }
         return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}))
 
-    def _filtered(self, filter_key, params, args, kwargs, levels):
+    def _filtered(self, seen: Outside, filter_key, params, args, kwargs, levels):
         if self.exact:
             return Exact(lower(self.how.model, args, kwargs, params)).quantiles(levels)
         space, _ = self.how.begin(params, args, kwargs)
@@ -178,7 +185,7 @@ class smooth:
         found = jax.lax.scan(body, state, space.lowered.xs)[1]
         return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
 
-    def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
+    def _backward(self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
             return Exact(lower(self.how.model, args, kwargs, params)).draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
         space, _ = self.how.begin(params, args, kwargs)
