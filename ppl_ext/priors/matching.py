@@ -90,14 +90,13 @@ def match(
     layout = lifted.layout(first, *args, **kwargs)
     matching = Matching(lifted, layout, output, sampler, target, distance, num_draws, args, dict(kwargs))
     matching.check(keys["inputs"])
-    with reading(*matching.read(), eqx.partition(sampler, eqx.is_array)[1], optim) as outside:
-        programs = programs_for(outside, matching, optim, num_steps)
+    with reading(*matching.read(), eqx.partition(sampler, eqx.is_array)[1], optim) as matching.outside:
+        programs = programs_for(matching, optim, num_steps)
         optimiser, steps = programs.optimiser, partial(programs.steps, sampler)
         raw = jax.tree.map(np.asarray, layout.init())  # on the host: the steps donate their buffers
         state = distance.start(keys["start"], matching.num_values)
         carry = (optimiser.init(jax.tree.map(jnp.array, raw)), state, jnp.array(True))
         carry, _ = jax.block_until_ready(steps(carry, keys["steps"], 0, 0))  # compiles
-    matching.outside = outside
     chunk = min(CHUNK, max(1, -(-num_steps // 50)))
     losses, alive = np.zeros(0, np.float32), True
     compiled = time.perf_counter()

@@ -13,7 +13,6 @@ import optax
 from jax import lax, random
 from numpyro.optim import _NumPyroOptim, optax_to_numpyro
 
-from ppl_ext.outside import Outside
 from ppl_ext.priors.problem import Matching
 from ppl_ext.priors.report import measure
 
@@ -83,12 +82,11 @@ def _kept(kind: _Kind) -> Programs:
     return kind.build()
 
 
-def programs_for(outside: Outside, matching: Matching, optim: Any, num_steps: int) -> Programs:
+def programs_for(matching: Matching, optim: Any, num_steps: int) -> Programs:
     """The programs of an earlier match with the same lifted model, target (the same objects) and settings, or new ones.
 
-    :param outside: what the model, the target and the others read from outside of their arguments.
-
-    A target that is no equinox module may have changed meanwhile, and so may further arguments: then nothing is shared.
+    What the model, the target and the others read from outside of their arguments is the same, too (``matching.outside``). A target that is
+    no equinox module may have changed meanwhile, and so may further arguments: then nothing is shared.
     """
 
     def build() -> Programs:
@@ -98,7 +96,7 @@ def programs_for(outside: Outside, matching: Matching, optim: Any, num_steps: in
         return build()
     leaves, structure = jax.tree.flatten(eqx.partition(matching.sampler, eqx.is_array)[1])
     key = (
-        outside,
+        matching.outside,
         _Same(matching.lifted),
         tuple((pattern, tuple(units)) for pattern, _, units in matching.layout.rules),
         matching.output,
