@@ -32,6 +32,7 @@ from ppl_ext.carrying import carried
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
 from ppl_ext.explain import explained, past_inner_jits
 from ppl_ext.masked_latents import without_absent
+from ppl_ext.outside import Outside, reading, structure
 from ppl_ext.particles import replicate
 from ppl_ext.program import Program
 from ppl_ext.run import Run
@@ -58,8 +59,8 @@ class Expectation(eqx.Module):
         """An unbiased estimate; differentiable, with unbiased derivatives."""
         _refuse_open_handlers("Expectation.value")
         self._check("value", rng_key, args, kwargs)
-        with explained(self.fn):
-            return _value(self.fn, rng_key, *_traceable((args, kwargs)))
+        with reading(self.fn) as outside, explained(self.fn):
+            return _value(self.fn, outside, rng_key, *_traceable((args, kwargs)))
 
     def value_and_grad(self, rng_key: jax.Array, *args, **kwargs) -> tuple[jax.Array, Any]:
         """An unbiased estimate and an unbiased estimate of its gradient by the first argument."""
@@ -73,8 +74,8 @@ class Expectation(eqx.Module):
                     f"value_and_grad differentiates by its first argument, which must be made of floating-point numbers; got {told(leaf)}."
                 )
         args, kwargs = _traceable((args, kwargs))
-        with explained(self.fn):
-            return _value_and_grad(args[0], self.fn, rng_key, args[1:], kwargs)
+        with reading(self.fn) as outside, explained(self.fn):
+            return _value_and_grad(args[0], self.fn, outside, rng_key, args[1:], kwargs)
 
     def _check(self, method: str, rng_key, args: tuple, kwargs: dict) -> None:
         check_key(f"Expectation.{method}: rng_key, the first argument,", rng_key)
@@ -88,12 +89,12 @@ def _traceable(tree):
 
 
 @eqx.filter_jit
-def _value(fn, rng_key, args, kwargs):
+def _value(fn, outside: Outside, rng_key, args, kwargs):
     return estimate(lambda: fn(*args, **kwargs), rng_key)[0]
 
 
 @eqx.filter_jit
-def _value_and_grad(params, fn, rng_key, args, kwargs):
+def _value_and_grad(params, fn, outside: Outside, rng_key, args, kwargs):
     return jax.value_and_grad(lambda p: estimate(lambda: fn(p, *args, **kwargs), rng_key)[0])(params)
 
 
@@ -105,7 +106,8 @@ def expectation(fn: Callable) -> Expectation:
     ``fn(*args)`` may sample NumPyro sites, :func:`~ppl_ext.simulate` programs, score them by :func:`~ppl_ext.log_density` and
     :func:`~ppl_ext.replicate` itself, and returns a scalar or a :class:`~ppl_ext.density.LogDensity`. Each site's gradient strategy
     comes from a handler, its ``infer={"gradient": ...}``, or the default (:mod:`ppl_ext.gradients`). Both methods are compiled, and work
-    under ``jit``, ``vmap`` and ``grad``.
+    under ``jit``, ``vmap`` and ``grad``. What ``fn`` reads from outside (a global, a closure, its object) is part of what is compiled: if
+    it changes, the next call compiles anew, so numbers that change at each call are best passed as arguments.
 
     :return: an object with ``value(rng_key, *args)`` and ``value_and_grad(rng_key, *args)`` (gradient by the first argument). Each
         value is a scalar; a gradient has the structure and shapes of that argument.
@@ -151,13 +153,16 @@ class Objective(NumPyroELBO):
         defaults = {name: p.default for name, p in inspect.signature(self.body).parameters.items()}
         # Flags are shown where they are not as usual, numbers always.
         shown = {k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+        words = [f"{k}=<{told(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}" for k, v in shown.items()]
+        if not self.vectorize_particles:
+            words.append("vectorize_particles=False")
+        return f"{type(self).__name__}({', '.join(words)})"
 
     def __eq__(self, other) -> bool:
-        return type(self) is type(other) and repr(self) == repr(other)
+        return self is other or (type(self) is type(other) and structure(self) == structure(other))
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(structure(self))
 
     def loss(self, rng_key, param_map, model, guide, *args, **kwargs):
         """Minus an unbiased estimate of the objective; its gradient by ``param_map`` is unbiased too."""

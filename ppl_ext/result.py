@@ -23,6 +23,7 @@ from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, 
 from ppl_ext.diagnostics.sites import describe, observations, refuse_chains, refuse_open_handlers, refuse_series
 from ppl_ext.diagnostics.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.outside import Outside
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +36,7 @@ class Fit:
         put the whole data here before asking for draws: ``dataclasses.replace(result, args=(data,))``.
     :param rng_key: the key of the run; draws use keys folded from it unless given their own.
     :param stop_reason: why the run ended.
+    :param outside: what model and guide read from outside of their arguments while they were fitted; a report of other data is refused.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from numpyro.infer import SVI, Trace_ELBO
@@ -63,6 +65,7 @@ class Fit:
     compile_seconds: float | None = None
     run_seconds: float | None = None
     stop_reason: str = "completed"
+    outside: Outside | None = None
 
     @property
     def num_chains(self) -> int:
@@ -97,12 +100,15 @@ class Fit:
         :return: :class:`~ppl_ext.diagnostics.draws.Draws`: ``values`` by site (chain, draw, ...), constrained, the
             model's deterministic sites among them; ``log_p``, ``log_q`` and ``log_weights`` (chain, draw) in nats.
         :raises ModelError: if guide or model cannot run on the full plates, or their sites do not match.
+        :raises ModelError: if data that model or guide read from outside have changed since the fit, naming what.
         :raises HandlerError: if a handler is open around the call.
         """
         check_count("sample: num_samples", num_samples)
         if rng_key is not None:
             check_key("sample: rng_key", rng_key)
         refuse_open_handlers("sample")
+        if self.outside is not None:
+            self.outside.check("sample", self.model, self.guide)
         return self._sampler(self._key(rng_key), int(num_samples))
 
     @cached_property

@@ -24,6 +24,7 @@ from ppl_ext.errors import ArgumentTypeError, HandlerError, NonFiniteError
 from ppl_ext.infer.checks import check_first_step, non_finite_site
 from ppl_ext.infer.loop import Progress, take_steps
 from ppl_ext.infer.runner import runner_for, split_arguments
+from ppl_ext.outside import reading
 from ppl_ext.result import Fit
 from ppl_ext.sharding import check_mesh, everywhere, is_first_process, placed
 
@@ -59,7 +60,8 @@ def fit(
     :param optim: an optax or NumPyro optimiser.
     :param num_steps: number of gradient steps.
     :param args: arguments of model and guide, as are all other keywords. Arrays may change between calls without compiling again; other
-        values (plate sizes, flags) are constants of the compilation.
+        values (plate sizes, flags) are constants of the compilation, and so is what model and guide read from outside (attributes of their
+        object, globals, closures): if that changes, the next fit compiles anew.
     :param num_chains: number of restarts, each from its own initial parameters where these are random.
     :param early_stopping: :class:`~ppl_ext.infer.Plateau`, or a function from the losses (chain, step) so far to a reason to stop or None.
     :param callback: called with a :class:`Progress` about fifty times a run; if it returns something true, the run stops.
@@ -88,13 +90,14 @@ def fit(
         check_call(f"fit: {name}", program, args, kwargs)
     check_data("fit: model", args, kwargs)
     started = time.perf_counter()
-    runner = runner_for(model, guide, objective, optim)
     data, constants = split_arguments(args, kwargs)
-    states = runner.init(rng_key, num_chains, init_params, args, kwargs)
-    first = jax.tree.map(lambda x: x[0], runner.params(states))
-    check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
-    states, data = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
-    states, _, _ = jax.block_until_ready(runner.freely(states, data, constants, 0))  # compiles
+    with reading(model, guide, objective, optim) as outside:
+        runner = runner_for(outside, model, guide, objective, optim)
+        states = runner.init(rng_key, num_chains, init_params, args, kwargs)
+        first = jax.tree.map(lambda x: x[0], runner.params(states))
+        check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
+        states, data = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
+        states, _, _ = jax.block_until_ready(runner.freely(states, data, constants, 0))  # compiles
     compiled = time.perf_counter()
 
     losses, save = np.zeros((num_chains, 0), np.float32), None
@@ -122,6 +125,7 @@ def fit(
         compile_seconds=compiled - started,
         run_seconds=time.perf_counter() - compiled,
         stop_reason=stop_reason or "completed",
+        outside=outside,
     )
     if not alive.all():
         raise _broken(result, partial(runner.by_site, data, constants), states, alive)

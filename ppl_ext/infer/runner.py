@@ -1,7 +1,8 @@
 """``SVI`` for one model, guide, objective and optimiser, compiled once: how its chains start, and many of their steps in one launch."""
 
 import copy
-from functools import lru_cache, partial, reduce
+from collections import OrderedDict
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from ppl_ext.errors import ArgumentError
 from ppl_ext.expectation import Objective
 from ppl_ext.explain import discrete_site, explained, past_inner_jits
 from ppl_ext.infer.checks import check_set_up, densities_by_site
+from ppl_ext.outside import Outside
 
 AT_ONCE = 4000  # steps in one launch, at most: the length of the buffer of their losses
 
@@ -164,13 +166,19 @@ def _select(keep, new, old):
     return jnp.where(keep, new, old)
 
 
-@lru_cache(maxsize=16)
-def _cached_runner(model, guide, objective, optim) -> Runner:
-    return Runner(model, guide, objective, optim)
+KEPT = 16  # runners, at most
+_runners: "OrderedDict[Outside, Runner]" = OrderedDict()
 
 
-def runner_for(model, guide, objective, optim) -> Runner:
-    try:
-        return _cached_runner(model, guide, objective, optim)
-    except TypeError:  # one of them cannot be hashed: it works, without the cache
-        return Runner(model, guide, objective, optim)
+def runner_for(outside: Outside, model, guide, objective, optim) -> Runner:
+    """The runner of these four, the same one for as long as what they read from outside is the same.
+
+    :param outside: of :func:`ppl_ext.outside.reading` the four.
+    """
+    runner = _runners.get(outside)
+    if runner is None:
+        runner = _runners[outside] = Runner(model, guide, objective, optim)
+        if len(_runners) > KEPT:
+            _runners.popitem(last=False)
+    _runners.move_to_end(outside)
+    return runner

@@ -14,10 +14,10 @@ from ppl_ext.diagnostics.likelihood import Terms as Likelihood
 from ppl_ext.diagnostics.runs import name_of, versions
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.arriving import finite_stream
+from ppl_ext.meta.groups import Part, parts
 from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.local import Gaussian
 from ppl_ext.meta.low_rank import LowRank
-from ppl_ext.meta.stream import Batch
 
 
 def fit_to_arviz(
@@ -49,8 +49,8 @@ def fit_to_arviz(
         raise ArgumentError(f"to_arviz: scores must be what evaluate returned for these {len(stream)} episodes, got {told(scores)}.")
     of_local, of_globals = jax.random.split(rng_key)
     q = fit.posteriors(stream)
-    batch = stream.batch(np.arange(len(stream)))
-    sites, log_likelihood = jax.device_get(_drawn(fit.hierarchy, fit.state.shared, q, batch, jax.random.split(of_local, num_samples)))
+    found = parts(fit.hierarchy, stream, stream.batch(np.arange(len(stream))))
+    sites, log_likelihood = jax.device_get(_drawn(fit.hierarchy, fit.state.shared, q, found, jax.random.split(of_local, num_samples)))
     mean, covariance = fit.niw.sample(of_globals, (num_samples,))
     spread = "variance" if fit.niw.diagonal else "covariance"
     posterior = {name: x[None] for name, x in sites.items()}
@@ -114,7 +114,7 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 
 @eqx.filter_jit
-def _drawn(h: Hierarchy, shared, q: Gaussian, batch: Batch, keys: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+def _drawn(h: Hierarchy, shared, q: Gaussian, found: list[Part], keys: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """Local sites and log likelihoods, draw by draw: (draw, episode, ...)."""
 
     def spread(covariance, noise):
@@ -125,7 +125,11 @@ def _drawn(h: Hierarchy, shared, q: Gaussian, batch: Batch, keys: jax.Array) -> 
     def draw(key):
         noise = jax.random.normal(key, q.mean.shape, q.mean.dtype)
         theta = q.mean + jax.vmap(spread)(q.covariance, noise)
-        losses = jax.vmap(lambda t, args, length: h.loss(shared, args, length)(t))(theta, batch.args, batch.lengths)
-        return jax.vmap(h.form.values)(theta), -losses
+        each = []
+        for places, batch in found:
+            one = jax.vmap(lambda t, args, length: h.loss(shared, args, length)(t))
+            each.append(one(theta[places], batch.args, batch.lengths))
+        back = jnp.argsort(jnp.concatenate([jnp.asarray(places) for places, _ in found]))
+        return jax.vmap(h.form.values)(theta), -jnp.concatenate(each)[back]
 
     return jax.lax.map(draw, keys)

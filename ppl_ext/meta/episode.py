@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.explain import explained, name_of
+from ppl_ext.outside import Outside
 from ppl_ext.program import log_density, run_in_scan_body
 
 
@@ -45,6 +46,12 @@ class EpisodeForm(eqx.Module):
     shared_sites: tuple[Site, ...]
     start: jax.Array
     keep_prior: bool = eqx.field(static=True)
+    outside: Outside | None = eqx.field(static=True, default=None)
+
+    def unchanged(self, where: str) -> None:
+        """:raises ModelError: if data that the model reads from outside of its arguments have changed since it was lifted."""
+        if self.outside is not None:
+            self.outside.check(where, self.model)
 
     @property
     def dim(self) -> int:
@@ -90,6 +97,8 @@ class EpisodeForm(eqx.Module):
         local, given = {s.name for s in self.sites}, {s.name for s in self.shared_sites}
         left_out = given if self.keep_prior else given | local
         kept = {name: v for name, v in terms.items() if name not in left_out}
+        if rows is not None and not rows.plates:  # an episode that is not padded has rows, or it has nothing to say
+            kept = {name: v if name in local else jnp.where(rows.length > 0, v, 0.0) for name, v in kept.items()}
         return kept | {"_jacobian": self._log_jacobian(self.sites, theta)} if self.keep_prior else kept
 
     def log_likelihood(
@@ -162,7 +171,7 @@ class EpisodeLoss(eqx.Module):
 class Rows(eqx.Module):
     """Which rows of a padded episode are real: the first ``length`` of each plate named.
 
-    :param plates: names of the plates that range over rows.
+    :param plates: names of the plates that range over rows; none for an episode that is not padded.
     :param length: how many rows are real, a number that may be traced.
     """
 
@@ -217,6 +226,7 @@ def episode_form(
     kwargs: dict,
     rng_key: jax.Array,
     keep_prior: bool = False,
+    outside: Outside | None = None,
 ) -> EpisodeForm:
     """Trace a model on one episode and lay its local sites out in a vector.
 
@@ -255,6 +265,7 @@ def episode_form(
         shared_sites=(laid := _laid_out(sites, [n for n in latent if n in wanted], who)),
         start=jnp.concatenate([jnp.ravel(s.transform.inv(sites[s.name]["value"])) for s in laid]) if laid else jnp.zeros(0),
         keep_prior=keep_prior,
+        outside=outside,
     )
 
 

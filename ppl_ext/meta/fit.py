@@ -18,14 +18,15 @@ from tqdm.auto import tqdm
 from ppl_ext.arguments import check_count, check_flag, check_key, check_number, told
 from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
-from ppl_ext.explain import explained
+from ppl_ext.explain import explained, name_of
 from ppl_ext.meta.arriving import ArrivingStream, Stream, as_stream
-from ppl_ext.meta.checks import bad_episode
 from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, start
+from ppl_ext.meta.grouped import Grouped
+from ppl_ext.meta.groups import bad_of_stream, parts
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
-from ppl_ext.meta.local import LocalSolver, closed_form
+from ppl_ext.meta.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
-from ppl_ext.meta.stream import Batch, EpisodeStream, check_batch_size
+from ppl_ext.meta.stream import Batch, EpisodeStream, SimulatedStream, check_batch_size
 from ppl_ext.sharding import check_mesh, gathered, is_first_process, placed
 
 CUBATURE_UP_TO = 64
@@ -54,6 +55,7 @@ class Trainer:
     rate: Callable[[jax.Array], jax.Array]
     num_draws: int
     mesh: Mesh | None = None
+    cubature_up_to: int = CUBATURE_UP_TO
 
     def start(self) -> State:
         state = start(self.hierarchy)
@@ -64,7 +66,7 @@ class Trainer:
         key = jax.random.fold_in(rng_key, state.step)
         of_fits, of_noise = jax.random.split(key)
         h, d = self.hierarchy, self.hierarchy.form.dim
-        noise = None if d <= CUBATURE_UP_TO else jax.random.normal(of_noise, (self.num_draws, d), state.niw.loc.dtype)
+        noise = None if d <= self.cubature_up_to else jax.random.normal(of_noise, (self.num_draws, d), state.niw.loc.dtype)
         fits = h.fits(state.niw, state.shared, batch, self.solver, of_fits)
 
         def loss(shared):
@@ -72,9 +74,13 @@ class Trainer:
             return terms.total, terms
 
         grads, terms = jax.grad(loss, has_aux=True)(state.shared)
+        return self.moved(state, grads, terms, jax.vmap(partial(closed_form, niw=state.niw))(fits))
+
+    def moved(self, state: State, grads: Any, terms: Terms, q: Gaussian) -> tuple[State, Terms]:
+        """The next state, from the slope of the bound by the shared values and each episode's Gaussian."""
+        h = self.hierarchy
         updates, optim = self.optim.update(grads, state.optim, state.shared)
         shared = optax.apply_updates(state.shared, updates)
-        q = jax.vmap(partial(closed_form, niw=state.niw))(fits)
         niw = h.update(state.niw, q, self.rate(state.step))
         new = State(niw, shared, optim, state.step + 1)
         finite = jnp.isfinite(terms.total) & jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((niw, shared))]).all()
@@ -123,6 +129,7 @@ def fit(
     :raises NonFiniteError: if the bound or a parameter stops being finite, naming episode and site; ``error.result`` is the last good fit.
     """
     stream = as_stream("fit", stream)
+    hierarchy.form.unchanged("fit")
     _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size, num_draws, init, checkpoint, progress_bar)
     check_mesh("fit", mesh)
     of_batches, of_steps = jax.random.split(rng_key)
@@ -140,7 +147,7 @@ def fit(
     first = int(state.step)
     batches = stream.batches(of_batches, batch_size, first)
     total = None if num_steps is None else num_steps - (losses.shape[1] if checkpoint is not None else 0)
-    run = _Run(trainer, state, of_steps, batches, total)
+    run = _Run(trainer, stream, state, of_steps, batches, total)
     started = time.perf_counter()
     saved, finite, new = losses.shape[1], True, None
     with tqdm(total=num_steps, initial=saved, disable=not progress_bar, desc="episodes", unit="step") as bar:
@@ -173,10 +180,20 @@ def _save(checkpoint: Checkpoint, state: State, losses: np.ndarray, about: dict[
 class _Run:
     """Steps in the background, looked at every now and then."""
 
-    def __init__(self, trainer: Trainer, state: State, rng_key: jax.Array, batches: Iterator[Batch], total: int | None):
-        self.trainer, self.rng_key, self.batches, self.left = trainer, rng_key, batches, total
+    def __init__(self, trainer: Trainer, stream: Stream, state: State, rng_key: jax.Array, batches: Iterator[Batch], total: int | None):
+        self.trainer, self.stream, self.rng_key, self.batches, self.left = trainer, stream, rng_key, batches, total
         self.state = placed(trainer.mesh, state, leading=False)
-        self.step = eqx.filter_jit(lambda state, batch, key: trainer.step(state, batch, key))
+        self.step: Callable[[State, Batch, jax.Array], tuple[State, Terms]]
+        if trainer.hierarchy.pads or isinstance(stream, SimulatedStream) or not any(stream.ragged):
+            self.step = eqx.filter_jit(lambda state, batch, key: trainer.step(state, batch, key))
+        else:
+            if trainer.mesh is not None:
+                raise ModelError(
+                    f"fit: the episode model '{name_of(trainer.hierarchy.form.model)}' sees more of its rows than a plate over them does, "
+                    "so episodes of different lengths are not padded, and cannot be spread over a mesh. Leave mesh out, or have all that "
+                    "depends on the rows inside of numpyro.plate('rows', len(data))."
+                )
+            self.step = Grouped(trainer, stream, stream[int(np.argmax(stream.lengths))]).step
         self.first = True
 
     def some(self) -> np.ndarray | None:
@@ -186,7 +203,7 @@ class _Run:
         while len(losses) < LOOK and self.left != 0 and (batch := next(self.batches, None)) is not None:
             check_mesh("fit", self.trainer.mesh, len(batch.numbers), "the number of episodes in a batch")
             if self.first and isinstance(self.trainer.solver, ExactLinearGaussian):
-                _check_quadratic(self.trainer.hierarchy, self.state, batch)
+                _check_quadratic(self.trainer.hierarchy, self.state, parts(self.trainer.hierarchy, self.stream, batch)[-1].batch)
             with explained(self.trainer.hierarchy.form.model):
                 self.state, terms = self.step(self.state, placed(self.trainer.mesh, batch), self.rng_key)
             losses.append(terms)
@@ -199,7 +216,7 @@ class _Run:
     def why(self, at: int) -> str:
         """What broke down at a step since the last look; the state has stayed as it was before."""
         hierarchy, state = self.trainer.hierarchy, self.state
-        found = bad_episode(partial(hierarchy.loss, state.shared), self.seen[at], state.niw.loc)
+        found = bad_of_stream(hierarchy, state.shared, self.stream, self.seen[at], state.niw.loc)
         found = found or "its gradient, or a shared parameter after the step, is not. Smaller steps, or a prior with more df, may help."
         return f"{found} The last good state is in this error's `.result`."
 

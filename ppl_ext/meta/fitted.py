@@ -18,8 +18,9 @@ from ppl_ext.errors import ArgumentError, NonFiniteError
 from ppl_ext.explain import explained
 from ppl_ext.meta.adapt import Adapted, adapted, scale_nodes
 from ppl_ext.meta.arriving import finite_stream
-from ppl_ext.meta.checks import bad_episode, bad_site, check_new_episode, is_empty
+from ppl_ext.meta.checks import bad_site, check_new_episode, is_empty
 from ppl_ext.meta.episode import EpisodeLoss
+from ppl_ext.meta.groups import bad_of_stream, each
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
 from ppl_ext.meta.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.niw import NIW
@@ -58,8 +59,8 @@ def as_terms(losses: np.ndarray) -> Terms:
 
 
 @eqx.filter_jit
-def _posteriors(hierarchy: Hierarchy, state: State, batch: Batch, solver: LocalSolver, rng_key: jax.Array) -> Gaussian:
-    fits = hierarchy.fits(state.niw, state.shared, batch, solver, rng_key)
+def _posteriors(hierarchy: Hierarchy, state: State, solver: LocalSolver, batch: Batch, keys: jax.Array) -> Gaussian:
+    fits = hierarchy.fits(state.niw, state.shared, batch, solver, keys)
     return jax.vmap(partial(closed_form, niw=state.niw))(fits)
 
 
@@ -112,13 +113,15 @@ class MetaFit:
         if rng_key is not None:
             check_key("posteriors: rng_key", rng_key)
         key = jax.random.key(0) if rng_key is None else rng_key
+        self.hierarchy.form.unchanged("posteriors")
         batch = stream.batch(np.arange(len(stream)))
         first = next(i for i, n in enumerate(stream.lengths) if n)
         check_new_episode("posteriors", self.hierarchy.form, self.state.shared, stream[first], {}, self.hierarchy.like)
         with explained(self.hierarchy.form.model):
-            q = _posteriors(self.hierarchy, self.state, batch, self.solver, key)
+            keys = jax.random.split(key, len(stream))
+            q = each(self.hierarchy, stream, batch, partial(_posteriors, self.hierarchy, self.state, self.solver), keys)
         finite = all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(q))
-        why = bad_episode(partial(self.hierarchy.loss, self.state.shared), batch, self.niw.loc)
+        why = bad_of_stream(self.hierarchy, self.state.shared, stream, batch, self.niw.loc)
         if why is not None or not finite:
             raise NonFiniteError(f"posteriors: {why or 'a local fit is not finite'}")
         return q
@@ -140,6 +143,7 @@ class MetaFit:
         :raises NonFiniteError: for data whose density is not finite, naming the site.
         """
         form, shared = self.hierarchy.form, self.state.shared
+        form.unchanged(where)
         args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)
         check_new_episode(where, form, shared, args, kwargs, self.hierarchy.like)
         args, kwargs = jax.tree.map(jnp.asarray, (args, kwargs))

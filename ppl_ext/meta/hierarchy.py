@@ -41,27 +41,35 @@ class Terms(NamedTuple):
 
 
 class Hierarchy(eqx.Module):
-    """An episode model laid out over episodes: what :func:`lift` becomes once it has seen one. All its methods are pure."""
+    """An episode model laid out over episodes: what :func:`lift` becomes once it has seen one. All its methods are pure.
+
+    ``row_plates`` mask the padding of episodes of different lengths, if ``pads`` says that the model does not see it otherwise; where it
+    does, a batch is of one length, unpadded (:mod:`ppl_ext.meta.groups`).
+    """
 
     form: EpisodeForm
     prior: NIW
     num_episodes: float = eqx.field(static=True)
     row_plates: tuple[str, ...] = eqx.field(static=True)
     like: tuple[Layout, ...] | None = eqx.field(static=True, default=None)
+    pads: bool = eqx.field(static=True, default=True)
 
     def loss(self, shared: Mapping[str, Any], args: tuple, length: jax.Array) -> EpisodeLoss:
         """One episode's negative log likelihood, as a function of θ."""
-        return EpisodeLoss(self.form, dict(shared), args, {}, Rows(self.row_plates, length) if self.row_plates else None)
+        rows = Rows(self.row_plates, length) if self.row_plates or not self.pads else None
+        return EpisodeLoss(self.form, dict(shared), args, {}, rows)
 
     def fits(self, niw: NIW, shared: Mapping[str, Any], batch: Batch, solver: LocalSolver, rng_key: jax.Array) -> Quadratic:
-        """A local fit of each episode of a batch, held fixed under differentiation."""
+        """A local fit of each episode of a batch, held fixed under differentiation; ``rng_key`` is one key, or one for each."""
         niw, shared = jax.lax.stop_gradient((niw, dict(shared)))
         precision = niw.expected_precision()
+        one_key = jnp.ndim(rng_key) == (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
+        keys = jax.random.split(rng_key, batch.lengths.shape[0]) if one_key else rng_key
 
         def one(args, length, key):
             return solver(self.loss(shared, args, length), niw.loc, precision, key)
 
-        fits = jax.vmap(one)(batch.args, batch.lengths, jax.random.split(rng_key, batch.lengths.shape[0]))
+        fits = jax.vmap(one)(batch.args, batch.lengths, keys)
         # Without rows there is nothing to learn from, whatever a solver's noise says.
         none = batch.lengths == 0
         fits = jax.tree.map(lambda x: jnp.where(none.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x), fits)
@@ -83,9 +91,15 @@ class Hierarchy(eqx.Module):
         loss = jax.vmap(one)(q, batch.args, batch.lengths).mean()
         divergence = jax.vmap(niw.expected_kl)(q.mean, q.covariance).mean()
         first = jax.tree.map(lambda x: x[0], batch.args)
-        of_globals = (niw.kl(self.prior) if math.isfinite(self.num_episodes) else 0.0) - self.form.log_prior_of_shared(shared, first, {})
-        weight = 1 / self.num_episodes if math.isfinite(self.num_episodes) else 0.0
-        return Terms(loss, divergence, weight * of_globals)
+        return Terms(loss, divergence, self.of_globals(niw, shared, first))
+
+    def of_globals(self, niw: NIW, shared: Mapping[str, Any], args: tuple) -> jax.Array:
+        """What the shared law and values cost an episode.
+
+        :param args: of any episode: the priors of shared sites do not depend on it.
+        """
+        cost = (niw.kl(self.prior) if math.isfinite(self.num_episodes) else 0.0) - self.form.log_prior_of_shared(shared, args, {})
+        return (1 / self.num_episodes if math.isfinite(self.num_episodes) else 0.0) * cost
 
     def update(self, niw: NIW, q: Gaussian, rate: jax.Array | float) -> NIW:
         """A natural-gradient step of the shared law towards what these episodes, standing for all, would make of the prior."""

@@ -14,9 +14,9 @@ from ppl_ext.arguments import check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.adapt import Adapted, Nodes, local_fit, of_laws, scale_nodes
 from ppl_ext.meta.arriving import finite_stream
-from ppl_ext.meta.checks import bad_episode
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.fitted import MetaFit, check_finite
+from ppl_ext.meta.groups import bad_of_stream, each
 from ppl_ext.meta.hierarchy import POINT
 from ppl_ext.meta.local import Gaussian, Quadratic, closed_form
 from ppl_ext.meta.low_rank import Factored
@@ -122,10 +122,13 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     if len(stream) < SEEDS * num_kinds:
         raise ArgumentError(f"kinds: {num_kinds} kinds start from {SEEDS} episodes each; there are {len(stream)} in all.")
     batch = stream.batch(np.arange(len(stream)))
-    if (why := bad_episode(partial(h.loss, state.shared), batch, fit.niw.loc)) is not None:
+    h.form.unchanged("kinds")
+    if (why := bad_of_stream(h, state.shared, stream, batch, fit.niw.loc)) is not None:
         raise NonFiniteError(f"kinds: {why}")
     of_fits, of_starts = jax.random.split(rng_key)
-    fits = eqx.filter_jit(h.fits)(state.niw, state.shared, batch, fit.solver, of_fits)
+    keys = jax.random.split(of_fits, len(stream))
+    run = eqx.filter_jit(h.fits)
+    fits = each(h, stream, batch, lambda batch, keys: run(state.niw, state.shared, batch, fit.solver, keys), keys)
     fits = fits._replace(precision=_dense(fits.precision))
     near = jax.vmap(partial(closed_form, niw=state.niw))(fits)
     em = _EM(fits, near, h.prior, min(h.num_episodes, POINT))
@@ -134,9 +137,9 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     )
     laws, concentration = _tried(em, seeds)
     laws, concentration, memberships, losses = _run(em, laws, concentration, num_rounds)
-    each = tuple(jax.tree.map(lambda x, k=k: x[k], laws) for k in range(num_kinds))
-    check_finite("kinds", (each, losses))
-    return Kinds(fit, each, concentration, np.asarray(memberships), np.asarray(losses))
+    laws_of = tuple(jax.tree.map(lambda x, k=k: x[k], laws) for k in range(num_kinds))
+    check_finite("kinds", (laws_of, losses))
+    return Kinds(fit, laws_of, concentration, np.asarray(memberships), np.asarray(losses))
 
 
 def _dense(precision: jax.Array | Factored) -> jax.Array:

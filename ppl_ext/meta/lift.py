@@ -14,18 +14,20 @@ import numpyro.distributions as dist
 
 from ppl_ext.arguments import check_call, check_flag, check_key, check_number, check_program, told
 from ppl_ext.checkpoint import Checkpoint
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.explain import name_of
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.arriving import Stream, as_stream, finite_stream
 from ppl_ext.meta.checks import check_shapes
 from ppl_ext.meta.episode import episode_form, traced
 from ppl_ext.meta.fit import fit
 from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, saved_part, start
+from ppl_ext.meta.groups import parts, together
 from ppl_ext.meta.hierarchy import Hierarchy, layout
 from ppl_ext.meta.local import LocalSolver
 from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.padding import row_plates
 from ppl_ext.meta.solvers import LaplaceGGN
 from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
+from ppl_ext.outside import reading
 
 
 class Lifted(eqx.Module):
@@ -40,9 +42,9 @@ class Lifted(eqx.Module):
     keep_prior: bool = eqx.field(static=True)
 
     def hierarchy(self, stream: Stream | Sequence[Any], rng_key: jax.Array | None = None) -> Hierarchy:
-        """The hierarchy over a stream, from a trace of its first episode.
+        """The hierarchy over a stream, from a trace of its longest episode.
 
-        :raises ModelError: if a named site does not fit, or if rows to be padded are in no plate.
+        :raises ModelError: if a named site does not fit, or is not the same in episodes of different lengths.
         """
         stream = as_stream("lift", stream)
         if rng_key is not None:
@@ -51,8 +53,9 @@ class Lifted(eqx.Module):
         longest = 0 if isinstance(stream, SimulatedStream) else int(np.argmax(stream.lengths))
         example = stream[longest]
         check_call("lift: the episode model", self.model, example, {})
-        form = episode_form(self.model, self.local, self.shared, example, {}, rng_key, self.keep_prior)
-        check_shapes(self.model, traced(self.model, example, {}, rng_key))
+        with reading(self.model) as outside:
+            form = episode_form(self.model, self.local, self.shared, example, {}, rng_key, self.keep_prior, outside)
+            check_shapes(self.model, traced(self.model, example, {}, rng_key))
         if self.num_episodes is None and not isinstance(stream, EpisodeStream):
             raise ArgumentError(
                 "lift: a simulator or a generator does not say how many episodes there are: say num_episodes=..., how many the data stand "
@@ -60,7 +63,9 @@ class Lifted(eqx.Module):
             )
         num = float(len(stream)) if isinstance(stream, EpisodeStream) and self.num_episodes is None else float(self.num_episodes or 1)
         like = tuple(layout(x) for x in example)
-        return Hierarchy(form, self._prior(form.dim), num, self._row_plates(stream, rng_key), like)
+        prior = self._prior(form.dim)
+        plates = row_plates(form, prior.loc, stream, rng_key) if any(stream.ragged) else None
+        return Hierarchy(form, prior, num, plates or (), like, plates is not None)
 
     def _prior(self, d: int) -> NIW:
         if self.prior is not None:
@@ -72,29 +77,6 @@ class Lifted(eqx.Module):
         if self.structure == "diagonal":
             return NIW(jnp.zeros(d), 0.01, jnp.ones(d), 2.0)
         return NIW(jnp.zeros(d), 0.01, jnp.eye(d), d + 1.0)
-
-    def _row_plates(self, stream, rng_key) -> tuple[str, ...]:
-        if not any(stream.ragged):
-            return ()
-        long, short = int(np.argmax(stream.lengths)), int(np.argmin(stream.lengths))
-        sites = traced(self.model, stream[long], {}, rng_key)
-        rows = int(stream.lengths[long])
-        plates = [n for n, s in sites.items() if s["type"] == "plate" and s["args"][0] == rows]
-        # A plate of that size by chance keeps it in an episode of another length.
-        other = jax.tree.map(lambda x: x[0], stream.batch([short], pad_to=rows + 1).args)
-        again = traced(self.model, other, {}, rng_key)
-        plates = [n for n in plates if again[n]["args"][0] == rows + 1]
-        for name, site in sites.items():
-            if site["type"] != "sample":
-                continue
-            inside = any(f.name in plates for f in site["cond_indep_stack"])
-            if site["is_observed"] and not inside and jnp.shape(site["value"]) != jnp.shape(again[name]["value"]):
-                raise ModelError(
-                    f"The episode model '{name_of(self.model)}': site '{name}' has a row for each row of the episode. Episodes differ in "
-                    "length, so they are padded, and the padding is masked by a plate over the rows: there is none. Put the site into "
-                    "numpyro.plate('rows', len(data))."
-                )
-        return tuple(plates)
 
     def fit(self, rng_key: jax.Array, stream: Stream | Sequence[Any], **options) -> MetaFit:
         """Train over a stream, or a list of episodes, or a generator of them: :func:`ppl_ext.meta.fit.fit` of :meth:`hierarchy`, which has
@@ -135,7 +117,16 @@ class Lifted(eqx.Module):
         stream = finite_stream("as_model", stream)
         built = self.hierarchy(stream) if hierarchy is None else hierarchy
         form, prior = built.form, built.prior
-        batch = stream.batch(np.arange(len(stream)))
+        found = parts(built, stream, stream.batch(np.arange(len(stream))))
+        first = jax.tree.map(lambda x: x[0], found[-1].batch.args)
+        built.form.unchanged("as_model")
+
+        def losses(theta, shared):
+            def one(t, args, length):
+                return built.loss(shared, args, length)(t)
+
+            each = [jax.vmap(one)(theta[p.places], p.batch.args, p.batch.lengths) for p in found]
+            return together(each, [p.places for p in found])
 
         def model():
             covariance = _sample_covariance(prior)
@@ -146,11 +137,10 @@ class Lifted(eqx.Module):
             shared = {"params": params, "latent": jnp.concatenate(latent) if latent else jnp.zeros(0)}
             for name, value in form.shared_values(shared).items():
                 numpyro.deterministic(name, value)
-            numpyro.factor("_shared", form.log_prior_of_shared(shared, jax.tree.map(lambda x: x[0], batch.args), {}))
+            numpyro.factor("_shared", form.log_prior_of_shared(shared, first, {}))
             with numpyro.plate("episodes", len(stream)):
                 theta = numpyro.sample("theta", _normal(mean, covariance))
-                losses = jax.vmap(lambda t, args, length: built.loss(shared, args, length)(t))(theta, batch.args, batch.lengths)
-                numpyro.factor("_episodes", -losses)
+                numpyro.factor("_episodes", -losses(theta, shared))
             for name, value in jax.vmap(form.values)(theta).items():
                 numpyro.deterministic(name, value)
 

@@ -1,6 +1,5 @@
 """Whether one Gaussian can stand for an episode's posterior: its other modes, looked for from many starts."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +10,9 @@ import numpy as np
 from ppl_ext.arguments import check_count, check_key, told
 from ppl_ext.errors import ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.arriving import finite_stream
-from ppl_ext.meta.checks import bad_episode, check_new_episode
+from ppl_ext.meta.checks import check_new_episode
 from ppl_ext.meta.fitted import MetaFit, State
+from ppl_ext.meta.groups import bad_of_stream, each
 from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.solvers import LaplaceGGN, curvature
 from ppl_ext.meta.stream import Batch
@@ -56,10 +56,11 @@ def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None
     stream, h = finite_stream("mass_elsewhere", episodes), fit.hierarchy
     check_new_episode("mass_elsewhere", h.form, fit.state.shared, stream[int(np.argmax(stream.lengths))], {}, h.like)
     batch = stream.batch(np.arange(len(stream)))
-    if (why := bad_episode(partial(h.loss, fit.state.shared), batch, fit.niw.loc)) is not None:
+    h.form.unchanged("mass_elsewhere")
+    if (why := bad_of_stream(h, fit.state.shared, stream, batch, fit.niw.loc)) is not None:
         raise NonFiniteError(f"mass_elsewhere: {why}")
     noise = jax.random.normal(rng_key, (num_starts, fit.niw.dim), fit.niw.loc.dtype)
-    return np.asarray(_elsewhere(h, fit.state, batch, noise, LaplaceGGN(num_steps)))
+    return np.asarray(each(h, stream, batch, lambda batch, _: _elsewhere(h, fit.state, batch, noise, LaplaceGGN(num_steps))))
 
 
 @eqx.filter_jit

@@ -1,8 +1,7 @@
 """How good the predictions for new episodes are: density, coverage, calibration and accuracy, episode by episode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,9 +16,10 @@ from ppl_ext.arguments import check_array, check_count, check_key, check_number,
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.adapt import Nodes, adapted, scale_nodes
 from ppl_ext.meta.arriving import finite_stream
-from ppl_ext.meta.checks import bad_episode, check_new_episode
+from ppl_ext.meta.checks import check_new_episode
 from ppl_ext.meta.episode import observed_sites
 from ppl_ext.meta.fitted import MetaFit
+from ppl_ext.meta.groups import bad_of_stream, parts
 from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.stream import Batch
 
@@ -168,30 +168,38 @@ def evaluate(
     if len(known) != len(asked):
         raise ArgumentError(f"evaluate: there are {len(known)} supports and {len(asked)} queries.")
     h, shared = fit.hierarchy, fit.state.shared
+    h.form.unchanged("evaluate")
     for name, stream in (("support", known), ("query", asked)):
         first = next(i for i, n in enumerate(stream.lengths) if n)
         check_new_episode(f"evaluate: {name}", h.form, shared, stream[first], {}, h.like)
-        if any(stream.ragged) and not h.row_plates:
-            raise ArgumentError(
-                f"evaluate: {name} episodes differ in length, and the model was lifted over episodes of one length, so its row plates are "
-                "not known. Evaluate episodes of one length at a time."
-            )
     nodes = scale_nodes(fit.niw, num_nodes, rng_key) if prior == "student_t" else None
-    parts = []
+    each: list[Any] = [None] * len(known)
     for start in range(0, len(known), batch_size):
         index = np.arange(start, min(start + batch_size, len(known)))
         pair = [s.batch(index, int(s.lengths.max()) if any(s.ragged) else None) for s in (known, asked)]
-        if (why := next((w for b in pair if (w := bad_episode(partial(h.loss, shared), b, fit.niw.loc))), None)) is not None:
-            raise NonFiniteError(f"evaluate: {why}")
+        for stream, batch in zip((known, asked), pair, strict=True):
+            if (why := bad_of_stream(h, shared, stream, batch, fit.niw.loc)) is not None:
+                raise NonFiniteError(f"evaluate: {why}")
         keys = jax.random.split(jax.random.fold_in(rng_key, start), len(index))
-        found = jax.device_get(_scored(h, fit.state, fit.solver, pair[0], pair[1], keys, nodes, num_samples))
-        parts += [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(index))]
-    nll = np.array([-np.mean(p["log_prob"][p["real"]]) if p["real"].any() else np.nan for p in parts])
-    classes = "probs" in parts[0]
+        for places, support_part, query_part in _pairs(h, (known, asked), pair):
+            found = jax.device_get(_scored(h, fit.state, fit.solver, support_part, query_part, keys[places], nodes, num_samples))
+            for i, place in enumerate(places):
+                each[start + place] = jax.tree.map(lambda x, i=i: x[i], found)
+    nll = np.array([-np.mean(p["log_prob"][p["real"]]) if p["real"].any() else np.nan for p in each])
+    classes = "probs" in each[0]
     if not classes:
-        return Scores(nll, level, [p["pit"][p["real"]] for p in parts], None, None)
-    chosen = [(p["probs"][p["real"]], p["value"][p["real"]]) for p in parts]
+        return Scores(nll, level, [p["pit"][p["real"]] for p in each], None, None)
+    chosen = [(p["probs"][p["real"]], p["value"][p["real"]]) for p in each]
     return Scores(nll, level, None, [q.max(-1) for q, _ in chosen], [q.argmax(-1) == y for q, y in chosen])
+
+
+def _pairs(h: Hierarchy, streams: tuple, pair: list[Batch]) -> Iterator[tuple[np.ndarray, Batch, Batch]]:
+    """Supports and queries that are run together, and their places in the batch: where nothing is padded, those alike in both lengths."""
+    for of_support in parts(h, streams[0], pair[0]):
+        for of_query in parts(h, streams[1], pair[1]):
+            places, i, j = np.intersect1d(of_support.places, of_query.places, return_indices=True)
+            if len(places):
+                yield places, jax.tree.map(lambda x, i=i: x[i], of_support.batch), jax.tree.map(lambda x, j=j: x[j], of_query.batch)
 
 
 @eqx.filter_jit
@@ -225,7 +233,7 @@ def predicted(h: Hierarchy, shared: Mapping[str, Any], theta: jax.Array, args: t
     for site in sites.values():
         fn, value = site["fn"], jnp.asarray(site["value"])
         log_prob = fn.log_prob(value)
-        real = jnp.ones(log_prob.shape, bool)
+        real = jnp.broadcast_to(jnp.asarray(bool(h.row_plates)) | (length > 0), log_prob.shape)
         for frame in site["cond_indep_stack"]:
             if frame.name in h.row_plates:
                 real &= (jnp.arange(frame.size) < length).reshape((-1,) + (1,) * (-frame.dim - 1))

@@ -57,9 +57,13 @@ class Matched:
         return Tuned(model, self.layout, self.raw)
 
     def functions(self, rng_key: jax.Array, inputs: Any, num_draws: int = 1000) -> dict[str, np.ndarray]:
-        """Draws at these inputs, (num_draws, M) or (num_draws, M, P), "before", "after", and of the "target"."""
+        """Draws at these inputs, (num_draws, M) or (num_draws, M, P), "before", "after", and of the "target".
+
+        :raises ModelError: if data that model or target read from outside have changed since they were matched.
+        """
         check_key("functions: rng_key", rng_key)
         check_count("functions: num_draws", num_draws)
+        self.matching.unchanged("functions")
         x = check_inputs("functions: inputs", inputs)
         of_before, of_after, of_target = random.split(rng_key, 3)
         target = self.matching.target.sample(of_target, x, num_draws)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from ppl_ext.arguments import check_call, check_count, check_flag, check_key, check_mapping, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ppl_ext.outside import reading
 from ppl_ext.priors.distance import Distance
 from ppl_ext.priors.inputs import Fixed, check_inputs
 from ppl_ext.priors.lifting import Lifted
@@ -88,14 +90,15 @@ def match(
     layout = lifted.layout(first, *args, **kwargs)
     matching = Matching(lifted, layout, output, sampler, target, distance, num_draws, args, dict(kwargs))
     matching.check(keys["inputs"])
-    programs = programs_for(matching, optim, num_steps)
-    optimiser, steps = programs.optimiser, partial(programs.steps, sampler)
-    raw = jax.tree.map(np.asarray, layout.init())  # on the host: the steps donate their buffers
-    state = distance.start(keys["start"], matching.num_values)
-    carry = (optimiser.init(jax.tree.map(jnp.array, raw)), state, jnp.array(True))
+    with reading(*matching.read(), eqx.partition(sampler, eqx.is_array)[1], optim) as matching.outside:
+        programs = programs_for(matching, optim, num_steps)
+        optimiser, steps = programs.optimiser, partial(programs.steps, sampler)
+        raw = jax.tree.map(np.asarray, layout.init())  # on the host: the steps donate their buffers
+        state = distance.start(keys["start"], matching.num_values)
+        carry = (optimiser.init(jax.tree.map(jnp.array, raw)), state, jnp.array(True))
+        carry, _ = jax.block_until_ready(steps(carry, keys["steps"], 0, 0))  # compiles
     chunk = min(CHUNK, max(1, -(-num_steps // 50)))
     losses, alive = np.zeros(0, np.float32), True
-    carry, _ = jax.block_until_ready(steps(carry, keys["steps"], 0, 0))  # compiles
     compiled = time.perf_counter()
     with tqdm(total=num_steps, disable=not progress_bar, desc=type(distance).__name__, unit="step") as bar:
         while len(losses) < num_steps and alive:

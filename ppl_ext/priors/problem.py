@@ -11,6 +11,7 @@ from jax import lax, random
 
 from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentError, NonFiniteError
+from ppl_ext.outside import Outside
 from ppl_ext.priors.distance import Distance, Functions
 from ppl_ext.priors.lifting import Layout, Lifted, Raw
 from ppl_ext.priors.outputs import Output, as_function, draw_function, read, run_once
@@ -38,6 +39,16 @@ class Matching:
         self.args, self.kwargs = args, kwargs
         self.shape: tuple[int, ...] = ()
         self.readout: tuple[str, ...] = ()  # sites that a distance of moments can integrate out
+        self.outside: Outside | None = None  # what all of these read from outside of their arguments, once it has been matched
+
+    def read(self) -> tuple:
+        """The programs and values whose outside counts."""
+        return self.lifted, self.output, self.target, self.distance
+
+    def unchanged(self, where: str) -> None:
+        """:raises ModelError: if data that model or target read from outside have changed since they were matched."""
+        if self.outside is not None:
+            self.outside.check(where, *self.read())
 
     @property
     def num_values(self) -> int:

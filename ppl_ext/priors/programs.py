@@ -85,7 +85,8 @@ def _kept(kind: _Kind) -> Programs:
 def programs_for(matching: Matching, optim: Any, num_steps: int) -> Programs:
     """The programs of an earlier match with the same lifted model, target (the same objects) and settings, or new ones.
 
-    A target that is no equinox module may have changed meanwhile, and so may further arguments: then nothing is shared.
+    What the model, the target and the others read from outside of their arguments is the same, too (``matching.outside``). A target that is
+    no equinox module may have changed meanwhile, and so may further arguments: then nothing is shared.
     """
 
     def build() -> Programs:
@@ -95,6 +96,7 @@ def programs_for(matching: Matching, optim: Any, num_steps: int) -> Programs:
         return build()
     leaves, structure = jax.tree.flatten(eqx.partition(matching.sampler, eqx.is_array)[1])
     key = (
+        matching.outside,
         _Same(matching.lifted),
         tuple((pattern, tuple(units)) for pattern, _, units in matching.layout.rules),
         matching.output,

@@ -19,6 +19,7 @@ from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_number, check_values, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ppl_ext.outside import Outside, reading
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
@@ -73,7 +74,7 @@ class ScoreAscent:
             raise ArgumentError(f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}.")
         check_flag("ScoreAscent: prior", prior)
         self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
-        self._run = jax.jit(self._ascend, static_argnums=(4, 5))
+        self._run = jax.jit(self._ascend, static_argnums=(0, 5, 6))
 
     def run(self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> "Learned":
         """Ascend from ``params``, constrained values of all parameters.
@@ -88,7 +89,8 @@ class ScoreAscent:
         refuse_open_handlers("ScoreAscent.run")
         params = parameters("ScoreAscent", params, floating=True)
         whole = without_gaps(args, kwargs)
-        (iterates, scores, final), misplaced = self._run(rng_key, params, args, kwargs, int(num_steps), whole)
+        with reading(self._how, self._optimizer) as seen:
+            (iterates, scores, final), misplaced = self._run(seen, rng_key, params, args, kwargs, int(num_steps), whole)
         check_inside("ScoreAscent", misplaced, params)
         for name, x in scores.items():
             if not np.isfinite(x).all():
@@ -101,7 +103,7 @@ class ScoreAscent:
                 )
         return Learned(final, iterates, scores)
 
-    def _ascend(self, rng_key, params, args, kwargs, num_steps: int, whole: bool):
+    def _ascend(self, seen: Outside, rng_key, params, args, kwargs, num_steps: int, whole: bool):
         how, model = self._how._replace(whole=whole), self._how.model
         at_start = lower(model, args, kwargs, params)
         theta = unconstrained(at_start)
@@ -180,8 +182,9 @@ class _Online:
         check_function(f"{where}: step_size", step_size)
         check_call(f"{where}: step_size, called with the number of the step:", step_size, (1.0,), {})
         self._where, self._step_size = where, step_size
-        self._begin = jax.jit(self._first)
-        self._step = jax.jit(self._next, donate_argnums=0)
+        self._begin = jax.jit(self._first, static_argnums=0)
+        self._step = jax.jit(self._next, static_argnums=0, donate_argnums=1)
+        self._seen: Outside | None = None  # what the programs read from outside, when a stream last began
 
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> LearnerState:
         """The state before the first observation. ``args`` and ``kwargs``: one time slice, for its shapes; ``params``: where to begin."""
@@ -189,7 +192,8 @@ class _Online:
         params = parameters(f"{self._where}.init", params, floating=True)
         check_arrays(f"{self._where}.init:", args, kwargs)
         args, kwargs = time_slice((args, kwargs))
-        state, misplaced = self._begin(rng_key, params, args, kwargs)
+        with self._reading() as self._seen:
+            state, misplaced = self._begin(self._seen, rng_key, params, args, kwargs)
         check_inside(f"{self._where}.init", misplaced, params)
         check_streams(self._how.model, args, kwargs, params)
         return state
@@ -199,14 +203,21 @@ class _Online:
         if not isinstance(state, LearnerState):
             raise ArgumentTypeError(f"{self._where}.step: state must be what init or step returned, got {told(state)}.")
         check_arrays(f"{self._where}.step:", args, kwargs)
-        return self._step(state, *time_slice((args, kwargs)))
+        slice_ = time_slice((args, kwargs))
+        if self._seen is None:  # a state that another process saved
+            with self._reading() as self._seen:
+                return self._step(self._seen, state, *slice_)
+        return self._step(self._seen, state, *slice_)
 
-    def _first(self, rng_key, params, args, kwargs):
+    def _reading(self):
+        return reading(self._how, self._step_size, getattr(self, "_maximize", None))
+
+    def _first(self, seen: Outside, rng_key, params, args, kwargs):
         space, functional = self._how.begin(params, args, kwargs)
         smoother, _, _ = begin(rng_key, params, self._how, space, functional)
         return self._started(smoother, unconstrained(space.lowered)), outside(space.lowered)
 
-    def _next(self, state: LearnerState, args, kwargs):
+    def _next(self, seen: Outside, state: LearnerState, args, kwargs):
         space, functional = self._how.begin(state.smoother.params, args, kwargs)
         return self._moved(state, space, functional)
 

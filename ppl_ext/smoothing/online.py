@@ -13,6 +13,7 @@ from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.outside import Outside, reading
 from ppl_ext.sharding import along, check_mesh
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
@@ -267,12 +268,14 @@ class OnlineSmoother:
     ):
         how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self._how = settings("OnlineSmoother", model, functionals, *how)
-        self._begin = jax.jit(self._first)
-        self._step = jax.jit(self._next, donate_argnums=0)
+        self._begin = jax.jit(self._first, static_argnums=0)
+        self._step = jax.jit(self._next, static_argnums=0, donate_argnums=1)
+        self._seen: Outside | None = None  # what the programs read from outside, when a stream last began
         self._result = jax.jit(expectations)
 
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        """The state before the first observation.
+        """The state before the first observation. What the model reads from outside of its arguments is read here; if it changes while
+        a stream goes on, the steps do not see that until a stream begins.
 
         :param args: with ``kwargs``, one time slice as :meth:`step` takes it, for its shapes. Without it the particles are
             made by the first step.
@@ -284,7 +287,8 @@ class OnlineSmoother:
             return _Waiting(jnp.array(rng_key), params)
         check_arrays("OnlineSmoother.init:", args, kwargs)
         args, kwargs = time_slice((args, kwargs))
-        state, misplaced = self._begin(rng_key, params, args, kwargs)
+        with reading(self._how) as self._seen:
+            state, misplaced = self._begin(self._seen, rng_key, params, args, kwargs)
         check_inside("OnlineSmoother.init", misplaced, params)
         check_streams(self._how.model, args, kwargs, params)
         return state
@@ -296,7 +300,10 @@ class OnlineSmoother:
         check_arrays("OnlineSmoother.step:", args, kwargs)
         if isinstance(state, _Waiting):
             state = self.init(state.rng_key, *args, params=state.params, **kwargs)
-        return self._step(state, args, kwargs)
+        if self._seen is None:  # a state that another process saved
+            with reading(self._how) as self._seen:
+                return self._step(self._seen, state, args, kwargs)
+        return self._step(self._seen, state, args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
         """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0 and expectations are NaN.
@@ -312,11 +319,11 @@ class OnlineSmoother:
             warn_extinct("OnlineSmoother", place, num, int(state.filter.num_nan))
         return OnlineResult(state.log_evidence, self._result(state), state.filter.time, state.tally.fallbacks)
 
-    def _first(self, rng_key, params, args, kwargs):
+    def _first(self, seen: Outside, rng_key, params, args, kwargs):
         space, functional = self._how.begin(params, args, kwargs)
         return begin(rng_key, params, self._how, space, functional)[0], outside(space.lowered)
 
-    def _next(self, state: SmootherState, args, kwargs):
+    def _next(self, seen: Outside, state: SmootherState, args, kwargs):
         args, kwargs = time_slice((args, kwargs))  # here and not before: outside, each array costs a dispatch
         space, functional = self._how.begin(state.params, args, kwargs)
         return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None), state, space.lowered.xs)[0]

@@ -20,6 +20,7 @@ from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.arguments import check_call, check_count, check_key, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError
+from ppl_ext.outside import Outside, reading
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess, settings
@@ -111,7 +112,7 @@ class ParisParticleGibbs:
         if isinstance(burn_in, bool) or not isinstance(burn_in, int | np.integer) or not 0 <= burn_in < num_sweeps:
             raise ArgumentError(f"ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got {told(burn_in)}.")
         self.num_sweeps, self.burn_in = int(num_sweeps), int(burn_in)
-        self._run = jax.jit(self._chain, static_argnums=(4, 5))
+        self._run = jax.jit(self._chain, static_argnums=(0, 5, 6))
 
     def run(
         self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, num_chains: int = 1, **kwargs: Any
@@ -128,7 +129,8 @@ class ParisParticleGibbs:
         check_arrays("ParisParticleGibbs:", args, kwargs)
         refuse_open_handlers("ParisParticleGibbs.run")
         params = parameters("ParisParticleGibbs", params)
-        every, misplaced = self._run(rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs))
+        with reading(self.how) as seen:
+            every, misplaced = self._run(seen, rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs))
         check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))
         if not isinstance(every.ess, jax.core.Tracer) and (dead := np.argwhere(np.asarray(every.ess) == 0)).size:
@@ -154,9 +156,10 @@ class ParisParticleGibbs:
             params=params,
             initial_names=tuple(kept.path.initial.sites),
             how=self.how.told() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
+            outside=seen,
         )
 
-    def _chain(self, rng_key, params, args, kwargs, num_chains: int, whole: bool) -> tuple[Sweep, dict[str, jax.Array]]:
+    def _chain(self, seen: Outside, rng_key, params, args, kwargs, num_chains: int, whole: bool) -> tuple[Sweep, dict[str, jax.Array]]:
         how = self.how._replace(whole=whole)
         space, functional = how.begin(params, args, kwargs)
 
@@ -200,6 +203,7 @@ class ParticleGibbsSmoothing:
     params: dict[str, jax.Array]
     initial_names: tuple[str, ...] = ()
     how: dict[str, Any] = field(default_factory=dict)
+    outside: Outside | None = None
 
     def __repr__(self) -> str:
         return f"ParticleGibbsSmoothing(renewal={float(np.min(self.renewal)):.2g}..{float(np.max(self.renewal)):.2g}, {self.how})"
@@ -207,6 +211,8 @@ class ParticleGibbsSmoothing:
     def to_arviz(self) -> Any:
         """The ArviZ report: ``posterior`` with the paths (chain, draw, time); ``sample_stats`` with ``ess`` and ``renewed`` by time; the
         renewal rate before the first step is the attribute ``renewal_initial``."""
+        if self.outside is not None:
+            self.outside.check("to_arviz", self.model)
         values = {name: np.asarray(x) for name, x in self.trajectories.items()}
         stats = {"ess": np.asarray(self.ess)[..., 1:], "renewed": np.asarray(self.renewed)[..., 1:]}
         attrs = {"backward_fallbacks": int(self.fallbacks), "renewal_initial": float(self.renewal[0]), **self.how}

@@ -10,6 +10,7 @@ import numpy as np
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_array, check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.outside import Outside
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +54,7 @@ class SmoothingResult:
     ess: jax.Array | None = None
     resampled: jax.Array | None = None
     how: dict[str, Any] = field(default_factory=dict)
+    outside: Outside | None = None
 
     def __repr__(self) -> str:
         num_steps = len(self.log_evidence_increments)
@@ -62,6 +64,7 @@ class SmoothingResult:
         """Whole trajectories from the smoothing law, drawn backward through the particles of this run, which is repeated for
         it with everything kept: memory grows as N T.
 
+        :raises ModelError: if data that the model reads from outside of its arguments have changed since.
         :return: by latent site (draw, ...), those of the steps (draw, time, ...).
         """
         check_count("sample: num_samples", num_samples)

@@ -1,6 +1,7 @@
 """Smoothing of a whole series: the stream's step, scanned."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_call, check_count, check_key
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.outside import Outside, reading
 from ppl_ext.sharding import gathered
 from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
@@ -78,9 +80,10 @@ class smooth:
             raise ArgumentError("smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out.")
         how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self.how = settings("smooth", model, functionals, *how)
-        self._run = jax.jit(self._exactly if self.exact else self._forward, static_argnums=4)
-        self._sample = jax.jit(self._backward, static_argnums=(5, 6))
-        self._quantiles = jax.jit(self._filtered, static_argnums=5)
+        # What the programs read from outside is an argument of what is compiled, so that it is compiled anew when that changes.
+        self._run = jax.jit(self._exactly if self.exact else self._forward, static_argnums=(0, 5))
+        self._sample = jax.jit(self._backward, static_argnums=(0, 6, 7))
+        self._quantiles = jax.jit(self._filtered, static_argnums=(0, 6))
 
     def run(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> SmoothingResult:
         """Smooth one series.
@@ -100,7 +103,8 @@ class smooth:
         check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
-        found, misplaced, tally, inexact, num_nan = self._run(rng_key, params, args, kwargs, without_gaps(args, kwargs))
+        with reading(self.how) as seen:
+            found, misplaced, tally, inexact, num_nan = self._run(seen, rng_key, params, args, kwargs, without_gaps(args, kwargs))
         check_inside("smooth", misplaced, params)
         check_excess(tally)
         for name, is_wrong in inexact.items():
@@ -119,9 +123,10 @@ class smooth:
             kwargs=kwargs,
             params=params,
             rng_key=rng_key,
-            draw=self.draw,
+            draw=partial(self.draw, seen),
             how={"backward": "exact"} if self.exact else self.how.told(),
-            quantiles=self.quantiles,
+            quantiles=partial(self.quantiles, seen),
+            outside=seen,
         )
 
     def _explain(self, params, args, kwargs) -> None:
@@ -133,22 +138,24 @@ class smooth:
         if self.exact and space.imputed and exact_form(space)[1] is None and bool(space.has_gap()):
             raise ModelError(no_exact_answer(next(iter(space.imputed))))
 
-    def draw(self, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
+    def draw(self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
         """Trajectories drawn backward through the particles of the run that began with ``filter_key``; see
         :meth:`~ppl_ext.smoothing.report.SmoothingResult.sample`."""
         check_count("sample: num_samples", num_samples)
-        values, tally = self._sample(rng_key, filter_key, params, args, kwargs, num_samples, without_gaps(args, kwargs))
+        seen.check("sample", self.how)
+        values, tally = self._sample(seen, rng_key, filter_key, params, args, kwargs, num_samples, without_gaps(args, kwargs))
         check_excess(tally)
         return shown(values)
 
-    def quantiles(self, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
+    def quantiles(self, seen: Outside, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
         """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
-        return shown(self._quantiles(filter_key, params, args, kwargs, levels, without_gaps(args, kwargs)))
+        seen.check("filtered", self.how)
+        return shown(self._quantiles(seen, filter_key, params, args, kwargs, levels, without_gaps(args, kwargs)))
 
     def _lowered(self, params, args, kwargs, whole: bool):
         return lower(self.how.model, args, kwargs, params, whole=whole)
 
-    def _exactly(self, rng_key, params, args, kwargs, whole: bool):
+    def _exactly(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
         exact = Exact(self._lowered(params, args, kwargs, whole))
 
         def lowered(params):
@@ -166,7 +173,7 @@ class smooth:
         }
         return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong, 0
 
-    def _forward(self, rng_key, params, args, kwargs, whole: bool):
+    def _forward(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
         space, functional = self.how._replace(whole=whole).begin(params, args, kwargs)
         state, _, first = begin(rng_key, params, self.how, space, functional)
 
@@ -186,7 +193,7 @@ class smooth:
         }
         return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}, state.filter.num_nan))
 
-    def _filtered(self, filter_key, params, args, kwargs, levels, whole: bool):
+    def _filtered(self, seen: Outside, filter_key, params, args, kwargs, levels, whole: bool):
         if self.exact:
             return Exact(self._lowered(params, args, kwargs, whole)).quantiles(levels)
         space, _ = self.how._replace(whole=whole).begin(params, args, kwargs)
@@ -206,7 +213,9 @@ class smooth:
         found = space.lowered.ordered(jax.lax.scan(body, state, space.lowered.xs)[1])
         return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
 
-    def _backward(self, rng_key, filter_key, params, args, kwargs, num_samples: int, whole: bool) -> tuple[dict[str, jax.Array], Tally]:
+    def _backward(
+        self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int, whole: bool
+    ) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
             exact = Exact(self._lowered(params, args, kwargs, whole))
             return exact.draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
