@@ -274,3 +274,20 @@ def uses(jaxpr: Any, outputs: Sequence[bool]) -> list[bool]:
     except Exception:  # whatever a version of JAX may raise here
         used = []
     return list(used) if len(used) == len(opened.invars) else [True] * len(opened.invars)
+
+
+def constants_used(jaxpr: Any) -> list[Any]:
+    """The arrays that a traced program holds and that its outputs may need; all of them where JAX cannot say.
+
+    >>> import jax, jax.numpy as jnp
+    >>> held, idle = jnp.arange(3.0), jnp.arange(4.0)
+    >>> [x.shape for x in constants_used(jax.make_jaxpr(lambda x: (idle.sum(), held.sum() + x)[1])(1.0))]
+    [(3,)]
+    """
+    inner, consts = getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+    try:
+        slim, _ = dce_jaxpr(inner, [True] * len(inner.outvars))
+        read = {id(v) for eqn in slim.eqns for v in eqn.invars} | {id(v) for v in slim.outvars}
+        return [const for var, const in zip(inner.constvars, consts, strict=True) if id(var) in read]
+    except Exception:  # whatever a version of JAX may raise here
+        return consts

@@ -111,7 +111,8 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
     credit, met = trace_credit(lambda: terms({n: mark(drawn[n], n, hidden[n].ndim) for n in hidden}))
     visible = [_visible(site) for site in sites.values()]
     # A point may be made of other draws, as in guides that draw one vector for all sites.
-    of_others = any(s["infer"].get("is_auxiliary") for s in of_guide.sites.values() if s["type"] == "sample")
+    auxiliary = [s["fn"] for s in of_guide.sites.values() if s["type"] == "sample" and s["infer"].get("is_auxiliary")]
+    of_others = not all(map(_is_point, auxiliary))
     absent = Absent({}, {})
     for name, masked in hidden.items():
         if observed_twin(name, sites) is None:  # else the observed value takes its place wherever it is masked

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from ppl_ext.algorithms.lowering import Before, run_step
 from ppl_ext.errors import ModelError
+from ppl_ext.jaxprs import constants_used, uses
 
 
 def without_gaps(*data: Any) -> bool:
@@ -49,10 +49,9 @@ def gap_of(first: Before, name: str, whole: bool = False) -> bool | None:
         return run_step(scan, scan.init, jax.tree.unflatten(tree, x), latent)[2].sites[name]["value"]
 
     closed = jax.make_jaxpr(value)(*x)
-    slim, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    read = {id(v) for eqn in slim.eqns for v in eqn.invars} | {id(v) for v in slim.outvars}
-    held = [const for var, const in zip(closed.jaxpr.constvars, closed.consts, strict=True) if id(var) in read]
-    found = [_holds_nan(data) for data in [*held, *(leaf for leaf, is_used in zip(leaves, used, strict=True) if is_used)]]
+    used = uses(closed, [True])
+    data = [*constants_used(closed), *(leaf for leaf, is_used in zip(leaves, used, strict=True) if is_used)]
+    found = [_holds_nan(x) for x in data]
     if True not in found or not scan.length:
         return None if None in found and scan.length and not whole else False
     # What it is made from holds NaN. A model may put numbers in their place, as one with obs_mask= does: look at the values themselves.
