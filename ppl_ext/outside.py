@@ -22,6 +22,10 @@ from ppl_ext.reads import Edge, Walk, wording
 STATES = 8  # of one program's outside that are remembered, at most
 PROGRAMS = 256  # whose outsides are remembered, at most
 
+REMEDY = (
+    ", and what was found before does not speak of it. Put it back to ask further, or run again; data that change are best passed as "
+    "arguments."
+)
 _NUMBERS = count()
 _watched: "OrderedDict[tuple, _Watch]" = OrderedDict()
 
@@ -51,7 +55,7 @@ class Outside:
         edges = self.edges
         return len(walk.edges) <= len(edges) and all(edges.get(edge, _unknown) == value for edge, value in walk.edges.items())
 
-    def check(self, where: str, *programs: Any) -> None:
+    def check(self, where: str, *programs: Any, remedy: str = REMEDY) -> None:
         """Whether what these programs read is still what it was when this was made.
 
         :raises ModelError: naming what has changed.
@@ -59,10 +63,7 @@ class Outside:
         walk = Walk(self._skip, programs)
         for edge, value in walk.edges.items():
             if edge in self.edges and self.edges[edge] != value:
-                raise ModelError(
-                    f"{where}: {wording(edge, walk)} has changed since, and what was found before does not speak of it. Put it back to ask "
-                    "further, or run again; data that change are best passed as arguments."
-                )
+                raise ModelError(f"{where}: {wording(edge, walk)} has changed since{remedy}")
 
 
 def _unknown() -> Outside:

@@ -17,6 +17,7 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from ppl_ext.arguments import check_key, check_values
 from ppl_ext.errors import ArgumentError, NonFiniteError, PplExtError
 from ppl_ext.explain import explained, is_foreign
+from ppl_ext.outside import reading
 from ppl_ext.program import log_density, simulate
 
 
@@ -33,6 +34,19 @@ def named(model: Callable, rng_key, args: tuple, kwargs: Mapping[str, Any]) -> I
             simulate(model, *args, rng_key=rng_key, **{name: x for name, x in kwargs.items() if name != GIBBS_SITES_KWARG})
         with explained(model):
             raise
+
+
+@contextmanager
+def begun(where: str, kernel: Any) -> Iterator[None]:
+    """While a kernel of ``MCMC`` begins its chains; ``kernel._seen`` holds what its model read from outside the last time.
+
+    :raises ModelError: if that has changed, naming what: ``MCMC`` keeps what it compiled then.
+    """
+    if kernel._seen is not None:
+        remedy = ", and NumPyro's MCMC keeps what it compiled for this kernel. Make a new kernel and a new MCMC."
+        kernel._seen.check(where, kernel.model, remedy=remedy)
+    with reading(kernel.model) as kernel._seen:
+        yield
 
 
 def check_one_key(where: str, rng_key: Any) -> None:

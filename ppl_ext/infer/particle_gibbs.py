@@ -13,7 +13,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from ppl_ext.algorithms.state_space import lower, scan_shape
 from ppl_ext.arguments import check_call, check_data, check_program, check_values, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.infer.checks import check_init_params, check_one_key, named
+from ppl_ext.infer.checks import begun, check_init_params, check_one_key, named
+from ppl_ext.outside import Outside
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
 from ppl_ext.smoothing.online import Settings, settings
@@ -179,8 +180,13 @@ class ParticleGibbs(MCMCKernel):
         self._sweep = PathSweep(model, num_particles, backward, proposal, initial_proposal)
         self._gibbs: Gibbs | None = None
         self._turned: frozenset[str] = frozenset()  # sites that NumPyro reads from the last input on
+        self._seen: Outside | None = None
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
+        with begun("ParticleGibbs", self):
+            return self._first(rng_key, num_warmup, init_params, model_args, model_kwargs)
+
+    def _first(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> "ParticleGibbsState":
         check_one_key("ParticleGibbs", rng_key)
         path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
         scan = scan_shape(self.model, tuple(model_args), dict(model_kwargs or {}))

@@ -18,8 +18,9 @@ from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_count, check_program
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.infer.checks import check_init_params, check_one_key
+from ppl_ext.infer.checks import begun, check_init_params, check_one_key
 from ppl_ext.infer.particle_gibbs import initial_names, path_sites
+from ppl_ext.outside import Outside
 from ppl_ext.sharding import check_mesh
 
 
@@ -90,9 +91,14 @@ class PMMH(MCMCKernel):
         self._rules = filtering.Rules(int(num_particles), scheme_of("PMMH: resampling", resampling), 0.5, mesh=mesh)
         self._transforms: dict[str, Any] = {}
         self._num_warmup = 0
+        self._seen: Outside | None = None
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> PMMHState:
         """``init_params``: unconstrained values; by default a draw from the prior."""
+        with begun("PMMH", self):
+            return self._first(rng_key, num_warmup, init_params, model_args, model_kwargs)
+
+    def _first(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> PMMHState:
         model_kwargs = dict(model_kwargs or {})
         check_one_key("PMMH", rng_key)
         rng_key, prior_key, filter_key = jax.random.split(rng_key, 3)

@@ -15,9 +15,11 @@ from numpyro.util import is_prng_key
 
 from ppl_ext.arguments import check_count, check_function, check_key, check_number, check_program, check_values, told
 from ppl_ext.errors import ArgumentError
+from ppl_ext.infer.checks import begun
 from ppl_ext.infer.sg_noise import normals
 from ppl_ext.infer.sg_schedule import schedule_of
 from ppl_ext.infer.sg_target import Target, Values, set_up
+from ppl_ext.outside import Outside
 from ppl_ext.words import split
 
 
@@ -80,6 +82,7 @@ class StochasticGradientKernel(MCMCKernel):
         self._temperature, self._clip = float(temperature), clip
         self._step_size, self._schedule = step_size, schedule_of(f"{here}: step_size", step_size)
         self._target: Target | None = None
+        self._seen: Outside | None = None
         self._num_warmup = 0
 
     # --- what a kernel says
@@ -98,6 +101,10 @@ class StochasticGradientKernel(MCMCKernel):
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> SGState:
         """``init_params``: unconstrained values by site, with a leading axis of chains if there are several keys."""
+        with begun(type(self).__name__, self):
+            return self._begun(rng_key, num_warmup, init_params, model_args, model_kwargs)
+
+    def _begun(self, rng_key, num_warmup, init_params, model_args, model_kwargs) -> SGState:
         here, args, kwargs = type(self).__name__, tuple(model_args), dict(model_kwargs or {})
         single = is_prng_key(rng_key)
         check_key(f"{here}: rng_key", rng_key if single or not getattr(rng_key, "ndim", 0) or not len(rng_key) else rng_key[0])
