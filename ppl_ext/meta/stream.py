@@ -25,8 +25,8 @@ class EpisodeStream:
     """A finite set of episodes, each the positional arguments of the episode model.
 
     Arrays whose leading axis differs between episodes are rows: they are padded to a common length with copies of a row, which a plate
-    over the rows masks. A model that sees them nevertheless is run on the episodes of each length by themselves. All else must agree between
-    episodes.
+    over the rows masks. A model that sees them nevertheless is run on the episodes of each length by themselves. All else must agree
+    between episodes.
 
     :param episodes: a sequence of tuples (or of single arrays). An episode may have no rows, but not all of them.
     :raises ArgumentError: if there is no episode, none has rows, or they do not agree in structure.
