@@ -182,9 +182,10 @@ class Walk:
         elif isinstance(x, type | types.ModuleType):
             if not self._library(x):
                 self._by_name[id(x)] = (x, set())
-        elif (inner := getattr(x, "__wrapped__", None)) is not None and callable(inner):  # of jax.jit, functools.cache, jax.custom_jvp
-            self._edge(x, "function", "", inner)
         else:
+            inner = getattr(x, "__wrapped__", None)  # of jax.jit, functools.cache, NumPyro's handlers
+            if callable(inner):
+                self._edge(x, "function", "", inner)
             self._attributes(x)
 
     def _function(self, fn: types.FunctionType) -> None:
