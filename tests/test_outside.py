@@ -527,7 +527,7 @@ def test_a_kernel_that_ran_on_other_data_is_refused(kernel):
             return kernel(model, num_particles=5)
 
     def run(kernel):
-        mcmc = MCMC(kernel, num_warmup=2, num_samples=5, progress_bar=False)
+        mcmc = MCMC(kernel, num_warmup=2, num_samples=60, progress_bar=False)
         mcmc.run(KEY, *args)
         return mcmc
 
