@@ -54,7 +54,7 @@ def mcmc_draws(mcmc: MCMC) -> dict[str, Any]:
 
 def _ordered(mcmc: MCMC, samples: dict[str, Any]) -> dict[str, Any]:
     model, args, kwargs = getattr(mcmc.sampler, "model", None), tuple(mcmc._args), dict(mcmc._kwargs)
-    if model is None or getattr(mcmc.sampler, "in_order_of_inputs", False):
+    if model is None or getattr(mcmc.sampler, "samples_by_input", False):
         return samples
     one = {n: jax.ShapeDtypeStruct(np.shape(x)[2:], x.dtype) for n, x in samples.items()}
     try:

@@ -30,7 +30,7 @@ def in_order_of_inputs(
     Whether the kernel returned them mirrored is seen by moving the last step that ran and looking where the change comes out.
     """
     names = [n for n in names if n in values]
-    if not names or getattr(mcmc.sampler, "in_order_of_inputs", False):
+    if not names or getattr(mcmc.sampler, "samples_by_input", False):
         return dict(values)
     state = getattr(mcmc.last_state, mcmc._sample_field)
     if mcmc.num_chains > 1:
