@@ -17,6 +17,7 @@ from ppl_ext.errors import ModelError
 from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, LaplaceGGN, evaluate, kinds, lift
 from ppl_ext.meta.modes import mass_elsewhere
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 LENGTHS = (2, 5, 1, 7, 5)
