@@ -175,7 +175,8 @@ def to_arviz(
     chain (a finite site in ``scan``), or observations that feed the density of later ones (an autoregression), instead
     ``log_predictive_one_step`` with log p(y_t | y_<t), which leave-one-out must not use (see
     :func:`ppl_ext.diagnostics.loo`); ``observed_data``; ``sample_stats`` with ``lp``, the log joint density in constrained
-    space, and for a guide ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``, and ``energy``,
+    space (if finite sites cannot be summed out there is none, and the attribute ``lp_omitted`` says why), and for a guide
+    ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``, and ``energy``,
     ``num_steps``, ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names;
     ``vi_trace`` with the loss by ``step``.
     Axes are named after plates, ``time`` for a ``scan``. Attributes say how the run was made and, for a guide, its

@@ -120,7 +120,7 @@ def test_an_estimated_density_has_noise_of_its_own_at_every_draw():
     posterior = {"loc": np.float32(0.5), "scale": np.float32(1.5**-0.5)}
     draws = fit_of(estimated, normal_guide, [posterior], 1.5).sample(num_samples=4000)
     at_one = {"mu": np.zeros((1, 4000), np.float32)}
-    _, log_p = rescored(estimated, at_one, (1.5,), {})
+    _, log_p, _ = rescored(estimated, at_one, (1.5,), {})
     for log_ratios in (draws.log_weights - norm.logpdf(1.5, 0.0, 3**0.5), log_p - norm.logpdf(0.0) - norm.logpdf(1.5, 0.0, 2**0.5)):
         ratios = np.exp(log_ratios)
         assert ratios.std() > 0.2 and abs(ratios.mean() - 1.0) < 4.5 * ratios.std() / 4000**0.5

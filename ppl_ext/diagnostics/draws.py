@@ -127,11 +127,13 @@ def guide_sampler(
 
 def rescored(
     model: Callable, draws: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], ordered: Callable | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, str | None]:
     """Stored draws (chain, draw, ...) with their log joint density (chain, draw), everything on the full plates.
 
     Finite sites without a draw are summed out. Deterministic sites are computed anew: what a sampler stored was on its
     minibatch, or (NumPyro's enumeration) one value per value of a finite site. Those below a summed-out site are dropped.
+
+    If finite sites cannot be summed out there is no density: ``None``, and the reason.
 
     :param ordered: ``(names, draws) -> draws``, with the named sites, which lie in scans that run backward, in the order of the inputs.
     """
@@ -143,13 +145,17 @@ def rescored(
     latent = {n: np.asarray(x) for n, x in draws.items() if n in sites and sites[n].kind == "latent"}
     missing = check_complete(sites, latent, "The draws hold")
     shapes = {n: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for n, x in latent.items()}
-    score = scorer(model, sites, missing, shapes, args, kwargs, {})
-    chunk = _chunk(model, sites, missing, shapes, args, kwargs, {})
+    refusal = None
+    try:
+        chunk = _chunk(model, sites, missing, shapes, args, kwargs, {})
+    except ModelError as error:
+        chunk, refusal = default_chunk(s.shape for s in sites.values()), str(error)
+    score = scorer(model, sites, missing, shapes, args, kwargs, {}, density=refusal is None)
     keys = jax.random.split(jax.random.key(0), (num_chains, num_draws))
     step = over_draws(lambda _, draw: score({}, *draw))
     log_p, deterministic = map_draws(step, (latent, keys), {}, num_chains, num_draws, chunk)
     others = {n: np.asarray(x) for n, x in draws.items() if n not in sites}
-    return {**latent, **deterministic, **others}, log_p.astype(np.float64)
+    return {**latent, **deterministic, **others}, None if refusal else log_p.astype(np.float64), refusal
 
 
 def predictive(
@@ -205,11 +211,13 @@ def scorer(
     args: tuple,
     kwargs: Mapping[str, Any],
     params: Mapping[str, Any],
+    density: bool = True,
 ) -> Callable:
     """``(params, values, rng_key) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite sites summed out. The key is for
     densities that are estimated, and for random numbers that the model takes for itself.
 
     :param shapes: of the values. Deterministic sites that depend on a missing site are left out.
+    :param density: whether there is one; else zero stands in its place.
     """
     keep = {n for n, s in sites.items() if s.kind == "deterministic"}
     if missing and keep:
@@ -224,7 +232,12 @@ def scorer(
             log_p = log_density(program, values, *args, rng_key=rng_key, **kwargs).total
         return log_p, {n: record[n]["value"] for n in keep}
 
-    return run
+    def run_unscored(params, values, rng_key):
+        with FullPlates(), trace() as record:
+            seed(given(model, values, params), rng_key)(*args, **kwargs)
+        return jnp.zeros(()), {n: record[n]["value"] for n in keep}
+
+    return run if density else run_unscored
 
 
 def _below(model, names: set[str], missing, shapes, args, kwargs, params) -> set[str]:

@@ -62,6 +62,7 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
         broken.result = mcmc.last_state
         raise broken
     stats: dict[str, np.ndarray] = {}
+    refusal = None
     for name, x in mcmc.get_extra_fields(group_by_chain=True).items():
         if isinstance(x, np.ndarray | jax.Array) and np.ndim(x) == 2:
             stats[_ARVIZ_NAMES.get(name, name)] = np.asarray(x)
@@ -72,13 +73,15 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
         def ordered(names, draws):
             return in_order_of_inputs(mcmc, names, draws, args, kwargs)
 
-        values, stats["lp"] = rescored(model, values, args, kwargs, ordered)
+        values, log_p, refusal = rescored(model, values, args, kwargs, ordered)
+        stats |= {} if log_p is None else {"lp": log_p}
     attrs = {
         "kernel": type(mcmc.sampler).__name__,
         "model": None if model is None else name_of(model),
         "num_warmup": mcmc.num_warmup,
         "num_samples": mcmc.num_samples,
         "thinning": mcmc.thinning,
+        "lp_omitted": refusal,
     }
     return Run(model, args, kwargs, {}, values, stats, {}, attrs)
 

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.contrib.control_flow import scan
+from numpyro.infer import MCMC, NUTS
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -19,7 +20,7 @@ from ppl_ext.diagnostics import log_likelihood, loo
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
-from ppl_ext.result import Fit
+from ppl_ext.result import Fit, to_arviz
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
@@ -486,6 +487,25 @@ def test_a_chain_that_is_contracted_is_refused_and_its_joint_density_is_right(co
     refused(model, "'z' cannot be summed out here", Y[:4])
     result = Fit({}, np.zeros((1, 1)), model, lambda y: None, ELBO(), (jnp.asarray(Y[:4]),))
     close(result.sample(num_samples=1).log_p, exact)
+
+
+def test_the_report_of_a_chain_that_looks_two_steps_back_has_no_density_and_says_why():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("twice", 2.0 * mu)
+
+        def step(carry, y):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(MOVE)[carry[0]]), infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(1.0 * z + carry[1] + mu, 1.0), obs=y)
+            return (z, carry[0]), None
+
+        scan(step, (0, 0), y, history=2)
+
+    mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(jax.random.key(0), jnp.asarray(RNG.normal(size=15).astype(np.float32)))
+    report = to_arviz(mcmc)
+    assert sorted(report.posterior) == ["mu", "twice"] and "lp" not in report.sample_stats
+    assert "'z' meet" in report.attrs["lp_omitted"] and "history=2" in report.attrs["log_likelihood_omitted"]
 
 
 # --- the report, and leave-one-out
