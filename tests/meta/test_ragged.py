@@ -227,8 +227,9 @@ def test_padding_is_kept_where_it_is_not_seen():
     """Rows in a plate, whatever else the model does with arguments that are no rows; two rows alike by chance do not hide a mean."""
 
     def masked(x, y):
+        mean = effect()
         with numpyro.plate("rows", len(y)), numpyro.handlers.mask(mask=y > -2.0):
-            numpyro.sample("y", dist.Normal(effect(), 1.0), obs=y)
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     constant = [(np.full(len(x), 1.0, np.float32), y) for x, y in ROWS[:-1]] + [ROWS[-1]]
     assert lift(masked, ["effect"]).hierarchy(ROWS).pads and lift(plain, ["effect"]).hierarchy(ROWS).pads
