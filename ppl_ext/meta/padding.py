@@ -37,7 +37,7 @@ def row_plates(form: EpisodeForm, loc: jax.Array, stream: Any, rng_key: jax.Arra
     chosen = list(dict.fromkeys(int(order[i]) for i in (0, len(order) // 2, -1)))
     _check_sites(form, stream[chosen[0]], stream[chosen[-1]], rng_key)
     rows = int(lengths[chosen[-1]])
-    total = few_lengths(np.asarray([rows + 1]))
+    total = few_lengths(np.asarray([rows + 4]))
     plates = _growing(form, stream, chosen, rows, rng_key)
     with explained(form.model):
         places = loc + 0.3 * jax.random.normal(rng_key, (3, form.dim))
@@ -79,15 +79,32 @@ def _unseen(form: EpisodeForm, plates: tuple[str, ...], stream: Any, i: int, tot
 
 
 def _padded(stream: Any, i: int, total: int) -> list[tuple]:
-    """An episode with the padding that it gets in a batch, and with rows of other episodes instead, which are no more to be seen."""
-    batch = jax.tree.map(lambda x: x[0], stream.batch([i], pad_to=total).args)
-    other = next((j for j in range(len(stream.lengths)) if j != i and stream.lengths[j]), i)
-    filled = []
-    leaves = zip(jax.tree.leaves(batch), jax.tree.leaves(stream[other]), stream.ragged, strict=True)
-    for x, y, ragged in leaves:
-        start = int(stream.lengths[i])
-        filled.append(x.at[start:].set(np.resize(np.asarray(y), (total - start, *x.shape[1:]))) if ragged else x)
+    """An episode with the padding that it gets in a batch, and with the rows of all episodes that are most unlike instead.
+
+    Copies of its last row would not show in a mean where all of its rows are alike, as in another episode they may not be.
+    """
+    batch, start = jax.tree.map(lambda x: x[0], stream.batch([i], pad_to=total).args), int(stream.lengths[i])
+    episodes = [jax.tree.leaves(stream[j]) for j in range(len(stream.lengths)) if stream.lengths[j]]
+    pools = [np.concatenate([e[k] for e in episodes]) if r else None for k, r in enumerate(stream.ragged)]
+    chosen = np.resize(_unlike(pools), total - start)
+    filled = [x if p is None else x.at[start:].set(_moved(p)[chosen]) for x, p in zip(jax.tree.leaves(batch), pools, strict=True)]
     return [batch, jax.tree.unflatten(jax.tree.structure(batch), filled)]
+
+
+def _unlike(pools: list[np.ndarray | None]) -> np.ndarray:
+    """Numbers of rows that stand out in one of the arrays; the same for all, for a row's numbers may belong together."""
+    found = dict[int, None]()
+    for pool in pools:
+        if pool is not None:
+            size = np.asarray(pool, np.float64).reshape(len(pool), -1).sum(1)
+            found |= {int(np.argmin(size)): None, int(np.argmax(size)): None}
+    return np.array(list(found))
+
+
+def _moved(pool: np.ndarray) -> np.ndarray:
+    """Where all rows of all episodes are alike, others: new episodes may have them."""
+    alike = pool.dtype.kind == "f" and (pool == pool[:1]).all()
+    return pool * np.asarray(1.25, pool.dtype) + np.asarray(0.5, pool.dtype) if alike else pool
 
 
 def _alike(found: Any, wanted: Any) -> bool:

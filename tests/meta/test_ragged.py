@@ -224,7 +224,7 @@ def test_a_hierarchy_of_one_length_meets_others():
 
 
 def test_padding_is_kept_where_it_is_not_seen():
-    """Rows in a plate, whatever else the model does with arguments that are no rows; two rows alike by chance do not hide a mean."""
+    """Rows in a plate are masked; rows that are alike, in the episodes looked at or in all, do not hide a mean."""
 
     def masked(x, y):
         mean = effect()
@@ -233,7 +233,9 @@ def test_padding_is_kept_where_it_is_not_seen():
 
     constant = [(np.full(len(x), 1.0, np.float32), y) for x, y in ROWS[:-1]] + [ROWS[-1]]
     assert lift(masked, ["effect"]).hierarchy(ROWS).pads and lift(plain, ["effect"]).hierarchy(ROWS).pads
-    assert not lift(centred, ["effect"]).hierarchy(constant).pads
+    throughout = [(np.full(len(x), 1.0, np.float32), y) for x, y in ROWS]
+    for episodes in (constant, throughout):
+        assert not lift(centred, ["effect"]).hierarchy(episodes).pads and lift(plain, ["effect"]).hierarchy(episodes).pads
 
 
 def scaled_by_rows(x, y):
