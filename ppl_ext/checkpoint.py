@@ -1,9 +1,11 @@
 """Save a run as it goes, and go on from there to the last bit: a file of plain arrays, replaced whole or not at all."""
 
+import hashlib
 import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 
+import ppl_ext
 from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.jaxprs import fingerprint
 
 _FORMAT = "ppl_ext run 1"
+VERSIONS, PROGRAM = "versions", "program, with the numbers that it reads from outside of its arguments,"
+
+
+def program(fn: Callable, *args: Any) -> dict[str, str]:
+    """What a run computes, for ``about``: its fingerprint, which another version may change, and the versions."""
+    versions = f"ppl_ext {ppl_ext.__version__}, jax {jax.__version__}, numpyro {numpyro.__version__}"
+    return {VERSIONS: versions, PROGRAM: fingerprint(fn, *args)}
+
+
+def digest(arrays: Iterable[Any]) -> str:
+    """Of the numbers of some arrays; ``None`` among them counts for nothing."""
+    found = hashlib.sha256()
+    for x in arrays:
+        if x is not None:
+            found.update(np.ascontiguousarray(np.asarray(x)).tobytes())
+    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,9 @@ class Checkpoint:
             ) from error
         structure = _structure(like)
         missing, extra = [x for x in structure if x not in header["structure"]], [x for x in header["structure"] if x not in structure]
-        differences = [(key, header["about"].get(key), value) for key, value in about.items()]
+        old = header["about"]
+        skipped = (VERSIONS, PROGRAM) if old.get(VERSIONS) != about.get(VERSIONS) else ()
+        differences = [(key, old.get(key), value) for key, value in about.items() if key not in skipped]
         differences.append(
             ("state", ", ".join(extra[:3]) or "smaller", ", ".join(missing[:3]) or "smaller") if missing or extra else ("", 0, 0)
         )

@@ -12,9 +12,11 @@ prototype) is no part of it.
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
+
+import jax
 
 from ppl_ext.errors import ModelError
 from ppl_ext.reads import Edge, Walk, wording
@@ -30,10 +32,16 @@ _NUMBERS = count()
 _watched: "OrderedDict[tuple, _Watch]" = OrderedDict()
 
 
+@jax.tree_util.register_static
 class Outside:
-    """One state of what some programs read from outside; equal to itself alone, so that it can be a static argument of a ``jit``."""
+    """One state of what some programs read from outside; equal to itself alone, so that it can be a static argument of a ``jit``, or a part
+    without arrays of what one carries along.
 
-    def __init__(self, walk: Walk):
+    :param here: whether it is of this process, and not of one that saved it.
+    """
+
+    def __init__(self, walk: Walk, here: bool = True):
+        self.here = here
         self.number = next(_NUMBERS)
         self.edges: dict[Edge, Any] = dict(walk.edges)
         self._alive = [_weakly(x) for x in walk.seen.values()]
@@ -67,7 +75,7 @@ class Outside:
 
 
 def _unknown() -> Outside:
-    return Outside(Walk({}, ()))
+    return Outside(Walk({}, ()), here=False)
 
 
 def _weakly(x: Any) -> Any:
@@ -145,6 +153,21 @@ def reading(*programs: Any) -> Iterator[Outside]:
     except BaseException:  # it did not get so far that what it changed could be told
         watch.states = [s for s in watch.states if s is not state]
         raise
+
+
+def seen_by(state: Any, *programs: Any) -> Any:
+    """The context in which a stream's next step is compiled: nothing new, if its state says in which state of the outside it began; else,
+    after another process saved it, the present one."""
+    return nullcontext(state) if state is not None and state.here else reading(*programs)
+
+
+def still_there(where: str, state: Outside | None, *programs: Any) -> None:
+    """Where a step of a stream is compiled: whether what it reads is what the stream began with.
+
+    :raises ModelError: naming what has changed.
+    """
+    if state is not None:
+        state.check(where, *programs, remedy=" the stream began. Put it back to go on, or begin another stream.")
 
 
 def structure(*things: Any) -> tuple:

@@ -133,7 +133,7 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
     particles, log_ratio = _spread(rules, particles, _log_ratio(terms, log_q, program is not None, draws.fixed))
     log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
     log_weights, increment, num_nan = normalised(log_uniform + log_ratio)
-    died = jnp.where(jnp.isneginf(increment), 0, -1)
+    died = jnp.where(jnp.isneginf(increment), 0, -1).astype(jnp.int32)
     state = State(key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32), died)
     return state, values, Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool))
 

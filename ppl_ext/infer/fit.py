@@ -1,7 +1,6 @@
 """Stochastic variational inference with restarts as chains, one compilation, and a stop that names the site when a number breaks down."""
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +18,12 @@ from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
-from ppl_ext.checkpoint import Checkpoint
-from ppl_ext.errors import ArgumentTypeError, HandlerError, NonFiniteError
+from ppl_ext.checkpoint import Checkpoint, digest
+from ppl_ext.errors import ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.infer.checks import check_first_step, non_finite_site
 from ppl_ext.infer.loop import Progress, take_steps
 from ppl_ext.infer.runner import runner_for, split_arguments
-from ppl_ext.outside import reading
+from ppl_ext.outside import Outside, reading
 from ppl_ext.result import Fit
 from ppl_ext.sharding import check_mesh, everywhere, is_first_process, placed
 
@@ -66,6 +65,8 @@ def fit(
     :param early_stopping: :class:`~ppl_ext.infer.Plateau`, or a function from the losses (chain, step) so far to a reason to stop or None.
     :param callback: called with a :class:`Progress` about fifty times a run; if it returns something true, the run stops.
     :param checkpoint: :class:`~ppl_ext.infer.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file exists.
+        The file of a run with other data or options, or whose model or guide read other numbers from outside, is refused; the optimiser
+        and ``num_steps`` may change.
     :param mesh: devices over which the chains are spread, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``; ``num_chains``
         is then a multiple of their number. Results do not depend on it but for rounding.
     :param init_params: initial values of some or all ``param`` sites, the same for each chain.
@@ -102,7 +103,8 @@ def fit(
 
     losses, save = np.zeros((num_chains, 0), np.float32), None
     if checkpoint is not None:
-        about = {"objective": repr(objective), "num_chains": num_chains, "rng_key": _key_numbers(rng_key), "data": _digest(data)}
+        about = {"objective": repr(objective), "num_chains": num_chains, "rng_key": _key_numbers(rng_key), "data": digest(data)}
+        about |= runner.described(states, data, constants)
         save = partial(_save, checkpoint, about)
         if (found := checkpoint.load(states, about)) is not None:
             states, losses = placed(mesh, found[0]), found[1]
@@ -128,7 +130,7 @@ def fit(
         outside=outside,
     )
     if not alive.all():
-        raise _broken(result, partial(runner.by_site, data, constants), states, alive)
+        raise _broken(result, outside, partial(runner.by_site, data, constants), states, alive)
     return result
 
 
@@ -167,24 +169,20 @@ def _save(checkpoint: Checkpoint, about: dict[str, Any], states: Any, losses: np
         checkpoint.save(states, losses, about)
 
 
-def _digest(data: list) -> str:
-    digest = hashlib.sha256()
-    for x in data:
-        if x is not None:
-            digest.update(np.ascontiguousarray(np.asarray(x)).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _key_numbers(rng_key) -> list[int]:
     return np.asarray(random.key_data(rng_key)).ravel().tolist()
 
 
-def _broken(result: Fit, by_site, states, alive: np.ndarray) -> NonFiniteError:
+def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray) -> NonFiniteError:
     chain = int(np.argmin(alive))
     step = int(np.argmin(np.isfinite(result.losses[chain])))
     params = jax.tree.map(lambda x: x[chain], result.params)
     key = states.rng_key[chain]
-    reason = non_finite_site(by_site, result.model, result.guide, params, key, result.args, result.kwargs, num_draws=64, gradients=True)
+    try:
+        outside.check("There", result.model, result.guide, remedy=" the run began, so that it cannot be said which site it was.")
+        reason = non_finite_site(by_site, result.model, result.guide, params, key, result.args, result.kwargs, num_draws=64, gradients=True)
+    except ModelError as changed:  # by a callback
+        reason = str(changed)
     reason = reason or "no single site is to blame at the last good parameters; a smaller step size or clipped gradients may help."
     error = NonFiniteError(
         f"The loss or a parameter stopped being finite at step {step} of chain {chain}: {reason} "

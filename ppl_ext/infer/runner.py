@@ -12,6 +12,7 @@ from jax import lax, random
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 
+from ppl_ext import checkpoint
 from ppl_ext.errors import ArgumentError
 from ppl_ext.expectation import Objective
 from ppl_ext.explain import discrete_site, explained, past_inner_jits
@@ -95,6 +96,15 @@ class Runner:
     def params(self, states) -> dict[str, Any]:
         """Constrained values by ``param`` site, and those of ``numpyro.mutable`` sites: neither model nor guide runs without them."""
         return jax.vmap(self.svi.get_params)(states) | (states.mutable_state or {})
+
+    def described(self, states, data, constants) -> dict[str, str]:
+        """Which program a run is of, for a checkpoint: that of the loss, with all numbers that it holds."""
+
+        def loss(state, data):
+            args, kwargs = join_arguments(data, constants)
+            return self.svi.evaluate(state, *args, **kwargs)
+
+        return checkpoint.program(loss, jax.tree.map(lambda x: x[0], states), data)
 
     def _by_site(self, data, constants, keys, params):
         args, kwargs = join_arguments(data, constants)

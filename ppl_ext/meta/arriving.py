@@ -120,3 +120,8 @@ def as_stream(where: str, episodes: Any) -> Stream:
         f"{where}: episodes must be a list of tuples of arguments, an iterator over such, or an EpisodeStream, ArrivingStream or "
         f"SimulatedStream; got {told(episodes)}. Arrays with a leading episode axis: EpisodeStream.from_arrays(x, y)."
     )
+
+
+def example(stream: Stream) -> tuple:
+    """Its longest episode, of those that are known: what a hierarchy is laid out from."""
+    return stream[0 if isinstance(stream, SimulatedStream) else int(np.argmax(stream.lengths))]

@@ -16,10 +16,11 @@ from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_count, check_flag, check_key, check_number, told
-from ppl_ext.checkpoint import Checkpoint
+from ppl_ext.checkpoint import Checkpoint, digest, program
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.explain import explained, name_of
-from ppl_ext.meta.arriving import ArrivingStream, Stream, as_stream
+from ppl_ext.meta.arriving import ArrivingStream, Stream, as_stream, example
+from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, start
 from ppl_ext.meta.grouped import Grouped
 from ppl_ext.meta.groups import bad_of_stream, parts
@@ -121,7 +122,8 @@ def fit(
     :param num_draws: pairs of draws for expected losses where θ has more than 64 dimensions.
     :param init: an earlier fit to go on from.
     :param checkpoint: a :class:`~ppl_ext.checkpoint.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file
-        exists. ``num_steps`` then counts the steps made before, too.
+        exists. ``num_steps`` then counts the steps made before, too. The file of a run on other episodes, or whose model read other
+        numbers from outside, is refused.
     :param mesh: devices over which the episodes of a batch are spread, ``jax.make_mesh((8,), ("episodes",), axis_types=(AxisType.Auto,))``;
         every batch is then a multiple of their number.
     :return: :class:`MetaFit`.
@@ -142,8 +144,12 @@ def fit(
         "batch_size": batch_size,
         "rng_key": np.asarray(jax.random.key_data(rng_key)).ravel().tolist(),
     }
-    if checkpoint is not None and (found := checkpoint.load(state, about)) is not None:
-        state, losses = found
+    if checkpoint is not None:
+        about |= program(partial(_scored, hierarchy), state, example(stream))
+        if isinstance(stream, EpisodeStream):
+            about["data"] = digest(jax.tree.leaves(stream.episodes))
+        if (found := checkpoint.load(state, about)) is not None:
+            state, losses = found
     first = int(state.step)
     batches = stream.batches(of_batches, batch_size, first)
     total = None if num_steps is None else num_steps - (losses.shape[1] if checkpoint is not None else 0)
@@ -170,6 +176,12 @@ def fit(
         error.result = replace(result, terms=as_terms(losses[:, :at]))
         raise error
     return result
+
+
+def _scored(hierarchy: Hierarchy, state: State, args: tuple) -> tuple[jax.Array, jax.Array]:
+    """What an episode and the globals cost: the program that a checkpoint is of."""
+    loss = EpisodeLoss(hierarchy.form, state.shared, args, {})
+    return loss(state.niw.loc), hierarchy.of_globals(state.niw, state.shared, args)
 
 
 def _save(checkpoint: Checkpoint, state: State, losses: np.ndarray, about: dict[str, Any]) -> None:

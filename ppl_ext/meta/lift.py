@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from ppl_ext.arguments import check_call, check_flag, check_key, check_number, check_program, told
 from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta.arriving import Stream, as_stream, finite_stream
+from ppl_ext.meta.arriving import Stream, as_stream, example, finite_stream
 from ppl_ext.meta.checks import check_shapes
 from ppl_ext.meta.episode import episode_form, traced
 from ppl_ext.meta.fit import fit
@@ -26,7 +26,7 @@ from ppl_ext.meta.local import LocalSolver
 from ppl_ext.meta.niw import NIW
 from ppl_ext.meta.padding import row_plates
 from ppl_ext.meta.solvers import LaplaceGGN
-from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
+from ppl_ext.meta.stream import EpisodeStream
 from ppl_ext.outside import reading
 
 
@@ -50,19 +50,18 @@ class Lifted(eqx.Module):
         if rng_key is not None:
             check_key("lift: rng_key", rng_key)
         rng_key = jax.random.key(0) if rng_key is None else rng_key
-        longest = 0 if isinstance(stream, SimulatedStream) else int(np.argmax(stream.lengths))
-        example = stream[longest]
-        check_call("lift: the episode model", self.model, example, {})
+        longest = example(stream)
+        check_call("lift: the episode model", self.model, longest, {})
         with reading(self.model) as outside:
-            form = episode_form(self.model, self.local, self.shared, example, {}, rng_key, self.keep_prior, outside)
-            check_shapes(self.model, traced(self.model, example, {}, rng_key))
+            form = episode_form(self.model, self.local, self.shared, longest, {}, rng_key, self.keep_prior, outside)
+            check_shapes(self.model, traced(self.model, longest, {}, rng_key))
         if self.num_episodes is None and not isinstance(stream, EpisodeStream):
             raise ArgumentError(
                 "lift: a simulator or a generator does not say how many episodes there are: say num_episodes=..., how many the data stand "
                 "for, or math.inf."
             )
         num = float(len(stream)) if isinstance(stream, EpisodeStream) and self.num_episodes is None else float(self.num_episodes or 1)
-        like = tuple(layout(x) for x in example)
+        like = tuple(layout(x) for x in longest)
         prior = self._prior(form.dim)
         plates = row_plates(form, prior.loc, stream, rng_key) if any(stream.ragged) else None
         return Hierarchy(form, prior, num, plates or (), like, plates is not None)

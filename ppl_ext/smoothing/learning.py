@@ -19,7 +19,7 @@ from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_number, check_values, told
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ppl_ext.outside import Outside, reading
+from ppl_ext.outside import Outside, reading, seen_by, still_there
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
@@ -183,8 +183,7 @@ class _Online:
         check_call(f"{where}: step_size, called with the number of the step:", step_size, (1.0,), {})
         self._where, self._step_size = where, step_size
         self._begin = jax.jit(self._first, static_argnums=0)
-        self._step = jax.jit(self._next, static_argnums=0, donate_argnums=1)
-        self._seen: Outside | None = None  # what the programs read from outside, when a stream last began
+        self._step = jax.jit(self._next, donate_argnums=0)
 
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> LearnerState:
         """The state before the first observation. ``args`` and ``kwargs``: one time slice, for its shapes; ``params``: where to begin."""
@@ -192,32 +191,31 @@ class _Online:
         params = parameters(f"{self._where}.init", params, floating=True)
         check_arrays(f"{self._where}.init:", args, kwargs)
         args, kwargs = time_slice((args, kwargs))
-        with self._reading() as self._seen:
-            state, misplaced = self._begin(self._seen, rng_key, params, args, kwargs)
+        with reading(*self._programs()) as seen:
+            state, misplaced = self._begin(seen, rng_key, params, args, kwargs)
         check_inside(f"{self._where}.init", misplaced, params)
         check_streams(self._how.model, args, kwargs, params)
-        return state
+        return state._replace(smoother=state.smoother._replace(seen=seen))
 
     def step(self, state: LearnerState, *args: Any, **kwargs: Any) -> LearnerState:
         """One observation: filter it, then move the parameters. ``state`` is donated."""
         if not isinstance(state, LearnerState):
             raise ArgumentTypeError(f"{self._where}.step: state must be what init or step returned, got {told(state)}.")
         check_arrays(f"{self._where}.step:", args, kwargs)
-        slice_ = time_slice((args, kwargs))
-        if self._seen is None:  # a state that another process saved
-            with self._reading() as self._seen:
-                return self._step(self._seen, state, *slice_)
-        return self._step(self._seen, state, *slice_)
+        args, kwargs = time_slice((args, kwargs))
+        with seen_by(state.smoother.seen, *self._programs()) as seen:
+            return self._step(state._replace(smoother=state.smoother._replace(seen=seen)), args, kwargs)
 
-    def _reading(self):
-        return reading(self._how, self._step_size, getattr(self, "_maximize", None))
+    def _programs(self) -> tuple:
+        return self._how, self._step_size, getattr(self, "_maximize", None)
 
     def _first(self, seen: Outside, rng_key, params, args, kwargs):
         space, functional = self._how.begin(params, args, kwargs)
         smoother, _, _ = begin(rng_key, params, self._how, space, functional)
         return self._started(smoother, unconstrained(space.lowered)), outside(space.lowered)
 
-    def _next(self, seen: Outside, state: LearnerState, args, kwargs):
+    def _next(self, state: LearnerState, args, kwargs):
+        still_there(f"{self._where}.step", state.smoother.seen, *self._programs())
         space, functional = self._how.begin(state.smoother.params, args, kwargs)
         return self._moved(state, space, functional)
 

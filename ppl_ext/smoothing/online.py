@@ -13,7 +13,7 @@ from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.outside import Outside, reading
+from ppl_ext.outside import Outside, reading, seen_by, still_there
 from ppl_ext.sharding import along, check_mesh
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
@@ -126,6 +126,7 @@ class SmootherState(NamedTuple):
     :param filter: of :mod:`ppl_ext.algorithms.filtering`: key, particles, weights, evidence, time.
     :param statistic: values of the functionals.
     :param tally: of backward draws.
+    :param seen: no array: what the programs read from outside of their arguments when the stream began.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -145,6 +146,7 @@ class SmootherState(NamedTuple):
     params: dict[str, jax.Array]
     statistic: Statistic
     tally: Tally
+    seen: Outside | None = None
 
     @property
     def log_evidence(self) -> jax.Array:
@@ -178,7 +180,7 @@ def step(
         statistic, seen = advance(back_key, statistic, how.backward, pairs, increments, how.num_backward)
         statistic = centre(statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights)
         tally = Tally(tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess))
-    return SmootherState(new, state.params, statistic, tally), info, particles
+    return SmootherState(new, state.params, statistic, tally, state.seen), info, particles
 
 
 def numbered(state: SmootherState, inputs: Any) -> Any:
@@ -269,13 +271,12 @@ class OnlineSmoother:
         how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self._how = settings("OnlineSmoother", model, functionals, *how)
         self._begin = jax.jit(self._first, static_argnums=0)
-        self._step = jax.jit(self._next, static_argnums=0, donate_argnums=1)
-        self._seen: Outside | None = None  # what the programs read from outside, when a stream last began
+        self._step = jax.jit(self._next, donate_argnums=0)
         self._result = jax.jit(expectations)
 
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         """The state before the first observation. What the model reads from outside of its arguments is read here; if it changes while
-        a stream goes on, the steps do not see that until a stream begins.
+        a stream goes on, this stream goes on with what was read, and one that begins later with what is there then.
 
         :param args: with ``kwargs``, one time slice as :meth:`step` takes it, for its shapes. Without it the particles are
             made by the first step.
@@ -287,23 +288,25 @@ class OnlineSmoother:
             return _Waiting(jnp.array(rng_key), params)
         check_arrays("OnlineSmoother.init:", args, kwargs)
         args, kwargs = time_slice((args, kwargs))
-        with reading(self._how) as self._seen:
-            state, misplaced = self._begin(self._seen, rng_key, params, args, kwargs)
+        with reading(self._how) as seen:
+            state, misplaced = self._begin(seen, rng_key, params, args, kwargs)
         check_inside("OnlineSmoother.init", misplaced, params)
         check_streams(self._how.model, args, kwargs, params)
-        return state
+        return state._replace(seen=seen)
 
     def step(self, state: Any, *args: Any, **kwargs: Any) -> SmootherState:
-        """The state with one time slice more. ``state`` is donated: its memory is reused, so it cannot be used again."""
+        """The state with one time slice more. ``state`` is donated: its memory is reused, so it cannot be used again.
+
+        :raises ModelError: if what the model reads from outside has changed since the stream began, and steps on data of this shape were
+            not compiled before.
+        """
         if not isinstance(state, SmootherState | _Waiting):
             raise ArgumentTypeError(f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}.")
         check_arrays("OnlineSmoother.step:", args, kwargs)
         if isinstance(state, _Waiting):
             state = self.init(state.rng_key, *args, params=state.params, **kwargs)
-        if self._seen is None:  # a state that another process saved
-            with reading(self._how) as self._seen:
-                return self._step(self._seen, state, args, kwargs)
-        return self._step(self._seen, state, args, kwargs)
+        with seen_by(state.seen, self._how) as seen:
+            return self._step(state._replace(seen=seen), args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
         """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0 and expectations are NaN.
@@ -323,7 +326,8 @@ class OnlineSmoother:
         space, functional = self._how.begin(params, args, kwargs)
         return begin(rng_key, params, self._how, space, functional)[0], outside(space.lowered)
 
-    def _next(self, seen: Outside, state: SmootherState, args, kwargs):
+    def _next(self, state: SmootherState, args, kwargs):
+        still_there("OnlineSmoother.step", state.seen, self._how)
         args, kwargs = time_slice((args, kwargs))  # here and not before: outside, each array costs a dispatch
         space, functional = self._how.begin(state.params, args, kwargs)
         return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None), state, space.lowered.xs)[0]

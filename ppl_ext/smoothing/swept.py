@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax.lax import stop_gradient
 from numpyro.primitives import prng_key
 
@@ -17,6 +18,7 @@ from ppl_ext.algorithms.state_space import StateSpace, lower
 from ppl_ext.algorithms.target import Retained, Target, log_quotient
 from ppl_ext.arguments import check_count, check_flag, told
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
+from ppl_ext.gradients import Constant
 from ppl_ext.smoothing.backward import BackwardKernel, Dense, Hybrid, Path, backward_kernel
 from ppl_ext.smoothing.conditional import ParticlePath, conditional_paris
 from ppl_ext.smoothing.guided import GuidedSpace, guided_path
@@ -91,11 +93,9 @@ class SweptParticleFilter(Algorithm):
         return self._filter().evidence_through(target, retained)
 
     def draw(self, target: Target) -> tuple[dict[str, jax.Array], jax.Array]:
-        if target.has_strategies:
-            raise StrategyError(
-                "The draws of SweptParticleFilter have no gradient. Hold them fixed by ppl_ext.handlers.detach, or use ParticleFilter."
-            )
         space, run = self._filter()._filtered(target, keep_history=True, independent=True)
+        if target.has_strategies:
+            self._check_fixed(target, space)
         index, possible = target.pick(run.state.log_weights)
         before = paths(space, run, index)
         # From where nothing was possible no sweep leads on; the weight is zero, and what has it must be a number.
@@ -103,6 +103,15 @@ class SweptParticleFilter(Algorithm):
         values = {name: jnp.where(possible, moved[name], x) for name, x in before.items()}
         log_density = target.log_density(values).total
         return values, log_quotient(log_density, space.log_prior + run.state.log_evidence.value, possible)
+
+    def _check_fixed(self, target: Target, space: StateSpace) -> None:
+        """Within an expectation draws have gradients, and a sweep's have none: the handlers outside must hold them fixed."""
+        for name in (*space.initial_sites, *space.step_sites):
+            if not isinstance(target.annotations(name, dist.Normal(), {}).get("gradient"), Constant):
+                raise StrategyError(
+                    f"The draws of SweptParticleFilter (site '{name}') have no gradient. Hold them fixed, ppl_ext.handlers.detach(program) "
+                    "around the normalized program, or use ParticleFilter."
+                )
 
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
         with target.inside():

@@ -147,3 +147,35 @@ def test_batch_sizes_change_between_runs():
         fit = quiet(lift(line, ["w"]), batch_size=batch_size, num_steps=2, init=fit, rate=0.5)
     assert int(fit.state.step) == 7 and np.isfinite(fit.losses).all()
     assert isinstance(fit.solver, ExactLinearGaussian) and len(fit.posteriors(STREAM).mean) == 6
+
+
+class _Drift:
+    """An episode model that reads from its object."""
+
+    def __init__(self):
+        self.scale = np.float32(1.0)
+
+    def model(self, y):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", dist.Normal(level, self.scale), obs=y)
+
+
+@pytest.mark.parametrize("change", ["nothing", "outside", "episodes"])
+def test_a_checkpoint_is_of_its_episodes_and_of_what_the_model_reads(change, tmp_path):
+    drift, episodes = _Drift(), [np.arange(3.0, dtype=np.float32), np.ones(2, np.float32)]
+
+    def run(num_steps):
+        options = {"num_steps": num_steps, "progress_bar": False, "checkpoint": Checkpoint(tmp_path / "run.npz")}
+        return lift(drift.model, ["level"]).fit(KEY, episodes, local_solver=LaplaceGGN(num_steps=1), **options)
+
+    run(2)
+    if change == "nothing":
+        assert len(run(3).losses) == 3
+        return
+    if change == "outside":
+        drift.scale = np.float32(2.0)
+    else:
+        episodes[1] = 2 * episodes[1]
+    with pytest.raises(ArgumentError, match="of another run: its " + ("program" if change == "outside" else "data")):
+        run(3)
