@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
-import ppl_ext
 from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.jaxprs import fingerprint
@@ -26,7 +26,11 @@ VERSIONS, PROGRAM = "versions", "program, with the numbers that it reads from ou
 
 def program(fn: Callable, *args: Any) -> dict[str, str]:
     """What a run computes, for ``about``: its fingerprint, which another version may change, and the versions."""
-    versions = f"ppl_ext {ppl_ext.__version__}, jax {jax.__version__}, numpyro {numpyro.__version__}"
+    try:
+        own = version("ppl_ext")
+    except PackageNotFoundError:  # run from its source
+        own = "of no version"
+    versions = f"ppl_ext {own}, jax {jax.__version__}, numpyro {numpyro.__version__}"
     return {VERSIONS: versions, PROGRAM: fingerprint(fn, *args)}
 
 
