@@ -11,17 +11,21 @@ from ppl_ext.jaxprs import uses
 
 
 class Uses(NamedTuple):
-    """What depends on what, as far as the traced program shows."""
+    """What depends on what, as far as the traced program shows. Entries of the carry are numbered as JAX flattens it."""
 
     reaches_init: frozenset[str]  # initial sites that the first carry depends on
     leaks: frozenset[str]  # initial sites that a step uses without the carry, or parameters' laws use
-    carry: bool  # the new carry depends on the old carry, beyond the step's sites
+    carry: bool  # the new carry depends on the old carry, beyond the step's sites and what is known
     emission: bool  # the emission does
     handed_on: frozenset[str]  # observed sites whose value the new carry or another site depends on
+    known: tuple[int, ...]  # entries of the carry that no latent value reaches: at each time the same for all particles
 
 
-def find_uses(rerun: Callable, first: Before, free: list[str]) -> Uses:
-    """From the run up to the scan and one step, by eliminating what an output does not need. ``free`` are the sites without a value."""
+def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callable[[str], bool]) -> Uses:
+    """From the run up to the scan and one step, by eliminating what an output does not need. ``free`` are the sites without a value.
+
+    :param is_drawn: whether an observed site that is handed on may have gaps, which are drawn.
+    """
     assert first.scan is not None and first.step is not None
     x = jax.tree.map(lambda a: a[0] if len(a) else jnp.zeros(a.shape[1:], a.dtype), first.scan.xs)
     latent, seen = frozenset(first.step.latent), first.step.may_hand_on()
@@ -32,7 +36,10 @@ def find_uses(rerun: Callable, first: Before, free: list[str]) -> Uses:
         prior = before.terms(frozenset(n for n in first.latent if n not in free), {}).latent
         carry, _, step = run_step(scan, carry, x, {**values, **seen})
         terms = step.as_given().terms(latent, {})
-        return {"init": scan.init, "rest": (scan.xs, prior, terms.latent), "carry": carry, "emission": terms.observed}
+        inits, carries = (
+            {f"{what}/{i}": leaf for i, leaf in enumerate(jax.tree.leaves(c))} for what, c in (("init", scan.init), ("new", carry))
+        )
+        return {"rest": (scan.xs, prior, terms.latent), "emission": terms.observed, **inits, **carries}
 
     ins = (
         {n: first.sites[n]["value"] for n in free},
@@ -40,20 +47,40 @@ def find_uses(rerun: Callable, first: Before, free: list[str]) -> Uses:
         {n: first.step.sites[n]["value"] for n in first.step.latent},
         seen,
     )
+    num = len(jax.tree.leaves(first.scan.init))
     closed, out = jax.make_jaxpr(flow, return_shape=True)(*ins)
     owners = [n for n in sorted(free) for _ in jax.tree.leaves(ins[0][n])]
-    owners += ["carry/"] * len(jax.tree.leaves(ins[1])) + ["values/"] * len(jax.tree.leaves(ins[2])) + [f"seen/{n}" for n in sorted(seen)]
+    owners += [f"carry/{i}" for i in range(num)]
+    owners += ["values/"] * len(jax.tree.leaves(ins[2])) + [f"seen/{n}" for n in sorted(seen)]
     which = [name for name in sorted(out) for _ in jax.tree.leaves(out[name])]
 
-    def used_by(*names: str) -> frozenset[str]:
-        used = uses(closed, [name in names for name in which])
+    def used_by(name: str) -> frozenset[str]:
+        used = uses(closed, [name == other for other in which])
         return frozenset(owner for owner, is_used in zip(owners, used, strict=True) if is_used)
 
-    by_carry, by_emission = used_by("carry"), used_by("emission")
+    inits, news = ([used_by(f"{what}/{i}") for i in range(num)] for what in ("init", "new"))
+    rest, emission, free_sites = used_by("rest"), used_by("emission"), frozenset(free)
+    of_steps = rest.union(emission, *news)
+    handed_on = frozenset(n for n in seen if f"seen/{n}" in of_steps)
+    drawn = {"values/", *(f"seen/{n}" for n in sorted(handed_on) if is_drawn(n))}
+    known = _known(inits, news, free_sites, drawn)
+    varying = {f"carry/{i}" for i in range(num) if i not in known}
     return Uses(
-        used_by("init") & frozenset(free),
-        (used_by("rest") | by_carry | by_emission) & frozenset(free),
-        "carry/" in by_carry,
-        "carry/" in by_emission,
-        frozenset(n for n in seen if f"seen/{n}" in used_by("carry", "rest", "emission")),
+        frozenset().union(*inits) & free_sites,
+        of_steps & free_sites,
+        any(varying & news[i] for i in range(num) if i not in known),
+        bool(varying & emission),
+        handed_on,
+        known,
     )
+
+
+def _known(inits: list, news: list, free: frozenset[str], drawn: set[str]) -> tuple[int, ...]:
+    """The largest set of entries that begin without a free site, and follow without a drawn value from themselves alone."""
+    known = {i for i, used in enumerate(inits) if not used & free}
+    while True:
+        others = drawn | free | {f"carry/{i}" for i in range(len(news)) if i not in known}
+        kept = {i for i in known if not news[i] & others}
+        if kept == known:
+            return tuple(sorted(known))
+        known = kept

@@ -30,11 +30,13 @@ from ppl_ext.vmapped import sent_out, was_sent
 
 
 class Inputs(NamedTuple):
-    """What a step takes from outside: the model's scanned input, values that handlers around the scan give, and its number."""
+    """What a step takes from outside: the model's scanned input, values that handlers around the scan give, its number, and where they
+    were computed ahead, the entries of the carry that are known before it."""
 
     x: Any
     given: dict[str, jax.Array]
     number: jax.Array
+    known: tuple[jax.Array, ...] = ()
 
 
 class Scan(NamedTuple):
@@ -52,6 +54,7 @@ class Scan(NamedTuple):
     reverse: bool
     sources: Inputs  # xs as the model gave them, for who asks whether they are known
     imputed: frozenset[str] = frozenset()  # observed sites whose gaps are drawn: the step hands them on
+    known: tuple[int, ...] = ()  # entries of the carry that no latent value reaches
     idle: bool = False  # what was seen of them has a density as well, so that sums over their values count it once
 
 
@@ -338,6 +341,10 @@ def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None
     """The new carry, the output and the record of one step; latent sites take their values, or are drawn with the key. So do the gaps of
     imputed sites."""
     body = scan.body
+    if inputs.known:
+        leaves, tree = jax.tree.flatten(carry)
+        ahead = dict(zip(scan.known, inputs.known, strict=True))
+        carry = jax.tree.unflatten(tree, [ahead.get(i, leaf) for i, leaf in enumerate(leaves)])
     for kind, held in scan.stack:
 
         def given(msg, held=held):

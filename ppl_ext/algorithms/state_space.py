@@ -97,7 +97,7 @@ class StateSpace:
 
     def __init__(self, rerun: Callable, first: Before, initial: tuple[str, ...], uses: Uses, imputed: dict[str, bool | None]):
         assert first.scan is not None and first.step is not None
-        self._rerun, self._scan, self._uses = rerun, first.scan._replace(imputed=frozenset(imputed)), uses
+        self._rerun, self._scan, self._uses = rerun, first.scan._replace(imputed=frozenset(imputed), known=uses.known), uses
         self.imputed = imputed
         self.num_steps, self.xs, self.reverse = first.scan.length, first.scan.xs, first.scan.reverse
         before, step = first.sites, first.step.sites
@@ -178,9 +178,18 @@ class StateSpace:
         return other
 
     def for_sums(self) -> "StateSpace":
-        """The same for sums over all values of the latent sites: of imputed ones, what was seen has a density that sums to one."""
+        """The same for sums over all values of the latent sites: of imputed ones, what was seen has a density that sums to one. What is
+        known of the carry is computed ahead, so that a step's state follows from its sites and inputs alone."""
         other = copy.copy(self)
         other._scan = self._scan._replace(idle=True)
+        if self._uses.known and self.num_steps:
+            latent = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()}
+
+            def ahead(carry, x):
+                new = self._particle(*run_step(self._scan, carry, x, latent)[::2]).carry
+                return new, tuple(jax.tree.leaves(carry)[i] for i in self._uses.known)
+
+            other.xs = self.xs._replace(known=jax.lax.scan(ahead, self._scan.init, self.xs)[1])
         return other
 
     def has_gap(self) -> jax.Array:
@@ -220,7 +229,8 @@ class StateSpace:
 
     @cached_property
     def not_markov(self) -> str | None:
-        """Why the latent sites of a step do not determine the state after it; ``None`` if they do.
+        """Why the latent sites of a step do not determine the state after it; ``None`` if they do, beside what no latent value reaches (a
+        counter, a running mean of data) and all particles share.
 
         Then m(x_t | c_{t−1}) alone says whether a particle can follow another, and backward kernels may be used.
         """
@@ -304,7 +314,13 @@ def lower(
     free = [n for n in first.latent if n not in values]
     if initial not in (None, "rest") and (unknown := [n for n in initial or () if n not in free]):
         raise ModelError(f"initial names {_listed(unknown)}; of the sites before the scan {_listed(free)} have no given value.")
-    uses = find_uses(rerun, first, free)
+    found: dict[str, bool | None] = {}
+
+    def is_drawn(name: str) -> bool:
+        found[name] = gap_of(first, name, whole)
+        return found[name] is not False
+
+    uses = find_uses(rerun, first, free, is_drawn)
     wanted = uses.reaches_init if initial is None else free if initial == "rest" else initial
     chosen = tuple(n for n in free if n in wanted)
     if missing := [n for n in free if n not in chosen]:
@@ -316,7 +332,6 @@ def lower(
             f"Site {_listed(leaks)} has a value of its own for each particle, but the step uses it without the carry. Give it a value as a "
             "parameter, or carry it through the scan."
         )
-    found = {n: gap_of(first, n, whole) for n in sorted(uses.handed_on)}
     if gaps == "refuse":
         refuse_known(n for n, has in found.items() if has)
         found = {}
