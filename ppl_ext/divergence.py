@@ -114,7 +114,7 @@ class _Marked(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Marked(self.marked, _step))
+            run_in_scan_body(self, msg, lambda _: _Marked(self.marked, _step))
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and not msg["is_observed"]:

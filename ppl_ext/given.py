@@ -30,7 +30,7 @@ class Given(Messenger):
         if msg["type"] == "control_flow":
             length = scan_length(msg)
             series = {n: v for n, v in self.values.items() if length is not None and np.shape(v)[:1] == (length,)}
-            run_in_scan_body(msg, lambda step: Given(None, self.values, step), series)
+            run_in_scan_body(self, msg, lambda step: Given(None, self.values, step), series)
         elif msg["type"] == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done") and msg["name"] in self.values:
             name, whole = msg["name"], self.values[msg["name"]]
             # A site of the same value at every step has no axis of time.

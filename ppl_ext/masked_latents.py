@@ -198,7 +198,7 @@ class _Remasked(Messenger):
         if msg["type"] == "control_flow":
             length = scan_length(msg)
             series = {n: x for n, x in self.absent.items() if length is not None and x.shape[:1] == (length,)}
-            run_in_scan_body(msg, lambda step: _Remasked(None, self.absent, self.rule, step), series)
+            run_in_scan_body(self, msg, lambda step: _Remasked(None, self.absent, self.rule, step), series)
         elif msg["type"] == "sample" and msg["name"] in self.absent and not msg.get("_control_flow_done"):
             absent, law = self.step.get(msg["name"], self.absent[msg["name"]]), msg["fn"]
             base, mask = elements(law), element_mask(law)

@@ -23,6 +23,7 @@ from ppl_ext.density import LogDensity, site_term
 from ppl_ext.elimination import finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained, past_inner_jits, trace_state
+from ppl_ext.scoped import scopes_within, within
 from ppl_ext.summing import Aside, summed_out
 from ppl_ext.vmapped import Outside, sent_out, was_sent
 
@@ -82,19 +83,20 @@ class Draw(NamedTuple):
     output: Any
 
 
-def run_in_scan_body(msg: dict, wrap: Callable[[Any], Messenger], series: Any = None) -> None:
+def run_in_scan_body(handler: Messenger, msg: dict, wrap: Callable[[Any], Messenger], series: Any = None) -> None:
     """Make a handler work inside the body of a ``scan`` or the branches of a ``cond``, whose sites never reach it otherwise.
 
-    ``wrap(values)`` opens the handler around each execution of the body; ``series`` holds arrays with a leading time axis whose slices are
-    passed as ``values``. They travel as scanned inputs: reverse-mode through an indexed constant would cost O(T) a step.
+    ``handler`` is the one that processes the message: scopes inside of it rename the sites of the body too. ``wrap(values)`` opens the
+    handler around each execution of the body; ``series`` holds arrays with a leading time axis whose slices are passed as ``values``. They
+    travel as scanned inputs: reverse-mode through an indexed constant would cost O(T) a step.
     """
+    scopes = scopes_within(handler)
     if msg["fn"] is cond_wrapper:
         pred, true_fun, false_fun, operand = msg["args"]
 
         def branch(fn):
             def run(operand):
-                with wrap({}):
-                    return fn(operand)
+                return within(scopes, lambda: wrap({}), lambda: fn(operand))
 
             return run
 
@@ -107,8 +109,7 @@ def run_in_scan_body(msg: dict, wrap: Callable[[Any], Messenger], series: Any = 
 
     def body(carry, x_and_values):
         x, values = x_and_values
-        with wrap(values):
-            return fn(carry, x)
+        return within(scopes, lambda: wrap(values), lambda: fn(carry, x))
 
     length = scan_length(msg)
     msg["args"] = (body, init, (xs, series), length, reverse)
@@ -149,7 +150,7 @@ class _Record(Messenger):
             return
         keys = any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK)
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: Outside() if keys or msg["kwargs"]["substitute_stack"] else _NoKey())
+            run_in_scan_body(self, msg, lambda _: Outside() if keys or msg["kwargs"]["substitute_stack"] else _NoKey())
         if keys:
             return
         _NoKey().process_message(msg)
@@ -208,7 +209,7 @@ class _Impose(Messenger):
             given = {n for held in later if isinstance(held, dict) for n in held}
             marks = [h.config_fn for h in _PYRO_STACK if isinstance(h, infer_config)]  # they do not reach into the body
             run_in_scan_body(
-                msg, lambda slices: _ImposeStep(values, slices, self.seen, None if lenient else given, self.summed, marks), series
+                self, msg, lambda slices: _ImposeStep(values, slices, self.seen, None if lenient else given, self.summed, marks), series
             )
         elif msg["type"] == "sample" and not msg.get("_control_flow_done"):
             self._sample(msg, self.values)

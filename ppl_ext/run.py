@@ -101,7 +101,7 @@ class Run(Messenger):
         if kind == "prng_key" or (kind == "sample" and msg["value"] is None and not msg["is_observed"]):
             return sent_out(self, self.state, msg)
         if kind == "control_flow" and not msg["kwargs"]["substitute_stack"]:
-            run_in_scan_body(msg, lambda _: _NothingToDraw())
+            run_in_scan_body(self, msg, lambda _: _NothingToDraw())
         if kind in ("sample", "deterministic", "control_flow"):
             msg["_ppl_ext_run"] = None
             return True
@@ -189,13 +189,13 @@ class Run(Messenger):
         forced = {i: v for i, v in self.forced.items() if i.startswith(prefix)}
         length = scan_length(msg)
         if length is None:
-            run_in_scan_body(msg, lambda _: _Body(self, prefix, forced))
+            run_in_scan_body(self, msg, lambda _: _Body(self, prefix, forced))
             return
         given: dict[str, jax.Array] = {}  # baselines that the body states: they leave it beside its outputs
         # The keys of all steps at once: for each that of its first draw, and one for those that follow. NumPyro's scan would split its key
         # twice at each step, one split after the other, which a chain of coins feels.
         keys, msg["kwargs"]["rng_key"] = split(msg["kwargs"]["rng_key"], (length, 2)), None
-        run_in_scan_body(msg, lambda step: _Body(self, prefix, step[0], given, step[1]), (forced, keys))
+        run_in_scan_body(self, msg, lambda step: _Body(self, prefix, step[0], given, step[1]), (forced, keys))
         body, *rest = msg["args"]
 
         def with_baselines(carry, x):

@@ -39,6 +39,7 @@ FLOORS = (
         "program",
         "reads",
         "relations",
+        "scoped",
         "sharding",
         "summing",
         "vmapped",

@@ -19,6 +19,7 @@ class Uses(NamedTuple):
     emission: bool  # the emission does
     handed_on: frozenset[str]  # observed sites whose value the new carry or another site depends on
     known: tuple[int, ...]  # entries of the carry that no latent value reaches: at each time the same for all particles
+    idle: frozenset[str]  # free sites on which nothing depends but their own law
 
 
 def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callable[[str], bool]) -> Uses:
@@ -39,7 +40,8 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
         inits, carries = (
             {f"{what}/{i}": leaf for i, leaf in enumerate(jax.tree.leaves(c))} for what, c in (("init", scan.init), ("new", carry))
         )
-        return {"rest": (scan.xs, prior, terms.latent), "emission": terms.observed, **inits, **carries}
+        laws = {f"law/{n}": before.law(n) for n in before.sites}
+        return {**laws, "rest": (scan.xs, prior, terms.latent), "emission": terms.observed, **inits, **carries}
 
     ins = (
         {n: first.sites[n]["value"] for n in free},
@@ -64,6 +66,9 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
     handed_on = frozenset(n for n in seen if f"seen/{n}" in of_steps)
     drawn = {"values/", *(f"seen/{n}" for n in sorted(handed_on) if is_drawn(n))}
     known = _known(inits, news, free_sites, drawn)
+    by_laws = {n: used_by(f"law/{n}") for n in first.sites}
+    elsewhere = of_steps.union(*inits)
+    idle = [n for n in free if n not in elsewhere and not any(n in used for other, used in by_laws.items() if other != n)]
     varying = {f"carry/{i}" for i in range(num) if i not in known}
     return Uses(
         frozenset().union(*inits) & free_sites,
@@ -72,6 +77,7 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
         bool(varying & emission),
         handed_on,
         known,
+        frozenset(idle),
     )
 
 

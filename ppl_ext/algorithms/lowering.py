@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import is_identically_one
 from numpyro.handlers import block, condition, substitute
@@ -25,6 +26,7 @@ from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
 from ppl_ext.laws import element_mask, unmasked
 from ppl_ext.program import _checked, _listed
+from ppl_ext.scoped import as_written, bare_names, names_within, scopes_within, within
 from ppl_ext.summing import observed_twin
 from ppl_ext.vmapped import sent_out, was_sent
 
@@ -40,7 +42,8 @@ class Inputs(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scan as a model wrote it, with the handlers around it; ``scales`` holds their effect on the densities of sites.
+    """A scan as a model wrote it, with the handlers around it; ``scales`` and ``masks`` hold their effect on the densities of sites,
+    ``scopes`` on their names.
 
     ``xs`` stand in the order of the run: of a scan with ``reverse=True`` the last inputs of the model come first.
     """
@@ -51,6 +54,8 @@ class Scan(NamedTuple):
     length: int
     stack: tuple[tuple[str, Any], ...]
     scales: dict[str, Any]
+    masks: dict[str, Any]
+    scopes: tuple[Messenger, ...]
     reverse: bool
     sources: Inputs  # xs as the model gave them, for who asks whether they are known
     imputed: frozenset[str] = frozenset()  # observed sites whose gaps are drawn: the step hands them on
@@ -107,14 +112,14 @@ class _Sites(Messenger):
                     "estimate of the density. Use the full data."
                 )
             msg["stop"] = True
-        elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:
+        elif kind == "prng_key" and (msg["kwargs"]["rng_key"] is None or self.key is not None):
             self.num_keys += 1
             msg["kwargs"]["rng_key"], msg["stop"] = self.next_key(self.num_keys), True
         elif kind == "deterministic":
             msg["stop"] = True
 
     def sample(self, msg) -> None:
-        name, key = msg["name"], msg["kwargs"]["rng_key"]
+        name = msg["name"]
         self.num_keys += 1  # whether the site is drawn or not: so the others' draws do not depend on that
         if name in self.sites:
             raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
@@ -127,10 +132,10 @@ class _Sites(Messenger):
         if name in self.values:
             shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
             msg["value"] = jnp.reshape(_checked(name, self.values[name], shape), shape)
-        elif key is None and isinstance(self.key, LaneKey):
+        elif isinstance(self.key, LaneKey):
             msg["value"] = self.key.draw(unmasked(msg["fn"]), self.num_keys, msg["kwargs"]["sample_shape"])
-        else:
-            key = self.next_key(self.num_keys) if key is None else key
+        else:  # a key of the site's own, or of a seed around the model, would be the same for all particles
+            key = self.next_key(self.num_keys)
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
 
     def impute(self, msg) -> None:
@@ -158,6 +163,10 @@ class _Sites(Messenger):
         """The log density of what was drawn of an imputed site."""
         site = self.sites[name]
         return jnp.sum(missing_term(site["fn"], self.raw[name], site["value"], name))
+
+    def law(self, name: str) -> jax.Array:
+        """The log density of one site."""
+        return jnp.sum(site_term(self.sites[name], {})[0])
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
         """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite
@@ -194,6 +203,7 @@ class Before(_Sites):
     def __init__(self, values: dict[str, Any], key, params: dict[str, Any], first: bool = False):
         super().__init__(values, key)
         self.params, self.first = params, first
+        self.fixed: list[str] = []  # latent sites whose values a handler inside gives: parameters
         self.scan: Scan | None = None
         self.step: _Step | None = None
         self.stacked: dict[str, Any] = {}
@@ -226,11 +236,28 @@ class Before(_Sites):
         else:
             super().postprocess_message(msg)
 
+    def sample(self, msg) -> None:
+        if msg["value"] is not None and not msg["is_observed"]:
+            self.latent.append(msg["name"])
+            self.fixed.append(msg["name"])
+        super().sample(msg)
+
     def _around(self, msg) -> None:
         """What handlers around the scan did to a site, which they meet with its time axis."""
-        name, scale = msg["name"], msg["scale"]
-        if msg["fn"] is not self.stacked[name]:
-            raise ModelError(f"A handler around the scan masks or changes site '{name}' at all times at once; open it inside the step.")
+        name, scale, fn, mask = msg["name"], msg["scale"], msg["fn"], None
+        if "_intervener_id" in msg:
+            raise ModelError(
+                f"handlers.do around the scan does not reach site '{name}' inside of it: in NumPyro, too, its value would have no effect. "
+                "Open it inside the step."
+            )
+        if isinstance(fn, MaskedDistribution) and fn.base_dist is self.stacked[name]:
+            fn, mask = fn.base_dist, fn._mask
+        if fn is not self.stacked[name] or jnp.ndim(mask if mask is not None else 0):
+            raise ModelError(
+                f"A handler around the scan changes site '{name}', or masks it by an array, at all times at once; open it inside the step."
+            )
+        if mask is not None:
+            self.scan.masks[name] = mask  # type: ignore[union-attr]  # the scan was met before what is stacked of it
         if scale is not None and jnp.ndim(scale):
             raise ModelError(f"A handler around the scan scales site '{name}' by an array; scale by a number, or inside the step.")
         assert self.scan is not None
@@ -257,7 +284,7 @@ class Before(_Sites):
             xs, number = backwards((xs, number))
             series |= {n: backwards(series[n]) for n in stack[-1][1] if n in series}
         init = jax.tree.map(_strong, init)
-        self.scan = Scan(body, init, Inputs(xs, series, number), length, stack, {}, bool(reverse), sources)
+        self.scan = Scan(body, init, Inputs(xs, series, number), length, stack, {}, {}, scopes_within(self), bool(reverse), sources)
         if not self.first:
             raise Reached
         carry, y, self.step = self._first_step()
@@ -277,6 +304,7 @@ class Before(_Sites):
         trace = jax.tree.map(lambda a: jnp.broadcast_to(a, (length, *jnp.shape(a))), trace)
         for name, site in trace.trace.items():
             site["fn"] = self.stacked[name] = promote_batch_shape(site["fn"])
+            site.update(bare_names(self.step.sites[name]))  # the scopes around rename what is stacked
         return trace
 
 
@@ -315,9 +343,15 @@ def _check_carry(init, carry) -> None:
 
 
 class _Step(_Sites):
-    """One run of the body of a scan."""
+    """One run of the body of a scan. ``masks``: of handlers around the scan, by site. ``reparametrised``: what ``reparam`` would have made
+    a function of noise."""
+
+    masks: dict[str, Any]
+    reparametrised: list[str]
 
     def process_message(self, msg):
+        if msg["type"] == "sample" and msg["name"] in self.masks and not sent_out(self, self.state, msg):
+            msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
         if msg["type"] == "control_flow":
             raise ModelError("The step has a scan or cond of NumPyro inside; use jax.lax.scan without sites, or jnp.where.")
         if msg["type"] in ("param", "mutable"):
@@ -348,20 +382,21 @@ def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None
     for kind, held in scan.stack:
 
         def given(msg, held=held):
-            return _at_step(msg, held, inputs)
+            return _at_step(msg, held, inputs, scan.scopes)
 
         body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, substitute_fn=given)
     record = _Step(values, key)
-    record.imputed, record.idle = scan.imputed, scan.idle
-    with block(), record:
-        new, output = body(carry, inputs.x)
+    record.imputed, record.idle, record.masks = scan.imputed, scan.idle, scan.masks
+    with block(), as_written() as record.reparametrised:
+        new, output = within(scan.scopes, lambda: record, lambda: body(carry, inputs.x))
     return new, output, record
 
 
-def _at_step(msg, held: dict[str, Any], inputs: Inputs):
-    if msg["type"] != "sample" or msg["name"] not in held:
+def _at_step(msg, held: dict[str, Any], inputs: Inputs, scopes: tuple[Messenger, ...]):
+    names = names_within(scopes, msg) if msg["type"] == "sample" else ()
+    if not (name := next((n for n in names if n in held), None)):
         return None
-    name, rank = msg["name"], len(msg["fn"].shape(msg["kwargs"]["sample_shape"]))
+    rank = len(msg["fn"].shape(msg["kwargs"]["sample_shape"]))
     if jnp.ndim(held[name]) == rank:
         return held[name]
     if name not in inputs.given or jnp.ndim(inputs.given[name]) != rank:

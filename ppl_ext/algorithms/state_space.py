@@ -9,8 +9,11 @@ over the traced parameters and data, made anew in every trace; do not pass it in
 - A *particle* is a :class:`Particle`: the carry, and the values of the step's latent sites that led to it (zeros at time 0).
 - Sites before the scan are *parameters*, which have one value for all particles, or *initial sites*, which each particle draws. A given
   value makes a site a parameter; of the others, those that reach the first carry are initial sites, and a value is missing for the rest.
-- A site that a handler inside the model gives a value (``condition``, ``substitute``, ``replay``), before the scan or in it, is no latent
-  site: in the step and where it is observed it counts in g.
+- A site before the scan that a handler inside the model gives a value (``substitute``, ``replay``) is a parameter; one that ``condition``
+  does, or that stands in the step, is an observed one, and counts in g. What nothing depends on needs no value; ``do`` leaves such sites.
+- ``reparam`` in the step is not heeded: it leaves the law of a site as it is, and the state is the site's value.
+- Handlers around the scan are heeded: ``scope`` in the names, ``scale`` and ``mask`` by a number in the densities. A seed, or a key of a
+  site's own, is not: each particle draws by itself.
 - NaN in an observed site means "not seen" (:mod:`ppl_ext.algorithms.missing`); a mask on observations works too. Where the step hands
   the observed value on, to its carry or to another site, what was not seen is part of the state: the site is then among the latent ones
   (``imputed``), its value what was seen and, in the gaps, what was drawn. Data that are known to have no gap make no such site.
@@ -95,13 +98,21 @@ class StateSpace:
     observed sites whose gaps are drawn, and whether there is one (``None``: not known yet).
     """
 
-    def __init__(self, rerun: Callable, first: Before, initial: tuple[str, ...], uses: Uses, imputed: dict[str, bool | None]):
+    def __init__(
+        self,
+        rerun: Callable,
+        first: Before,
+        initial: tuple[str, ...],
+        uses: Uses,
+        imputed: dict[str, bool | None],
+        idle: tuple[str, ...] = (),
+    ):
         assert first.scan is not None and first.step is not None
         self._rerun, self._scan, self._uses = rerun, first.scan._replace(imputed=frozenset(imputed), known=uses.known), uses
         self.imputed = imputed
         self.num_steps, self.xs, self.reverse = first.scan.length, first.scan.xs, first.scan.reverse
         before, step = first.sites, first.step.sites
-        given = [n for n, s in before.items() if not s["is_observed"] and n not in initial]
+        given = [n for n, s in before.items() if not s["is_observed"] and n not in (*initial, *idle)]
         self.parameters = {n: before[n]["value"] for n in given}
         self.parameter_sites = {n: _site(before[n]) for n in given}
         self.initial_sites = {n: _site(before[n]) for n in initial}
@@ -311,7 +322,9 @@ def lower(
                 return before
         raise ModelError("The model came to its scan the first time and not the second; it must run the same way every time.")
 
-    free = [n for n in first.latent if n not in values]
+    if both := [n for n in first.fixed if n in values]:
+        raise ModelError(f"Parameter {_listed(both)} has a value from a handler inside the model already; leave out one of the two.")
+    free = [n for n in first.latent if n not in values and n not in first.fixed]
     if initial not in (None, "rest") and (unknown := [n for n in initial or () if n not in free]):
         raise ModelError(f"initial names {_listed(unknown)}; of the sites before the scan {_listed(free)} have no given value.")
     found: dict[str, bool | None] = {}
@@ -323,9 +336,13 @@ def lower(
     uses = find_uses(rerun, first, free, is_drawn)
     wanted = uses.reaches_init if initial is None else free if initial == "rest" else initial
     chosen = tuple(n for n in free if n in wanted)
-    if missing := [n for n in free if n not in chosen]:
+    idle = tuple(n for n in free if n not in chosen and n in uses.idle)  # such as handlers.do leaves behind: their laws sum to one
+    values |= {n: first.sites[n]["value"] for n in idle}
+    if missing := [n for n in free if n not in (*chosen, *idle)]:
+        shown = ", ".join(f"'{n}': ..." for n in missing)
         raise ModelError(
-            f"Parameter {_listed(missing)} has no value: give one in parameters={{...}} (the initial state is {_listed(chosen)})."
+            f"Parameter {_listed(missing)} has no value: give one, {{{shown}}}, among the parameters (the initial state is "
+            f"{_listed(chosen)})."
         )
     if leaks := [n for n in chosen if n in uses.leaks]:
         raise ModelError(
@@ -335,15 +352,18 @@ def lower(
     if gaps == "refuse":
         refuse_known(n for n, has in found.items() if has)
         found = {}
-    return StateSpace(rerun, first, chosen, uses, {n: has for n, has in found.items() if has is not False})
+    return StateSpace(rerun, first, chosen, uses, {n: has for n, has in found.items() if has is not False}, idle)
 
 
 class Shape(NamedTuple):
-    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step."""
+    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step. ``fixed``: sites before it that a
+    handler inside the model gives a value. ``rewritten``: whether a scope lies around it, or ``reparam`` is open in a step."""
 
     num_steps: int
     reverse: bool
     latent: tuple[str, ...]
+    fixed: tuple[str, ...]
+    rewritten: bool
 
 
 def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Shape:
@@ -357,7 +377,8 @@ def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | No
     if first.scan is None:
         raise ModelError(NO_SCAN)
     assert first.step is not None
-    return Shape(first.scan.length, first.scan.reverse, tuple(first.step.latent))
+    rewritten = bool(first.scan.scopes or first.step.reparametrised)
+    return Shape(first.scan.length, first.scan.reverse, tuple(first.step.latent), tuple(first.fixed), rewritten)
 
 
 def time_slice(tree: Any) -> Any:

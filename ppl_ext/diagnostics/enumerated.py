@@ -29,7 +29,7 @@ class Indexed(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: Indexed(None, self.finite))
+            run_in_scan_body(self, msg, lambda _: Indexed(None, self.finite))
         elif msg["type"] == "sample" and msg["name"] in self.finite and not msg.get("_control_flow_done"):
             fn, mask = _unmasked(msg["fn"]), element_mask(msg["fn"])
             self.support = jnp.ravel(_support(msg["name"], fn))
@@ -54,7 +54,7 @@ class GivenInScan(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda step: GivenInScan(None, step), dict(self.values))
+            run_in_scan_body(self, msg, lambda step: GivenInScan(None, step), dict(self.values))
         elif msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.values and not msg.get("_control_flow_done"):
             msg["value"] = self.values[msg["name"]]
 

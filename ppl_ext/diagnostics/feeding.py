@@ -38,7 +38,7 @@ class _Returned(Messenger):
         if sent_out(self, self.state, msg):
             return
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda step: _Returned(self.change, step), dict(self.series))
+            run_in_scan_body(self, msg, lambda step: _Returned(self.change, step), dict(self.series))
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg) and not msg.get("_control_flow_done"):

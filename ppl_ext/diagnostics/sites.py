@@ -83,7 +83,7 @@ class FullPlates(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda *_: FullPlates(self.opened))
+            run_in_scan_body(self, msg, lambda *_: FullPlates(self.opened))
         elif msg["type"] == "plate":
             size, subsample_size = msg["args"]
             if subsample_size not in (None, size):
@@ -97,7 +97,7 @@ class Unconditioned(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda *_: Unconditioned())
+            run_in_scan_body(self, msg, lambda *_: Unconditioned())
         elif msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
             msg["is_observed"], msg["value"] = False, None
 

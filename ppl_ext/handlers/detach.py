@@ -29,7 +29,7 @@ class _Detach(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Detach())
+            run_in_scan_body(self, msg, lambda _: _Detach())
         elif msg["type"] == "sample" and not msg["is_observed"]:
             msg["infer"] = {**msg["infer"], "gradient": Constant()}
         elif msg["type"] == "param" and msg["value"] is not None:

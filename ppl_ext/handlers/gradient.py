@@ -72,7 +72,7 @@ class _Annotate(Messenger):
         if sent_out(self, self.state, msg):
             return
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _AnnotateBody(self))
+            run_in_scan_body(self, msg, lambda _: _AnnotateBody(self))
         elif msg["type"] == "sample" and not msg["is_observed"]:
             self.annotate(msg)
             self.keeping.expect(msg)

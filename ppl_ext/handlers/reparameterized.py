@@ -48,7 +48,7 @@ class _Reparameterized(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Reparameterized(self.objective, self.scales))
+            run_in_scan_body(self, msg, lambda _: _Reparameterized(self.objective, self.scales))
         elif msg["type"] == "plate":
             size, subsample_size = msg["args"]
             self.scales[msg["name"]] = size / subsample_size if subsample_size else 1.0

@@ -35,7 +35,7 @@ class _Unobserved(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Unobserved(self.names))
+            run_in_scan_body(self, msg, lambda _: _Unobserved(self.names))
         elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(unmasked(msg["fn"]), dist.Unit):
             self.names.add(msg["name"])
             msg["is_observed"], msg["value"] = False, None

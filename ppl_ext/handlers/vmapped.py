@@ -33,4 +33,4 @@ class _Vmapped(Outside):
     def process_message(self, msg):
         super().process_message(msg)
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: Outside())
+            run_in_scan_body(self, msg, lambda _: Outside())

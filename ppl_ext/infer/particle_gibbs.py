@@ -15,6 +15,7 @@ from ppl_ext.arguments import check_call, check_data, check_program, check_value
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer.checks import begun, check_init_params, check_one_key, named
 from ppl_ext.outside import Outside
+from ppl_ext.scoped import Reaching
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
 from ppl_ext.smoothing.online import Settings, settings
@@ -190,6 +191,10 @@ class ParticleGibbs(MCMCKernel):
         check_one_key("ParticleGibbs", rng_key)
         path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
         scan = scan_shape(self.model, tuple(model_args), dict(model_kwargs or {}))
+        if scan.rewritten:  # what NumPyro's kernels do not see
+            reaching = Reaching(self.model)  # one for all: blocks must share it
+            reached = self.wrap_model(lambda _: reaching)
+            self.model, self._inner, self._sweep = reached.model, reached._inner, reached._sweep
         if not scan.num_steps:
             raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
         trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
@@ -274,16 +279,18 @@ def path_sites(
     check_call(f"{where}: model", model, args, own)
     check_data(f"{where}:", args, own)
     with named(model, jax.random.key(0), args, kwargs):
-        trace = prototype_trace(conditioned(model), jax.random.key(0), args, kwargs)
-    before = {name: trace[name]["value"] for name in latent_sample_sites(trace) if not trace[name].get("_control_flow_done")}
+        trace = prototype_trace(conditioned(Reaching(model)), jax.random.key(0), args, kwargs)
+    fixed = scan_shape(model, args, kwargs).fixed
+    latent = [name for name in latent_sample_sites(trace) if name not in fixed]
+    before = {name: trace[name]["value"] for name in latent if not trace[name].get("_control_flow_done")}
     if initial is None:
         found = []
         for name in before:
             try:
-                lower(model, args, kwargs, {n: x for n, x in before.items() if n != name})
+                space = lower(model, args, kwargs, {n: x for n, x in before.items() if n != name})
             except ModelError:
                 continue
-            found.append(name)
+            found += [name] if name in space.initial_sites else []
         initial = tuple(found)
     # With states integrated out a gap that is handed on is, too; a path of NumPyro's sites has no place for it.
     gaps: Literal["draw", "refuse"] = "draw" if where == "PMMH" else "refuse"

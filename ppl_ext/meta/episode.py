@@ -197,7 +197,7 @@ class _Mask(Messenger):
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(msg, lambda _: _Mask(self.rows))
+            run_in_scan_body(self, msg, lambda _: _Mask(self.rows))
         if msg["type"] != "sample":
             return
         for frame in msg["cond_indep_stack"]:
