@@ -148,14 +148,14 @@ def above_a_threshold(y):
 
     def step(before, now):
         numpyro.sample("y", dist.Normal(phi * before, 0.5), obs=now)
-        return jnp.where(now > 1.0, 1.0, 0.0), None
+        return jnp.where(now > 0.0, 1.0, 0.0), None
 
     scan(step, 0.0, y)
 
 
 def of_rare_counts(y):
     before = jnp.concatenate([jnp.zeros(1, y.dtype), y[:-1]])
-    numpyro.sample("y", dist.Poisson(jnp.exp(slope() + 0.1 * (before > 5))), obs=y)
+    numpyro.sample("y", dist.Poisson(jnp.exp(slope() + 0.1 * (before > 2))), obs=y)
 
 
 def of_common_width(y):
@@ -186,7 +186,7 @@ FOUND = {
 }
 DATA = {
     lagged_counts: jnp.arange(20) % 7,
-    of_rare_counts: jnp.arange(8) % 7,
+    of_rare_counts: jnp.arange(8) % 5,
     above_a_threshold: 2.0 * jnp.sin(1.3 * jnp.arange(8.0)),
     regression: TABLE,
     sizes_from_data: np.arange(20) % 3,
