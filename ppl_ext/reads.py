@@ -1,34 +1,35 @@
 """What a Python program reads: a walk over the functions and objects that it can reach, by the names that its code loads."""
 
-import dataclasses
+import contextvars
 import dis
 import functools
-import hashlib
+import operator
 import os
 import sys
 import sysconfig
 import types
 import weakref
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Container, Iterable
-from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
-from numpyro.infer.elbo import ELBO
+
+from ppl_ext.read_values import SORTS, content_of, parts_of, sort_of
 
 Edge = tuple[int, tuple[str, Any]]
 """The identity of a function, object or container, and which part of it: ``("global", "DATA")``."""
 
 _MOST = 100_000  # parts that a walk follows; of more, no state is ever taken for another's
 _DEEP = 16  # levels of tuples and frozen values
-_VALUES = (bool, int, str, bytes, type(None), type(...), type(NotImplemented), range)
 _DYNAMIC = {"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple", "fields"}
 _NOT_DATA = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl", "__slots__"}
-_BOTH = {"__call__", "__len__", "__iter__", "__getitem__", "__contains__", "__array__", "__jax_array__"}
+_OF_MAKING = {"__init__", "__new__", "__post_init__"}
+_NOT_IMPLIED = {"__repr__", "__str__", "__del__", "__init_subclass__", "__set_name__", "__getstate__", "__setstate__", "__reduce__"}
+_WRAPPED: dict[type, str] = {UserDict: "data", UserList: "data", ChainMap: "maps"}
+"""Python's own containers that keep what they hold in an attribute."""
 _STANDARD = sysconfig.get_path("stdlib")
 _INSTALLED = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 _OWN = os.path.dirname(os.path.abspath(__file__))
@@ -52,9 +53,14 @@ def names_in(code: types.CodeType) -> Code:
     while todo:
         here = todo.pop()
         todo += [c for c in here.co_consts if isinstance(c, types.CodeType)]
-        attributes |= {c for c in here.co_consts if isinstance(c, str) and c.isidentifier()}  # getattr(self, "y")
+        spelled = {c for c in here.co_consts if isinstance(c, str) and c.isidentifier()}  # getattr(self, "y")
+        attributes |= spelled
+        if "globals" in here.co_names:
+            found |= dict.fromkeys(sorted(spelled))
         for step in dis.get_instructions(here):
-            if step.opname == "IMPORT_NAME":
+            if step.opname == "MATCH_CLASS":  # which attributes a pattern reads, its class says
+                attributes.add("fields")
+            elif step.opname == "IMPORT_NAME":
                 modules[step.argval] = None
             elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"):
                 attributes.add(step.argval)
@@ -117,13 +123,15 @@ class Walk:
     def key(self, x: Any) -> Any:
         """What stands for ``x``: a value, or the identity of something that the walk will look into."""
         kind = type(x)
-        sort = _SORTS.get(kind) or _sort(x)
+        sort = SORTS.get(kind) or sort_of(x)
         if sort == "value":
             return kind, x
         if sort == "spelled":
             return kind, repr(x)
         if sort == "array":
-            return _content(self, x)
+            return content_of(self.key, x)
+        if sort == "buffer":
+            return content_of(self.key, np.frombuffer(x, np.uint8))
         if sort == "scalar":
             return kind, x.tobytes()
         if sort == "method":
@@ -132,7 +140,7 @@ class Walk:
             self._depth += 1
             try:
                 named = () if self._library(kind) else (self.key(kind),)
-                parts = [self.key(p) for p in _parts(x)]
+                parts = [self.key(p) for p in parts_of(x)]
                 return (kind, *named, frozenset(parts) if isinstance(x, set | frozenset) else tuple(parts))
             finally:
                 self._depth -= 1
@@ -179,11 +187,18 @@ class Walk:
             self._edge(x, "function", "", x.fget)
         elif isinstance(x, functools.cached_property):
             self._edge(x, "function", "", x.func)
+        elif isinstance(x, contextvars.ContextVar):
+            self._edge(x, "attribute", "value", x.get(None))
+        elif isinstance(x, operator.attrgetter):
+            self._names |= {n for path in x.__reduce__()[1] for n in path.split(".")}
         elif isinstance(x, type | types.ModuleType):
             if not self._library(x):
                 self._by_name[id(x)] = (x, set())
         else:
-            inner = getattr(x, "__wrapped__", None)  # of jax.jit, functools.cache, NumPyro's handlers
+            try:
+                inner = getattr(x, "__wrapped__", None)  # of jax.jit, functools.cache, NumPyro's handlers
+            except Exception:  # a __getattr__ of the user's own that knows no such name
+                inner = None
             if callable(inner):
                 self._edge(x, "function", "", inner)
             self._attributes(x)
@@ -218,9 +233,13 @@ class Walk:
         kind = type(x)
         classes = [c for c in kind.__mro__ if c is not object]
         own = [c for c in classes if not self._library(c)]
-        if not own and (kind.__module__.partition(".")[0] in ("jax", "jaxlib") or package_of(_file(kind)) == "python"):
-            if kind is types.SimpleNamespace:
-                self._by_name[id(x)] = (x, set())
+        for c, name in _WRAPPED.items():
+            if isinstance(x, c):
+                self._edge(x, "attribute", name, getattr(x, name))
+        if not own and kind.__module__.partition(".")[0] in ("jax", "jaxlib"):
+            return
+        if not own and (kind is types.SimpleNamespace or package_of(_file(kind)) == "python"):
+            self._by_name[id(x)] = (x, set())
             return
         if own and all(c in own or c.__module__ in ("abc", "typing", "builtins", "collections") for c in classes):
             self._by_name[id(x)] = (x, set())
@@ -240,7 +259,9 @@ class Walk:
         for x, done in list(self._by_name.values()):
             found = getattr(x, "__dict__", {})
             slots = () if isinstance(x, type | types.ModuleType | types.FunctionType) else _slots(type(x).__mro__)
-            wanted = (set(found) | set(slots)) if self._dynamic and not isinstance(x, types.ModuleType) else self._names
+            # A node of JAX's trees is read by the function that takes it apart.
+            whole = not isinstance(x, types.ModuleType) and (self._dynamic or not jax.tree_util.all_leaves([x]))
+            wanted = (set(found) | set(slots)) if whole else self._names
             new = [n for n in (*found, *slots) if n in wanted and n not in done and n not in _NOT_DATA]
             done.update(new)
             for name in new:
@@ -248,13 +269,23 @@ class Walk:
                 self._edge(x, "attribute", name, value)
             if isinstance(x, types.ModuleType | types.FunctionType):
                 continue
-            for c in x.__mro__[1:] if isinstance(x, type) else type(x).__mro__:
+            for c in x.__mro__ if isinstance(x, type) else type(x).__mro__:
                 if c is not object and not self._library(c):
                     for name, value in list(vars(c).items()):
-                        if (name in wanted or name in _BOTH or name in self._names) and (c, name) not in done and name not in _NOT_DATA:
+                        read = name in wanted or name in self._names or _is_implied(name, value, isinstance(x, type))
+                        if read and (c, name) not in done and name not in _NOT_DATA:
                             done.add((c, name))
                             self._edge(c, "attribute", name, value)
         return (len(self.edges), len(self._todo)) != before
+
+
+def _is_implied(name: str, value: Any, of_class: bool) -> bool:
+    """Whether an attribute of a class is read though no code says so: operators, ``with``, ``for``, ``__getattr__``, descriptors; what
+    makes an object only where the class itself is at hand."""
+    if not (name.startswith("__") and name.endswith("__")) or name in _NOT_IMPLIED or (name in _OF_MAKING and not of_class):
+        return False
+    code = getattr(getattr(value, "__func__", value), "__code__", None)
+    return code is not None and code.co_filename != "<string>"  # made by ``dataclass``, it reads every field
 
 
 def wording(edge: Edge, walk: Walk) -> str:
@@ -277,31 +308,7 @@ def wording(edge: Edge, walk: Walk) -> str:
     return what.get(part, f"what '{of}' calls")
 
 
-_SORTS: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
 _FROM: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
-
-
-def _sort(x: Any) -> str:
-    """How the objects of a class count."""
-    kind = type(x)
-    if kind in _VALUES or isinstance(x, Enum):
-        sort = "value"
-    elif kind in (float, complex, slice):
-        sort = "spelled"
-    elif isinstance(x, np.ndarray):
-        sort = "array"
-    elif isinstance(x, np.generic):
-        sort = "scalar"
-    elif isinstance(x, jax.Array):
-        sort = "jax"
-    elif kind is types.MethodType:
-        sort = "method"
-    elif isinstance(x, tuple | frozenset | set | eqx.Module | ELBO) or hasattr(kind, "to_numpy") or _is_frozen(kind):
-        sort = "parts"
-    else:
-        sort = "object"
-    _SORTS[kind] = sort
-    return sort
 
 
 def _from(thing: type | types.ModuleType) -> str:
@@ -315,34 +322,6 @@ def _from(thing: type | types.ModuleType) -> str:
         package = package_of(file) or "yours"
     _FROM[thing] = package
     return package
-
-
-def _is_frozen(kind: type) -> bool:
-    return dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-
-
-def _parts(x: Any) -> Iterable[Any]:
-    """Of a value that is fixed in its structure, or that counts by it."""
-    if isinstance(x, tuple | frozenset | set):
-        return x
-    if isinstance(x, ELBO):
-        named = [p for name, value in sorted(vars(x).items()) for p in (name, _sorted(value))]
-        return [*named, getattr(type(x), "body", None)]
-    if dataclasses.is_dataclass(x):
-        return [getattr(x, f.name, None) for f in dataclasses.fields(x)]
-    columns = getattr(x, "columns", None)  # of pandas and its like
-    return [x.to_numpy()] if columns is None else [p for c in columns for p in (c, x[c].to_numpy())]
-
-
-def _sorted(value: Any) -> Any:
-    return tuple(sorted(value.items())) if isinstance(value, dict) and all(isinstance(k, str) for k in value) else value
-
-
-def _content(walk: Walk, x: np.ndarray) -> tuple:
-    if x.dtype.hasobject:
-        return "array", x.shape, tuple(walk.key(v) for v in x.ravel().tolist())
-    digest = hashlib.blake2b(np.ascontiguousarray(x).view(np.uint8).data if x.size else b"", digest_size=16).digest()
-    return "array", x.shape, x.dtype.str, digest
 
 
 def _slots(classes: Iterable[type]) -> list[str]:

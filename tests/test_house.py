@@ -37,6 +37,7 @@ FLOORS = (
         "laws",
         "outside",
         "program",
+        "read_values",
         "reads",
         "relations",
         "scoped",

@@ -252,10 +252,8 @@ class Before(_Sites):
             )
         if isinstance(fn, MaskedDistribution) and fn.base_dist is self.stacked[name]:
             fn, mask = fn.base_dist, fn._mask
-        if fn is not self.stacked[name] or jnp.ndim(mask if mask is not None else 0):
-            raise ModelError(
-                f"A handler around the scan changes site '{name}', or masks it by an array, at all times at once; open it inside the step."
-            )
+        if fn is not self.stacked[name]:
+            raise ModelError(f"A handler around the scan changes site '{name}' at all times at once; open it inside the step.")
         if mask is not None:
             self.scan.masks[name] = mask  # type: ignore[union-attr]  # the scan was met before what is stacked of it
         if scale is not None and jnp.ndim(scale):
@@ -386,7 +384,9 @@ def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None
 
         body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, substitute_fn=given)
     record = _Step(values, key)
-    record.imputed, record.idle, record.masks = scan.imputed, scan.idle, scan.masks
+    record.imputed, record.idle = scan.imputed, scan.idle
+    # What is stacked has the time of the inputs in front, whatever way the scan runs.
+    record.masks = {n: mask if isinstance(mask, bool) else mask[inputs.number] for n, mask in scan.masks.items()}
     with block(), as_written() as record.reparametrised:
         new, output = within(scan.scopes, lambda: record, lambda: body(carry, inputs.x))
     return new, output, record

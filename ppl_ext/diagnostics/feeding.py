@@ -2,7 +2,8 @@
 
 Two ways lead from one observation to the next: the value that ``sample`` returns (carried through a scan, say), and the array among the
 model's arguments that the data come from, read again elsewhere. Where the data flow says that an element of either reaches only its own
-term, nothing is computed. Where it does not say so, some elements change places and one sees which terms move.
+term, nothing is computed. Where it does not say so, some elements change places and one sees which terms move. So a statistic of all the
+data (a law whose width is their standard deviation) is no such link.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,9 @@ from ppl_ext.explain import trace_state
 from ppl_ext.program import _Record, run_in_scan_body
 from ppl_ext.vmapped import sent_out
 
-ROUNDS = 4
-"""How often a random half of the elements changes places: a link between two of them is missed with probability of at most (3/4)^4 a link,
-and a series has many."""
+ROUNDS = 32
+"""How often a random half of the elements changes places: a link between two of them is missed with probability of about (3/4)^32 = 1e-4.
+A short series whose terms feel a threshold has few links that show, so few rounds would do for smooth densities only."""
 
 Run = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
@@ -155,12 +156,18 @@ def _by_exchange(exchange: Exchange, names: list[str]) -> set[str]:
                     own |= values[m]
             if (terms[n] & ~own).any():
                 found.add(n)
+        if len(found) == len(names):
+            return found
     return found
 
 
 def _half(rng: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A random half of some places, and the same in another order."""
+    """A random half of some places, two at least, and the same in another order; of two places one, and the other."""
+    if len(places) == 2:
+        return tuple(np.split(rng.permutation(places), 2))  # type: ignore[return-value]
     chosen = places[rng.random(len(places)) < 0.5]
+    if len(chosen) < 2:
+        chosen = rng.choice(places, min(2, len(places)), replace=False)
     return chosen, np.roll(rng.permutation(chosen), 1) if len(chosen) > 1 else chosen
 
 
@@ -179,7 +186,7 @@ def _exchanges_of_leaf(run: Run, arrays: list[jax.Array], names: list[str], plac
 
     def exchange(rng):
         chosen, others = _half(rng, feeds)
-        if len(chosen) < 2:
+        if not len(chosen) or len(feeds) < 2:
             return None
         flat = np.asarray(leaf).reshape(-1).copy()
         flat[chosen] = flat[others]

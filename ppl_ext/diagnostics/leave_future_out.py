@@ -63,6 +63,7 @@ def leave_future_out(
     :return: :class:`LeaveFutureOut`.
     :raises ArgumentError: if there is no such site or step.
     :raises ModelError: if the model has latent sites with an entry per step: the fit of a part of the series has no draws of the others.
+    :raises ModelError: if a density is NaN that no mask leaves out.
     :raises HandlerError: if a handler is open around the call.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -134,4 +135,10 @@ def _terms(model: Callable, draws: dict[str, np.ndarray], args: tuple, kwargs: d
     values = term.values.astype(np.float64)
     if values.ndim < 3:
         raise ArgumentError(f"leave_future_out: the terms of {term.sites[0]!r} have no axis of time to predict along.")
-    return np.nansum(values.reshape(-1, values.shape[2], int(np.prod(values.shape[3:]))), axis=-1)
+    values = np.where(term.masked, 0.0, values)
+    if (bad := np.isnan(values).any(axis=(0, 1, *range(3, values.ndim)))).any():
+        raise ModelError(
+            f"leave_future_out: the log density of {term.sites[0]!r} is NaN at step {int(np.argmax(bad))}. What was not observed must be "
+            "masked (numpyro.handlers.mask, or obs_mask=), and no later step may read it."
+        )
+    return values.reshape(-1, values.shape[2], int(np.prod(values.shape[3:]))).sum(axis=-1)

@@ -134,6 +134,35 @@ def sizes_from_data(groups):
         numpyro.sample("y", dist.Normal(mean[groups], 0.5), obs=jnp.zeros(20))
 
 
+def short(y):
+    carried(y[:3])
+
+
+def of_two(y):
+    carried(y[:2])
+
+
+def above_a_threshold(y):
+    """Of so few links only some rounds of exchanges show any."""
+    phi = slope()
+
+    def step(before, now):
+        numpyro.sample("y", dist.Normal(phi * before, 0.5), obs=now)
+        return jnp.where(now > 0.0, 1.0, 0.0), None
+
+    scan(step, 0.0, y)
+
+
+def of_rare_counts(y):
+    before = jnp.concatenate([jnp.zeros(1, y.dtype), y[:-1]])
+    numpyro.sample("y", dist.Poisson(jnp.exp(slope() + 0.1 * (before > 2))), obs=y)
+
+
+def of_common_width(y):
+    """A statistic of all the data is no link from one to the next."""
+    numpyro.sample("y", dist.Normal(slope(), y.std()), obs=y)
+
+
 FOUND = {
     carried: {"y"},
     second_order: {"y"},
@@ -143,6 +172,11 @@ FOUND = {
     neighbours: {"y"},
     in_two_series: {"a", "b"},
     backward: {"y"},
+    short: {"y"},
+    of_two: {"y"},
+    above_a_threshold: {"y"},
+    of_rare_counts: {"y"},
+    of_common_width: set(),
     plain: set(),
     regression: set(),
     hidden_state: set(),
@@ -150,7 +184,13 @@ FOUND = {
     mediated: set(),
     sizes_from_data: set(),
 }
-DATA = {lagged_counts: jnp.arange(20) % 7, regression: TABLE, sizes_from_data: np.arange(20) % 3}
+DATA = {
+    lagged_counts: jnp.arange(20) % 7,
+    of_rare_counts: jnp.arange(8) % 5,
+    above_a_threshold: 2.0 * jnp.sin(1.3 * jnp.arange(8.0)),
+    regression: TABLE,
+    sizes_from_data: np.arange(20) % 3,
+}
 DRAW = {"phi": jnp.array(0.3), "x": Y, "mean": jnp.zeros(3)}
 
 
@@ -197,6 +237,16 @@ def posterior(y, steps):
     before = np.concatenate([[0.0], y])[:steps]
     precision = 1.0 + (before**2).sum() / 0.25
     return precision, (before * y[:steps]).sum() / 0.25 / precision
+
+
+def test_a_gap_that_no_mask_leaves_out_is_no_certainty():
+    """Its NaN, and that of the next step, which reads it, counted as densities of one."""
+
+    def refit(rng_key, steps):
+        return {"phi": jax.random.normal(rng_key, (1, 50))}
+
+    with pytest.raises(ModelError, match="log density of 'y' is NaN at step 5.*obs_mask"):
+        leave_future_out(jax.random.key(0), refit, carried, Y.at[5].set(jnp.nan), min_steps=3)
 
 
 def exactly(y, first):
