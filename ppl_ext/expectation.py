@@ -19,7 +19,6 @@ from numpyro.primitives import _PYRO_STACK, mutable, prng_key
 from ppl_ext.arguments import (
     check_call,
     check_count,
-    check_data,
     check_flag,
     check_function,
     check_key,
@@ -29,6 +28,7 @@ from ppl_ext.arguments import (
     told,
 )
 from ppl_ext.carrying import carried
+from ppl_ext.constants import join, odd_data_blamed, taken
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
 from ppl_ext.explain import explained, past_inner_jits
 from ppl_ext.masked_latents import without_absent
@@ -59,8 +59,8 @@ class Expectation(eqx.Module):
         """An unbiased estimate; differentiable, with unbiased derivatives."""
         _refuse_open_handlers("Expectation.value")
         self._check("value", rng_key, args, kwargs)
-        with reading(self.fn) as outside, explained(self.fn):
-            return _value(self.fn, outside, rng_key, *_traceable((args, kwargs)))
+        with self._blamed("value", args, kwargs), reading(self.fn) as outside, explained(self.fn):
+            return taken(outside, lambda data, rest: _value(self.fn, outside, rng_key, _traceable(data), rest), args, kwargs)
 
     def value_and_grad(self, rng_key: jax.Array, *args, **kwargs) -> tuple[jax.Array, Any]:
         """An unbiased estimate and an unbiased estimate of its gradient by the first argument."""
@@ -73,14 +73,18 @@ class Expectation(eqx.Module):
                 raise ArgumentTypeError(
                     f"value_and_grad differentiates by its first argument, which must be made of floating-point numbers; got {told(leaf)}."
                 )
-        args, kwargs = _traceable((args, kwargs))
-        with reading(self.fn) as outside, explained(self.fn):
-            return _value_and_grad(args[0], self.fn, outside, rng_key, args[1:], kwargs)
+        by = len(jax.tree.leaves(args[0]))
+        with self._blamed("value_and_grad", args, kwargs), reading(self.fn) as outside, explained(self.fn):
+            return taken(
+                outside, lambda data, rest: _value_and_grad(self.fn, outside, rng_key, _traceable(data), rest), args, kwargs, fixed=by
+            )
 
     def _check(self, method: str, rng_key, args: tuple, kwargs: dict) -> None:
         check_key(f"Expectation.{method}: rng_key, the first argument,", rng_key)
         check_call(f"Expectation.{method}: program", self.fn, args, kwargs)
-        check_data(f"Expectation.{method}: program", args, kwargs)
+
+    def _blamed(self, method: str, args: tuple, kwargs: dict):
+        return odd_data_blamed(f"Expectation.{method}: program", args, kwargs)
 
 
 def _traceable(tree):
@@ -89,12 +93,14 @@ def _traceable(tree):
 
 
 @eqx.filter_jit
-def _value(fn, outside: Outside, rng_key, args, kwargs):
+def _value(fn, outside: Outside, rng_key, data, constants):
+    args, kwargs = join(data, constants)
     return estimate(lambda: fn(*args, **kwargs), rng_key)[0]
 
 
 @eqx.filter_jit
-def _value_and_grad(params, fn, outside: Outside, rng_key, args, kwargs):
+def _value_and_grad(fn, outside: Outside, rng_key, data, constants):
+    (params, *args), kwargs = join(data, constants)
     return jax.value_and_grad(lambda p: estimate(lambda: fn(p, *args, **kwargs), rng_key)[0])(params)
 
 

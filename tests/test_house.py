@@ -25,6 +25,7 @@ FLOORS = (
         "arguments",
         "array_rules",
         "checkpoint",
+        "constants",
         "credit",
         "dataflow",
         "density",

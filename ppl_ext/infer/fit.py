@@ -18,12 +18,13 @@ from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
-from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
+from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_program, check_values, told
 from ppl_ext.checkpoint import Checkpoint
+from ppl_ext.constants import odd_data_blamed, split, taken
 from ppl_ext.errors import ArgumentTypeError, HandlerError, NonFiniteError
 from ppl_ext.infer.checks import check_first_step, non_finite_site
 from ppl_ext.infer.loop import Progress, take_steps
-from ppl_ext.infer.runner import runner_for, split_arguments
+from ppl_ext.infer.runner import runner_for
 from ppl_ext.outside import reading
 from ppl_ext.result import Fit
 from ppl_ext.sharding import check_mesh, everywhere, is_first_process, placed
@@ -88,21 +89,29 @@ def fit(
     check_mesh("fit", mesh, num_chains, "num_chains")
     for name, program in (("model", model), ("guide", guide)):
         check_call(f"fit: {name}", program, args, kwargs)
-    check_data("fit: model", args, kwargs)
     started = time.perf_counter()
-    data, constants = split_arguments(args, kwargs)
-    with reading(model, guide, objective, optim) as outside:
+    with reading(model, guide, objective, optim) as outside, odd_data_blamed("fit: model", args, kwargs):
         runner = runner_for(outside, model, guide, objective, optim)
         states = runner.init(rng_key, num_chains, init_params, args, kwargs)
         first = jax.tree.map(lambda x: x[0], runner.params(states))
-        check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
-        states, data = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
-        states, _, _ = jax.block_until_ready(runner.freely(states, data, constants, 0))  # compiles
+
+        def compiled_for(data, constants):
+            check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
+            begun, there = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
+            return jax.block_until_ready(runner.freely(begun, there, constants, 0))[0], there, constants
+
+        look = partial(runner.traced, states)
+        states, data, constants = taken(outside, compiled_for, args, kwargs, look)
     compiled = time.perf_counter()
 
     losses, save = np.zeros((num_chains, 0), np.float32), None
     if checkpoint is not None:
-        about = {"objective": repr(objective), "num_chains": num_chains, "rng_key": _key_numbers(rng_key), "data": _digest(data)}
+        about = {
+            "objective": repr(objective),
+            "num_chains": num_chains,
+            "rng_key": _key_numbers(rng_key),
+            "data": _digest(args, kwargs),
+        }
         save = partial(_save, checkpoint, about)
         if (found := checkpoint.load(states, about)) is not None:
             states, losses = placed(mesh, found[0]), found[1]
@@ -167,9 +176,9 @@ def _save(checkpoint: Checkpoint, about: dict[str, Any], states: Any, losses: np
         checkpoint.save(states, losses, about)
 
 
-def _digest(data: list) -> str:
+def _digest(args: tuple, kwargs: dict) -> str:
     digest = hashlib.sha256()
-    for x in data:
+    for x in split(args, kwargs)[0]:
         if x is not None:
             digest.update(np.ascontiguousarray(np.asarray(x)).tobytes())
     return digest.hexdigest()[:16]

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax, random
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 
+from ppl_ext.constants import join
 from ppl_ext.errors import ArgumentError
 from ppl_ext.expectation import Objective
 from ppl_ext.explain import discrete_site, explained, past_inner_jits
@@ -58,7 +58,7 @@ class Runner:
             return states
 
         def start(state, data):
-            args, kwargs = join_arguments(data, constants)
+            args, kwargs = join(data, constants)
             params = self.svi.get_params(state) | (state.mutable_state or {})
             key = random.fold_in(state.rng_key, 0)
             started = self.svi.loss.initial_state(key, params, self.svi.model, self.guide, *args, **kwargs)
@@ -96,8 +96,12 @@ class Runner:
         """Constrained values by ``param`` site, and those of ``numpyro.mutable`` sites: neither model nor guide runs without them."""
         return jax.vmap(self.svi.get_params)(states) | (states.mutable_state or {})
 
+    def traced(self, states, data, constants):
+        """Whether a step can be traced for these data, at the cost of tracing it."""
+        return self.freely.eval_shape(states, data, constants, 0)
+
     def _by_site(self, data, constants, keys, params):
-        args, kwargs = join_arguments(data, constants)
+        args, kwargs = join(data, constants)
         return jax.vmap(partial(densities_by_site, self.svi.model, self.guide, args, kwargs), in_axes=(0, None))(keys, params)
 
     def _steps(self, checked: bool, states, data, constants, num: jax.Array):
@@ -106,7 +110,7 @@ class Runner:
         A check of each step would cost as much as a small model's step itself. So steps go ``freely``, without any, and if numbers broke
         down in them, they are taken again ``carefully``, to end where the last good state was.
         """
-        args, kwargs = join_arguments(data, constants)
+        args, kwargs = join(data, constants)
 
         def free(i, carry):
             state, losses = carry
@@ -147,19 +151,6 @@ def _unset(guide):
     guide = copy.copy(guide)
     guide.prototype_trace = None
     return copy.deepcopy(guide)
-
-
-def split_arguments(args: tuple, kwargs: dict) -> tuple[list, tuple]:
-    """Arrays and floats are data; the rest (sizes, flags, functions) are constants of the compilation."""
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    is_data = [isinstance(x, jax.Array | np.ndarray | np.floating | float) for x in leaves]
-    data = [x if d else None for x, d in zip(leaves, is_data, strict=True)]
-    return data, (structure, tuple(None if d else x for x, d in zip(leaves, is_data, strict=True)))
-
-
-def join_arguments(data: list, constants: tuple) -> tuple[tuple, dict]:
-    structure, rest = constants
-    return jax.tree.unflatten(structure, [r if d is None else d for d, r in zip(data, rest, strict=True)])
 
 
 def _select(keep, new, old):
