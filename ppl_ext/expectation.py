@@ -27,10 +27,11 @@ from ppl_ext.arguments import (
     check_program,
     told,
 )
+from ppl_ext.by_site import estimate_by_site
 from ppl_ext.carrying import carried
 from ppl_ext.constants import join, odd_data_blamed, taken
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
-from ppl_ext.explain import explained, past_inner_jits
+from ppl_ext.explain import explained, name_of, past_inner_jits
 from ppl_ext.masked_latents import without_absent
 from ppl_ext.outside import Outside, reading, structure
 from ppl_ext.particles import replicate
@@ -138,11 +139,14 @@ class Objective(NumPyroELBO):
     can_infer_discrete = True
     body: Callable
 
-    def __init__(self, *args, vectorize_particles: bool = True, **kwargs):
+    def __init__(self, *args, vectorize_particles: bool | Callable = True, **kwargs):
         try:
             bound = inspect.signature(self.body).bind(None, None, *args, **kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{type(self).__name__}{inspect.signature(type(self))} does not take these options: {error}.") from None
+            hint = "".join(f" {name} is an option of ELBO alone." for name in ("sum_sites", "multi_sample_guide") if name in kwargs)
+            raise ArgumentError(
+                f"{type(self).__name__}{inspect.signature(type(self))} does not take these options: {error}.{hint}"
+            ) from None
         bound.apply_defaults()
         self.options = dict(list(bound.arguments.items())[2:])
         if isinstance(bound.arguments.get("kwargs"), dict):
@@ -152,7 +156,13 @@ class Objective(NumPyroELBO):
                 check_count(f"{type(self).__name__}({name}=...)", value)
             elif isinstance(bound.signature.parameters[name].default, float):
                 check_number(f"{type(self).__name__}({name}=...)", value)
-        check_flag(f"{type(self).__name__}(vectorize_particles=...)", vectorize_particles)
+            elif name in ("sum_sites", "multi_sample_guide"):
+                check_flag(f"{type(self).__name__}({name}=...)", value)
+        if not callable(vectorize_particles) or isinstance(vectorize_particles, type):
+            check_flag(
+                f"{type(self).__name__}(vectorize_particles=...), unless it is a function that maps as jax.lax.map does,",
+                vectorize_particles,
+            )
         super().__init__(num_particles=self.options.get("num_particles", 1), vectorize_particles=vectorize_particles)
 
     def __repr__(self) -> str:
@@ -160,8 +170,8 @@ class Objective(NumPyroELBO):
         # Flags are shown where they are not as usual, numbers always.
         shown = {k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])}
         words = [f"{k}=<{told(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}" for k, v in shown.items()]
-        if not self.vectorize_particles:
-            words.append("vectorize_particles=False")
+        if self.vectorize_particles is not True:
+            words.append(f"vectorize_particles={name_of(self.vectorize_particles) if self.vectorize_particles else False}")
         return f"{type(self).__name__}({', '.join(words)})"
 
     def __eq__(self, other) -> bool:
@@ -171,7 +181,10 @@ class Objective(NumPyroELBO):
         return hash(structure(self))
 
     def loss(self, rng_key, param_map, model, guide, *args, **kwargs):
-        """Minus an unbiased estimate of the objective; its gradient by ``param_map`` is unbiased too."""
+        """Minus an unbiased estimate of the objective; its gradient by ``param_map`` is unbiased too.
+
+        With ``sum_sites=False``, a dictionary of such by site.
+        """
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]
 
     def loss_with_mutable_state(self, rng_key, param_map, model, guide, *args, **kwargs):
@@ -189,10 +202,18 @@ class Objective(NumPyroELBO):
         with explained(type(self).body):
 
             def estimated(programs):
-                return estimate(lambda: self(*programs()), rng_key, self.vectorize_particles, param_map)
+                def of(fn: Callable):
+                    return estimate(fn, rng_key, self.vectorize_particles, param_map)
+
+                return of(lambda: self(*programs())) if self.sums else estimate_by_site(of, lambda: self(*programs()))
 
             value, state = without_absent(estimated, model, guide, rng_key)
-        return {"loss": -value, "mutable_state": state or None}
+        return {"loss": jax.tree.map(jnp.negative, value), "mutable_state": state or None}
+
+    @property
+    def sums(self) -> bool:
+        """Whether :meth:`loss` is one number, and no dictionary by site."""
+        return bool(self.options.get("sum_sites", True))
 
     def __call__(self, model, guide):
         """The objective of two programs that have their arguments, as part of another objective or of an expectation."""
