@@ -14,11 +14,17 @@ import pytest
 
 from ppl_ext.objectives import ELBO, Renyi
 
-PRIVATE = "it imports a private helper of NumPyro, or asks for a private method"
-WARNS = "it expects a warning of NumPyro's where the case is right here, or refused by name"
+PRIVATE = "it calls a private method of NumPyro's class"
+DISCRETE = "it expects a warning, or an error, for discrete latent sites, which every objective here takes"
+KEPT = "it expects a warning that mutable state is ignored with many particles; here it is kept"
 
-EXCUSED: dict[str, str] = {}
-"""By test, without the parameters: why it fails."""
+EXCUSED = {
+    "test_renyi_nonnested_plates": PRIVATE,
+    "test_renyi_create_plates": PRIVATE,
+    "test_svi_discrete_latent": DISCRETE,
+    **{f"test_mutable_state[{elbo}-10-{stable}]": KEPT for elbo in ("ELBO", "_mean_field") for stable in (True, False)},
+}
+"""By test, with the parameters or without: why it fails."""
 
 
 def _mean_field(*args: Any, **options: Any) -> ELBO:

@@ -101,7 +101,8 @@ def fit(
 
         def compiled_for(data, constants):
             by_site = partial(runner.by_site, data, constants)
-            check_first_step(by_site, model, guide, first, random.fold_in(rng_key, 1), args, kwargs, stable_update)
+            if not runner.many:  # else a draw of the guide is none of the model
+                check_first_step(by_site, model, guide, first, random.fold_in(rng_key, 1), args, kwargs, stable_update)
             begun, there = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
             steps = runner.stably if stable_update else runner.freely
             return jax.block_until_ready(steps(begun, there, constants, 0))[0], there, constants
@@ -143,7 +144,7 @@ def fit(
         outside=outside,
     )
     if not alive.all():
-        raise _broken(result, partial(runner.by_site, data, constants), states, alive)
+        raise _broken(result, partial(runner.by_site, data, constants), states, alive, runner.many)
     return result
 
 
@@ -196,12 +197,13 @@ def _key_numbers(rng_key) -> list[int]:
     return np.asarray(random.key_data(rng_key)).ravel().tolist()
 
 
-def _broken(result: Fit, by_site, states, alive: np.ndarray) -> NonFiniteError:
+def _broken(result: Fit, by_site, states, alive: np.ndarray, many: bool) -> NonFiniteError:
     chain = int(np.argmin(alive))
     step = int(np.argmin(np.isfinite(result.losses[chain])))
     params = jax.tree.map(lambda x: x[chain], result.params)
     key = states.rng_key[chain]
-    reason = non_finite_site(by_site, result.model, result.guide, params, key, result.args, result.kwargs, num_draws=64, gradients=True)
+    where = result.model, result.guide, params, key, result.args, result.kwargs
+    reason = None if many else non_finite_site(by_site, *where, num_draws=64, gradients=True)
     reason = reason or "no single site is to blame at the last good parameters; a smaller step size or clipped gradients may help."
     error = NonFiniteError(
         f"The loss or a parameter stopped being finite at step {step} of chain {chain}: {reason} "

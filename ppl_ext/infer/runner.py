@@ -31,6 +31,7 @@ class Runner:
         self.guide = guide
         self.unset = _unset(guide)
         self.moving: dict[str, list[str]] | None = None  # sites whose support the guide does not follow, once it is known
+        self.many = bool(getattr(objective, "options", vars(objective)).get("multi_sample_guide"))
         self.carries = isinstance(objective, Objective)  # until the first state turns out empty
         self.freely, self.carefully = (jax.jit(partial(self._steps, how), static_argnums=2) for how in ("freely", "carefully"))
         self.stably = jax.jit(partial(self._steps, "stably"), static_argnums=2)
