@@ -223,8 +223,12 @@ class compiled:
 def odd_data_blamed(where: str, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Where a program fails in a library, what is no number among its arguments is a likely cause, and told.
 
-    :raises ArgumentTypeError: for a table of pandas or an array of objects, which few programs can read.
+    :raises ArgumentTypeError: for a table of pandas or an array of objects, which few programs can read; for a series of pandas at once: as
+        a constant it would compile anew for each that comes, and its ``to_numpy()`` is data.
     """
+    for leaf in jax.tree.leaves((args, kwargs)):
+        if hasattr(leaf, "to_numpy") and np.ndim(leaf) == 1:
+            check_data(where, args, kwargs)
     try:
         yield
     except Exception as error:

