@@ -10,8 +10,7 @@ import functools
 import hashlib
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -44,7 +43,7 @@ class Constants:
 
     def __init__(self, structure: Any, leaves: list, held: frozenset[int]):
         self.structure, self.leaves, self.held = structure, leaves, held
-        self._key = (held, _hashable(structure), tuple(content(x) for x in leaves))
+        self._key = (held, _hashable(structure), tuple([(i, content(x)) for i, x in enumerate(leaves) if x is not None]))
         self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
@@ -64,7 +63,10 @@ def split(args: tuple, kwargs: Mapping[str, Any], held: frozenset[int] = frozens
     >>> [x is None for x in data], join(data, constants)[1]
     ([False, True, False], {'rate': 0.5})
     """
-    leaves, structure = jax.tree.flatten((args, kwargs))
+    return _split(*jax.tree.flatten((args, kwargs)), held, numbers)
+
+
+def _split(leaves: list, structure: Any, held: frozenset[int], numbers: bool) -> tuple[list, Constants]:
     traced = [i not in held and _traceable(x, numbers) for i, x in enumerate(leaves)]
     data = [x if t else None for x, t in zip(leaves, traced, strict=True)]
     return data, Constants(structure, [None if t else x for x, t in zip(leaves, traced, strict=True)], held)
@@ -75,14 +77,23 @@ def join(data: list, constants: Constants) -> tuple[tuple, dict]:
     return jax.tree.unflatten(constants.structure, [c if d is None else d for d, c in zip(data, constants.leaves, strict=True)])
 
 
+_ALWAYS: set[type] = {float}
+"""Types that are traced whatever the value; a stream's step has no time to ask anew."""
+
+
 def _traceable(x: Any, numbers: bool) -> bool:
-    if isinstance(x, jax.Array | float | np.floating):
+    kind = type(x)
+    if kind in _ALWAYS:
         return True
     if isinstance(x, np.ndarray):
         return x.dtype.kind in _NUMERIC
+    if isinstance(x, jax.Array | float | np.floating):
+        _ALWAYS.add(kind)
+        return True
     return numbers and isinstance(x, int | complex | np.generic)
 
 
+_NONE: frozenset[int] = frozenset()
 _plans: "WeakKeyDictionary[Outside, dict]" = WeakKeyDictionary()
 
 
@@ -104,10 +115,9 @@ def taken(
     """
     leaves, structure = jax.tree.flatten((args, kwargs))
     plans = _plans.setdefault(outside, {})
-    kind = (_hashable(structure), numbers, tuple(np.shape(x) if hasattr(x, "dtype") else type(x) for x in leaves))
-    held = plans.get(kind, frozenset[int]())
+    held = plans.get(_kind(leaves, structure, numbers), _NONE) if plans else _NONE  # most programs need nothing to be held
     try:
-        return run(*split(args, kwargs, held, numbers))
+        return run(*_split(leaves, structure, held, numbers))
     except Exception as error:
         may = {i for i, x in enumerate(leaves) if i >= fixed and i not in held and _traceable(x, numbers) and _known(x)}
         if numbers:
@@ -115,8 +125,13 @@ def taken(
         if not may or not wants_values(error):
             raise
         find = _fewest if numbers else _least
-        plans[kind] = find(look or run, lambda at: split(args, kwargs, at, numbers), held, may, leaves, error)
-    return run(*split(args, kwargs, plans[kind], numbers))
+        held = find(look or run, lambda at: _split(leaves, structure, at, numbers), held, may, leaves, error)
+        plans[_kind(leaves, structure, numbers)] = held
+    return run(*_split(leaves, structure, held, numbers))
+
+
+def _kind(leaves: list, structure: Any, numbers: bool) -> tuple:
+    return _hashable(structure), numbers, tuple(np.shape(x) if hasattr(x, "dtype") else type(x) for x in leaves)
 
 
 def _least(look: Callable, parts: Callable, held: frozenset[int], may: set[int], leaves: list, error: Exception) -> frozenset[int]:
@@ -219,34 +234,38 @@ class compiled:
         return self._fn(*given[: self._at], *self._slices(given[self._at : self._at + 2]), *given[self._at + 2 :])
 
 
-@contextmanager
-def odd_data_blamed(where: str, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+class odd_data_blamed:
     """Where a program fails in a library, what is no number among its arguments is a likely cause, and told.
 
     :raises ArgumentTypeError: for a table of pandas or an array of objects, which few programs can read; for a series of pandas at once: as
         a constant it would compile anew for each that comes, and its ``to_numpy()`` is data.
     """
-    for leaf in jax.tree.leaves((args, kwargs)):
-        if hasattr(leaf, "to_numpy") and np.ndim(leaf) == 1:
-            check_data(where, args, kwargs)
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, ProgramError | Warning) and not is_foreign(error):
-            raise
+
+    def __init__(self, where: str, args: tuple, kwargs: Mapping[str, Any]):
+        self.where, self.args, self.kwargs = where, args, kwargs
+
+    def __enter__(self) -> None:
+        for leaf in jax.tree.leaves((self.args, self.kwargs)):
+            if type(leaf) not in _ALWAYS and hasattr(leaf, "to_numpy") and np.ndim(leaf) == 1:
+                check_data(self.where, self.args, self.kwargs)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if not isinstance(error, Exception) or (not isinstance(error, ProgramError | Warning) and not is_foreign(error)):
+            return
         try:
-            check_data(where, args, kwargs)
+            check_data(self.where, self.args, self.kwargs)
         except ArgumentTypeError as blame:
             raise blame from error
-        if (odd := _odd(args, kwargs)) is not None:
-            raise ProgramError(f"{error} ({where} {odd}, which is no array.)") from error
-        raise
+        if (odd := _odd(self.args, self.kwargs, str(error))) is not None:
+            raise ProgramError(f"{error} ({self.where} {odd}, which is no array.)") from error
 
 
-def _odd(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
+def _odd(args: tuple, kwargs: Mapping[str, Any], error: str) -> str | None:
+    """The first argument that is neither an array nor a likely setting; a string is one, unless the error speaks of strings."""
+    settings = callable if "'str'" in error else lambda x: isinstance(x, str) or callable(x)
     for which, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"argument '{k}'", v) for k, v in kwargs.items())]:
         for leaf in jax.tree.leaves(value):
-            if not _traceable(leaf, True) and not isinstance(leaf, str) and not callable(leaf) and not dataclasses.is_dataclass(leaf):
+            if not _traceable(leaf, True) and not settings(leaf) and not dataclasses.is_dataclass(leaf):
                 return f"{which} is {told(leaf)}"
     return None
 
