@@ -60,7 +60,12 @@ def fixed(y):
     numpyro.sample("b", dist.Uniform(jnp.zeros_like(a), 1.0).to_event(1))
 
 
-@pytest.mark.parametrize(("model", "site"), [(truncated, "x"), (in_a_vector, "b")])
+def improper(y):
+    a = numpyro.sample("a", dist.Uniform(0.0, 1.0))
+    numpyro.sample("b", dist.ImproperUniform(constraints.interval(0.0, 1.0 - a), (), ()))
+
+
+@pytest.mark.parametrize(("model", "site"), [(truncated, "x"), (in_a_vector, "b"), (improper, "b")])
 def test_neighbours(model, site):
     with pytest.raises(ModelError, match=f"support of site '{site}'"):
         run(model)
@@ -112,7 +117,7 @@ def test_garch_against_the_reference():
     result = fit(KEY, model, AutoMultivariateNormal(model, init_scale=0.1), ELBO(8), adam, 2000, SERIES, progress_bar=False)
     found = means(result.sample(KEY, 4000).values)
     for name, (mean, spread) in REFERENCE.items():
-        assert abs(found[name][0] - mean) < 0.5 * spread, name  # a Gaussian on the real line for a skewed posterior
+        assert abs(found[name][0] - mean) < 0.35 * spread, name  # a Gaussian on the real line for a skewed posterior
         assert 0.7 < found[name][1] / spread < 1.3, name
 
 

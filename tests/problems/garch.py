@@ -17,6 +17,7 @@ def garch(y, sigma1=0.5):
     alpha0 = numpyro.sample("alpha0", dist.ImproperUniform(constraints.positive, (), ()))
     alpha1 = numpyro.sample("alpha1", dist.Uniform(0.0, 1.0))
     beta1 = numpyro.sample("beta1", dist.Uniform(0.0, 1.0 - alpha1))
+    numpyro.factor("flat", jnp.log1p(-alpha1))  # Stan's bounds have no density: alpha1 and beta1 are uniform over their triangle
 
     def step(variance, y_before):
         variance = alpha0 + alpha1 * (y_before - mu) ** 2 + beta1 * variance
