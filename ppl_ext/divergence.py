@@ -27,13 +27,16 @@ from ppl_ext.run import Run
 def evidence(model, guide, known: frozenset[str] = frozenset(), hold: bool = False) -> tuple[LogDensity, frozenset[str]]:
     r"""log p(y, z) − log q(z) at a draw of the guide, and the latent sites that both have.
 
-    :param known: sites whose two terms are replaced by minus their divergence in closed form: see :func:`known_sites`.
+    :param known: sites whose two terms are replaced by minus their divergence in closed form: see :func:`known_sites`. So are, if they are
+        known, those that the guide marks ``infer={"kl": "analytic"}``, as NumPyro's ``config_kl`` does.
     :param hold: the guide's parameters are held fixed in log q (:func:`~ppl_ext.held.simulate_and_hold`).
     """
     with (of_guide := _Sites()):
         draw, log_q = simulate_and_hold(guide) if hold else _drawn(guide)
     with (of_model := _Sites()):
         log_p = log_density(model, draw.values)
+    if wanted := {name for name, site in of_guide.sites.items() if site["infer"].get("kl") == "analytic"} - known:
+        known = known | (known_sites(model, guide) & wanted)
     pairs = _pairs(of_guide, of_model)
     closed = {name: kl for name in sorted(known) if name in pairs and (kl := pairs[name].divergence()) is not None}
     sampled = log_p.split(closed)[1] - log_q.split(closed)[1]

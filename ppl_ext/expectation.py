@@ -19,7 +19,6 @@ from numpyro.primitives import _PYRO_STACK, mutable, prng_key
 from ppl_ext.arguments import (
     check_call,
     check_count,
-    check_data,
     check_flag,
     check_function,
     check_key,
@@ -28,9 +27,11 @@ from ppl_ext.arguments import (
     check_program,
     told,
 )
+from ppl_ext.by_site import estimate_by_site
 from ppl_ext.carrying import carried
+from ppl_ext.constants import join, odd_data_blamed, taken
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError
-from ppl_ext.explain import explained, past_inner_jits
+from ppl_ext.explain import explained, name_of, past_inner_jits
 from ppl_ext.masked_latents import without_absent
 from ppl_ext.outside import Outside, reading, structure
 from ppl_ext.particles import replicate
@@ -59,8 +60,8 @@ class Expectation(eqx.Module):
         """An unbiased estimate; differentiable, with unbiased derivatives."""
         _refuse_open_handlers("Expectation.value")
         self._check("value", rng_key, args, kwargs)
-        with reading(self.fn) as outside, explained(self.fn):
-            return _value(self.fn, outside, rng_key, *_traceable((args, kwargs)))
+        with self._blamed("value", args, kwargs), reading(self.fn) as outside, explained(self.fn):
+            return taken(outside, lambda data, rest: _value(self.fn, outside, rng_key, _traceable(data), rest), args, kwargs)
 
     def value_and_grad(self, rng_key: jax.Array, *args, **kwargs) -> tuple[jax.Array, Any]:
         """An unbiased estimate and an unbiased estimate of its gradient by the first argument."""
@@ -73,14 +74,18 @@ class Expectation(eqx.Module):
                 raise ArgumentTypeError(
                     f"value_and_grad differentiates by its first argument, which must be made of floating-point numbers; got {told(leaf)}."
                 )
-        args, kwargs = _traceable((args, kwargs))
-        with reading(self.fn) as outside, explained(self.fn):
-            return _value_and_grad(args[0], self.fn, outside, rng_key, args[1:], kwargs)
+        by = len(jax.tree.leaves(args[0]))
+        with self._blamed("value_and_grad", args, kwargs), reading(self.fn) as outside, explained(self.fn):
+            return taken(
+                outside, lambda data, rest: _value_and_grad(self.fn, outside, rng_key, _traceable(data), rest), args, kwargs, fixed=by
+            )
 
     def _check(self, method: str, rng_key, args: tuple, kwargs: dict) -> None:
         check_key(f"Expectation.{method}: rng_key, the first argument,", rng_key)
         check_call(f"Expectation.{method}: program", self.fn, args, kwargs)
-        check_data(f"Expectation.{method}: program", args, kwargs)
+
+    def _blamed(self, method: str, args: tuple, kwargs: dict):
+        return odd_data_blamed(f"Expectation.{method}: program", args, kwargs)
 
 
 def _traceable(tree):
@@ -89,12 +94,14 @@ def _traceable(tree):
 
 
 @eqx.filter_jit
-def _value(fn, outside: Outside, rng_key, args, kwargs):
+def _value(fn, outside: Outside, rng_key, data, constants):
+    args, kwargs = join(data, constants)
     return estimate(lambda: fn(*args, **kwargs), rng_key)[0]
 
 
 @eqx.filter_jit
-def _value_and_grad(params, fn, outside: Outside, rng_key, args, kwargs):
+def _value_and_grad(fn, outside: Outside, rng_key, data, constants):
+    (params, *args), kwargs = join(data, constants)
     return jax.value_and_grad(lambda p: estimate(lambda: fn(p, *args, **kwargs), rng_key)[0])(params)
 
 
@@ -132,11 +139,14 @@ class Objective(NumPyroELBO):
     can_infer_discrete = True
     body: Callable
 
-    def __init__(self, *args, vectorize_particles: bool = True, **kwargs):
+    def __init__(self, *args, vectorize_particles: bool | Callable = True, **kwargs):
         try:
             bound = inspect.signature(self.body).bind(None, None, *args, **kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{type(self).__name__}{inspect.signature(type(self))} does not take these options: {error}.") from None
+            hint = "".join(f" {name} is an option of ELBO alone." for name in ("sum_sites", "multi_sample_guide") if name in kwargs)
+            raise ArgumentError(
+                f"{type(self).__name__}{inspect.signature(type(self))} does not take these options: {error}.{hint}"
+            ) from None
         bound.apply_defaults()
         self.options = dict(list(bound.arguments.items())[2:])
         if isinstance(bound.arguments.get("kwargs"), dict):
@@ -146,7 +156,13 @@ class Objective(NumPyroELBO):
                 check_count(f"{type(self).__name__}({name}=...)", value)
             elif isinstance(bound.signature.parameters[name].default, float):
                 check_number(f"{type(self).__name__}({name}=...)", value)
-        check_flag(f"{type(self).__name__}(vectorize_particles=...)", vectorize_particles)
+            elif name in ("sum_sites", "multi_sample_guide"):
+                check_flag(f"{type(self).__name__}({name}=...)", value)
+        if not callable(vectorize_particles) or isinstance(vectorize_particles, type):
+            check_flag(
+                f"{type(self).__name__}(vectorize_particles=...), unless it is a function that maps as jax.lax.map does,",
+                vectorize_particles,
+            )
         super().__init__(num_particles=self.options.get("num_particles", 1), vectorize_particles=vectorize_particles)
 
     def __repr__(self) -> str:
@@ -154,8 +170,8 @@ class Objective(NumPyroELBO):
         # Flags are shown where they are not as usual, numbers always.
         shown = {k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])}
         words = [f"{k}=<{told(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}" for k, v in shown.items()]
-        if not self.vectorize_particles:
-            words.append("vectorize_particles=False")
+        if self.vectorize_particles is not True:
+            words.append(f"vectorize_particles={name_of(self.vectorize_particles) if self.vectorize_particles else False}")
         return f"{type(self).__name__}({', '.join(words)})"
 
     def __eq__(self, other) -> bool:
@@ -165,7 +181,10 @@ class Objective(NumPyroELBO):
         return hash(structure(self))
 
     def loss(self, rng_key, param_map, model, guide, *args, **kwargs):
-        """Minus an unbiased estimate of the objective; its gradient by ``param_map`` is unbiased too."""
+        """Minus an unbiased estimate of the objective; its gradient by ``param_map`` is unbiased too.
+
+        With ``sum_sites=False``, a dictionary of such by site.
+        """
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]
 
     def loss_with_mutable_state(self, rng_key, param_map, model, guide, *args, **kwargs):
@@ -183,10 +202,18 @@ class Objective(NumPyroELBO):
         with explained(type(self).body):
 
             def estimated(programs):
-                return estimate(lambda: self(*programs()), rng_key, self.vectorize_particles, param_map)
+                def of(fn: Callable):
+                    return estimate(fn, rng_key, self.vectorize_particles, param_map)
+
+                return of(lambda: self(*programs())) if self.sums else estimate_by_site(of, lambda: self(*programs()))
 
             value, state = without_absent(estimated, model, guide, rng_key)
-        return {"loss": -value, "mutable_state": state or None}
+        return {"loss": jax.tree.map(jnp.negative, value), "mutable_state": state or None}
+
+    @property
+    def sums(self) -> bool:
+        """Whether :meth:`loss` is one number, and no dictionary by site."""
+        return bool(self.options.get("sum_sites", True))
 
     def __call__(self, model, guide):
         """The objective of two programs that have their arguments, as part of another objective or of an expectation."""

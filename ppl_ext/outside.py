@@ -110,7 +110,7 @@ class _Watch:
         """After the first run in a state: what that run has changed is no reason to compile again."""
         walk = Walk(self.skip, programs)
         for edge in [e for e, value in walk.edges.items() if state.edges.get(e, _unknown) != value]:
-            self.skip[edge] = _weakly(walk.seen[edge[0]])
+            self.skip[edge] = _weakly(walk.seen[edge[0]] if edge[0] in walk.seen else walk.classes[edge[0]])
             state.edges.pop(edge, None)
 
 

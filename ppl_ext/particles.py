@@ -13,13 +13,13 @@ from ppl_ext.explain import InsideError, rolled, trace_state
 from ppl_ext.run import Run, current_run
 
 
-def replicate(fn: Callable, num_particles: int, *, vectorize: bool | None = None):
+def replicate(fn: Callable, num_particles: int, *, vectorize: bool | Callable | None = None):
     r"""Run ``fn`` independently ``num_particles`` times and stack what it returns along a new first axis.
 
     :param fn: a function without arguments, with :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` or NumPyro sites inside.
     :param num_particles: at least 1.
-    :param vectorize: by ``vmap``, or one after another to save memory; by default as the objective's ``vectorize_particles`` says: by
-        ``vmap``.
+    :param vectorize: by ``vmap``, or one after another to save memory, or a function such as ``jax.lax.map`` that maps a function over the
+        first axes of a tree; by default as the objective's ``vectorize_particles`` says: by ``vmap``.
     :return: ``fn``'s output with a leading axis; a :class:`~ppl_ext.density.LogDensity` over particles if it returns one.
     :raises HandlerError: outside an expectation.
 
@@ -30,12 +30,12 @@ def replicate(fn: Callable, num_particles: int, *, vectorize: bool | None = None
     """
     check_function("replicate: fn", fn)
     check_count("replicate: num_particles", num_particles)
-    if vectorize is not None:
+    if vectorize is not None and not callable(vectorize):
         check_flag("replicate: vectorize", vectorize)
     return replicated(current_run(), fn, num_particles, vectorize)
 
 
-def replicated(run: Run, fn: Callable, num: int, vectorize: bool | None = None):
+def replicated(run: Run, fn: Callable, num: int, vectorize: bool | Callable | None = None):
     """:func:`replicate` within ``run``, which need not be the one that handles sites now."""
     if trace_state() != run.state:
         raise InsideError("replicate is called inside jax.vmap, jax.jit or another transformation within the program; put that inside.")
@@ -60,6 +60,8 @@ def replicated(run: Run, fn: Callable, num: int, vectorize: bool | None = None):
     if num == 1 and not run.tracing:
         single = body(key, jax.tree.map(lambda x: x[0], forced))
         out, laws, mutable, weight = jax.tree.map(lambda x: jnp.asarray(x)[None], single)
+    elif not run.tracing and callable(own := run.vectorize if vectorize is None else vectorize):
+        out, laws, mutable, weight = _mapped(own, body, random.split(key, num), forced)
     elif run.tracing or not (run.vectorize if vectorize is None else vectorize):
         # While tracing for credit, too: a scan without a carry shows the data flow that particles are independent.
         keys = key[None] if num == 1 else random.split(key, num)
@@ -75,6 +77,12 @@ def replicated(run: Run, fn: Callable, num: int, vectorize: bool | None = None):
     out = _with_particle_axis(out)
     run.replicates[node] = out
     return out
+
+
+def _mapped(own: Callable, body: Callable, keys, forced):
+    """By a map of the user's: ``own(fn, keys)``, or ``own(fn)(keys)`` if it is one of JAX's transformations, as ``jax.pmap``."""
+    fn, over = (lambda key: body(key, {}), keys) if not forced else (lambda x: body(*x), (keys, forced))
+    return own(fn)(over) if own in (jax.pmap, jax.vmap) else own(fn, over)
 
 
 def _with_particle_axis(out):

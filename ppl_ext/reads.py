@@ -98,6 +98,7 @@ class Walk:
     def __init__(self, skip: Container[Edge], roots: Iterable[Any]):
         self.edges: dict[Edge, Any] = {}
         self.seen: dict[int, Any] = {}
+        self.classes: dict[int, type] = {}  # of objects that the walk met: their attributes are edges, too
         self.countable = True
         self._skip, self._todo, self._depth = skip, deque[Any](), 0
         self._names: set[str] = set()
@@ -249,6 +250,7 @@ class Walk:
         for name in _slots(classes):
             self._edge(x, "attribute", name, getattr(x, name, None))
         for c in own:
+            self.classes[id(c)] = c
             for name, value in list(vars(c).items()):
                 if name not in _NOT_DATA:
                     self._edge(c, "attribute", name, value)
@@ -271,6 +273,7 @@ class Walk:
                 continue
             for c in x.__mro__ if isinstance(x, type) else type(x).__mro__:
                 if c is not object and not self._library(c):
+                    self.classes[id(c)] = c
                     for name, value in list(vars(c).items()):
                         read = name in wanted or name in self._names or _is_implied(name, value, isinstance(x, type))
                         if read and (c, name) not in done and name not in _NOT_DATA:

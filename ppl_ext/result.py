@@ -78,6 +78,12 @@ class Fit:
         )
 
     @property
+    def skipped(self) -> np.ndarray:
+        """How many steps of each chain were left out since they were not finite: with ``stable_update=True``; of a run that broke down,
+        all that it did not take."""
+        return np.isnan(np.asarray(self.losses)).sum(1)
+
+    @property
     def _steps(self) -> int:
         return np.shape(self.losses)[1] if self.num_steps is None else self.num_steps
 
@@ -129,6 +135,9 @@ class Fit:
         draws = self.sample(rng_key, num_samples)
         print(table(draws.values))
         print(f"\n{objective_name(self.objective)} with {name_of(self.guide)}, {self._steps} steps, {self.stop_reason}.")
+        if (skipped := self.skipped).any():
+            lost = ", ".join(f"chain {c}: {n}" for c, n in enumerate(skipped) if n)
+            print(f"Not finite, and left out: {lost} of {np.shape(self.losses)[1]} steps. More than a few say that a density is wrong.")
         print(sentences(draws, importance(draws)))
 
     def save(self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = 1000) -> Path:
@@ -315,6 +324,7 @@ def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> Run:
         "model": name_of(fit.model),
         "num_steps": fit._steps,
         "stop_reason": fit.stop_reason,
+        "num_skipped": int(fit.skipped.sum()) or None,
         "compile_seconds": fit.compile_seconds,
         "run_seconds": fit.run_seconds,
         "elbo": weights.elbo,

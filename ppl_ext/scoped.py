@@ -83,11 +83,11 @@ def as_written() -> Iterator[list[str]]:
         if msg["type"] == "sample" and (self.config.get(msg["name"]) if isinstance(self.config, dict) else self.config(msg)) is not None:
             found.append(msg["name"])
 
-    reparam.process_message = only_told  # type: ignore[method-assign]  # it is opened in the model's own code, where nothing lies between
+    reparam.process_message = only_told
     try:
         yield found
     finally:
-        reparam.process_message = own  # type: ignore[method-assign]
+        reparam.process_message = own
 
 
 class Reaching(Messenger):

@@ -48,7 +48,7 @@ _NOT_CONCRETE = (
 
 
 def estimate(
-    fn: Callable[[], Any], rng_key: jax.Array, vectorize: bool = True, given: Mapping[str, Any] | None = None
+    fn: Callable[[], Any], rng_key: jax.Array, vectorize: bool | Callable = True, given: Mapping[str, Any] | None = None
 ) -> tuple[jax.Array, dict[str, Any]]:
     """One unbiased estimate of ``E[fn()]``, differentiable as such, and the mutable state that the run left behind.
 

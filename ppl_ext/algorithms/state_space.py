@@ -408,7 +408,9 @@ def check_streams(
         )
     if space.num_steps != 1:
         raise ModelError(f"Called with one time slice, the model's scan has {space.num_steps} steps; the slice must be its whole series.")
-    args, kwargs = jax.tree.map(lambda a: jnp.concatenate([a, a]) if jnp.shape(a)[:1] == (1,) else a, (tuple(args), dict(kwargs or {})))
+    args, kwargs = jax.tree.map(
+        lambda a: jnp.concatenate([a, a]) if getattr(a, "shape", ())[:1] == (1,) else a, (tuple(args), dict(kwargs or {}))
+    )
     try:
         two = lower(model, args, kwargs, parameters).xs.x
     except ModelError:  # an argument of length 1 that is no series: the model cannot be asked in this way

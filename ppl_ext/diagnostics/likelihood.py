@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import seed, trace
 
-from ppl_ext.arguments import check_call, check_count, check_data, check_program, check_values, told
+from ppl_ext.arguments import check_call, check_count, check_program, check_values, told
+from ppl_ext.constants import odd_data_blamed
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.sites import (
     TIME,
@@ -101,7 +102,6 @@ def log_likelihood(
     check_program("log_likelihood: model", model)
     check_values("log_likelihood: samples", samples)
     check_call("log_likelihood: model", model, args, kwargs)
-    check_data("log_likelihood: model", args, kwargs)
     if not isinstance(units, str) or units not in ("observation", "independent", "one_step"):
         raise ArgumentError(f"log_likelihood: units must be 'observation', 'independent' or 'one_step', got {told(units)}.")
     if chunk_size is not None:
@@ -112,7 +112,8 @@ def log_likelihood(
     batch = batch_shape(samples, batch_ndims)
     num_draws = math.prod(batch)
     draws = {n: np.reshape(np.asarray(v), (1, num_draws, *np.shape(v)[batch_ndims:])) for n, v in samples.items()}
-    terms = pointwise(model, draws, args, kwargs, num_draws=num_draws, chunk_size=chunk_size, units=units)
+    with odd_data_blamed("log_likelihood: model", args, kwargs):
+        terms = pointwise(model, draws, args, kwargs, num_draws=num_draws, chunk_size=chunk_size, units=units)
     return {name: t.values.reshape(batch + t.values.shape[2:]) for name, t in terms.items()}
 
 

@@ -17,12 +17,13 @@ from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
-from ppl_ext.arguments import check_call, check_count, check_data, check_flag, check_function, check_key, check_program, check_values, told
+from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_program, check_values, told
 from ppl_ext.checkpoint import Checkpoint, digest
-from ppl_ext.errors import ArgumentTypeError, HandlerError, ModelError, NonFiniteError
+from ppl_ext.constants import odd_data_blamed, split, taken
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.infer.checks import check_first_step, non_finite_site
 from ppl_ext.infer.loop import Progress, take_steps
-from ppl_ext.infer.runner import runner_for, split_arguments
+from ppl_ext.infer.runner import runner_for
 from ppl_ext.outside import Outside, reading
 from ppl_ext.result import Fit
 from ppl_ext.sharding import check_mesh, everywhere, is_first_process, placed
@@ -43,6 +44,7 @@ def fit(
     callback: Callable[[Progress], Any] | None = None,
     checkpoint: Checkpoint | None = None,
     mesh: Mesh | None = None,
+    stable_update: bool = False,
     **kwargs,
 ) -> Fit:
     r"""Maximise an objective over the parameters of a guide (and a model) by stochastic gradients.
@@ -69,6 +71,8 @@ def fit(
         and ``num_steps`` may change.
     :param mesh: devices over which the chains are spread, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``; ``num_chains``
         is then a multiple of their number. Results do not depend on it but for rounding.
+    :param stable_update: as in NumPyro's ``SVI.run``: a step whose loss or gradient is not finite is left out, and the run goes on. Its
+        loss is NaN; :attr:`Fit.skipped` and the summary say how many there were. It is for the rare bad draw: a wrong density it hides.
     :param init_params: initial values of some or all ``param`` sites, the same for each chain.
     :return: :class:`~ppl_ext.result.Fit`; its ``params`` and ``losses`` have a leading chain axis.
     :raises ModelError: if model and guide do not fit together, naming the site.
@@ -86,24 +90,36 @@ def fit(
     """
     _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_chains)
     _check_options(progress_bar, init_params, early_stopping, callback, checkpoint)
+    check_flag("fit: stable_update", stable_update)
     check_mesh("fit", mesh, num_chains, "num_chains")
     for name, program in (("model", model), ("guide", guide)):
         check_call(f"fit: {name}", program, args, kwargs)
-    check_data("fit: model", args, kwargs)
     started = time.perf_counter()
-    data, constants = split_arguments(args, kwargs)
-    with reading(model, guide, objective, optim) as outside:
+    with reading(model, guide, objective, optim) as outside, odd_data_blamed("fit: model", args, kwargs):
         runner = runner_for(outside, model, guide, objective, optim)
-        states = runner.init(rng_key, num_chains, init_params, args, kwargs)
+        states = runner.init(rng_key, num_chains, init_params, args, kwargs, stable_update)
         first = jax.tree.map(lambda x: x[0], runner.params(states))
-        check_first_step(partial(runner.by_site, data, constants), model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
-        states, data = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
-        states, _, _ = jax.block_until_ready(runner.freely(states, data, constants, 0))  # compiles
+
+        def compiled_for(data, constants):
+            by_site = partial(runner.by_site, data, constants)
+            if not runner.many:  # else a draw of the guide is none of the model
+                check_first_step(by_site, model, guide, first, random.fold_in(rng_key, 1), args, kwargs, stable_update)
+            begun, there = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
+            steps = runner.stably if stable_update else runner.freely
+            return jax.block_until_ready(steps(begun, there, constants, 0))[0], there, constants
+
+        look = partial(runner.traced, states)
+        states, data, constants = taken(outside, compiled_for, args, kwargs, look)
     compiled = time.perf_counter()
 
     losses, save = np.zeros((num_chains, 0), np.float32), None
     if checkpoint is not None:
-        about = {"objective": repr(objective), "num_chains": num_chains, "rng_key": _key_numbers(rng_key), "data": digest(data)}
+        about = {
+            "objective": repr(objective),
+            "num_chains": num_chains,
+            "rng_key": _key_numbers(rng_key),
+            "data": digest(split(args, kwargs)[0]),
+        }
         about |= runner.described(states, data, constants)
         save = partial(_save, checkpoint, about)
         if (found := checkpoint.load(states, about)) is not None:
@@ -111,7 +127,7 @@ def fit(
     with tqdm(total=num_steps, initial=losses.shape[1], disable=not progress_bar, desc=repr(objective), unit="step") as bar:
         every = checkpoint.every if checkpoint is not None else num_steps
         states, losses, alive, stop_reason = take_steps(
-            runner, states, data, constants, losses, num_steps, bar, early_stopping, callback, save, every
+            runner, states, data, constants, losses, num_steps, bar, early_stopping, callback, save, every, stable_update
         )
     states = everywhere(states)
     result = Fit(
@@ -130,7 +146,7 @@ def fit(
         outside=outside,
     )
     if not alive.all():
-        raise _broken(result, outside, partial(runner.by_site, data, constants), states, alive)
+        raise _broken(result, outside, partial(runner.by_site, data, constants), states, alive, runner.many)
     return result
 
 
@@ -141,6 +157,8 @@ def _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_cha
     check_key("fit: rng_key, the first argument,", rng_key)
     if isinstance(objective, type) or not isinstance(objective, NumPyroELBO):
         raise ArgumentTypeError(f"fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}.")
+    if getattr(objective, "options", vars(objective)).get("sum_sites", True) is False:
+        raise ArgumentError("fit: objective has sum_sites=False, and a dictionary by site cannot be descended. Leave it out.")
     if not isinstance(optim, _NumPyroOptim | Optimizer | optax.GradientTransformation):
         raise ArgumentTypeError(f"fit: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.01), got {told(optim)}.")
     check_count("fit: num_steps", num_steps)
@@ -173,14 +191,15 @@ def _key_numbers(rng_key) -> list[int]:
     return np.asarray(random.key_data(rng_key)).ravel().tolist()
 
 
-def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray) -> NonFiniteError:
+def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray, many: bool) -> NonFiniteError:
     chain = int(np.argmin(alive))
     step = int(np.argmin(np.isfinite(result.losses[chain])))
     params = jax.tree.map(lambda x: x[chain], result.params)
     key = states.rng_key[chain]
+    where = result.model, result.guide, params, key, result.args, result.kwargs
     try:
         outside.check("There", result.model, result.guide, remedy=" the run began, so that it cannot be said which site it was.")
-        reason = non_finite_site(by_site, result.model, result.guide, params, key, result.args, result.kwargs, num_draws=64, gradients=True)
+        reason = None if many else non_finite_site(by_site, *where, num_draws=64, gradients=True)
     except ModelError as changed:  # by a callback
         reason = str(changed)
     reason = reason or "no single site is to blame at the last good parameters; a smaller step size or clipped gradients may help."

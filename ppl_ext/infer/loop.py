@@ -51,6 +51,7 @@ def take_steps(
     callback: Callable[[Progress], Any] | None,
     save: Callable[[Any, np.ndarray], None] | None,
     save_every: int,
+    stable: bool = False,
 ) -> Taken:
     """Go on from ``losses`` until there are ``num_steps`` of them, something stops the run, or numbers break down.
 
@@ -58,7 +59,10 @@ def take_steps(
     much as many steps of a small model, so one launch is as many chunks as fit in :data:`REFRESH` seconds. That number depends on the
     clock and the result does not: what needs the state of a step (a callback, a checkpoint) ends the launch there; an early stop in the
     middle of one, or a breakdown, takes the same steps again up to there.
+
+    :param stable: steps that are not finite are left out; an early stop sees the loss before them in their place.
     """
+    steps = runner.stably if stable else runner.freely
     chunk = min(CHUNK, max(1, -(-num_steps // 50)))
     size, most = chunk, AT_ONCE if callback is None else chunk
     done = saved = losses.shape[1]
@@ -69,7 +73,7 @@ def take_steps(
         if save is not None:
             end = min(end, -(-(saved + save_every) // chunk) * chunk)
         began = time.perf_counter()
-        new, more, finite = runner.freely(states, data, constants, end - done)
+        new, more, finite = steps(states, data, constants, end - done)
         more, finite = jax.device_get(everywhere((more, finite)))
         if not finite.all():
             if end > started + chunk:  # chunk by chunk, so that the careful steps begin where they always would
@@ -81,9 +85,9 @@ def take_steps(
         losses = np.concatenate([losses, more[:, : end - done]], axis=1)
         if early_stopping is not None and alive.all():
             for look in (*range(started + chunk, end, chunk), end):
-                if (stop_reason := early_stopping(losses[:, :look])) is not None:
+                if (stop_reason := early_stopping(filled(losses[:, :look]) if stable else losses[:, :look])) is not None:
                     if look < end:
-                        new, losses = runner.freely(states, data, constants, look - done)[0], losses[:, :look].copy()
+                        new, losses = steps(states, data, constants, look - done)[0], losses[:, :look].copy()
                         end = look
                     break
         bar.set_postfix_str(_postfix(losses, chunk), refresh=False)
@@ -102,12 +106,24 @@ def take_steps(
     return Taken(states, losses, alive, stop_reason)
 
 
+def filled(losses: np.ndarray) -> np.ndarray:
+    """Losses with those of steps that were left out (NaN) replaced by the last one before them, or the first that there is.
+
+    >>> filled(np.array([[np.nan, 2.0, np.nan, 1.0]]))
+    array([[2., 2., 2., 1.]])
+    """
+    known = np.isfinite(losses)
+    last = np.maximum.accumulate(np.where(known, np.arange(losses.shape[1]), -1), axis=1)
+    return np.take_along_axis(losses, np.where(last < 0, known.argmax(1)[:, None], last), axis=1)
+
+
 def _params(runner: Runner, states: Any) -> dict[str, Any]:
     return everywhere(runner.params(states))
 
 
 def _postfix(losses: np.ndarray, chunk: int) -> str:
     """The loss, averaged over chains and the last chunk of steps, and its change from the chunk before."""
+    losses = losses if np.isfinite(losses).all() else filled(losses)
     now = losses[:, -chunk:].mean()
     before = losses[:, -2 * chunk : -chunk]
     return f"loss {now:.4g}" + (f" ({now - before.mean():+.2g})" if before.size else "")

@@ -11,7 +11,8 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, latent_sa
 from numpyro.infer.mcmc import MCMCKernel
 
 from ppl_ext.algorithms.state_space import lower, scan_shape
-from ppl_ext.arguments import check_call, check_data, check_program, check_values, told
+from ppl_ext.arguments import check_call, check_program, check_values, told
+from ppl_ext.constants import odd_data_blamed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer.checks import begun, check_init_params, check_one_key, named
 from ppl_ext.outside import Outside
@@ -277,8 +278,7 @@ def path_sites(
     """
     own = {name: x for name, x in kwargs.items() if name != GIBBS_SITES_KWARG}
     check_call(f"{where}: model", model, args, own)
-    check_data(f"{where}:", args, own)
-    with named(model, jax.random.key(0), args, kwargs):
+    with odd_data_blamed(f"{where}:", args, own), named(model, jax.random.key(0), args, kwargs):
         trace = prototype_trace(conditioned(Reaching(model)), jax.random.key(0), args, kwargs)
     fixed = scan_shape(model, args, kwargs).fixed
     latent = [name for name in latent_sample_sites(trace) if name not in fixed]

@@ -1,22 +1,24 @@
 """``SVI`` for one model, guide, objective and optimiser, compiled once: how its chains start, and many of their steps in one launch."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax, random
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 
 from ppl_ext import checkpoint
-from ppl_ext.errors import ArgumentError
+from ppl_ext.constants import join
+from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectation import Objective
 from ppl_ext.explain import discrete_site, explained, past_inner_jits
 from ppl_ext.infer.checks import check_set_up, densities_by_site
+from ppl_ext.infer.supports import moving_supports, told_of_moving_support
 from ppl_ext.outside import Outside
 
 AT_ONCE = 4000  # steps in one launch, at most: the length of the buffer of their losses
@@ -29,11 +31,14 @@ class Runner:
         self.svi = SVI(model, guide, optim, loss=objective)
         self.guide = guide
         self.unset = _unset(guide)
+        self.moving: dict[str, list[str]] | None = None  # sites whose support the guide does not follow, once it is known
+        self.many = bool(getattr(objective, "options", vars(objective)).get("multi_sample_guide"))
         self.carries = isinstance(objective, Objective)  # until the first state turns out empty
-        self.freely, self.carefully = (jax.jit(partial(self._steps, checked), static_argnums=2) for checked in (False, True))
+        self.freely, self.carefully = (jax.jit(partial(self._steps, how), static_argnums=2) for how in ("freely", "carefully"))
+        self.stably = jax.jit(partial(self._steps, "stably"), static_argnums=2)
         self.by_site = jax.jit(self._by_site, static_argnums=1)
 
-    def init(self, rng_key, num_chains: int, init_params, args, kwargs):
+    def init(self, rng_key, num_chains: int, init_params, args, kwargs, stable: bool = False):
         """One initial state per chain, stacked."""
         keys = random.split(rng_key, num_chains)
         # A guide that an earlier fit set up would start its first chain where that one did.
@@ -48,6 +53,7 @@ class Runner:
             with explained(self.guide, lambda: "to be set up"):
                 raise
         self._check_init_params(init_params)
+        self._check_supports(args, kwargs, stable)
         if again:
             first = self._restart(keys[0], init_params, args, kwargs)
         others = [self._restart(key, init_params, args, kwargs) for key in keys[1:]]
@@ -59,7 +65,7 @@ class Runner:
             return states
 
         def start(state, data):
-            args, kwargs = join_arguments(data, constants)
+            args, kwargs = join(data, constants)
             params = self.svi.get_params(state) | (state.mutable_state or {})
             key = random.fold_in(state.rng_key, 0)
             started = self.svi.loss.initial_state(key, params, self.svi.model, self.guide, *args, **kwargs)
@@ -76,6 +82,16 @@ class Runner:
     def _fresh_svi(self) -> SVI:
         """An autoguide draws its initial location when it is set up, once; each restart sets up a copy."""
         return SVI(self.svi.model, _unset(self.unset), self.svi.optim, loss=self.svi.loss)
+
+    def _check_supports(self, args, kwargs, stable: bool) -> None:
+        """:raises ModelError: for an automatic guide of sites whose support it does not follow; where steps may fail, a warning."""
+        if self.moving is None:
+            self.moving = moving_supports(self.guide, args, kwargs) if isinstance(self.guide, AutoGuide) else {}
+        if self.moving:
+            told = f"fit: before the first step, {told_of_moving_support(self.guide, self.moving)}"
+            if not stable:
+                raise ModelError(told)
+            warnings.warn(told, stacklevel=4)
 
     def _check_init_params(self, init_params) -> None:
         known = self.svi.constrain_fn.args[0]
@@ -101,22 +117,27 @@ class Runner:
         """Which program a run is of, for a checkpoint: that of the loss, with all numbers that it holds."""
 
         def loss(state, data):
-            args, kwargs = join_arguments(data, constants)
+            args, kwargs = join(data, constants)
             return self.svi.evaluate(state, *args, **kwargs)
 
         return checkpoint.program(loss, jax.tree.map(lambda x: x[0], states), data)
 
+    def traced(self, states, data, constants):
+        """Whether a step can be traced for these data, at the cost of tracing it."""
+        return self.freely.eval_shape(states, data, constants, 0)
+
     def _by_site(self, data, constants, keys, params):
-        args, kwargs = join_arguments(data, constants)
+        args, kwargs = join(data, constants)
         return jax.vmap(partial(densities_by_site, self.svi.model, self.guide, args, kwargs), in_axes=(0, None))(keys, params)
 
-    def _steps(self, checked: bool, states, data, constants, num: jax.Array):
+    def _steps(self, how: str, states, data, constants, num: jax.Array):
         """``num`` steps of every chain: (states, losses in a buffer of ``AT_ONCE``, which chains are still alive).
 
         A check of each step would cost as much as a small model's step itself. So steps go ``freely``, without any, and if numbers broke
-        down in them, they are taken again ``carefully``, to end where the last good state was.
+        down in them, they are taken again ``carefully``, to end where the last good state was. Taken ``stably``, a step that is not finite
+        is left out, its loss is NaN, and the run goes on.
         """
-        args, kwargs = join_arguments(data, constants)
+        args, kwargs = join(data, constants)
 
         def free(i, carry):
             state, losses = carry
@@ -131,9 +152,19 @@ class Runner:
             state = jax.tree.map(partial(_select, finite), new, state)
             return state, losses.at[i].set(jnp.where(finite, loss, jnp.nan)), finite
 
+        def stable(i, carry):
+            state, losses = carry
+            new, loss = self.svi.stable_update(state, *args, **kwargs)
+            if state.mutable_state is not None:
+                kept = jax.tree.map(partial(_select, jnp.isfinite(loss)), new.mutable_state, state.mutable_state)
+                new = new._replace(mutable_state=kept)
+            return new, losses.at[i].set(loss)
+
         def chain(state):
             start = (state, jnp.zeros(AT_ONCE))
-            if checked:
+            if how == "stably":
+                return *lax.fori_loop(0, num, stable, start), self._finite(state)
+            if how == "carefully":
                 return lax.fori_loop(0, num, careful, (*start, jnp.array(True)))
             state, losses = lax.fori_loop(0, num, free, start)
             return state, losses, jnp.isfinite(losses).all() & self._finite(state)
@@ -157,19 +188,6 @@ def _unset(guide):
     guide = copy.copy(guide)
     guide.prototype_trace = None
     return copy.deepcopy(guide)
-
-
-def split_arguments(args: tuple, kwargs: dict) -> tuple[list, tuple]:
-    """Arrays and floats are data; the rest (sizes, flags, functions) are constants of the compilation."""
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    is_data = [isinstance(x, jax.Array | np.ndarray | np.floating | float) for x in leaves]
-    data = [x if d else None for x, d in zip(leaves, is_data, strict=True)]
-    return data, (structure, tuple(None if d else x for x, d in zip(leaves, is_data, strict=True)))
-
-
-def join_arguments(data: list, constants: tuple) -> tuple[tuple, dict]:
-    structure, rest = constants
-    return jax.tree.unflatten(structure, [r if d is None else d for d, r in zip(data, rest, strict=True)])
 
 
 def _select(keep, new, old):

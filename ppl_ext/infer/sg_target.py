@@ -14,7 +14,8 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG, subsample_plate_sizes
 from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.util import constrain_fn, find_valid_initial_params, potential_energy, transform_fn
 
-from ppl_ext.arguments import check_call, check_data, told
+from ppl_ext.arguments import check_call, told
+from ppl_ext.constants import odd_data_blamed
 from ppl_ext.diagnostics.sites import FullPlates, is_factor
 from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError
 from ppl_ext.explain import explained
@@ -136,8 +137,7 @@ def set_up(where: str, model: Callable, batch_size: int | None, rng_key: jax.Arr
     """
     own = {n: x for n, x in kwargs.items() if n != GIBBS_SITES_KWARG}
     check_call(f"{where}: model", model, args, own)
-    check_data(f"{where}:", args, own)
-    with named(model, rng_key, args, kwargs):
+    with odd_data_blamed(f"{where}:", args, own), named(model, rng_key, args, kwargs):
         record = trace(_prior(model, rng_key, {})).get_trace(*args, **kwargs)
     plates = subsample_plate_sizes(record)
     transforms, replay = {}, False

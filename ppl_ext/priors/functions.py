@@ -10,7 +10,8 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.handlers import seed, trace
 
-from ppl_ext.arguments import check_call, check_count, check_data, check_key, check_program, told
+from ppl_ext.arguments import check_call, check_count, check_key, check_program, told
+from ppl_ext.constants import odd_data_blamed
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.sites import FullPlates, Unconditioned, describe, given, refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
@@ -242,11 +243,10 @@ def posterior_functions(
         raise ArgumentTypeError(f"{here}: output must be the name of a site or a function of all values, got {told(output)}.")
     refuse_open_handlers(here)
     check_call(f"{here}: model", model, args, kwargs)
-    check_data(f"{here}:", args, kwargs)
 
     found, params = readings.draws_of(samples, num_samples)
     free = readings.predictable(model)
-    with explained(model):
+    with odd_data_blamed(f"{here}:", args, kwargs), explained(model):
         sites = describe(free, {}, args, kwargs, jax.tree.map(lambda x: x[0], params))
     draws, num_chains, num_draws = readings.arranged(found, sites, site)
     site = readings.predicting_site(sites, draws, site)

@@ -17,6 +17,7 @@ import optax
 from ppl_ext.algorithms.gaps import refuse_raw, without_gaps
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_number, check_values, told
+from ppl_ext.constants import compiled, odd_data_blamed
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.outside import Outside, reading, seen_by, still_there
@@ -24,7 +25,7 @@ from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
 from ppl_ext.smoothing.online import SmootherState, begin, numbered, settings, step
-from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
+from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.trajectories import path_of, trajectories, values_of
 
 
@@ -74,7 +75,7 @@ class ScoreAscent:
             raise ArgumentError(f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}.")
         check_flag("ScoreAscent: prior", prior)
         self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
-        self._run = jax.jit(self._ascend, static_argnums=(0, 5, 6))
+        self._run = compiled(self._ascend, 3, (5, 6))
 
     def run(self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> "Learned":
         """Ascend from ``params``, constrained values of all parameters.
@@ -85,11 +86,10 @@ class ScoreAscent:
         check_key("ScoreAscent: rng_key", rng_key)
         check_count("ScoreAscent: num_steps", num_steps)
         check_call("ScoreAscent: model", self._how.model, args, kwargs)
-        check_arrays("ScoreAscent:", args, kwargs)
         refuse_open_handlers("ScoreAscent.run")
         params = parameters("ScoreAscent", params, floating=True)
         whole = without_gaps(args, kwargs)
-        with reading(self._how, self._optimizer) as seen:
+        with odd_data_blamed("ScoreAscent:", args, kwargs), reading(self._how, self._optimizer) as seen:
             (iterates, scores, final), misplaced = self._run(seen, rng_key, params, args, kwargs, int(num_steps), whole)
         check_inside("ScoreAscent", misplaced, params)
         for name, x in scores.items():
@@ -182,29 +182,25 @@ class _Online:
         check_function(f"{where}: step_size", step_size)
         check_call(f"{where}: step_size, called with the number of the step:", step_size, (1.0,), {})
         self._where, self._step_size = where, step_size
-        self._begin = jax.jit(self._first, static_argnums=0)
-        self._step = jax.jit(self._next, donate_argnums=0)
+        self._begin = compiled(self._first, 3, slices=time_slice)
+        self._step = compiled(self._next, 2, donate=1, slices=time_slice)
 
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> LearnerState:
         """The state before the first observation. ``args`` and ``kwargs``: one time slice, for its shapes; ``params``: where to begin."""
         check_key(f"{self._where}.init: rng_key", rng_key)
         params = parameters(f"{self._where}.init", params, floating=True)
-        check_arrays(f"{self._where}.init:", args, kwargs)
-        args, kwargs = time_slice((args, kwargs))
-        with reading(*self._programs()) as seen:
+        with odd_data_blamed(f"{self._where}.init:", args, kwargs), reading(*self._programs()) as seen:
             state, misplaced = self._begin(seen, rng_key, params, args, kwargs)
         check_inside(f"{self._where}.init", misplaced, params)
-        check_streams(self._how.model, args, kwargs, params)
+        check_streams(self._how.model, *self._begin.arguments(seen, args, kwargs), params)
         return state._replace(smoother=state.smoother._replace(seen=seen))
 
     def step(self, state: LearnerState, *args: Any, **kwargs: Any) -> LearnerState:
         """One observation: filter it, then move the parameters. ``state`` is donated."""
         if not isinstance(state, LearnerState):
             raise ArgumentTypeError(f"{self._where}.step: state must be what init or step returned, got {told(state)}.")
-        check_arrays(f"{self._where}.step:", args, kwargs)
-        args, kwargs = time_slice((args, kwargs))
-        with seen_by(state.smoother.seen, *self._programs()) as seen:
-            return self._step(state._replace(smoother=state.smoother._replace(seen=seen)), args, kwargs)
+        with odd_data_blamed(f"{self._where}.step:", args, kwargs), seen_by(state.smoother.seen, *self._programs()) as seen:
+            return self._step(seen, state._replace(smoother=state.smoother._replace(seen=seen)), args, kwargs)
 
     def _programs(self) -> tuple:
         return self._how, self._step_size, getattr(self, "_maximize", None)
@@ -214,8 +210,8 @@ class _Online:
         smoother, _, _ = begin(rng_key, params, self._how, space, functional)
         return self._started(smoother, unconstrained(space.lowered)), outside(space.lowered)
 
-    def _next(self, state: LearnerState, args, kwargs):
-        still_there(f"{self._where}.step", state.smoother.seen, *self._programs())
+    def _next(self, seen: Outside, state: LearnerState, args, kwargs):
+        still_there(f"{self._where}.step", seen, *self._programs())
         space, functional = self._how.begin(state.smoother.params, args, kwargs)
         return self._moved(state, space, functional)
 

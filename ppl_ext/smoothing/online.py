@@ -12,13 +12,14 @@ from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
 from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
+from ppl_ext.constants import compiled, odd_data_blamed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.outside import Outside, reading, seen_by, still_there
 from ppl_ext.sharding import along, check_mesh
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
 from ppl_ext.smoothing.lowered import ModelSpace
-from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
+from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.space import Functional, Particles, first_values, pairs_of, terms
 from ppl_ext.smoothing.statistic import Statistic, advance, centre, estimate, start
 
@@ -270,8 +271,8 @@ class OnlineSmoother:
     ):
         how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self._how = settings("OnlineSmoother", model, functionals, *how)
-        self._begin = jax.jit(self._first, static_argnums=0)
-        self._step = jax.jit(self._next, donate_argnums=0)
+        self._begin = compiled(self._first, 3, slices=time_slice)
+        self._step = compiled(self._next, 2, donate=1, slices=time_slice)
         self._result = jax.jit(expectations)
 
     def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
@@ -286,12 +287,10 @@ class OnlineSmoother:
         params = parameters("OnlineSmoother.init", params)
         if not args and not kwargs:
             return _Waiting(jnp.array(rng_key), params)
-        check_arrays("OnlineSmoother.init:", args, kwargs)
-        args, kwargs = time_slice((args, kwargs))
-        with reading(self._how) as seen:
+        with odd_data_blamed("OnlineSmoother.init:", args, kwargs), reading(self._how) as seen:
             state, misplaced = self._begin(seen, rng_key, params, args, kwargs)
         check_inside("OnlineSmoother.init", misplaced, params)
-        check_streams(self._how.model, args, kwargs, params)
+        check_streams(self._how.model, *self._begin.arguments(seen, args, kwargs), params)
         return state._replace(seen=seen)
 
     def step(self, state: Any, *args: Any, **kwargs: Any) -> SmootherState:
@@ -302,11 +301,11 @@ class OnlineSmoother:
         """
         if not isinstance(state, SmootherState | _Waiting):
             raise ArgumentTypeError(f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}.")
-        check_arrays("OnlineSmoother.step:", args, kwargs)
-        if isinstance(state, _Waiting):
-            state = self.init(state.rng_key, *args, params=state.params, **kwargs)
-        with seen_by(state.seen, self._how) as seen:
-            return self._step(state._replace(seen=seen), args, kwargs)
+        with odd_data_blamed("OnlineSmoother.step:", args, kwargs):
+            if isinstance(state, _Waiting):
+                state = self.init(state.rng_key, *args, params=state.params, **kwargs)
+            with seen_by(state.seen, self._how) as seen:
+                return self._step(seen, state._replace(seen=seen), args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
         """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0 and expectations are NaN.
@@ -326,9 +325,8 @@ class OnlineSmoother:
         space, functional = self._how.begin(params, args, kwargs)
         return begin(rng_key, params, self._how, space, functional)[0], outside(space.lowered)
 
-    def _next(self, state: SmootherState, args, kwargs):
-        still_there("OnlineSmoother.step", state.seen, self._how)
-        args, kwargs = time_slice((args, kwargs))  # here and not before: outside, each array costs a dispatch
+    def _next(self, seen: Outside, state: SmootherState, args, kwargs):
+        still_there("OnlineSmoother.step", seen, self._how)
         space, functional = self._how.begin(state.params, args, kwargs)
         return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None), state, space.lowered.xs)[0]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpyro.distributions import biject_to
 
 from ppl_ext.algorithms.state_space import StateSpace
-from ppl_ext.arguments import check_data, check_values, told
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.arguments import check_values
+from ppl_ext.errors import ArgumentError
 
 
 def parameters(where: str, params: Mapping[str, Any] | None, floating: bool = False) -> dict[str, jax.Array]:
@@ -34,17 +34,6 @@ def is_known(x: Any) -> bool:
 
 def _where_in(x: jax.Array) -> str:
     return "" if x.ndim == 0 else f" at {list(map(int, np.argwhere(np.isnan(x))[0]))}"
-
-
-def check_arrays(where: str, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Data that a compiled run can take: arrays, numbers, and trees of them."""
-    check_data(where, args, kwargs)
-    for which, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"argument '{k}'", v) for k, v in kwargs.items())]:
-        for leaf in jax.tree.leaves(value):
-            if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
-                raise ArgumentTypeError(
-                    f"{where} {which} is {told(leaf)}, which is no array. Bind what is no data to the model, with functools.partial."
-                )
 
 
 def outside(lowered: StateSpace) -> dict[str, jax.Array]:

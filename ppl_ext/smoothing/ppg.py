@@ -18,13 +18,14 @@ from ppl_ext.algorithms.extinction import shown, warn_extinct
 from ppl_ext.algorithms.gaps import refuse_raw, without_gaps
 from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.arguments import check_call, check_count, check_key, told
+from ppl_ext.constants import compiled, odd_data_blamed
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError
 from ppl_ext.outside import Outside, reading
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess, settings
-from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
+from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.report import report_of
 from ppl_ext.smoothing.space import Functional, Particles, Space
 from ppl_ext.smoothing.trajectories import trajectories, values_of
@@ -112,7 +113,7 @@ class ParisParticleGibbs:
         if isinstance(burn_in, bool) or not isinstance(burn_in, int | np.integer) or not 0 <= burn_in < num_sweeps:
             raise ArgumentError(f"ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got {told(burn_in)}.")
         self.num_sweeps, self.burn_in = int(num_sweeps), int(burn_in)
-        self._run = jax.jit(self._chain, static_argnums=(0, 5, 6))
+        self._run = compiled(self._chain, 3, (5, 6))
 
     def run(
         self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, num_chains: int = 1, **kwargs: Any
@@ -126,10 +127,9 @@ class ParisParticleGibbs:
         check_key("ParisParticleGibbs: rng_key", rng_key)
         check_count("ParisParticleGibbs: num_chains", num_chains)
         check_call("ParisParticleGibbs: model", self.how.model, args, kwargs)
-        check_arrays("ParisParticleGibbs:", args, kwargs)
         refuse_open_handlers("ParisParticleGibbs.run")
         params = parameters("ParisParticleGibbs", params)
-        with reading(self.how) as seen:
+        with odd_data_blamed("ParisParticleGibbs:", args, kwargs), reading(self.how) as seen:
             every, misplaced = self._run(seen, rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs))
         check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))

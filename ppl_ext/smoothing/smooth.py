@@ -15,6 +15,7 @@ from ppl_ext.algorithms.gaps import no_exact_answer, refuse_raw, without_gaps
 from ppl_ext.algorithms.resampling import Scheme, weights_of
 from ppl_ext.algorithms.state_space import lower
 from ppl_ext.arguments import check_call, check_count, check_key
+from ppl_ext.constants import compiled, odd_data_blamed
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.outside import Outside, reading
@@ -24,7 +25,7 @@ from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import no_bound_needed
 from ppl_ext.smoothing.exact import Exact, no_closed_form, weighted_quantiles
 from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, settings, step
-from ppl_ext.smoothing.parameters import check_arrays, check_inside, outside, parameters
+from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.trajectories import trajectories, values_of
 
@@ -81,9 +82,9 @@ class smooth:
         how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
         self.how = settings("smooth", model, functionals, *how)
         # What the programs read from outside is an argument of what is compiled, so that it is compiled anew when that changes.
-        self._run = jax.jit(self._exactly if self.exact else self._forward, static_argnums=(0, 5))
-        self._sample = jax.jit(self._backward, static_argnums=(0, 6, 7))
-        self._quantiles = jax.jit(self._filtered, static_argnums=(0, 6))
+        self._run = compiled(self._exactly if self.exact else self._forward, 3, (5,))
+        self._sample = compiled(self._backward, 4, (6, 7))
+        self._quantiles = compiled(self._filtered, 3, (6,))
 
     def run(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> SmoothingResult:
         """Smooth one series.
@@ -100,10 +101,9 @@ class smooth:
         """
         check_key("smooth: rng_key", rng_key)
         check_call("smooth: model", self.how.model, args, kwargs)
-        check_arrays("smooth:", args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
-        with reading(self.how) as seen:
+        with odd_data_blamed("smooth:", args, kwargs), reading(self.how) as seen:
             found, misplaced, tally, inexact, num_nan = self._run(seen, rng_key, params, args, kwargs, without_gaps(args, kwargs))
         check_inside("smooth", misplaced, params)
         check_excess(tally)

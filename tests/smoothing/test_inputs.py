@@ -96,7 +96,7 @@ def test_functions_with_another_signature_are_refused():
 
 
 def test_data_that_are_no_arrays_are_refused():
-    with pytest.raises(ArgumentTypeError, match="argument 0 is 'abc'"):
+    with pytest.raises(ProgramError, match="argument 0 is 'abc', which is no array"):
         SMOOTHER.run(KEY, "abc", params=PARAMS)
 
 
