@@ -104,7 +104,7 @@ def test_particle_gibbs_samples_the_same_posterior(case):
         np.testing.assert_allclose(x.mean(0), expected[name].mean(0), atol=0.15)
 
 
-@pytest.mark.filterwarnings("ignore:init_to_median:UserWarning")
+@pytest.mark.filterwarnings("ignore:init_to_:UserWarning")
 @pytest.mark.parametrize("case", ["scope", "reparam in the step", "do", "do of the first state", "substitute", "seed"])
 def test_particle_gibbs_runs(case):
     mcmc = MCMC(ParticleGibbs(SAME[case][0], 5), num_warmup=2, num_samples=3, progress_bar=False)
@@ -186,8 +186,8 @@ def test_a_mask_around_a_chain_of_finite_states(backward, observed):
 
     y = observed * jnp.ones(3)
     expected = float(log_density(chain, {}, y, False).total)
-    found = smooth(chain, num_particles=20, backward=backward).run(KEY, y, False).log_evidence
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found = smooth(chain, num_particles=2000, backward=backward).run(KEY, y, False).log_evidence
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if backward == "exact" else 0.02)
     np.testing.assert_allclose(expected, 3 * np.log(2.0), rtol=1e-5)
 
 
