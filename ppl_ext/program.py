@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.handlers import infer_config, seed
+from numpyro.distributions import Distribution, Unit
+from numpyro.handlers import block, infer_config, seed
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.arguments import check_call, check_key, check_program, check_values
@@ -113,6 +114,28 @@ def run_in_scan_body(handler: Messenger, msg: dict, wrap: Callable[[Any], Messen
 
     length = scan_length(msg)
     msg["args"] = (body, init, (xs, series), length, reverse)
+
+
+def whole_message(name: str, fn: Distribution, infer: dict | None = None) -> dict:
+    """A latent sample site's message with all the fields that NumPyro gives it, for a handler that is asked what it would do."""
+    return {
+        "type": "sample",
+        "name": name,
+        "fn": fn,
+        "args": (),
+        "kwargs": {"rng_key": None, "sample_shape": ()},
+        "value": None,
+        "scale": None,
+        "is_observed": False,
+        "intermediates": [],
+        "cond_indep_stack": [],
+        "infer": {} if infer is None else infer,
+    }
+
+
+def hides_all(handler: Messenger) -> bool:
+    """Whether a handler is a ``block`` that hides any site, so that none outside of it is reached."""
+    return isinstance(handler, block) and bool(handler.hide_fn(whole_message("", Unit(0.0))))
 
 
 def scan_length(msg: dict) -> int | None:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax, random
-from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger, prng_key
 
 from ppl_ext.choices import Assigned, Choice, ForkError, Law, Replaced, law_of, resolve
@@ -23,7 +22,7 @@ from ppl_ext.explain import rolled, trace_state
 from ppl_ext.gradients import Constant, Enumerate, EnumerateLocally, Learned, LocalStrategy, Reparameterize
 from ppl_ext.gradients.baseline import SUFFIX, fitted
 from ppl_ext.laws import elements, prob, unmasked
-from ppl_ext.program import run_in_scan_body, scan_length
+from ppl_ext.program import hides_all, run_in_scan_body, scan_length
 from ppl_ext.vmapped import control_flow_inside, sent_out, was_sent
 from ppl_ext.words import sampled, split
 
@@ -291,6 +290,6 @@ def current_run() -> Run:
     for handler in reversed(_PYRO_STACK):
         if isinstance(handler, Run):
             return handler
-        if isinstance(handler, block) and handler.hide_fn({"type": "sample", "name": ""}):
+        if hides_all(handler):
             break
     raise HandlerError("replicate works inside an objective or an expectation only: wrap the function in ppl_ext.expectation(...).")

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 from jax import random
 from numpyro.distributions import Distribution, constraints
-from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger, plate, prng_key
 
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
+from ppl_ext.program import hides_all
 from ppl_ext.run import Run
 from ppl_ext.vmapped import sent_out, was_sent
 
@@ -157,7 +157,7 @@ def find_run() -> Run | None:
             return handler
         if isinstance(handler, Inner):
             return handler.run
-        if isinstance(handler, block) and handler.hide_fn({"type": "sample", "name": ""}):
+        if hides_all(handler):
             break
     return None
 

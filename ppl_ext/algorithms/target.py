@@ -18,7 +18,7 @@ from ppl_ext.direction import averaged
 from ppl_ext.errors import ModelError
 from ppl_ext.laws import unmasked
 from ppl_ext.particles import replicated
-from ppl_ext.program import Draw, Program, _Impose, _listed, _Record, log_density, simulate
+from ppl_ext.program import Draw, Program, _Impose, _listed, _Record, log_density, simulate, whole_message
 from ppl_ext.run import Run
 from ppl_ext.vmapped import sent_out
 
@@ -144,7 +144,7 @@ class Target:
 
     def annotations(self, name: str, fn: Distribution, infer: dict) -> dict:
         """``infer`` of a hidden site after the handlers outside."""
-        msg = {"type": "sample", "name": f"{self.scope}/{name}", "fn": fn, "infer": dict(infer), "is_observed": False}
+        msg = whole_message(f"{self.scope}/{name}", fn, dict(infer))
         for handler in reversed(_PYRO_STACK):
             if getattr(handler, "reaches_inner", False):
                 getattr(handler, "annotate", handler.process_message)(msg)
