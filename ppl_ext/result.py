@@ -287,7 +287,9 @@ def to_arviz(
     if posterior_predictive:
         groups["posterior_predictive"] = posterior_predictive
     attrs |= versions() | {"arviz_version": arviz_version()}
-    return build_report(groups, terms=terms, dims={**names, **(dims or {})}, coords=coords, attrs=attrs)
+    return build_report(
+        groups, terms=terms, dims={**names, **(dims or {})}, coords=coords, attrs=attrs, asked=(list(dims or {}), list(coords or {}))
+    )
 
 
 def _terms(run: Run, model: Callable, units: Units = "independent") -> dict[str, Terms]:

@@ -4,6 +4,7 @@ ArviZ 0.23 (what Python 3.11 gets) keeps a report in an ``InferenceData``, ArviZ
 one xarray ``Dataset`` per group, so the datasets are built here and only the container differs.
 """
 
+import datetime
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_ext.arguments import told
 from ppl_ext.diagnostics.likelihood import TIME, Terms
 from ppl_ext.diagnostics.sites import Site
 from ppl_ext.errors import ArgumentError
@@ -32,6 +34,7 @@ def build_report(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    asked: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Any:
     """Build the ArviZ report from plain dictionaries of arrays.
 
@@ -44,7 +47,9 @@ def build_report(
     :param dims: by variable, the names of the axes behind the group's own; by default ``<variable>_dim_0`` and so on.
     :param coords: by axis name, labels; by default 0, 1, 2, ...
     :param attrs: what to write on the report and on its posterior. ``None`` values are left out.
-    :raises ArgumentError: if an axis has not as many labels as entries.
+    :param asked: names of ``dims`` and ``coords`` that a user gave: each must fit something.
+    :raises ArgumentError: if an axis has not as many labels as entries, a file does not keep labels such as these, or a name that was asked
+        for fits nothing.
     :return: ``arviz.InferenceData`` with ArviZ 0.23, ``xarray.DataTree`` with 1.x.
 
     >>> import numpy as np
@@ -52,7 +57,7 @@ def build_report(
     >>> dict(report.posterior["mu"].sizes)
     {'chain': 2, 'draw': 5, 'country': 3}
     """
-    dims, coords = dict(dims or {}), dict(coords or {})
+    dims, coords = dict(dims or {}), {axis: _labels(axis, labels) for axis, labels in (coords or {}).items()}
     datasets: dict[str, xr.Dataset] = {}
     for group, variables in groups.items():
         leading = () if group in DATA_GROUPS else ("chain", "step") if group == "vi_trace" else ("chain", "draw")
@@ -64,10 +69,46 @@ def build_report(
         chosen = [_likelihood(name, t, dims, coords) for name, t in terms.items() if t.one_step is one_step]
         if chosen:
             datasets[group] = _dataset(chosen)
+    _check_names(asked, dims, datasets, [*(terms or {}), *(n for t in (terms or {}).values() for n in t.sites)])
     attributes = _attributes(attrs or {})
     if "posterior" in datasets:
         datasets["posterior"].attrs.update(attributes)
     return _container(datasets, attributes)
+
+
+def _check_names(asked: tuple, dims: Mapping, datasets: Mapping[str, xr.Dataset], of_terms: Sequence[str]) -> None:
+    """Whether each name that a user gave is one of a variable, or of an axis."""
+    ranks: dict[str, int] = dict.fromkeys(map(_name, of_terms), 0)
+    axes: set[str] = set()
+    for group, dataset in datasets.items():
+        axes.update(map(str, dataset.dims))
+        for name, x in dataset.data_vars.items():
+            ranks[str(name)] = max(ranks.get(str(name), 0), x.ndim - (0 if group in DATA_GROUPS else 2))
+    for name in asked[0]:
+        if _name(name) not in ranks:
+            raise ArgumentError(f"dims names '{name}', which is no variable of the report. There are: {', '.join(sorted(ranks))}.")
+        if len(dims[name]) > ranks[_name(name)]:
+            raise ArgumentError(f"dims names {len(dims[name])} axes of '{name}', which has {ranks[_name(name)]}: {', '.join(dims[name])}.")
+    for name in asked[1]:
+        if _name(name) not in axes:
+            shown = ", ".join(sorted(axes - {"chain", "draw", "step"})) or "none"
+            raise ArgumentError(f"coords names '{name}', which is no axis of the report. There are: {shown}.")
+
+
+_KINDS = dict(b="truth values", i="numbers", u="numbers", f="numbers", c="numbers", U="strings", S="strings", M="dates", m="spans")
+
+
+def _labels(axis: str, labels: Any) -> np.ndarray:
+    """Labels that a file keeps: all strings, or all numbers, or all dates."""
+    kinds = {_KINDS.get(np.asarray(x).dtype.kind) or ("dates" if isinstance(x, datetime.date) else told(x)) for x in labels}
+    lost = sorted(kinds - set(_KINDS.values()))
+    if lost or len(kinds) > 1:
+        found = f"{lost[0]}, among others" if lost else " and ".join(sorted(kinds))
+        raise ArgumentError(
+            f"The labels of the axis '{axis}' are {found}; a netCDF file keeps labels that are all strings, all numbers or all dates. Give "
+            "strings: list(map(str, labels))."
+        )
+    return np.asarray(labels)
 
 
 def site_dims(sites: Mapping[str, Site]) -> dict[str, list[str]]:
@@ -110,7 +151,7 @@ def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | No
     for axis, size in zip(names, rest, strict=True):
         if axis in coords and len(coords[axis]) != size:
             raise ArgumentError(f"coords has {len(coords[axis])} labels for the axis '{axis}', which has length {size} in '{name}'.")
-        labels[_name(axis)] = np.asarray(coords.get(axis, np.arange(size)))
+        labels[_name(axis)] = coords.get(axis, np.arange(size))
     for axis, size in zip(leading, x.shape, strict=False):
         labels[axis] = np.arange(size)
     return xr.DataArray(x, dims=[*leading, *map(_name, names)], coords=labels, name=_name(name))
