@@ -329,6 +329,6 @@ def _of_array(x: Any) -> tuple:
 def _hashable(x: Any) -> Any:
     try:
         hash(x)
-    except TypeError:
-        return type(x), repr(x)
+    except TypeError:  # what it shows of itself may leave parts out
+        return _Same(x)
     return x

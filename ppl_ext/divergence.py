@@ -20,8 +20,9 @@ from ppl_ext.gradients import Constant, finite_support
 from ppl_ext.gradients.strategy import unwrapped
 from ppl_ext.held import simulate_and_hold
 from ppl_ext.laws import elements, log_prob, prob, same
-from ppl_ext.program import log_density, run_in_scan_body, simulate
+from ppl_ext.program import log_density, simulate
 from ppl_ext.run import Run
+from ppl_ext.scan_bodies import run_in_scan_body
 
 
 def evidence(model, guide, known: frozenset[str] = frozenset(), hold: bool = False) -> tuple[LogDensity, frozenset[str]]:

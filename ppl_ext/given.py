@@ -7,7 +7,7 @@ import numpy as np
 from numpyro.primitives import Messenger
 
 from ppl_ext.explain import trace_state
-from ppl_ext.program import run_in_scan_body, scan_length
+from ppl_ext.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.vmapped import sent_out
 
 

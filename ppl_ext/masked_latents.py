@@ -26,7 +26,8 @@ from numpyro.primitives import Messenger
 from ppl_ext.credit import collect, mark, trace_credit
 from ppl_ext.given import Given
 from ppl_ext.laws import element_log_prob, element_mask, elements, masks, same
-from ppl_ext.program import _Record, run_in_scan_body, scan_length
+from ppl_ext.program import _Record
+from ppl_ext.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.summing import observed_twin
 
 

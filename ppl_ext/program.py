@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from numpyro.contrib.control_flow.cond import cond_wrapper
-from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.distributions import Distribution, Unit
 from numpyro.handlers import block, infer_config, seed
 from numpyro.primitives import _PYRO_STACK, Messenger
@@ -24,7 +22,7 @@ from ppl_ext.density import LogDensity, site_term
 from ppl_ext.elimination import finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained, past_inner_jits, trace_state
-from ppl_ext.scoped import scopes_within, within
+from ppl_ext.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.summing import Aside, summed_out
 from ppl_ext.vmapped import Outside, sent_out, was_sent
 
@@ -84,38 +82,6 @@ class Draw(NamedTuple):
     output: Any
 
 
-def run_in_scan_body(handler: Messenger, msg: dict, wrap: Callable[[Any], Messenger], series: Any = None) -> None:
-    """Make a handler work inside the body of a ``scan`` or the branches of a ``cond``, whose sites never reach it otherwise.
-
-    ``handler`` is the one that processes the message: scopes inside of it rename the sites of the body too. ``wrap(values)`` opens the
-    handler around each execution of the body; ``series`` holds arrays with a leading time axis whose slices are passed as ``values``. They
-    travel as scanned inputs: reverse-mode through an indexed constant would cost O(T) a step.
-    """
-    scopes = scopes_within(handler)
-    if msg["fn"] is cond_wrapper:
-        pred, true_fun, false_fun, operand = msg["args"]
-
-        def branch(fn):
-            def run(operand):
-                return within(scopes, lambda: wrap({}), lambda: fn(operand))
-
-            return run
-
-        msg["args"] = (pred, branch(true_fun), branch(false_fun), operand)
-        return
-    if getattr(msg["fn"], "args", (msg["fn"],))[0] is not scan_wrapper:  # or what an expectation inside made of it
-        raise ModelError(f"Unknown control flow '{getattr(msg['fn'], '__name__', msg['fn'])}': only NumPyro's scan and cond are supported.")
-    fn, init, xs, length, reverse = msg["args"]
-    series = {} if series is None else series
-
-    def body(carry, x_and_values):
-        x, values = x_and_values
-        return within(scopes, lambda: wrap(values), lambda: fn(carry, x))
-
-    length = scan_length(msg)
-    msg["args"] = (body, init, (xs, series), length, reverse)
-
-
 def whole_message(name: str, fn: Distribution, infer: dict | None = None) -> dict:
     """A latent sample site's message with all the fields that NumPyro gives it, for a handler that is asked what it would do."""
     return {
@@ -136,14 +102,6 @@ def whole_message(name: str, fn: Distribution, infer: dict | None = None) -> dic
 def hides_all(handler: Messenger) -> bool:
     """Whether a handler is a ``block`` that hides any site, so that none outside of it is reached."""
     return isinstance(handler, block) and bool(handler.hide_fn(whole_message("", Unit(0.0))))
-
-
-def scan_length(msg: dict) -> int | None:
-    """Number of steps of a ``scan`` message; ``None`` for a ``cond``."""
-    if msg["fn"] is cond_wrapper:
-        return None
-    _, _, xs, length, _ = msg["args"]
-    return jax.tree.leaves(xs)[0].shape[0] if length is None else length
 
 
 class _NoKey(Outside):

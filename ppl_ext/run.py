@@ -22,7 +22,8 @@ from ppl_ext.explain import rolled, trace_state
 from ppl_ext.gradients import Constant, Enumerate, EnumerateLocally, Learned, LocalStrategy, Reparameterize
 from ppl_ext.gradients.baseline import SUFFIX, fitted
 from ppl_ext.laws import elements, prob, unmasked
-from ppl_ext.program import hides_all, run_in_scan_body, scan_length
+from ppl_ext.program import hides_all
+from ppl_ext.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.vmapped import control_flow_inside, sent_out, was_sent
 from ppl_ext.words import sampled, split
 

@@ -72,22 +72,34 @@ def within(scopes: Sequence[Messenger], handler: Callable[[], Messenger], body: 
         return body()
 
 
+_listening: list[list[str]] = []
+_own: list[Callable] = []
+
+
 @contextmanager
 def as_written() -> Iterator[list[str]]:
     """Sites as the model writes them: while this is open NumPyro's ``reparam`` does nothing, and the sites that it would have changed are
-    listed. It does not change the law of a site, but makes it a function of noise, which no longer says where the state is."""
+    listed. It does not change the law of a site, but makes it a function of noise, which no longer says where the state is.
+
+    A model opens ``reparam`` in its own code, where no handler of ours lies between it and the site; so its method is replaced meanwhile.
+    """
+    if not _listening:
+        _own[:], reparam.process_message = [reparam.process_message], _only_told
     found: list[str] = []
-    own = reparam.process_message
-
-    def only_told(self, msg):
-        if msg["type"] == "sample" and (self.config.get(msg["name"]) if isinstance(self.config, dict) else self.config(msg)) is not None:
-            found.append(msg["name"])
-
-    reparam.process_message = only_told
+    _listening.append(found)
     try:
         yield found
     finally:
-        reparam.process_message = own
+        # By identity: of two runs in two threads, the one that began last need not be the one that ends first.
+        _listening[:] = [x for x in _listening if x is not found]
+        if not _listening:
+            reparam.process_message = _own.pop()
+
+
+def _only_told(self, msg) -> None:
+    if msg["type"] == "sample" and (self.config.get(msg["name"]) if isinstance(self.config, dict) else self.config(msg)) is not None:
+        for found in _listening:
+            found.append(msg["name"])
 
 
 class Reaching(Messenger):

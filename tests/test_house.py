@@ -41,6 +41,7 @@ FLOORS = (
         "read_values",
         "reads",
         "relations",
+        "scan_bodies",
         "scoped",
         "sharding",
         "summing",

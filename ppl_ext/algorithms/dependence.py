@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ppl_ext.algorithms.lowering import Before, Scan, run_step
 from ppl_ext.jaxprs import uses
+from ppl_ext.laws import element_mask
 
 
 class Uses(NamedTuple):
@@ -19,7 +20,6 @@ class Uses(NamedTuple):
     emission: bool  # the emission does
     handed_on: frozenset[str]  # observed sites whose value the new carry or another site depends on
     known: tuple[int, ...]  # entries of the carry that no latent value reaches: at each time the same for all particles
-    idle: frozenset[str]  # free sites on which nothing depends but their own law
 
 
 def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callable[[str], bool]) -> Uses:
@@ -38,10 +38,9 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
         carry, _, step = run_step(scan, carry, x, {**values, **seen})
         terms = step.as_given().terms(latent, {})
         inits, carries = (
-            {f"{what}/{i}": leaf for i, leaf in enumerate(jax.tree.leaves(c))} for what, c in (("init", scan.init), ("new", carry))
+            {f"{what}/{i}.": leaf for i, leaf in enumerate(jax.tree.leaves(c))} for what, c in (("init", scan.init), ("new", carry))
         )
-        laws = {f"law/{n}": before.law(n) for n in before.sites}
-        return {**laws, "rest": (scan.xs, prior, terms.latent), "emission": terms.observed, **inits, **carries}
+        return {"rest": (scan.xs, prior, terms.latent), "emission": terms.observed, **inits, **carries}
 
     ins = (
         {n: first.sites[n]["value"] for n in free},
@@ -56,29 +55,42 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
     owners += ["values/"] * len(jax.tree.leaves(ins[2])) + [f"seen/{n}" for n in sorted(seen)]
     which = [name for name in sorted(out) for _ in jax.tree.leaves(out[name])]
 
-    def used_by(name: str) -> frozenset[str]:
-        used = uses(closed, [name == other for other in which])
+    def used_by(*names: str) -> frozenset[str]:
+        used = uses(closed, [name.startswith(names) for name in which])
         return frozenset(owner for owner, is_used in zip(owners, used, strict=True) if is_used)
 
-    inits, news = ([used_by(f"{what}/{i}") for i in range(num)] for what in ("init", "new"))
-    rest, emission, free_sites = used_by("rest"), used_by("emission"), frozenset(free)
-    of_steps = rest.union(emission, *news)
+    init, new, rest, emission = used_by("init/"), used_by("new/"), used_by("rest"), used_by("emission")
+    free_sites, of_steps = frozenset(free), rest | emission | new
     handed_on = frozenset(n for n in seen if f"seen/{n}" in of_steps)
     drawn = {"values/", *(f"seen/{n}" for n in sorted(handed_on) if is_drawn(n))}
-    known = _known(inits, news, free_sites, drawn)
-    by_laws = {n: used_by(f"law/{n}") for n in first.sites}
-    elsewhere = of_steps.union(*inits)
-    idle = [n for n in free if n not in elsewhere and not any(n in used for other, used in by_laws.items() if other != n)]
-    varying = {f"carry/{i}" for i in range(num) if i not in known}
-    return Uses(
-        frozenset().union(*inits) & free_sites,
-        of_steps & free_sites,
-        any(varying & news[i] for i in range(num) if i not in known),
-        bool(varying & emission),
-        handed_on,
-        known,
-        frozenset(idle),
-    )
+    carries = {f"carry/{i}" for i in range(num)}
+    known: tuple[int, ...] = ()
+    if carries & (new | emission):  # else nothing is there to be told apart
+        inits, news = ([used_by(f"{what}/{i}.") for i in range(num)] for what in ("init", "new"))
+        known = _known(inits, news, free_sites, drawn)
+        carries -= {f"carry/{i}" for i in known}
+        new = frozenset[str]().union(*(used for i, used in enumerate(news) if i not in known))
+    return Uses(init & free_sites, of_steps & free_sites, bool(carries & new), bool(carries & emission), handed_on, known)
+
+
+def idle_sites(rerun: Callable, first: Before, candidates: list[str]) -> tuple[str, ...]:
+    """Of the sites before the scan that reach nothing of it, those that no other site's law depends on either; their own sums to one."""
+    counted = [n for n in candidates if first.sites[n]["scale"] is None and element_mask(first.sites[n]["fn"]) is None]
+    if not counted:
+        return ()
+
+    others = {n: first.sites[n]["value"] for n in first.latent if n not in counted and n not in first.fixed}
+
+    def laws(values):
+        before = rerun({**others, **values}, None)
+        return {n: before.law(n) for n in before.sites}
+
+    closed, out = jax.make_jaxpr(laws, return_shape=True)({n: first.sites[n]["value"] for n in counted})
+    elsewhere: set[str] = set()
+    for i, name in enumerate(sorted(out)):
+        used = uses(closed, [j == i for j in range(len(out))])
+        elsewhere |= {n for n, is_used in zip(sorted(counted), used, strict=True) if is_used and n != name}
+    return tuple(n for n in counted if n not in elsewhere)
 
 
 def _known(inits: list, news: list, free: frozenset[str], drawn: set[str]) -> tuple[int, ...]:

@@ -30,8 +30,9 @@ from jax.sharding import Mesh
 
 from ppl_ext.algorithms.compensated import Sum, plus, zero
 from ppl_ext.algorithms.lane_keys import LaneKeys
-from ppl_ext.algorithms.lowering import Inputs, Terms, run_proposal
+from ppl_ext.algorithms.lowering import Inputs
 from ppl_ext.algorithms.resampling import Scheme, multinomial
+from ppl_ext.algorithms.site_runs import Terms, run_proposal
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.sharding import along, gathered
 

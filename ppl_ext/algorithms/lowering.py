@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
+from jax import lax
 from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
@@ -19,16 +19,11 @@ from numpyro.handlers import block, condition, substitute
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
-from ppl_ext.algorithms.lane_keys import LaneKey
-from ppl_ext.algorithms.missing import can_be_drawn, filled, gaps, idle_term, missing_term, observed_term
-from ppl_ext.density import site_term
+from ppl_ext.algorithms.missing import can_be_drawn
+from ppl_ext.algorithms.site_runs import SiteRun
 from ppl_ext.errors import ModelError
-from ppl_ext.explain import trace_state
-from ppl_ext.laws import element_mask, unmasked
-from ppl_ext.program import _checked, _listed
+from ppl_ext.laws import unmasked
 from ppl_ext.scoped import as_written, bare_names, names_within, scopes_within, within
-from ppl_ext.summing import observed_twin
-from ppl_ext.vmapped import sent_out, was_sent
 
 
 class Inputs(NamedTuple):
@@ -67,137 +62,7 @@ class Reached(BaseException):
     """A run that is of use up to the scan only stands at it; no `except Exception` of a model is to stop this."""
 
 
-class Terms(NamedTuple):
-    """Log densities of a run's sites: latent ones, observed ones, the law that the latent ones are drawn from, and ``latent - drawn``,
-    which is zero unless a scale makes it another."""
-
-    latent: jax.Array
-    observed: jax.Array
-    drawn: jax.Array
-    rescaled: jax.Array
-
-
-class _Sites(Messenger):
-    """Give the latent sites of a run their values, or draw them, and record every site."""
-
-    def __init__(self, values: dict[str, Any], key):
-        super().__init__()
-        self.values, self.key, self.state = values, key, trace_state()
-        self.sites: dict[str, dict] = {}
-        self.latent: list[str] = []
-        self.given: list[str] = []  # latent by themselves, but a handler inside gave them a value
-        self.num_keys, self.stands = 0, "before its first site"
-        self.imputed: frozenset[str] = frozenset()
-        self.idle = False
-        self.raw: dict[str, jax.Array] = {}  # values of imputed sites, with their gaps
-
-    def next_key(self, number: int):
-        if self.key is None:
-            raise ModelError("The model asks for a random key of its own; make it a function of its arguments and sites.")
-        return self.key.own(number) if isinstance(self.key, LaneKey) else random.fold_in(self.key, number)
-
-    def process_message(self, msg):
-        kind = msg["type"]
-        if sent_out(self, self.state, msg):
-            return
-        if "name" in msg:
-            self.stands = f"at {'plate' if kind == 'plate' else 'site'} '{msg['name']}'"
-        if kind == "sample":
-            self.sample(msg)
-            msg["stop"] = True
-        elif kind == "plate":
-            if msg["args"][1] not in (None, msg["args"][0]):
-                raise ModelError(
-                    f"Plate '{msg['name']}' is subsampled: a filter needs all of it, since the log of a minibatch's density is no unbiased "
-                    "estimate of the density. Use the full data."
-                )
-            msg["stop"] = True
-        elif kind == "prng_key" and (msg["kwargs"]["rng_key"] is None or self.key is not None):
-            self.num_keys += 1
-            msg["kwargs"]["rng_key"], msg["stop"] = self.next_key(self.num_keys), True
-        elif kind == "deterministic":
-            msg["stop"] = True
-
-    def sample(self, msg) -> None:
-        name = msg["name"]
-        self.num_keys += 1  # whether the site is drawn or not: so the others' draws do not depend on that
-        if name in self.sites:
-            raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
-        if msg["value"] is not None or msg["is_observed"]:
-            self.given += [] if msg["is_observed"] else [name]
-            if name in self.imputed:
-                self.impute(msg)
-            return
-        self.latent.append(name)
-        if name in self.values:
-            shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
-            msg["value"] = jnp.reshape(_checked(name, self.values[name], shape), shape)
-        elif isinstance(self.key, LaneKey):
-            msg["value"] = self.key.draw(unmasked(msg["fn"]), self.num_keys, msg["kwargs"]["sample_shape"])
-        else:  # a key of the site's own, or of a seed around the model, would be the same for all particles
-            key = self.next_key(self.num_keys)
-            msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
-
-    def impute(self, msg) -> None:
-        """Hand on, instead of NaN, the given value or a draw from the site's law."""
-        name, fn, raw = msg["name"], unmasked(msg["fn"]), jnp.asarray(msg["value"])
-        self.raw[name] = raw
-        if name in self.values:
-            full = jnp.reshape(_checked(name, self.values[name], raw.shape), raw.shape)
-            msg["value"] = jnp.where(gaps(fn, raw), full, raw)
-            self.raw[f"{name}/state"] = full
-        elif self.key is not None:
-            shape = raw.shape[: raw.ndim - len(fn.shape())]
-            lane = isinstance(self.key, LaneKey)
-            drawn = self.key.draw(fn, self.num_keys, shape) if lane else fn(rng_key=self.next_key(self.num_keys), sample_shape=shape)
-            msg["value"] = filled(fn, raw, drawn)
-
-    def postprocess_message(self, msg):
-        if msg["type"] == "sample" and not was_sent(self, msg):
-            self.sites[msg["name"]] = msg.copy()
-            if msg["name"] in self.raw:
-                self.sites[msg["name"]]["raw"] = self.raw[msg["name"]]
-            self.stands = f"after site '{msg['name']}'"
-
-    def imputed_law(self, name: str) -> jax.Array:
-        """The log density of what was drawn of an imputed site."""
-        site = self.sites[name]
-        return jnp.sum(missing_term(site["fn"], self.raw[name], site["value"], name))
-
-    def law(self, name: str) -> jax.Array:
-        """The log density of one site."""
-        return jnp.sum(site_term(self.sites[name], {})[0])
-
-    def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
-        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite
-        site that draw is weighed, since each outcome counts one where it is masked."""
-        total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
-        for name, site in self.sites.items():
-            outer = scales.get(name, 1.0)
-            if name in self.raw:
-                law = self.imputed_law(name)
-                total, drawn = total + law, drawn + law
-                total += idle_term(unmasked(site["fn"]), self.raw[name], self.raw[f"{name}/state"]) if self.idle else 0.0
-                observed += outer * jnp.sum(observed_term({**site, "value": self.raw[name]}))
-            elif name in latent:
-                # Outcomes of a finite site count one each where it is masked, as everywhere; of others what a mask hides is not there.
-                masked = site["fn"].has_enumerate_support and element_mask(site["fn"]) is not None
-                counts_ones = bare and masked and observed_twin(name, self.sites) is None
-                lifted = {**site, "fn": unmasked(site["fn"])}
-                law = jnp.sum(site_term({**(lifted if bare else site), "scale": None}, {})[0])
-                site = lifted if bare and not counts_ones else site
-                drawn += law
-                if counts_ones or name in scales or not (site["scale"] is None or is_identically_one(site["scale"])):
-                    counted = outer * jnp.sum(site_term(site, {})[0])
-                    rescaled += counted - law
-                    law = counted
-                total += law
-            elif name not in self.latent:
-                observed += outer * jnp.sum(observed_term(site))
-        return Terms(total, observed, drawn, rescaled)
-
-
-class Before(_Sites):
+class Before(SiteRun):
     """The model up to its scan; ``params`` (values of ``param`` sites) is filled by the first run and read by the later ones."""
 
     def __init__(self, values: dict[str, Any], key, params: dict[str, Any], first: bool = False):
@@ -340,7 +205,7 @@ def _check_carry(init, carry) -> None:
             )
 
 
-class _Step(_Sites):
+class _Step(SiteRun):
     """One run of the body of a scan. ``masks``: of handlers around the scan, by site. ``reparametrised``: what ``reparam`` would have made
     a function of noise."""
 
@@ -348,13 +213,16 @@ class _Step(_Sites):
     reparametrised: list[str]
 
     def process_message(self, msg):
-        if msg["type"] == "sample" and msg["name"] in self.masks and not sent_out(self, self.state, msg):
-            msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
         if msg["type"] == "control_flow":
             raise ModelError("The step has a scan or cond of NumPyro inside; use jax.lax.scan without sites, or jnp.where.")
         if msg["type"] in ("param", "mutable"):
             raise ModelError(f"'{msg['name']}' ({msg['type']}) stands inside the step; declare it before the scan.")
         super().process_message(msg)
+
+    def sample(self, msg) -> None:
+        if msg["name"] in self.masks:
+            msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
+        super().sample(msg)
 
     def may_hand_on(self) -> dict[str, jax.Array]:
         """Values of observed sites that could have a gap, and it be drawn."""
@@ -405,38 +273,3 @@ def _at_step(msg, held: dict[str, Any], inputs: Inputs, scopes: tuple[Messenger,
             "steps. Give one for every step; NaN for what was not observed."
         )
     return inputs.given[name]
-
-
-class Proposal(_Sites):
-    """A run of a proposal. Its parameters are known, unless ``params`` is ``None``: then they go out."""
-
-    def __init__(self, values: dict[str, Any], key, params: dict[str, Any] | None):
-        super().__init__(values, key)
-        self.params = params
-
-    def process_message(self, msg):
-        if msg["type"] != "param":
-            super().process_message(msg)
-        elif self.params is not None:
-            if msg["name"] not in self.params:
-                raise ModelError(
-                    f"The proposal has the parameter '{msg['name']}', which has no value here. numpyro.param works in a proposal inside "
-                    "ppl_ext.marginal or normalize; elsewhere let the proposal be a function of arrays."
-                )
-            msg["value"], msg["stop"] = self.params[msg["name"]], True
-
-
-def run_proposal(what: str, program: Callable, args: tuple, values: dict[str, Any], key, wanted, params: dict[str, Any]) -> Proposal:
-    """The record of a program that draws the wanted sites, some of which may be given."""
-    with block(), (record := Proposal(values, key, params)):
-        program(*args)
-    if set(record.latent) != set(wanted) or len(record.sites) > len(record.latent):
-        raise ModelError(
-            f"{what} must draw {_listed(wanted)} and nothing else; it has the sites {_listed(record.sites)}. Its parameters go in as its "
-            "arguments, and it observes nothing."
-        )
-    for name, site in wanted.items():
-        shape = jnp.shape(record.sites[name]["value"])
-        if shape != site.shape:
-            raise ModelError(f"{what} draws site '{name}' with the shape {shape}; the model's has {site.shape}.")
-    return record

@@ -14,8 +14,8 @@ from numpyro.contrib.control_flow import scan
 
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.filtering import Rules, Run, paths, run_filter
-from ppl_ext.algorithms.lowering import Proposal
 from ppl_ext.algorithms.resampling import Scheme, multinomial, scheme_of
+from ppl_ext.algorithms.site_runs import Proposal
 from ppl_ext.algorithms.sited import Sited
 from ppl_ext.algorithms.state_space import StateSpace, lower
 from ppl_ext.algorithms.target import Retained, Target, log_quotient

@@ -31,7 +31,7 @@ Everything below works on one particle; ``jax.vmap`` makes N of it::
     particles, log_weights = jax.vmap(lambda key, p: ss.propagate(key, p, x_t))(keys, start.particle)
     step = ss.step(particle, values, x_t)                                    # Step(particle, log_transition, log_emission) at given values
 
-For streaming, see :func:`time_slice` and :func:`check_streams`.
+For streaming, see :mod:`ppl_ext.algorithms.streams`.
 """
 
 import copy
@@ -44,9 +44,10 @@ import jax.numpy as jnp
 from jax import random
 from numpyro.handlers import block
 
-from ppl_ext.algorithms.dependence import Uses, find_uses
+from ppl_ext.algorithms.dependence import Uses, find_uses, idle_sites
 from ppl_ext.algorithms.gaps import gap_of, refuse_known
-from ppl_ext.algorithms.lowering import Before, Inputs, Reached, Terms, backwards, run_step
+from ppl_ext.algorithms.lowering import Before, Inputs, Reached, backwards, run_step
+from ppl_ext.algorithms.site_runs import Terms
 from ppl_ext.arguments import check_call, check_program, check_values
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained
@@ -336,7 +337,8 @@ def lower(
     uses = find_uses(rerun, first, free, is_drawn)
     wanted = uses.reaches_init if initial is None else free if initial == "rest" else initial
     chosen = tuple(n for n in free if n in wanted)
-    idle = tuple(n for n in free if n not in chosen and n in uses.idle)  # such as handlers.do leaves behind: their laws sum to one
+    # Such as handlers.do leaves behind need no value.
+    idle = idle_sites(rerun, first, [n for n in free if n not in (*chosen, *uses.reaches_init, *uses.leaks)])
     values |= {n: first.sites[n]["value"] for n in idle}
     if missing := [n for n in free if n not in (*chosen, *idle)]:
         shown = ", ".join(f"'{n}': ..." for n in missing)
@@ -379,45 +381,3 @@ def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | No
     assert first.step is not None
     rewritten = bool(first.scan.scopes or first.step.reparametrised)
     return Shape(first.scan.length, first.scan.reverse, tuple(first.step.latent), tuple(first.fixed), rewritten)
-
-
-def time_slice(tree: Any) -> Any:
-    """Data of one time as a series of length 1: what a model is called with when data arrive one at a time.
-
-    >>> time_slice({"y": jnp.zeros(3)})["y"].shape
-    (1, 3)
-    """
-    return jax.tree.map(lambda a: jnp.asarray(a)[None], tree)
-
-
-def check_streams(
-    model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None, parameters: Mapping[str, Any] | None = None
-) -> None:
-    """Whether a model may be called with one time slice after another (``args`` and ``kwargs`` hold one, see :func:`time_slice`).
-
-    Outside ``jit``, with an example slice.
-
-    :raises ModelError: if the scan has other than one step for it, or the model makes an input of its own that changes with time, such as
-        ``jnp.arange(T)``, which would start anew with every slice.
-    """
-    space = lower(model, args, kwargs, parameters)
-    if space.reverse:
-        raise ModelError(
-            "The scan runs with reverse=True, so it begins at the last observation, and a stream has none yet. Smooth the whole series by "
-            "ppl_ext.smoothing.smooth, or write the model forwards."
-        )
-    if space.num_steps != 1:
-        raise ModelError(f"Called with one time slice, the model's scan has {space.num_steps} steps; the slice must be its whole series.")
-    args, kwargs = jax.tree.map(
-        lambda a: jnp.concatenate([a, a]) if getattr(a, "shape", ())[:1] == (1,) else a, (tuple(args), dict(kwargs or {}))
-    )
-    try:
-        two = lower(model, args, kwargs, parameters).xs.x
-    except ModelError:  # an argument of length 1 that is no series: the model cannot be asked in this way
-        return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(two):
-        if len(leaf) == 2 and bool(jnp.any((leaf[0] != leaf[1]) & ~(jnp.isnan(leaf[0]) & jnp.isnan(leaf[1])))):
-            raise ModelError(
-                f"The scan's input {jax.tree_util.keystr(path)} changes with time though the data do not: the model makes it itself (say "
-                "by jnp.arange), and it would start anew with every slice. Pass it to the model as data."
-            )

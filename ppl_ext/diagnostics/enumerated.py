@@ -12,7 +12,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ModelError
 from ppl_ext.laws import element_mask
-from ppl_ext.program import run_in_scan_body
+from ppl_ext.scan_bodies import run_in_scan_body
 
 
 class Indexed(Messenger):

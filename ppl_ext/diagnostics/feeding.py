@@ -18,7 +18,8 @@ from numpyro.primitives import Messenger
 from ppl_ext.credit import Deps, distrust, mark, trace_credit
 from ppl_ext.diagnostics.sites import FullPlates, Site, given, is_factor
 from ppl_ext.explain import trace_state
-from ppl_ext.program import _Record, run_in_scan_body
+from ppl_ext.program import _Record
+from ppl_ext.scan_bodies import run_in_scan_body
 from ppl_ext.vmapped import sent_out
 
 ROUNDS = 32

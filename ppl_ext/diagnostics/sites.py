@@ -18,7 +18,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from ppl_ext.errors import HandlerError, ModelError
 from ppl_ext.given import Given
 from ppl_ext.laws import mask_of
-from ppl_ext.program import run_in_scan_body
+from ppl_ext.scan_bodies import run_in_scan_body
 
 TIME = "_time"
 """Stands for the axis of time among the plates of a term; the site that it belongs to knows its name."""

@@ -11,7 +11,7 @@ from numpyro.primitives import Messenger
 from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.program import run_in_scan_body
+from ppl_ext.scan_bodies import run_in_scan_body
 
 
 def _names(sites: str | Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from ppl_ext.explain import trace_state
 from ppl_ext.gradients import Strategy, as_strategy
 from ppl_ext.handlers.handler import Handler
 from ppl_ext.handlers.keeping import Keeping
-from ppl_ext.program import run_in_scan_body
+from ppl_ext.scan_bodies import run_in_scan_body
 from ppl_ext.vmapped import sent_out, was_sent
 
 

@@ -11,7 +11,7 @@ from ppl_ext.errors import ModelError, StrategyError
 from ppl_ext.gradients import Reparameterize
 from ppl_ext.handlers.handler import Handler
 from ppl_ext.laws import element_mask
-from ppl_ext.program import run_in_scan_body
+from ppl_ext.scan_bodies import run_in_scan_body
 
 
 class reparameterized(Handler):

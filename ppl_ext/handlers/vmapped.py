@@ -3,7 +3,7 @@
 from numpyro.primitives import Messenger
 
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.program import run_in_scan_body
+from ppl_ext.scan_bodies import run_in_scan_body
 from ppl_ext.vmapped import Outside
 
 

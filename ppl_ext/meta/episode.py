@@ -17,7 +17,8 @@ from numpyro.primitives import Messenger
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.explain import explained, name_of
 from ppl_ext.outside import Outside
-from ppl_ext.program import log_density, run_in_scan_body
+from ppl_ext.program import log_density
+from ppl_ext.scan_bodies import run_in_scan_body
 
 
 class Site(eqx.Module):

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from ppl_ext.algorithms.gaps import refuse_raw, without_gaps
-from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
+from ppl_ext.algorithms.state_space import lower
+from ppl_ext.algorithms.streams import check_streams, time_slice
 from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_number, check_values, told
 from ppl_ext.constants import compiled, odd_data_blamed
 from ppl_ext.diagnostics.sites import refuse_open_handlers

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ppl_ext.algorithms import filtering
 from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
 from ppl_ext.algorithms.resampling import Scheme, scheme_of
-from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
+from ppl_ext.algorithms.state_space import lower
+from ppl_ext.algorithms.streams import check_streams, time_slice
 from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
 from ppl_ext.constants import compiled, odd_data_blamed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError

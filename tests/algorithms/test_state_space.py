@@ -12,7 +12,8 @@ from numpyro.handlers import condition, mask, scale, seed, substitute, trace
 
 from ppl_ext import log_density
 from ppl_ext.algorithms.lowering import Before
-from ppl_ext.algorithms.state_space import check_streams, lower, time_slice
+from ppl_ext.algorithms.state_space import lower
+from ppl_ext.algorithms.streams import check_streams, time_slice
 from ppl_ext.errors import ArgumentError, ModelError, ProgramError
 
 DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
@@ -484,7 +485,7 @@ def test_a_lifted_mask_is_needed(monkeypatch):
     """The twin: with the mask left on, a hidden draw would be weighed by the inverse of its law."""
     terms = Before.terms
     monkeypatch.setattr(
-        "ppl_ext.algorithms.lowering._Sites.terms", lambda self, latent, scales, bare=True: terms(self, latent, scales, False)
+        "ppl_ext.algorithms.site_runs.SiteRun.terms", lambda self, latent, scales, bare=True: terms(self, latent, scales, False)
     )
     with pytest.raises(AssertionError):
         test_masks_hide_observations_and_are_lifted_from_latent_sites()

@@ -13,7 +13,7 @@ from numpyro.contrib.funsor import config_enumerate
 from numpyro.handlers import mask
 
 from ppl_ext import log_density
-from ppl_ext.algorithms import lowering
+from ppl_ext.algorithms import site_runs
 from ppl_ext.smoothing import smooth
 from ppl_ext.smoothing.bounds import log_peak
 
@@ -75,7 +75,7 @@ def test_the_filter_is_unbiased_at_few_particles_and_needs_the_weight(monkeypatc
 
     found = ratio()
     assert abs(found.mean() - 1.0) < 4.5 * found.std() / np.sqrt(len(found))
-    monkeypatch.setattr(lowering, "element_mask", lambda fn: None)
+    monkeypatch.setattr(site_runs, "element_mask", lambda fn: None)
     smoother = smooth(chain, num_particles=5, backward="path")
     broken = ratio()
     assert abs(broken.mean() - 1.0) > 9 * broken.std() / np.sqrt(len(broken))
