@@ -9,8 +9,9 @@ from numpyro.distributions import MaskedDistribution, TransformedDistribution, b
 from numpyro.primitives import Messenger
 
 from ppl_ext.arguments import told
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.handlers.handler import Handler
+from ppl_ext.program import _listed
 from ppl_ext.scan_bodies import run_in_scan_body
 
 
@@ -35,6 +36,7 @@ class fixed_support(Handler):
 
     :param sites: a name, several, or patterns of a shell.
     :raises ArgumentTypeError: if ``sites`` is neither.
+    :raises ModelError: when the program runs and a name fits no sample site, or a site of one of the names is discrete.
 
     >>> import jax, numpyro.distributions as dist, ppl_ext
     >>> def model():
@@ -48,29 +50,47 @@ class fixed_support(Handler):
     sites: tuple[str, ...] = eqx.field(static=True, converter=_names)
 
     def messenger(self) -> Messenger:
-        return _FixedSupport(self.sites)
+        return _FixedSupport(self.sites, {})
+
+    def __call__(self, *args, **kwargs):
+        messenger = self.messenger()
+        with messenger:
+            output = self.program(*args, **kwargs)
+        for pattern in self.sites:
+            if not any(fnmatchcase(name, pattern) for name in messenger.met):
+                raise ModelError(f"fixed_support: '{pattern}' fits no sample site. There are: {_listed(messenger.met)}.")
+        return output
 
 
 class _FixedSupport(Messenger):
-    def __init__(self, sites: tuple[str, ...]):
+    """``met``: sample sites so far, in scans too."""
+
+    def __init__(self, sites: tuple[str, ...], met: dict[str, None]):
         super().__init__()
-        self.sites = sites
+        self.sites, self.met = sites, met
+        self.moved: str | None = None  # the site on the real line that is being drawn: a pattern may fit it too
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(self, msg, lambda _: _FixedSupport(self.sites))
-        elif msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"] and not msg["fn"].support.is_discrete:
-            if any(fnmatchcase(msg["name"], pattern) for pattern in self.sites) and not msg.get("_control_flow_done"):
+            run_in_scan_body(self, msg, lambda _: _FixedSupport(self.sites, self.met))
+        elif msg["type"] == "sample" and not msg.get("_control_flow_done") and msg["name"] != self.moved:
+            self.met[msg["name"]] = None
+            if msg["value"] is None and not msg["is_observed"] and any(fnmatchcase(msg["name"], pattern) for pattern in self.sites):
                 self._move(msg)
 
     def _move(self, msg) -> None:
         law, mask = msg["fn"], None
         if isinstance(law, MaskedDistribution):
             law, mask = law.base_dist, law._mask
+        if law.support.is_discrete and msg["name"] not in self.sites:
+            return  # a pattern leaves it
+        if law.support.is_discrete:
+            raise ModelError(f"fixed_support: site '{msg['name']}' ({type(law).__name__}) is discrete, and the real line is none for it.")
         to_support = biject_to(law.support)
         base = TransformedDistribution(law, to_support.inv)
         # As NumPyro's reparam: the new site meets all handlers, and the old one is no random site any more.
-        u = numpyro.sample(f"{msg['name']}_base", base if mask is None else base.mask(mask), infer=dict(msg["infer"]))
+        self.moved = f"{msg['name']}_base"
+        u = numpyro.sample(self.moved, base if mask is None else base.mask(mask), infer=dict(msg["infer"]))
         kept = {"type": "deterministic", "name": msg["name"], "value": to_support(u), "cond_indep_stack": msg["cond_indep_stack"]}
         msg.clear()
         msg.update(kept)

@@ -111,6 +111,19 @@ def means(values):
     return {n: (float(np.mean(values[n])), float(np.std(values[n]))) for n in REFERENCE}
 
 
+def test_names_that_fit_nothing_and_sites_that_have_no_real_line_are_refused():
+    def program():
+        numpyro.sample("kind", dist.Bernoulli(0.5))
+        scan(lambda carry, _: (numpyro.sample("x", dist.Uniform(0.0, carry)), None), 1.0, None, length=2)
+
+    key = jax.random.key(0)
+    with pytest.raises(ModelError, match="fixed_support: 'y' fits no sample site. There are: 'kind', 'x'"):
+        ppl_ext.simulate(fixed_support(program, ["x", "y"]), rng_key=key)
+    with pytest.raises(ModelError, match=r"fixed_support: site 'kind' \(BernoulliProbs\) is discrete"):
+        ppl_ext.simulate(fixed_support(program, "kind"), rng_key=key)
+    assert sorted(ppl_ext.simulate(fixed_support(program, "*"), rng_key=key).values) == ["kind", "x_base"]
+
+
 def test_garch_against_the_reference():
     model = fixed_support(garch, "beta1")
     adam = optax.adam(optax.cosine_decay_schedule(0.03, 2000))
