@@ -94,10 +94,11 @@ def idle_sites(rerun: Callable, first: Before, candidates: list[str]) -> tuple[s
 
 
 def _known(inits: list, news: list, free: frozenset[str], drawn: set[str]) -> tuple[int, ...]:
-    """The largest set of entries that begin without a free site, and follow without a drawn value from themselves alone."""
+    """The largest set of entries that begin without a free site, and follow without a drawn value from themselves alone. (A free site that
+    a step uses without the carry is refused.)"""
     known = {i for i, used in enumerate(inits) if not used & free}
     while True:
-        others = drawn | free | {f"carry/{i}" for i in range(len(news)) if i not in known}
+        others = drawn | {f"carry/{i}" for i in range(len(news)) if i not in known}
         kept = {i for i in known if not news[i] & others}
         if kept == known:
             return tuple(sorted(known))

@@ -66,7 +66,7 @@ class SiteRun(Messenger):
                     "estimate of the density. Use the full data."
                 )
             msg["stop"] = True
-        elif kind == "prng_key" and (msg["kwargs"]["rng_key"] is None or self.key is not None):
+        elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:
             self.num_keys += 1
             msg["kwargs"]["rng_key"], msg["stop"] = self.next_key(self.num_keys), True
         elif kind == "deterministic":

@@ -10,12 +10,13 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC
 from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.util import log_density as numpyro_log_density
 
 from ppl_ext import log_density, marginal, simulate
 from ppl_ext.algorithms import ExactFilter, ParticleFilter
 from ppl_ext.errors import ModelError
 from ppl_ext.infer import PMMH, ParticleGibbs
-from ppl_ext.scoped import as_written
+from ppl_ext.scoped import Reaching, as_written
 from ppl_ext.smoothing import OnlineSmoother, smooth
 
 DEFAULT_ROWS = 6  # of each table; the others are slow: see conftest.py
@@ -137,6 +138,18 @@ def test_values_by_long_and_by_bare_names_reach_the_steps():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_values_reach_the_steps_under_kernels_of_numpyros():
+    """By NumPyro's own ``log_density``, which without :class:`Reaching` draws the sites of the steps of a scoped model anew."""
+    path, values = jnp.array([0.1, 0.2, 0.3]), {"s": jnp.array(0.5), "x0": jnp.array(0.2)}
+    expected = numpyro_log_density(model, (Y,), {}, {**values, "x": path})[0]
+    long = {f"a/{n}": v for n, v in values.items()}
+    by_long = Reaching(handlers.scope(model, prefix="a"))
+    by_bare = Reaching(handlers.scope(handlers.substitute(model, {"x": path}), prefix="a"))
+    for program, given in ((by_long, {**long, "a/x": path}), (by_bare, long)):
+        np.testing.assert_allclose(numpyro_log_density(handlers.seed(program, 0), (Y,), {}, given)[0], expected, rtol=1e-5)
+        assert {"a/x", "a/y"} <= set(handlers.trace(handlers.seed(program, 0)).get_trace(Y)) <= {"a/s", "a/x0", "a/x", "a/y"}
+
+
 def test_condition_observes_and_substitute_does_not():
     exact = smooth(model, backward="exact").run(KEY, Y, params=HALF).log_evidence
     observed = smooth(handlers.condition(model, {"s": jnp.array(0.5)}), backward="exact").run(KEY, Y).log_evidence
@@ -188,6 +201,17 @@ def test_a_mask_around_a_chain_of_finite_states(backward, observed):
     found = smooth(chain, num_particles=2000, backward=backward).run(KEY, y, False).log_evidence
     np.testing.assert_allclose(found, expected, rtol=1e-5 if backward == "exact" else 0.02)
     np.testing.assert_allclose(expected, 3 * np.log(2.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("counted", [handlers.mask(mask=False), handlers.scale(scale=0.5)])
+def test_a_site_whose_law_does_not_sum_to_one_needs_a_value_though_nothing_depends_on_it(counted):
+    def program(y):
+        with counted:
+            numpyro.sample("kind", dist.Bernoulli(0.3))
+        model(y, scale=0.5)
+
+    with pytest.raises(ModelError, match="Parameter 'kind' has no value"):
+        smooth(program, num_particles=5).run(KEY, Y)
 
 
 def test_reparam_is_back_whatever_ends_first():
