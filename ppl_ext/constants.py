@@ -270,14 +270,14 @@ def _odd(args: tuple, kwargs: Mapping[str, Any], error: str) -> str | None:
     return None
 
 
-class _Same:
+class Same:
     """An object that counts by identity, kept alive for as long as it is part of a key."""
 
     def __init__(self, x: Any):
         self.x = x
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.x is other.x
+        return isinstance(other, Same) and self.x is other.x
 
     def __hash__(self) -> int:
         return id(self.x)
@@ -297,7 +297,7 @@ def content(x: Any, _within: tuple[int, ...] = ()) -> Any:
     if isinstance(x, np.ndarray | np.generic | jax.Array) and _known(x):
         return _of_array(x)
     if isinstance(x, type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType | functools.partial) or len(_within) > _DEEP:
-        return _Same(x)
+        return Same(x)
     if id(x) in _within:
         return "within", _within.index(id(x))
     within = (*_within, id(x))
@@ -315,7 +315,7 @@ def content(x: Any, _within: tuple[int, ...] = ()) -> Any:
         return _hashable(x)
     if isinstance(getattr(x, "__dict__", None), dict) and not hasattr(kind, "__slots__"):
         return kind, tuple((name, content(v, within)) for name, v in vars(x).items())
-    return _Same(x)
+    return Same(x)
 
 
 def _of_array(x: Any) -> tuple:
@@ -330,5 +330,5 @@ def _hashable(x: Any) -> Any:
     try:
         hash(x)
     except TypeError:  # what it shows of itself may leave parts out
-        return _Same(x)
+        return Same(x)
     return x

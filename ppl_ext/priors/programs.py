@@ -13,6 +13,7 @@ import optax
 from jax import lax, random
 from numpyro.optim import _NumPyroOptim, optax_to_numpyro
 
+from ppl_ext.constants import Same
 from ppl_ext.priors.problem import Matching
 from ppl_ext.priors.report import measure
 
@@ -64,19 +65,6 @@ class _Kind:
     build: Callable[[], Programs] = field(compare=False)
 
 
-class _Same:
-    """Equal to itself alone, and alive for as long as the key that it is part of."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 @lru_cache(maxsize=16)
 def _kept(kind: _Kind) -> Programs:
     return kind.build()
@@ -97,11 +85,11 @@ def programs_for(matching: Matching, optim: Any, num_steps: int) -> Programs:
     leaves, structure = jax.tree.flatten(eqx.partition(matching.sampler, eqx.is_array)[1])
     key = (
         matching.outside,
-        _Same(matching.lifted),
+        Same(matching.lifted),
         tuple((pattern, tuple(units)) for pattern, _, units in matching.layout.rules),
         matching.output,
         (structure, tuple(leaves)),
-        _Same(matching.target),
+        Same(matching.target),
         matching.distance,
         (matching.num_draws, matching.shape, matching.readout),
         num_steps if optim is None else optim,
