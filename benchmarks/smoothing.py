@@ -79,8 +79,8 @@ def ours(num: int, **options: Any):
     smoother = smooth(model, num_particles=num, **options)
 
     def run(key, y):
-        found = smoother._forward(key, PARAMETERS, (y,), {})[0]
-        return found["log_evidence"], found["expectations"]
+        found = smoother.run(key, y, params=PARAMETERS)
+        return found.log_evidence, found.expectations
 
     return run
 
@@ -90,7 +90,7 @@ def trajectories(num: int, **options: Any):
 
     def run(key, y):
         of_filter, of_draws = jax.random.split(key)
-        return smoother._backward(of_draws, of_filter, PARAMETERS, (y,), {}, num)
+        return smoother.run(of_filter, y, params=PARAMETERS).sample(of_draws, num)
 
     return run
 

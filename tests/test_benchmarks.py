@@ -1,9 +1,10 @@
 """The benchmarks run, and what they show that is not a time holds: a time is nobody's assertion here."""
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import air, bernoullis, everywhere, harness
+from benchmarks import air, bernoullis, everywhere, harness, smoothing
 
 
 @pytest.mark.parametrize("strategy", bernoullis.AIMS)
@@ -50,3 +51,11 @@ def test_one_table_of_every_benchmark(tmp_path):
 def test_quick_runs(name, monkeypatch):
     monkeypatch.setattr("jax.config.update", lambda *args: None)  # the compilation cache is the test run's business
     __import__(f"benchmarks.{name}", fromlist=["main"]).main(quick=True)
+
+
+def test_the_contenders_of_smoothing():
+    """They estimate the evidence that Kalman's filter computes, within a trace, and all of them the same number of trajectories."""
+    y = smoothing.series(5)
+    smoothing.check({"ours": smoothing.ours(2000, functionals=smoothing.FUNCTIONALS), "by hand": smoothing.hand_coded(2000)}, y)
+    drawn = jax.jit(smoothing.trajectories(50))(jax.random.key(0), y)
+    assert {np.shape(x) for x in jax.tree.leaves(drawn)} <= {(50,), (50, 5)}
