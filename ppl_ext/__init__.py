@@ -12,7 +12,7 @@ from ppl_ext.program import Draw, Program, log_density, simulate
 if TYPE_CHECKING:
     from ppl_ext import algorithms, diagnostics, errors, gradients, handlers, infer, objectives, priors, smoothing
     from ppl_ext.algorithms import marginal, normalize
-    from ppl_ext.result import to_arviz
+    from ppl_ext.result import predict, to_arviz
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "normalize",
     "objective",
     "objectives",
+    "predict",
     "priors",
     "replicate",
     "simulate",
@@ -46,8 +47,8 @@ __all__ = [
 def __getattr__(name: str):
     if name in ("marginal", "normalize"):
         return getattr(import_module("ppl_ext.algorithms"), name)
-    if name == "to_arviz":  # ArviZ takes seconds to import
-        return import_module("ppl_ext.result").to_arviz
+    if name in ("predict", "to_arviz"):  # ArviZ takes seconds to import
+        return getattr(import_module("ppl_ext.result"), name)
     if name in __all__:
         return import_module(f"ppl_ext.{name}")
     raise AttributeError(f"module 'ppl_ext' has no attribute '{name}'")

@@ -143,7 +143,7 @@ def _least(look: Callable, parts: Callable, held: frozenset[int], may: set[int],
     try:
         look(*parts(held))
     except Exception as other:
-        raise error if wants_values(other) else other from None
+        raise error if wants_values(other, error) else other from None
     for i in sorted(may, key=lambda i: -np.size(leaves[i]))[:_TRIALS]:
         try:
             look(*parts(held - {i}))
@@ -166,9 +166,12 @@ def _fewest(look: Callable, parts: Callable, held: frozenset[int], may: set[int]
     raise error
 
 
-def wants_values(error: BaseException | None) -> bool:
-    """Whether something failed because Python asked for a number that was traced."""
-    while error is not None:
+def wants_values(error: BaseException | None, before: BaseException | None = None) -> bool:
+    """Whether something failed because Python asked for a number that was traced.
+
+    :param before: an error that was being dealt with meanwhile, and is none of its causes.
+    """
+    while error is not None and error is not before:
         if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and not isinstance(
             error, jax.errors.UnexpectedTracerError
         ):

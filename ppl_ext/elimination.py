@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from numpyro.distributions import ExpandedDistribution
 import numpy as np
 
 from ppl_ext.credit import Deps, distrust, mark, trace_credit
@@ -51,8 +52,20 @@ def finite_site(name: str, msg: Mapping[str, Any]) -> Finite:
         with jax.ensure_compile_time_eval():
             support = law.enumerate_support(expand=False)
     except (NotImplementedError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise ModelError(f"Site '{name}' cannot be summed out: its values are not one known list ({type(error).__name__}).") from error
+        family = type(law.base_dist if isinstance(law, ExpandedDistribution) else law).__name__
+        raise ModelError(f"Site '{name}' ({family}) cannot be summed out: {_why_no_list(error)}") from error
     return Finite(support.reshape(support.shape[:1] + law.event_shape), msg["kwargs"]["sample_shape"] + law.batch_shape)
+
+
+def _why_no_list(error: Exception) -> str:
+    if isinstance(error, NotImplementedError) and "nhomogeneous" in str(error):
+        return (
+            "its elements have lists of values of different lengths. Write it with the longest for all, as a Categorical whose further "
+            "probabilities are 0."
+        )
+    if isinstance(error, NotImplementedError):
+        return f"it has no list of values ({error})."
+    return "its list of values depends on a number that is not known when the model is compiled, as a draw is none: give a number that is."
 
 
 class Elimination:

@@ -97,8 +97,9 @@ def _hint(error: BaseException) -> str:
         return " Pass .to_numpy() of a table of pandas."
     if (site := discrete_site(error)) is not None:
         return (
-            f" An automatic guide has continuous sites only. Hide that one, AutoNormal(numpyro.handlers.block(model, hide=['{site}'])), "
-            f"and sample '{site}' in a guide function that calls the automatic one too."
+            f" An automatic guide has continuous sites only. Hide that one, AutoNormal(numpyro.handlers.block(model, hide=['{site}'])): "
+            f"marked infer={{'enumerate': 'parallel'}} in the model, '{site}' is summed out; or sample it in a guide function that calls "
+            "the automatic one too."
         )
     return ""
 

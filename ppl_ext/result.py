@@ -1,4 +1,4 @@
-"""What every inference returns, and one ArviZ report for all of them."""
+"""What every inference returns, one ArviZ report for all of them, and predictions from any."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +14,16 @@ from numpyro.infer import MCMC
 from numpyro.infer.svi import SVIRunResult
 
 from ppl_ext.arguments import check_call, check_count, check_key, told
-from ppl_ext.diagnostics.draws import Draws, guide_sampler, predictive
-from ppl_ext.diagnostics.feeding import feeding_sites
-from ppl_ext.diagnostics.likelihood import Terms, Units, pointwise
+from ppl_ext.diagnostics.draws import Draws, guide_sampler
 from ppl_ext.diagnostics.params_file import write_params
-from ppl_ext.diagnostics.report_options import check_report_options
-from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, seed_numbers, versions
-from ppl_ext.diagnostics.sites import describe, observations, refuse_chains, refuse_open_handlers, refuse_series
+from ppl_ext.diagnostics.predicted import predictions as predictions_at
+from ppl_ext.diagnostics.predicted import refuse_lost_data
+from ppl_ext.diagnostics.report_options import check_report_options, check_run_options
+from ppl_ext.diagnostics.run_report import report_of
+from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, seed_numbers
+from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.diagnostics.summary import importance, sentences, table
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.outside import Outside
 
 
@@ -174,8 +175,11 @@ def to_arviz(
     posterior_predictive: bool | Mapping[str, Any] = False,
     prior: Mapping[str, Any] | None = None,
     constant_data: Mapping[str, Any] | None = None,
+    predictions: Mapping[str, Any] | None = None,
+    predictions_constant_data: Mapping[str, Any] | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    pred_dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """The ArviZ report of a run of any kind, in one shape.
 
@@ -204,8 +208,12 @@ def to_arviz(
     :param posterior_predictive: draws (chain, draw, ...) by site, or True to replicate the observed sites.
     :param prior: draws (chain, draw, ...) by site.
     :param constant_data: arrays by name, such as covariates.
+    :param predictions: draws (chain, draw, ...) by site for rows without data, as :func:`predict` returns.
+    :param predictions_constant_data: arrays by name, such as the covariates of those rows.
     :param coords: labels by axis.
     :param dims: names of axes by site, instead of the plates'.
+    :param pred_dims: names of axes of the predictions and their constant data; by default those of ``dims``. New rows that have labels
+        (``coords``) need an axis of their own.
     :raises HandlerError: if a handler is open around the call.
     :return: ``arviz.InferenceData``; with ArviZ 1.x an ``xarray.DataTree``.
     :raises ArgumentTypeError: if ``result`` is none of these.
@@ -222,8 +230,6 @@ def to_arviz(
     >>> dict(to_arviz(mcmc).log_likelihood["y"].sizes)
     {'chain': 1, 'draw': 50, 'rows': 3}
     """
-    from ppl_ext.diagnostics.arviz_export import arviz_version, build_report, site_dims
-
     check_report_options(
         model=model,
         guide=guide,
@@ -235,11 +241,79 @@ def to_arviz(
         posterior_predictive=posterior_predictive,
         prior=prior,
         constant_data=constant_data,
+        predictions=predictions,
+        predictions_constant_data=predictions_constant_data,
         coords=coords,
         dims=dims,
+        pred_dims=pred_dims,
     )
-    refuse_open_handlers("to_arviz")
-    key = rng_key
+    run, key = _run_of("to_arviz", result, model, guide, model_args, model_kwargs, rng_key, num_samples)
+    given_groups = {"prior": prior, "constant_data": constant_data, "predictions": predictions}
+    given_groups["predictions_constant_data"] = predictions_constant_data
+    axes = {"dims": dims, "pred_dims": pred_dims, "coords": coords}
+    return report_of(run, key, given_groups, log_likelihood=log_likelihood, posterior_predictive=posterior_predictive, **axes)
+
+
+def predict(
+    rng_key: jax.Array,
+    result: Any,
+    *args: Any,
+    redraw: Sequence[str] = (),
+    model: Callable | None = None,
+    guide: Callable | None = None,
+    model_args: tuple | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 1000,
+    **kwargs: Any,
+) -> dict[str, np.ndarray]:
+    r"""Draws of what the model says of rows that have no data yet, at each posterior draw of a run.
+
+    .. math:: \tilde y_s \sim p(\tilde y \mid \theta_s, \tilde x), \qquad \theta_s \sim p(\theta \mid y, x)
+
+    The model is run on the arguments given here, on its full plates. Sites that have posterior draws have these values; data that are given
+    are conditioned on (the past of a series, say); all else is drawn: data that are ``None``, finite sites, sites that are new.
+
+    :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult`` (with ``model=``, ``guide=`` and
+        ``model_args=``).
+    :param args: with ``kwargs``, the arguments of the model for the new rows.
+    :param redraw: latent sites that belong to the rows (an effect of each, say), which new rows do not share with those of the run: drawn
+        from the model, given the other sites.
+    :param model: with ``guide``, ``model_args``, ``model_kwargs``: of the run, as in :func:`to_arviz`.
+    :param num_samples: draws per chain from a guide; the same that :func:`to_arviz` reports without a key of its own.
+    :return: by site (chain, draw, ...): all that was drawn, and deterministic sites; for ``to_arviz(predictions=)``.
+    :raises ArgumentError: if a latent site has another shape for these arguments than its draws, ``redraw`` names no such site, or nothing
+        is drawn.
+    :raises ModelError: if data that are given depend on a site without posterior draws, which would be drawn as if they were not.
+
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> from numpyro.infer import MCMC, NUTS
+    >>> def model(x, y=None):
+    ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("rows", len(x)):
+    ...         numpyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+    >>> mcmc = MCMC(NUTS(model), num_warmup=50, num_samples=50, progress_bar=False)
+    >>> x = jax.numpy.array([1.0, 2.0, 3.0])
+    >>> mcmc.run(jax.random.key(0), x, 2.0 * x)
+    >>> new = predict(jax.random.key(1), mcmc, jax.numpy.array([10.0, 20.0]))
+    >>> new["y"].shape, bool(abs(new["y"].mean((0, 1)) - jax.numpy.array([20.0, 40.0])).max() < 1.0)
+    ((1, 50, 2), True)
+    >>> dict(to_arviz(mcmc, predictions=new).predictions["y"].sizes)
+    {'chain': 1, 'draw': 50, 'rows': 2}
+    """
+    check_key("predict: rng_key", rng_key)
+    check_run_options("predict", model=model, guide=guide, model_args=model_args, model_kwargs=model_kwargs, num_samples=num_samples)
+    if isinstance(redraw, str) or not all(isinstance(name, str) for name in redraw):
+        raise ArgumentTypeError(f"predict: redraw must be a list of names of sites, got {told(redraw)}.")
+    run, _ = _run_of("predict", result, model, guide, model_args, model_kwargs, None, num_samples)
+    if run.model is None:
+        raise ArgumentError("predict needs the model; this run has none. Pass model=...")
+    check_call("predict: model", run.model, args, kwargs)
+    return predictions_at(run.model, run.values, run.params, rng_key, args, kwargs, redraw)
+
+
+def _run_of(what: str, result, model, guide, model_args, model_kwargs, rng_key, num_samples) -> tuple[Run, jax.Array | None]:
+    """A run of any kind, and the key for what is drawn beside it."""
+    refuse_open_handlers(what)
     if isinstance(result, SVIRunResult):
         result = _fit_of(result, model, guide, model_args, model_kwargs)
     if isinstance(result, Fit):
@@ -247,54 +321,19 @@ def to_arviz(
         changes = {name: x for name, x in changes.items() if x is not None}
         if model_args is not None:
             changes["args"] = tuple(model_args)
-        result = replace(result, **changes) if changes else result
-        key = result._key(rng_key)
-        run = _run_of_fit(result, key, num_samples)
+        changed = replace(result, **changes) if changes else result
+        if model_args is not None or model_kwargs is not None:
+            here = jax.tree.map(lambda x: x[0], result.params)
+            refuse_lost_data(what, changed.model, (result.args, result.kwargs), (changed.args, changed.kwargs), here)
+        result, rng_key = changed, changed._key(rng_key)
+        run = _run_of_fit(result, rng_key, num_samples)
     elif isinstance(result, MCMC):
-        run = run_of_mcmc(result, model, model_args, model_kwargs)
+        run = run_of_mcmc(what, result, model, model_args, model_kwargs)
     else:
-        raise ArgumentTypeError(f"to_arviz: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {told(result)}.")
+        raise ArgumentTypeError(f"{what}: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {told(result)}.")
     if run.model is not None:
-        check_call("to_arviz: model", run.model, run.args, run.kwargs)
-    groups: dict[str, Any] = {"posterior": run.values, "sample_stats": run.sample_stats, "vi_trace": run.traces}
-    groups |= {"prior": prior, "constant_data": constant_data}
-    attrs, names, terms = dict(run.attrs), {}, {}
-    if run.model is not None:
-        one = {n: x[0, 0] for n, x in run.values.items()}
-        here = jax.tree.map(lambda x: x[0], run.params)
-        sites = describe(run.model, one, run.args, run.kwargs, here)
-        names = site_dims(sites)
-        groups["observed_data"] = observations(run.model, one, run.args, run.kwargs, here)[0]
-        if log_likelihood is not False:
-            chained = [n for n, s in sites.items() if s.finite and s.in_scan]
-            try:
-                terms = _terms(run, run.model, "one_step" if chained else "independent")
-                linked = any(t.one_step for t in terms.values())
-                series = feeding_sites(run.model, one, run.args, run.kwargs, here, sites) if terms else frozenset()
-                terms = {n: t._replace(one_step=t.one_step or not series.isdisjoint(t.sites)) for n, t in terms.items()}
-                if linked:
-                    refuse_chains(chained)
-                refuse_series(sorted(series))
-            except ModelError as error:
-                if log_likelihood:
-                    raise
-                attrs["log_likelihood_omitted"] = str(error)
-        if posterior_predictive is True:
-            key = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
-            posterior_predictive = predictive(run.model, run.values, run.params, key, run.args, run.kwargs)
-    elif posterior_predictive is True:
-        raise ArgumentError("posterior_predictive=True needs the model; this run has none. Pass model=...")
-    if posterior_predictive:
-        groups["posterior_predictive"] = posterior_predictive
-    attrs |= versions() | {"arviz_version": arviz_version()}
-    return build_report(
-        groups, terms=terms, dims={**names, **(dims or {})}, coords=coords, attrs=attrs, asked=(list(dims or {}), list(coords or {}))
-    )
-
-
-def _terms(run: Run, model: Callable, units: Units = "independent") -> dict[str, Terms]:
-    num_draws = next(iter(run.values.values())).shape[1] if run.values else 1
-    return pointwise(model, run.values, run.args, run.kwargs, params=run.params, num_draws=num_draws, units=units)
+        check_call(f"{what}: model", run.model, run.args, run.kwargs)
+    return run, rng_key
 
 
 def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit:

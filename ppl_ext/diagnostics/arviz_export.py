@@ -18,8 +18,9 @@ from ppl_ext.diagnostics.likelihood import TIME, Terms
 from ppl_ext.diagnostics.sites import Site
 from ppl_ext.errors import ArgumentError
 
-SAMPLE_GROUPS = ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats", "log_likelihood")
-DATA_GROUPS = ("observed_data", "constant_data")
+SAMPLE_GROUPS = ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats", "log_likelihood", "predictions")
+DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data")
+PREDICTION_GROUPS = ("predictions", "predictions_constant_data")
 ONE_STEP = "log_predictive_one_step"
 """The group of terms log p(y_t | y_<t). Not in ``log_likelihood``, where ``arviz.loo`` would take them for something else."""
 RESERVED = ("chain", "draw", "step")
@@ -32,14 +33,15 @@ def build_report(
     *,
     terms: Mapping[str, Terms] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    pred_dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
-    asked: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    asked: Sequence[str] = (),
 ) -> Any:
     """Build the ArviZ report from plain dictionaries of arrays.
 
     :param groups: by group, arrays by variable. Groups of draws (posterior, posterior_predictive, prior,
-        prior_predictive, sample_stats) are (chain, draw, ...); observed_data and constant_data are plain; vi_trace is
+        prior_predictive, predictions, sample_stats) are (chain, draw, ...); observed_data and both constant_data are plain; vi_trace is
         (chain, step, ...). Empty groups are left out. A "/" in a name, which netCDF keeps for itself, becomes a ".".
     :param terms: the log likelihood. Masked elements are dropped, since leave-one-out would count them: such a variable
         has one axis ``<site>_seen``, labelled by what is left of the plate (or, over several axes, by one coordinate
@@ -47,7 +49,8 @@ def build_report(
     :param dims: by variable, the names of the axes behind the group's own; by default ``<variable>_dim_0`` and so on.
     :param coords: by axis name, labels; by default 0, 1, 2, ...
     :param attrs: what to write on the report and on its posterior. ``None`` values are left out.
-    :param asked: names of ``dims`` and ``coords`` that a user gave: each must fit something.
+    :param pred_dims: as ``dims``, of the groups of predictions, where it goes before them.
+    :param asked: names in ``dims`` that a user gave: like those of ``pred_dims`` and ``coords``, each must fit something.
     :raises ArgumentError: if an axis has not as many labels as entries, a file does not keep labels such as these, or a name that was asked
         for fits nothing.
     :return: ``arviz.InferenceData`` with ArviZ 0.23, ``xarray.DataTree`` with 1.x.
@@ -57,11 +60,16 @@ def build_report(
     >>> dict(report.posterior["mu"].sizes)
     {'chain': 2, 'draw': 5, 'country': 3}
     """
-    dims, coords = dict(dims or {}), {axis: _labels(axis, labels) for axis, labels in (coords or {}).items()}
+    dims, pred_dims, coords = (
+        dict(dims or {}),
+        dict(pred_dims or {}),
+        {axis: _labels(axis, labels) for axis, labels in (coords or {}).items()},
+    )
     datasets: dict[str, xr.Dataset] = {}
     for group, variables in groups.items():
         leading = () if group in DATA_GROUPS else ("chain", "step") if group == "vi_trace" else ("chain", "draw")
-        arrays = [_array(name, x, leading, dims.get(name), coords) for name, x in (variables or {}).items()]
+        here = {**dims, **pred_dims} if group in PREDICTION_GROUPS else dims
+        arrays = [_array(name, x, leading, here.get(name), coords, group) for name, x in (variables or {}).items()]
         if arrays:
             datasets[group] = _dataset(arrays)
     terms = {name: t for name, t in (terms or {}).items() if not t.masked.all()}
@@ -69,27 +77,34 @@ def build_report(
         chosen = [_likelihood(name, t, dims, coords) for name, t in terms.items() if t.one_step is one_step]
         if chosen:
             datasets[group] = _dataset(chosen)
-    _check_names(asked, dims, datasets, [*(terms or {}), *(n for t in (terms or {}).values() for n in t.sites)])
+    of_terms = [*terms, *(n for t in terms.values() for n in t.sites)]
+    _check_names("dims", {n: dims[n] for n in asked}, datasets, of_terms)
+    _check_names("pred_dims", pred_dims, {g: datasets[g] for g in PREDICTION_GROUPS if g in datasets}, [])
+    _check_axes(coords, datasets)
     attributes = _attributes(attrs or {})
     if "posterior" in datasets:
         datasets["posterior"].attrs.update(attributes)
     return _container(datasets, attributes)
 
 
-def _check_names(asked: tuple, dims: Mapping, datasets: Mapping[str, xr.Dataset], of_terms: Sequence[str]) -> None:
-    """Whether each name that a user gave is one of a variable, or of an axis."""
+def _check_names(option: str, dims: Mapping[str, Sequence[str]], datasets: Mapping[str, xr.Dataset], of_terms: Sequence[str]) -> None:
+    """Whether each name is one of a variable, with as many axes at least."""
     ranks: dict[str, int] = dict.fromkeys(map(_name, of_terms), 0)
-    axes: set[str] = set()
     for group, dataset in datasets.items():
-        axes.update(map(str, dataset.dims))
         for name, x in dataset.data_vars.items():
             ranks[str(name)] = max(ranks.get(str(name), 0), x.ndim - (0 if group in DATA_GROUPS else 2))
-    for name in asked[0]:
+    where = "prediction" if option == "pred_dims" else "report"
+    for name, axes in dims.items():
         if _name(name) not in ranks:
-            raise ArgumentError(f"dims names '{name}', which is no variable of the report. There are: {', '.join(sorted(ranks))}.")
-        if len(dims[name]) > ranks[_name(name)]:
-            raise ArgumentError(f"dims names {len(dims[name])} axes of '{name}', which has {ranks[_name(name)]}: {', '.join(dims[name])}.")
-    for name in asked[1]:
+            shown = ", ".join(sorted(ranks)) or "none"
+            raise ArgumentError(f"{option} names '{name}', which is no variable of the {where}. There are: {shown}.")
+        if len(axes) > ranks[_name(name)]:
+            raise ArgumentError(f"{option} names {len(axes)} axes of '{name}', which has {ranks[_name(name)]}: {', '.join(axes)}.")
+
+
+def _check_axes(coords: Mapping[str, Any], datasets: Mapping[str, xr.Dataset]) -> None:
+    axes = {str(d) for dataset in datasets.values() for d in dataset.dims}
+    for name in coords:
         if _name(name) not in axes:
             shown = ", ".join(sorted(axes - {"chain", "draw", "step"})) or "none"
             raise ArgumentError(f"coords names '{name}', which is no axis of the report. There are: {shown}.")
@@ -142,7 +157,7 @@ def _name(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | None, coords: Mapping) -> xr.DataArray:
+def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | None, coords: Mapping, group: str = "") -> xr.DataArray:
     x = np.asarray(x)
     rest = x.shape[len(leading) :]
     names = list(dims or [])[: len(rest)]
@@ -150,7 +165,8 @@ def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | No
     labels = {}
     for axis, size in zip(names, rest, strict=True):
         if axis in coords and len(coords[axis]) != size:
-            raise ArgumentError(f"coords has {len(coords[axis])} labels for the axis '{axis}', which has length {size} in '{name}'.")
+            apart = f" of the {group}. Name an axis of their own by pred_dims." if group in PREDICTION_GROUPS else "."
+            raise ArgumentError(f"coords has {len(coords[axis])} labels for the axis '{axis}', which has length {size} in '{name}'{apart}")
         labels[_name(axis)] = coords.get(axis, np.arange(size))
     for axis, size in zip(leading, x.shape, strict=False):
         labels[axis] = np.arange(size)

@@ -13,18 +13,17 @@ from numpyro.handlers import infer_config, seed, substitute, trace
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList, AutoLaplaceApproximation
 from numpyro.primitives import Messenger
 
-from ppl_ext.credit import mark, trace_credit
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
+from ppl_ext.diagnostics.depending import depending
 from ppl_ext.diagnostics.reversed_scans import refuse_reversed, reversed_latents
 from ppl_ext.diagnostics.sites import (
     FullPlates,
     Site,
-    Unconditioned,
     check_complete,
     describe,
     given,
 )
-from ppl_ext.diagnostics.summed_terms import elimination_at, messages_at
+from ppl_ext.diagnostics.summed_terms import elimination_at
 from ppl_ext.errors import ModelError, ProgramError
 from ppl_ext.masked_latents import NONE_ABSENT, absent_elements
 from ppl_ext.program import log_density, simulate
@@ -158,38 +157,6 @@ def rescored(
     return {**latent, **deterministic, **others}, None if refusal else log_p.astype(np.float64), refusal
 
 
-def predictive(
-    model: Callable,
-    draws: Mapping[str, Any],
-    params: Mapping[str, Any],
-    rng_key: jax.Array,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-    """Replicated data: the observed sites drawn anew on the full plates, (chain, draw, *site shape).
-
-    Finite latent sites are drawn anew too, as the log likelihood sums them out.
-    """
-    leaves = jax.tree.leaves((dict(params), dict(draws)))
-    if not leaves or not draws:
-        raise ModelError("Replicated data need posterior draws, and there are none.")
-    num_chains, num_draws = np.shape(next(iter(draws.values())))[:2]
-    one, here = {n: x[0, 0] for n, x in draws.items()}, jax.tree.map(lambda x: x[0], dict(params))
-    sites = describe(model, one, args, kwargs, here)
-    latent = {n: x for n, x in draws.items() if n in sites and sites[n].kind == "latent" and not sites[n].finite}
-    observed = [n for n, s in sites.items() if s.kind == "observed"]
-
-    def replicate(params, draw):
-        values, key = draw
-        with FullPlates(), trace() as record:
-            seed(Unconditioned(given(model, values, params)), key)(*args, **kwargs)
-        return {n: record[n]["value"] for n in observed}
-
-    keys = jax.random.split(rng_key, (num_chains, num_draws))
-    chunk = default_chunk(s.shape for s in sites.values())
-    return map_draws(over_draws(replicate), (latent, keys), dict(params), num_chains, num_draws, chunk)
-
-
 def _chunk(model, sites, missing, shapes, args, kwargs, params) -> int:
     """Draws scored at once: so many that their sites, and the tables of summed ones, fit in memory."""
     sizes = [s.shape for s in sites.values()]
@@ -221,7 +188,7 @@ def scorer(
     """
     keep = {n for n, s in sites.items() if s.kind == "deterministic"}
     if missing and keep:
-        keep -= _below(model, keep, missing, shapes, args, kwargs, params)
+        keep -= depending(model, missing, lambda record: {n: record[n]["value"] for n in keep}, shapes, args, kwargs, params)
 
     def marks(msg):
         return {"enumerate": "parallel"} if msg["name"] in missing else {}
@@ -238,29 +205,6 @@ def scorer(
         return jnp.zeros(()), {n: record[n]["value"] for n in keep}
 
     return run if density else run_unscored
-
-
-def _below(model, names: set[str], missing, shapes, args, kwargs, params) -> set[str]:
-    """The deterministic sites that depend on a missing one, by the data flow; nothing is computed, whatever values the others may have."""
-    found: list[tuple] = []
-
-    def run(values, params, key):
-        def outputs():
-            drawn = {n: mark(sites[n]["value"], n, 0) for n in missing}
-            with FullPlates(), trace() as record:
-                seed(given(model, {**values, **drawn}, params), key)(*args, **kwargs)
-            leaves = {n: jax.tree.leaves(record[n]["value"]) for n in names}
-            places.extend(n for n, parts in leaves.items() for _ in parts)
-            return [jnp.asarray(x) for parts in leaves.values() for x in parts]
-
-        places: list[str] = []
-        sites = messages_at(model, values, args, kwargs, params)
-        credit, met = trace_credit(outputs)
-        found.extend((n, bool(deps) or not met.issuperset(missing)) for n, deps in zip(places, credit, strict=True))
-        return 0
-
-    jax.eval_shape(run, dict(shapes), dict(params), jax.random.key(0))
-    return {n for n, depends in found if depends}
 
 
 def _run_guide(guide, params, args, kwargs, key, plates=None):

@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from ppl_ext.diagnostics.draws import rescored
+from ppl_ext.diagnostics.predicted import refuse_lost_data
 from ppl_ext.diagnostics.reversed_scans import in_order_of_inputs
 from ppl_ext.errors import ArgumentError, NonFiniteError
 
@@ -37,7 +38,7 @@ _ARVIZ_NAMES = {
 }
 
 
-def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, model_kwargs: Any) -> Run:
+def run_of_mcmc(what: str, mcmc: MCMC, model: Callable | None, model_args: tuple | None, model_kwargs: Any) -> Run:
     """A finished MCMC run, each draw scored by the log joint density, deterministic sites on the full plates.
 
     :raises ArgumentError: if it has not run.
@@ -47,6 +48,8 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
         samples = mcmc.get_samples(group_by_chain=True)
     except (AssertionError, AttributeError, TypeError) as error:  # NumPyro reads its own missing state
         raise ArgumentError("This MCMC has not run yet: call mcmc.run(rng_key, ...) first.") from error
+    if _only_warmed_up(mcmc):
+        raise ArgumentError(f"{what}: this MCMC has warmed up and not run: it has no posterior draws. Call mcmc.run(rng_key, ...) first.")
     if hasattr(samples, "_asdict"):
         samples = samples._asdict()
     if not isinstance(samples, dict):
@@ -57,6 +60,8 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
         model = getattr(mcmc.sampler, "model", None)
     args = tuple(mcmc._args if model_args is None else model_args)
     kwargs = dict(mcmc._kwargs if model_kwargs is None else model_kwargs)
+    if model is not None and (model_args is not None or model_kwargs is not None):
+        refuse_lost_data(what, model, (mcmc._args, mcmc._kwargs), (args, kwargs), {})
     if hasattr(mcmc.sampler, "why_failed") and (reason := mcmc.sampler.why_failed(mcmc.last_state, args, kwargs)):
         broken = NonFiniteError(reason)
         broken.result = mcmc.last_state
@@ -84,6 +89,29 @@ def run_of_mcmc(mcmc: MCMC, model: Callable | None, model_args: tuple | None, mo
         "lp_omitted": refusal,
     }
     return Run(model, args, kwargs, {}, values, stats, {}, attrs)
+
+
+def _only_warmed_up(mcmc: MCMC) -> bool:
+    """Whether what was collected, if anything was, is warm-up.
+
+    After ``warmup`` the last state is where a run would go on. So it is where a user says that another run should go on from this one; then
+    the kernel has counted more steps than those of the warm-up, or, if it does not count, there are as many draws as a run has.
+    """
+    state = mcmc.last_state
+    if mcmc.post_warmup_state is None or mcmc.post_warmup_state is not state:
+        return False
+    if (steps := _steps(state)) is not None:
+        return bool(np.max(steps) <= mcmc.num_warmup)
+    num_draws = np.shape(jax.tree.leaves(mcmc.get_samples(group_by_chain=True))[0])[1]
+    return num_draws == mcmc.num_warmup != mcmc.num_samples
+
+
+def _steps(state: Any) -> Any:
+    """How many steps a kernel, or one inside of it, has counted; ``None`` if it does not."""
+    fields = getattr(state, "_fields", None)
+    if fields is None:
+        return next((i for part in state if (i := _steps(part)) is not None), None) if type(state) is tuple else None
+    return state.i if "i" in fields else next((i for f in fields if (i := _steps(getattr(state, f))) is not None), None)
 
 
 def seed_numbers(rng_key: jax.Array | None) -> np.ndarray | None:

@@ -160,10 +160,15 @@ def describe(
     :raises ModelError: if a value has not its site's shape, or the model cannot run on a plate it subsamples.
     """
     record, plates = _Recorder(), FullPlates()
+    found: dict[str, Site] = {}
 
     def run(values, params):
         with record, plates:
             seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
+        _explain(record, plates.opened, None)
+        # Here and not after: a mask that the model computes is known as long as this trace lasts.
+        messages = {n: m for n, m in record.messages.items() if m["type"] in _KINDS}
+        found.update((n, _site(m, n in record.scanned, n in record.reversed)) for n, m in messages.items())
         return 0
 
     try:
@@ -171,11 +176,7 @@ def describe(
     except (TypeError, ValueError) as error:
         _explain(record, plates.opened, error)
         raise
-    _explain(record, plates.opened, None)
-    found = {
-        name: _site(msg, name in record.scanned, name in record.reversed) for name, msg in record.messages.items() if msg["type"] in _KINDS
-    }
-    return {name: site for name, site in found.items() if site is not None}
+    return found
 
 
 def _explain(record: "_Recorder", opened: set[str], error: Exception | None) -> None:
@@ -212,7 +213,7 @@ def _fits(batch: tuple[int, ...], msg: dict, opened: set[str]) -> bool:
 _KINDS = ("sample", "deterministic", "param", "mutable")
 
 
-def _site(msg: dict, in_scan: bool, backward: bool) -> Site | None:
+def _site(msg: dict, in_scan: bool, backward: bool) -> Site:
     sample = msg["type"] == "sample"
     kind = msg["type"]
     if sample:

@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.infer import NUTS
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, latent_sample_sites, prototype_trace
+from numpyro.distributions import Distribution
+from numpyro.infer import HMC, NUTS
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, DiscreteGibbs, Gibbs, conditioned, latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
+from numpyro.primitives import Messenger
 
 from ppl_ext.algorithms.state_space import lower, scan_shape
 from ppl_ext.arguments import check_call, check_program, check_values, told
@@ -16,6 +18,7 @@ from ppl_ext.constants import odd_data_blamed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer.checks import begun, check_init_params, check_one_key, named
 from ppl_ext.outside import Outside
+from ppl_ext.scan_bodies import run_in_scan_body
 from ppl_ext.scoped import Reaching
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional import conditional_paris
@@ -119,6 +122,16 @@ class PathSweep(MCMCKernel):
         return lower(self.model, tuple(model_args), model_kwargs or {}, gaps="refuse")
 
 
+class Unmarked(Messenger):
+    """No latent site is marked to be summed out, in ``scan`` neither: a kernel that samples the states needs a value of each."""
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            run_in_scan_body(self, msg, lambda _: Unmarked())
+        elif msg["type"] == "sample" and not msg["is_observed"]:
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+
+
 class ParticleGibbs(MCMCKernel):
     r"""Parameters and states of a state-space model, each given the other.
 
@@ -131,11 +144,13 @@ class ParticleGibbs(MCMCKernel):
     :param num_particles: N, at least 2.
     :param backward: how paths are drawn; see :mod:`ppl_ext.smoothing.backward`.
     :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
-    :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``.
+    :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``. Beside ``NUTS`` or ``HMC``, which
+        cannot, NumPyro's ``DiscreteGibbs`` samples finite parameters; those marked for enumeration too, since the sweep needs values.
     :param initial: sites before the scan that belong to the state, where the model does not say: by default those that reach the first
         carry and nothing else.
     :raises ArgumentError: for fewer than 2 particles, or an ``inner`` kernel of another model.
-    :raises ModelError: when run, for no state-space form, states that do not suffice for backward draws, or an empty series.
+    :raises ModelError: when run, for no state-space form, states that do not suffice for backward draws, an empty series, or a discrete
+        parameter with no finite list of values.
 
     States are in ``get_samples()`` beside the parameters, by time in the order of the inputs, of a reversed scan too.
     ``extra_fields=("renewed",)`` tells how often each time's state changed.
@@ -193,19 +208,33 @@ class ParticleGibbs(MCMCKernel):
         path = path_sites(self.model, tuple(model_args), dict(model_kwargs or {}), self._initial)
         scan = scan_shape(self.model, tuple(model_args), dict(model_kwargs or {}))
         if scan.rewritten:  # what NumPyro's kernels do not see
-            reaching = Reaching(self.model)  # one for all: blocks must share it
-            reached = self.wrap_model(lambda _: reaching)
-            self.model, self._inner, self._sweep = reached.model, reached._inner, reached._sweep
+            self._run_on(Reaching(self.model))
+        trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
+        if any(trace[name]["infer"].get("enumerate") == "parallel" for name in latent_sample_sites(trace)):
+            self._run_on(Unmarked(self.model))
         if not scan.num_steps:
             raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
-        trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
         others = [name for name in latent_sample_sites(trace) if name not in path]
         if init_params is not None:
             check_init_params("ParticleGibbs", init_params, {name: trace[name] for name in others})
-        blocks = [(self._inner, others)] if others else []
-        self._gibbs = Gibbs([*blocks, (self._sweep, path)])
+        self._gibbs = Gibbs([*self._blocks({n: trace[n]["fn"] for n in others}), (self._sweep, path)])
         self._turned = frozenset(scan.latent if scan.reverse else ())
         return self._told(self._gibbs.init(rng_key, num_warmup, init_params, model_args, model_kwargs))
+
+    def _run_on(self, model: Callable) -> None:
+        """One wrapped model for all blocks, which must share it."""
+        wrapped = self.wrap_model(lambda _: model)
+        self.model, self._inner, self._sweep = wrapped.model, wrapped._inner, wrapped._sweep
+
+    def _blocks(self, parameters: Mapping[str, Distribution]) -> list[tuple[MCMCKernel, list[str]]]:
+        discrete = [n for n, fn in parameters.items() if fn.support.is_discrete and isinstance(self._inner, HMC)]
+        if endless := [n for n in discrete if not parameters[n].has_enumerate_support]:
+            raise ModelError(
+                f"ParticleGibbs: the parameter '{endless[0]}' ({type(parameters[endless[0]]).__name__}) is discrete and has no finite list "
+                "of values, so neither NUTS nor DiscreteGibbs samples it. Pass inner=, a kernel for all parameters that does."
+            )
+        blocks = [(self._inner, [n for n in parameters if n not in discrete]), (DiscreteGibbs(self.model), discrete)]
+        return [(kernel, names) for kernel, names in blocks if names]
 
     def sample(self, state: "ParticleGibbsState", model_args, model_kwargs) -> "ParticleGibbsState":
         return self._told(self._running.sample(state.gibbs, model_args, model_kwargs))

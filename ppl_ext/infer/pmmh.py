@@ -108,7 +108,7 @@ class PMMH(MCMCKernel):
         if not names:
             raise ModelError("PMMH: the model has no parameter to sample; use ppl_ext.smoothing.smooth for its states.")
         if finite := [name for name in names if trace[name]["fn"].support.is_discrete]:
-            raise ModelError(f"PMMH: parameter '{finite[0]}' is finite, and a random walk needs a continuous one.")
+            raise ModelError(f"PMMH: parameter '{finite[0]}' is discrete, and a random walk needs a continuous one.")
         self._transforms = {name: biject_to(trace[name]["fn"].support) for name in names}
         self._num_warmup = num_warmup
         if init_params is None:

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 import optax
 import pandas as pd
 import pytest
+from numpyro.contrib.funsor import config_enumerate
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
@@ -92,7 +93,8 @@ def test_an_automatic_guide_without_block_on_a_discrete_site(automatic, run):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(
-            ProgramError, match=rf"'{automatic.__name__}' failed.*numpyro.handlers.block\(model, hide=\['z'\]\).*sample 'z'"
+            ProgramError,
+            match=rf"'{automatic.__name__}' failed.*block\(model, hide=\['z'\]\)\): marked.*'z' is summed out; or sample it in",
         ):
             run(switched, automatic(switched))
 
@@ -105,6 +107,8 @@ def test_what_the_message_advises_works():
         numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
 
     assert np.isfinite(by_fit(switched, both).losses).all()
+    summed = config_enumerate(switched)
+    assert np.isfinite(by_fit(summed, AutoNormal(numpyro.handlers.block(summed, hide=["z"]))).losses).all()
 
 
 def test_a_key_out_of_place():
@@ -226,6 +230,29 @@ def test_a_site_that_cannot_be_enumerated_says_so_in_one_line(run):
     with pytest.raises(StrategyError, match="Site 'z' cannot be enumerated.*total_count") as caught:
         run(program, program, size)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [
+        (jnp.array([2, 3]), "lists of values of different lengths.*the longest for all, as a Categorical"),
+        (None, "depends on a number that is not known when the model is compiled"),
+    ],
+    ids=["counts differ", "a drawn count"],
+)
+def test_a_site_without_a_list_of_values_says_why(count, reason):
+    """NotImplementedError: Inhomogeneous total count; ConcretizationTypeError."""
+
+    def model(count, y):
+        rate = numpyro.sample("rate", dist.Beta(1.0, 1.0))
+        count = jnp.round(3 * rate).astype(int) if count is None else count
+        with numpyro.plate("rows", 2):
+            k = numpyro.sample("k", dist.Binomial(count, rate), infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    guide = AutoNormal(numpyro.handlers.block(model, hide=["k"]))
+    with pytest.raises(ModelError, match=rf"Site 'k' \(BinomialProbs\) cannot be summed out: .*{reason}"):
+        fit(KEY, model, guide, ELBO(), optax.adam(0.1), 1, count, jnp.zeros(2), progress_bar=False)
 
 
 @EVERY_WAY
