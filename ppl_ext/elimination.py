@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import ExpandedDistribution
 import numpy as np
+from numpyro.distributions import ExpandedDistribution
 
 from ppl_ext.credit import Deps, distrust, mark, trace_credit
 from ppl_ext.errors import ModelError

@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.explain import explained, name_of
+from ppl_ext.meta.held import opening
 from ppl_ext.outside import Outside
 from ppl_ext.program import log_density
 from ppl_ext.scan_bodies import run_in_scan_body
@@ -81,7 +82,7 @@ class EpisodeForm(eqx.Module):
 
     def program(self, shared: Mapping[str, Any]) -> Callable:
         """The episode model with its ``param`` sites set."""
-        return substitute(self.model, data=self.params_of(shared))
+        return substitute(opening(self.model), data=self.params_of(shared))
 
     def given(self, values: Mapping[str, Any], shared: Mapping[str, Any]) -> Callable:
         """The episode model with ``param`` sites and these sample sites set."""
@@ -211,7 +212,7 @@ class _Mask(Messenger):
 def traced(model: Callable, args: tuple, kwargs: dict, rng_key: jax.Array) -> dict[str, dict]:
     """The sites of one run of an episode model."""
     with numpyro.validation_enabled(False), explained(model), block():
-        return trace(seed(model, rng_key)).get_trace(*args, **kwargs)
+        return trace(seed(opening(model), rng_key)).get_trace(*args, **kwargs)
 
 
 def observed_sites(sites: Mapping[str, dict]) -> dict[str, dict]:

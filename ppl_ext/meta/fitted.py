@@ -21,6 +21,7 @@ from ppl_ext.meta.arriving import finite_stream
 from ppl_ext.meta.checks import bad_site, check_new_episode, is_empty
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.groups import bad_of_stream, each
+from ppl_ext.meta.held import held
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
 from ppl_ext.meta.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.niw import NIW
@@ -144,7 +145,8 @@ class MetaFit:
         """
         form, shared = self.hierarchy.form, self.state.shared
         form.unchanged(where)
-        args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)
+        given = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)
+        args, kwargs = held(given)
         check_new_episode(where, form, shared, args, kwargs, self.hierarchy.like)
         args, kwargs = jax.tree.map(jnp.asarray, (args, kwargs))
         loss = None if is_empty(args, kwargs) else EpisodeLoss(form, shared, args, kwargs)

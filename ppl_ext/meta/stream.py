@@ -11,6 +11,7 @@ import numpy as np
 from ppl_ext.arguments import check_count, check_function, check_key, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.explain import explained
+from ppl_ext.meta.held import held
 
 
 class Batch(NamedTuple):
@@ -26,11 +27,11 @@ class EpisodeStream:
 
     Arrays whose leading axis differs between episodes are rows: they are padded to a common length with copies of a row, which a plate
     over the rows masks. A model that sees them nevertheless is run on the episodes of each length by themselves. All else must agree
-    between episodes.
+    between episodes: the shapes of other arrays, and what is no array (a setting, a string, None), which the model is given as it is.
 
     :param episodes: a sequence of tuples (or of single arrays). An episode may have no rows, but not all of them.
     :raises ArgumentError: if there is no episode, none has rows, or they do not agree in structure.
-    :raises ArgumentTypeError: for anything but numbers in an episode.
+    :raises ArgumentTypeError: for an array of anything but numbers.
 
     >>> import numpy as np
     >>> stream = EpisodeStream([(np.zeros(3), np.ones(3)), (np.zeros(1), np.ones(1))])
@@ -46,7 +47,10 @@ class EpisodeStream:
         self.episodes = [as_episode(e, i) for i, e in enumerate(episodes)]
         structures = {jax.tree.structure(e) for e in self.episodes}
         if len(structures) > 1:
-            raise ArgumentError(f"EpisodeStream: episodes differ in structure: {' and '.join(map(str, structures))}.")
+            raise ArgumentError(
+                f"EpisodeStream: episodes differ in structure: {' and '.join(map(str, structures))}. What is no array must be the "
+                "same in all."
+            )
         columns = list(zip(*(jax.tree.leaves(e) for e in self.episodes), strict=True))
         self.ragged = [len({x.shape for x in c}) > 1 for c in columns]
         for i, (column, ragged) in enumerate(zip(columns, self.ragged, strict=True)):
@@ -203,16 +207,16 @@ def check_batch_size(where: str, stream: Any, batch_size: Any) -> None:
 
 
 def as_episode(episode: Any, i: int) -> tuple:
-    """The arguments of one episode as NumPy arrays.
+    """The arguments of one episode as NumPy arrays; what is none is held.
 
-    :raises ArgumentTypeError: for anything but numbers, naming episode and argument.
+    :raises ArgumentTypeError: for an array of anything but numbers, naming episode and argument.
     """
     if isinstance(episode, str | bytes | list) and (not isinstance(episode, list) or not _is_array(episode)):
         raise ArgumentTypeError(f"Episode {i} is {told(episode)}; it must be a tuple of the model's arguments, arrays of numbers.")
     args = episode if isinstance(episode, tuple) else (np.asarray(episode),) if isinstance(episode, list) else (episode,)
     done = []
     for j, arg in enumerate(args):
-        done.append(jax.tree.map(lambda x, j=j: _numbers(x, f"Episode {i}: argument {j}"), arg, is_leaf=lambda x: x is None))
+        done.append(jax.tree.map(lambda x, j=j: _numbers(x, f"Episode {i}: argument {j}"), held(arg)))
     return tuple(done)
 
 
