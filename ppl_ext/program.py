@@ -218,9 +218,10 @@ class _Impose(Messenger):
                     self.summed.add(name)
                     msg["value"] = finite_site(name, msg).value(jnp.zeros((), int))  # any will do: its terms are made anew
                     return
-                hint = (
-                    " (it is marked for enumeration in the model; give the guide a site of that name, with infer={'gradient': 'enumerate'})"
-                )
+                finite = msg["fn"].has_enumerate_support
+                kind = type(msg["fn"]).__name__
+                why, how = ("", ", with infer={'gradient': 'enumerate'}") if finite else (f", and {kind} has no list of values", "")
+                hint = f" (it is marked for enumeration in the model{why}; give the guide a site of that name{how})"
             raise ModelError(
                 f"No value for latent site '{name}'{hint}. Given: {_listed(values)}. If these come from a guide, it misses '{name}', or "
                 "draws it inside a jax.jit of its own."
