@@ -115,7 +115,7 @@ class Elimination:
         """
         return _eliminated(terms, self.factors, self.structure, keep, terms[0] if like is None else like)
 
-    def looked_up(self, indices: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def looked_up(self, indices: Mapping[str, jax.Array]) -> list[jax.Array]:
         """What the tables say of each term where every element of a site has an outcome of its own, by its number."""
         return [_at(factor, indices, self.structure) for factor in self.factors]
 
@@ -327,23 +327,23 @@ def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Struc
     return Group(terms, tuple(mine), laid_out(result, first))
 
 
-def _at(factor: Factor, indices: Mapping[str, np.ndarray], structure: _Structure) -> np.ndarray:
+def _at(factor: Factor, indices: Mapping[str, jax.Array], structure: _Structure) -> jax.Array:
     """One entry of a table for each element of its plates: that of the outcomes that the sites have there."""
     plates = [a for a in factor.axes if isinstance(a, int)]
     sizes = factor.sizes()
-    table = np.asarray(laid_out(factor, [*(a for a in factor.axes if not isinstance(a, int)), *plates]))
+    table = laid_out(factor, [*(a for a in factor.axes if not isinstance(a, int)), *plates])
     places = []
     for axis in factor.axes:
         if isinstance(axis, int):
             continue
         s = axis.site if isinstance(axis, Before) else str(axis)
         own = tuple(structure._number((s, a)) for a in range(len(structure.sites[s].shape)))
-        index = np.asarray(indices[s])
+        index = indices[s]
         if isinstance(axis, Before):  # the first step reads no earlier one, whatever stands there
-            index = np.roll(index, 1, axis=structure.chain_axis[s])
+            index = jnp.roll(index, 1, axis=structure.chain_axis[s])
         long = [a for a, n in enumerate(index.shape) if n > 1]
-        along = Factor(jnp.asarray(index).reshape([index.shape[a] for a in long]), tuple(own[a] for a in long))
-        places.append(np.broadcast_to(np.asarray(laid_out(along, plates)), [sizes[a] for a in plates]))
+        along = Factor(index.reshape([index.shape[a] for a in long]), tuple(own[a] for a in long))
+        places.append(jnp.broadcast_to(laid_out(along, plates), [sizes[a] for a in plates]))
     grid = np.indices([sizes[a] for a in plates])
     return table[(*places, *grid)]
 

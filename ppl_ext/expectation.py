@@ -5,6 +5,7 @@ What they estimate, and with which gradient, is the business of :mod:`ppl_ext.su
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -27,6 +28,7 @@ from ppl_ext.arguments import (
     check_program,
     told,
 )
+from ppl_ext.by_plates import Numbers
 from ppl_ext.by_site import estimate_by_site
 from ppl_ext.carrying import carried
 from ppl_ext.constants import join, odd_data_blamed, taken
@@ -60,7 +62,7 @@ class Expectation(eqx.Module):
         """An unbiased estimate; differentiable, with unbiased derivatives."""
         _refuse_open_handlers("Expectation.value")
         self._check("value", rng_key, args, kwargs)
-        with self._blamed("value", args, kwargs), reading(self.fn) as outside, explained(self.fn):
+        with self._blamed("value", args, kwargs), reading(self.fn) as outside, explained(self.fn), self._numbers(rng_key, args, kwargs):
             return taken(outside, lambda data, rest: _value(self.fn, outside, rng_key, _traceable(data), rest), args, kwargs)
 
     def value_and_grad(self, rng_key: jax.Array, *args, **kwargs) -> tuple[jax.Array, Any]:
@@ -75,7 +77,8 @@ class Expectation(eqx.Module):
                     f"value_and_grad differentiates by its first argument, which must be made of floating-point numbers; got {told(leaf)}."
                 )
         by = len(jax.tree.leaves(args[0]))
-        with self._blamed("value_and_grad", args, kwargs), reading(self.fn) as outside, explained(self.fn):
+        blamed, given = self._blamed("value_and_grad", args, kwargs), self._numbers(rng_key, args, kwargs)
+        with blamed, reading(self.fn) as outside, explained(self.fn), given:
             return taken(
                 outside, lambda data, rest: _value_and_grad(self.fn, outside, rng_key, _traceable(data), rest), args, kwargs, fixed=by
             )
@@ -83,6 +86,9 @@ class Expectation(eqx.Module):
     def _check(self, method: str, rng_key, args: tuple, kwargs: dict) -> None:
         check_key(f"Expectation.{method}: rng_key, the first argument,", rng_key)
         check_call(f"Expectation.{method}: program", self.fn, args, kwargs)
+
+    def _numbers(self, rng_key, args: tuple, kwargs: dict):
+        return Numbers(lambda: estimate(lambda: self.fn(*args, **kwargs), rng_key))
 
     def _blamed(self, method: str, args: tuple, kwargs: dict):
         return odd_data_blamed(f"Expectation.{method}: program", args, kwargs)
@@ -197,6 +203,17 @@ class Objective(NumPyroELBO):
         for name, program in (("model", model), ("guide", guide)):
             check_program(f"{where}: {name}", program)
             check_call(f"{where}: {name}", program, args, kwargs)
+        with Numbers(partial(self.once, {}, model, guide, args, kwargs)):
+            value, state = self._estimated(rng_key, param_map, model, guide, args, kwargs)
+        return {"loss": jax.tree.map(jnp.negative, value), "mutable_state": state or None}
+
+    def once(self, params: dict[str, Any], model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+        """Run for what the run meets (:class:`ppl_ext.by_plates.Numbers`), at these parameters; at initial values where there are none."""
+        key = random.key(0)
+        started = self.initial_state(key, params, model, guide, *args, **kwargs)
+        self._estimated(key, params | started, model, guide, args, kwargs)
+
+    def _estimated(self, rng_key, param_map, model, guide, args: tuple, kwargs: dict):
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
         with explained(type(self).body):
@@ -207,8 +224,7 @@ class Objective(NumPyroELBO):
 
                 return of(lambda: self(*programs())) if self.sums else estimate_by_site(of, lambda: self(*programs()))
 
-            value, state = without_absent(estimated, model, guide, rng_key)
-        return {"loss": jax.tree.map(jnp.negative, value), "mutable_state": state or None}
+            return without_absent(estimated, model, guide, rng_key)
 
     @property
     def sums(self) -> bool:

@@ -42,6 +42,8 @@ def explained(program: Any, where: Callable[[], str] = lambda: "", site: Mapping
         what = "The program" if program is None else f"The program '{name_of(program)}'"
         in_plate = _in_a_plate(error) if site is None else None
         stands = where() if in_plate is None else f"at site '{in_plate['name']}'"
+        if not stands and (drawn := getattr(error, "_ppl_ext_drawn", None)) is not None:
+            stands = f"at site '{drawn}'"
         what = getattr(error, "_ppl_ext_where", f"{what} failed {stands}".rstrip())  # an inner program's word goes first
         if isinstance(error, _NOT_CONCRETE) and any(getattr(h, "brings_keys", False) for h in _PYRO_STACK):
             # The expectation that runs the program may know what to do where Python branches on a value, if it sees JAX's own error.
@@ -73,7 +75,7 @@ def _innermost(traceback: TracebackType | None) -> str:
 def in_one_line(error: BaseException) -> str:
     """Its type and the first line of what it says."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip().rstrip('.')}." if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].strip().rstrip('.')}." if lines else f"{type(error).__name__}."
 
 
 def _hint(error: BaseException) -> str:
@@ -93,6 +95,8 @@ def _hint(error: BaseException) -> str:
             " If a site is sampled inside jax.vmap, NumPyro's own handlers lose it: wrap the program in ppl_ext.handlers.vmapped, or use "
             "numpyro.plate."
         )
+    if (law := _without_sampler(error)) is not None:
+        return f" Nothing can be drawn of {law}: give the site a value, by a guide or numpyro.handlers.substitute, or another law."
     if "pandas" in str(error):
         return " Pass .to_numpy() of a table of pandas."
     if (site := discrete_site(error)) is not None:
@@ -102,6 +106,17 @@ def _hint(error: BaseException) -> str:
             "the automatic one too."
         )
     return ""
+
+
+def _without_sampler(error: BaseException) -> str | None:
+    """The law that was to be drawn from and cannot be, as an improper one."""
+    traceback = error.__traceback__ if isinstance(error, NotImplementedError) else None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_qualname == "Distribution.sample" and frame.f_globals.get("__name__", "").startswith("numpyro.distributions"):
+            return type(frame.f_locals["self"]).__name__
+        traceback = traceback.tb_next
+    return None
 
 
 _SHAPES = re.compile("broadcast|shape", re.IGNORECASE)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import eval_context
 from jax.extend.core import Literal, Primitive, get_opaque_trace_state
 from jax.interpreters import ad, batching
 from jax.interpreters.partial_eval import dce_jaxpr
 
-__all__ = ["Literal", "Primitive", "ad", "batching", "get_opaque_trace_state"]
+__all__ = ["Literal", "Primitive", "ad", "batching", "eval_context", "get_opaque_trace_state"]
 
 # Of every primitive that some rule reads, the parameters of all versions from 0.9 on. An unknown one may change what it computes.
 _OF_ELEMENTWISE = "accuracy exponent_bits input_dtype mantissa_bits new_dtype out_dtype rounding_method sharding unroll weak_type y"

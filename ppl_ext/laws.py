@@ -5,6 +5,7 @@ Probabilities of exactly 0 and 1 are clamped there before the logarithm, which l
 """
 
 import copy
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import Distribution
+
+from ppl_ext.errors import ModelError
 
 
 def log_prob(fn: Distribution, value, intermediates=None) -> jax.Array:
@@ -22,7 +25,27 @@ def log_prob(fn: Distribution, value, intermediates=None) -> jax.Array:
     [-0.5, 0.5]
     """
     fn = _mended(fn)
-    return fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    return fn.log_prob(value, intermediates) if intermediates and _reads_intermediates(fn) else fn.log_prob(value)
+
+
+def _reads_intermediates(fn: Distribution) -> bool:
+    """Whether a law takes what its own sampler hands on: a folded one does not, and NumPyro gives it to it all the same."""
+    while type(fn).__name__ in ("MaskedDistribution", "Independent", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return "intermediates" in inspect.signature(type(fn).log_prob).parameters
+
+
+def check_draw(name: str, fn: Distribution, value, sample_shape: tuple[int, ...] = ()) -> None:
+    """Raise for a law whose draws are no values that its density takes: NumPyro's law of data that are censored to intervals draws points.
+
+    :raises ModelError: naming the site.
+    """
+    shape, expected = jnp.shape(value), tuple(fn.shape(sample_shape))
+    if shape != expected and jax.eval_shape(lambda key: fn.sample(key, sample_shape), jax.random.key(0)).shape == shape:
+        raise ModelError(
+            f"Site '{name}' ({type(fn).__name__}) cannot be drawn: its draws have shape {shape}, and its density takes values of shape "
+            f"{expected}. Observe it, or give it a value."
+        )
 
 
 def prob(fn: Distribution, value) -> jax.Array:

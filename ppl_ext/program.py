@@ -18,10 +18,12 @@ from numpyro.handlers import block, infer_config, seed
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.arguments import check_call, check_key, check_program, check_values
+from ppl_ext.by_plates import AlsoDrawn, Numbers
 from ppl_ext.density import LogDensity, site_term
 from ppl_ext.elimination import finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import explained, past_inner_jits, trace_state
+from ppl_ext.laws import check_draw
 from ppl_ext.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.summing import Aside, summed_out
 from ppl_ext.vmapped import Outside, sent_out, was_sent
@@ -142,6 +144,8 @@ class _Record(Messenger):
         name = msg["name"]
         if msg["type"] in ("sample", "deterministic") and name in self.sites:
             raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
+        if msg["type"] == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done"):
+            check_draw(name, msg["fn"], msg["value"], msg["kwargs"]["sample_shape"])
         self.sites[name] = msg.copy()
         self.stands = self.stands.replace("at ", "after ", 1)
 
@@ -214,9 +218,10 @@ class _Impose(Messenger):
                     self.summed.add(name)
                     msg["value"] = finite_site(name, msg).value(jnp.zeros((), int))  # any will do: its terms are made anew
                     return
-                hint = (
-                    " (it is marked for enumeration in the model; give the guide a site of that name, with infer={'gradient': 'enumerate'})"
-                )
+                finite = msg["fn"].has_enumerate_support
+                kind = type(msg["fn"]).__name__
+                why, how = ("", ", with infer={'gradient': 'enumerate'}") if finite else (f", and {kind} has no list of values", "")
+                hint = f" (it is marked for enumeration in the model{why}; give the guide a site of that name{how})"
             raise ModelError(
                 f"No value for latent site '{name}'{hint}. Given: {_listed(values)}. If these come from a guide, it misses '{name}', or "
                 "draws it inside a jax.jit of its own."
@@ -337,8 +342,11 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
             run(*args, **kwargs)
         return record
 
+    summed = set[str]()
+
     def attempt():
-        seen, summed = set[str](), set[str]()
+        seen = set[str]()
+        summed.clear()
         record = once(values, seen, summed)
         if not summed:
             return record, seen, record.log_density()
@@ -349,7 +357,13 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
 
         return record, seen, summed_out(record.sites, record.log_density(), summed, aside)
 
-    record, seen, result = _past_inner_jits(attempt)
+    def at_a_draw():
+        key, numeric = jax.random.key(0), AlsoDrawn(program)
+        drawn = simulate(numeric, *args, rng_key=key, **kwargs)
+        log_density(numeric, {n: x for n, x in drawn.values.items() if n not in summed}, *args, rng_key=key, **kwargs)
+
+    with Numbers(at_a_draw):
+        record, seen, result = _past_inner_jits(attempt)
     extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
     # Values of observed sites were refused above; a value for a deterministic site or a param is a misunderstanding too.
     if extra:

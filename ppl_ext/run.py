@@ -21,7 +21,7 @@ from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
 from ppl_ext.explain import rolled, trace_state
 from ppl_ext.gradients import Constant, Enumerate, EnumerateLocally, Learned, LocalStrategy, Reparameterize
 from ppl_ext.gradients.baseline import SUFFIX, fitted
-from ppl_ext.laws import elements, prob, unmasked
+from ppl_ext.laws import check_draw, elements, prob, unmasked
 from ppl_ext.program import hides_all
 from ppl_ext.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.vmapped import control_flow_inside, sent_out, was_sent
@@ -82,7 +82,11 @@ class Run(Messenger):
                 self._after_scan(msg)
             elif msg["value"] is None and not msg["is_observed"]:
                 key = msg["kwargs"]["rng_key"]
-                self.draw(msg, self.unique(msg["name"]), self.next_key() if key is None else key, self.forced)
+                try:
+                    self.draw(msg, self.unique(msg["name"]), self.next_key() if key is None else key, self.forced)
+                except Exception as error:
+                    error._ppl_ext_drawn = msg["name"]  # type: ignore[attr-defined]  # for ppl_ext.explain
+                    raise
         elif kind == "plate" and msg["value"] is None:
             msg["value"] = msg["fn"](*msg["args"], rng_key=random.fold_in(self.plate_key, zlib.crc32(msg["name"].encode())))
         elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:  # the key of a scan's step wins: this one is the same at all steps
@@ -138,6 +142,7 @@ class Run(Messenger):
         strategy, automatic, support = resolve(msg)
         if isinstance(strategy, Reparameterize):
             msg["value"], msg["intermediates"] = fn(rng_key=key, sample_shape=sample_shape, sample_intermediates=True)
+            check_draw(msg["name"], fn, msg["value"], sample_shape)
             return
         if isinstance(strategy, Constant):
             msg["value"] = lax.stop_gradient(fn(rng_key=key, sample_shape=sample_shape))
@@ -157,6 +162,7 @@ class Run(Messenger):
             value = jnp.take(jnp.asarray(support), given.outcome, axis=0)
         else:
             value = lax.stop_gradient(sampled(fn, key, sample_shape) if inside else fn(rng_key=key, sample_shape=sample_shape))
+            check_draw(msg["name"], fn, value, sample_shape)
         if isinstance(given, Replaced):
             local = strategy if isinstance(strategy, LocalStrategy) else EnumerateLocally()
             branch = given.branch.reshape(given.branch.shape + (1,) * law.event_dim)

@@ -8,8 +8,9 @@ import numpy as np
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import Messenger
 
+from ppl_ext.by_plates import eliminated
 from ppl_ext.density import Label, LogDensity, site_log_prob
-from ppl_ext.elimination import Elimination, finite_site
+from ppl_ext.elimination import Declared, finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.laws import element_log_prob, element_mask, elements, log_prob
 
@@ -36,7 +37,8 @@ def summed_out(
         return finite_terms(run(values), names, summed)
 
     out = []
-    elimination = Elimination(terms, finite, names)
+    axes = [_plate_axes(sites[n], jnp.ndim(x) if n not in summed else None) for n, x in zip(names, density.terms, strict=True)]
+    elimination = eliminated(terms, finite, names, Declared({n: a for n, a in zip(names, axes, strict=True) if n in summed}, axes))
     groups = [elimination.summed(linked) for linked in elimination.linked()]
     for t, (term, label) in enumerate(zip(density.terms, density.labels, strict=True)):
         group = next((g for g in groups if t in g.terms), None)
@@ -50,6 +52,13 @@ def summed_out(
             plates = tuple(p for p in label.plates if all(p in x.plates for x in labels))
             out.append((group.value if scale is None else scale * group.value, Label(_together(linked), plates)))
     return LogDensity(tuple(x for x, _ in out), tuple(label for _, label in out), 0)
+
+
+def _plate_axes(site: Mapping, ndim: int | None) -> dict[str, int]:
+    """The axis of each plate around a site, counted from the left of its elements, or of a term with so many axes."""
+    if ndim is None:
+        ndim = len(site["kwargs"]["sample_shape"]) + len(site["fn"].batch_shape)
+    return {f.name: ndim + f.dim for f in site["cond_indep_stack"] if ndim >= -f.dim}
 
 
 def finite_terms(sites: Mapping[str, dict], names: Sequence[str], summed: Collection[str]) -> list[jax.Array]:

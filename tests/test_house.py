@@ -24,6 +24,7 @@ FLOORS = (
     {
         "arguments",
         "array_rules",
+        "by_plates",
         "checkpoint",
         "constants",
         "credit",

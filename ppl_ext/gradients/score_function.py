@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 import numpyro.distributions as dist
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.transforms import AffineTransform
 
 from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentTypeError
@@ -17,9 +18,10 @@ class ScoreFunction(Strategy):
 
     .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}[\nabla_\theta f(z) + (f(z) - b)\,\nabla_\theta \log q_\theta(z)]
 
-    Serves every distribution with a density whose support does not move with its parameters (so no Delta, Uniform or truncation). Each
-    element of the draw is charged only with the cost terms it touches (an element of a plate with its own slice, a time step with the
-    steps to come), as :mod:`ppl_ext.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
+    Serves every distribution with a density whose support does not move with its parameters (so no Delta, Uniform or truncation, nor a
+    mixture of such or a half-line that is shifted) and whose draws have that density (so no censored one). Each element of the draw is
+    charged only with the cost terms it touches (an element of a plate with its own slice, a time step with the steps to come), as
+    :mod:`ppl_ext.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
 
     :param baseline: what is taken off the cost: :class:`~ppl_ext.gradients.LeaveOneOut` (default),
         :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned` or ``None``. In place of the default, a site may
@@ -45,7 +47,7 @@ class ScoreFunction(Strategy):
 
     @staticmethod
     def serves(fn: Distribution) -> bool:
-        return not _support_moves(fn)
+        return not _support_moves(fn) and "Censored" not in type(unwrapped(fn)).__name__
 
 
 def _support_moves(fn: Distribution) -> bool:
@@ -53,11 +55,27 @@ def _support_moves(fn: Distribution) -> bool:
     fn = unwrapped(fn)
     if isinstance(fn, _MOVING) or "Truncated" in type(fn).__name__:
         return True
-    if isinstance(fn, dist.TransformedDistribution):
-        return _support_moves(fn.base_dist)
-    if isinstance(fn, dist.MixtureSameFamily):
-        return _support_moves(fn.component_distribution)
+    if isinstance(fn, dist.TransformedDistribution) and _shifted(fn):
+        return True
+    return any(_support_moves(inner) for inner in _inside(fn))
+
+
+def _shifted(fn: dist.TransformedDistribution) -> bool:
+    """Whether the end of a half-line or an interval is moved by a transform that has parameters."""
+    support = fn.base_dist.support
+    for transform in fn.transforms:
+        while isinstance(support, constraints._IndependentConstraint):
+            support = support.base_constraint
+        if isinstance(transform, AffineTransform) and support is not constraints.real:
+            return True
+        support = transform.codomain
     return False
+
+
+def _inside(fn: Distribution) -> list[Distribution]:
+    """The laws that a law is made of: what it transforms, inflates or mixes."""
+    parts = [fn.base_dist] if isinstance(fn, dist.TransformedDistribution) else list(vars(fn).values())
+    return [x for part in parts for x in (part if isinstance(part, list | tuple) else [part]) if isinstance(x, Distribution)]
 
 
 _MOVING = (dist.Delta, dist.Uniform, dist.Pareto, dist.ImproperUniform)

@@ -18,10 +18,11 @@ from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
 from ppl_ext.arguments import check_call, check_count, check_flag, check_function, check_key, check_program, check_values, told
+from ppl_ext.by_plates import Numbers
 from ppl_ext.checkpoint import Checkpoint, digest
 from ppl_ext.constants import odd_data_blamed, split, taken
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
-from ppl_ext.infer.checks import check_first_step, non_finite_site
+from ppl_ext.infer.checks import check_first_step, densities_by_site, non_finite_site
 from ppl_ext.infer.loop import Progress, take_steps
 from ppl_ext.infer.runner import runner_for
 from ppl_ext.outside import Outside, reading
@@ -95,7 +96,8 @@ def fit(
     for name, program in (("model", model), ("guide", guide)):
         check_call(f"fit: {name}", program, args, kwargs)
     started = time.perf_counter()
-    with reading(model, guide, objective, optim) as outside, odd_data_blamed("fit: model", args, kwargs):
+    given = Numbers(lambda: densities_by_site(model, runner.guide, args, kwargs, rng_key, first))
+    with reading(model, guide, objective, optim) as outside, odd_data_blamed("fit: model", args, kwargs), given:
         runner = runner_for(outside, model, guide, objective, optim)
         states = runner.init(rng_key, num_chains, init_params, args, kwargs, stable_update)
         first = jax.tree.map(lambda x: x[0], runner.params(states))
@@ -120,11 +122,12 @@ def fit(
             "rng_key": _key_numbers(rng_key),
             "data": digest(split(args, kwargs)[0]),
         }
-        about |= runner.described(states, data, constants)
+        with given:
+            about |= runner.described(states, data, constants)
         save = partial(_save, checkpoint, about)
         if (found := checkpoint.load(states, about)) is not None:
             states, losses = placed(mesh, found[0]), found[1]
-    with tqdm(total=num_steps, initial=losses.shape[1], disable=not progress_bar, desc=repr(objective), unit="step") as bar:
+    with given, tqdm(total=num_steps, initial=losses.shape[1], disable=not progress_bar, desc=repr(objective), unit="step") as bar:
         every = checkpoint.every if checkpoint is not None else num_steps
         states, losses, alive, stop_reason = take_steps(
             runner, states, data, constants, losses, num_steps, bar, early_stopping, callback, save, every, stable_update
@@ -146,7 +149,8 @@ def fit(
         outside=outside,
     )
     if not alive.all():
-        raise _broken(result, outside, partial(runner.by_site, data, constants), states, alive, runner.many)
+        with given:
+            raise _broken(result, outside, partial(runner.by_site, data, constants), states, alive, runner.many)
     return result
 
 
