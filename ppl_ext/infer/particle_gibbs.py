@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro.infer import NUTS
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, latent_sample_sites, prototype_trace
 from numpyro.infer.mcmc import MCMCKernel
+from numpyro.primitives import Messenger
 
 from ppl_ext.algorithms.state_space import lower, scan_shape
 from ppl_ext.arguments import check_call, check_program, check_values, told
@@ -199,6 +200,10 @@ class ParticleGibbs(MCMCKernel):
         if not scan.num_steps:
             raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
         trace = prototype_trace(conditioned(self.model), jax.random.key(0), model_args, model_kwargs)
+        if any(trace[name]["infer"].get("enumerate") == "parallel" for name in path):
+            drawn = _Drawn(self.model, frozenset(path))
+            as_drawn = self.wrap_model(lambda _: drawn)
+            self.model, self._inner, self._sweep = as_drawn.model, as_drawn._inner, as_drawn._sweep
         others = [name for name in latent_sample_sites(trace) if name not in path]
         if init_params is not None:
             check_init_params("ParticleGibbs", init_params, {name: trace[name] for name in others})
@@ -240,6 +245,18 @@ class ParticleGibbs(MCMCKernel):
     @staticmethod
     def _told(state: Any) -> "ParticleGibbsState":
         return ParticleGibbsState(state.z, state, state.block_states[-1].renewed)
+
+
+class _Drawn(Messenger):
+    """Of a model some sites are drawn though it marks them to be summed out, which NumPyro's ``Gibbs`` would leave to other blocks."""
+
+    def __init__(self, fn: Callable, sites: frozenset[str]):
+        super().__init__(fn)
+        self.sites = sites
+
+    def process_message(self, msg):
+        if msg["type"] == "sample" and msg["name"] in self.sites:
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
 
 
 class ParticleGibbsState(NamedTuple):
