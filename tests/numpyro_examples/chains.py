@@ -126,12 +126,20 @@ def second_order(notes, lengths):
 ONE_STEP = "one step ahead"
 SONGS = dict(args=(NOTES, LENGTHS), by_parts=True, no_loo=ONE_STEP)
 
+ONE_SONG = SONGS | {"args": (NOTES[:1], LENGTHS[:1]), "no_loo": "history=1"}
+
 EXAMPLES = [
-    Example("HMM, by hand", by_hand, (np.ones(2, np.float32), np.ones(4, np.float32), TAGS, WORDS, WORDS[::-1].copy()), no_loo="var_name"),
+    Example("HMM, by hand", by_hand, (np.ones(2, np.float32), np.ones(4, np.float32), TAGS, WORDS, WORDS[::-1].copy()), no_loo=ONE_STEP),
     Example("HMM, first order", first_order, summed=("x",), states=("x",), exact=True, **SONGS),
     Example("HMM, prior masked", first_order, kwargs={"with_prior": False}, summed=("x",), states=("x",), exact=True, **SONGS),
     Example("HMM, autoregressive", autoregressive, summed=("x",), states=("x",), exact=True, **SONGS),
     Example("HMM, factorial", factorial, summed=("w", "x"), states=("w", "x"), exact=True, **SONGS),
     Example("HMM, one drives the other", one_drives_the_other, summed=("w", "x"), states=("w", "x"), exact=True, **SONGS),
-    Example("HMM, second order", second_order, summed=("x",), states=("x",), **(SONGS | {"args": (NOTES[:1], LENGTHS[:1])})),
+    Example(
+        "HMM, second order",
+        second_order,
+        summed=("x",),
+        states=("x",),
+        **ONE_SONG,
+    ),
 ]

@@ -182,7 +182,7 @@ EXAMPLES = [
     Example("pictures", pictures, (PICTURES,), guide=pictures_guide),
     Example("halves of pictures", halves, (PICTURES,), guide=pictures_guide),
     Example("topics", topics, (DOCUMENTS, {"words": 5, "dropout": 0.0, "batch": 2}, True), guide=topics_guide),
-    Example("tunes", tunes, (TUNES, LENGTHS), guide=tunes_guide),
+    Example("tunes", tunes, (TUNES, LENGTHS), guide=tunes_guide, no_draws="all of the plate 'songs'"),
     Example("tune, scanned", tune_scanned, (TUNES[0],), states=("z",)),
     Example("random network", random_network, (X, Y)),
     Example("random scale", mean_learned_scale_random, (X, Y)),

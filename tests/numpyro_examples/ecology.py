@@ -93,8 +93,8 @@ ROWS = np.indices((2, 3, 3)).reshape(3, -1)
 
 EXAMPLES = [
     Example("capture, constant", constant, states=("alive",), exact=True, **CHAIN),
-    Example("capture, by year", by_year, **CHAIN),
-    Example("capture, random years", random_years, **CHAIN),
+    Example("capture, by year", by_year, states=("phi", "alive"), **CHAIN),
+    Example("capture, random years", random_years, states=("logit_decentered", "alive"), **CHAIN),
     Example("capture, by sex", by_sex, states=("alive",), exact=True, **CHAIN),
     Example("capture, by sex and year", by_sex_and_year, given={"offset": 0.5, "year": jnp.array([-0.3, 0.8, 1.5])}, **CHAIN),
     Example("mortality", mortality, (*ROWS, np.array([0, 1, 1]), np.full(18, 30), np.arange(18) % 4)),

@@ -28,7 +28,8 @@ class Example:
     :param by_parts: that NumPyro's ``TraceEnum_ELBO`` is another number than its log densities give: it drops masks of finite sites
         (decision 12), and counts a law of the model several times that is expanded along them.
     :param given: values of sites that cannot be drawn from their prior.
-    :param no_loo: what ``loo`` says where it refuses; ``likelihoods`` what ``log_likelihood`` does.
+    :param no_loo: what ``loo`` says where it refuses.
+    :param no_draws: what ``Fit.sample`` says of a guide that takes its minibatch for the whole plate.
     :param states: sites of a scan that a filter draws; the others are parameters.
     :param exact: whether the smoother's exact recursions serve for them.
     """
@@ -42,6 +43,7 @@ class Example:
     by_parts: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
     no_loo: str | None = None
+    no_draws: str | None = None
     states: tuple[str, ...] = ()
     exact: bool = False
 

@@ -183,7 +183,7 @@ def ideal_points_guide(model, example):
 
 
 WORDS = np.random.default_rng(5).integers(0, 3, (4, 3))
-BOTH = "var_name"
+BOTH, PART = "var_name", "all of the plate 'documents'"
 
 EXAMPLES = [
     Example("ages imputed", ages, (AGES, TITLES, LIVED), no_loo=BOTH),
@@ -196,5 +196,11 @@ EXAMPLES = [
     Example("counts from somewhere", counts_from_somewhere, (np.array([2, 3, 5]),), summed=("low",)),
     Example("censored", censored, (np.float32([0.5, 1.2, 2.0]), np.array([True, False, True]))),
     Example("adjusted by the past", adjusted_by_the_past, (SEEN, np.array([0, 1, 1, 0]), SEEN[::-1].copy()), no_loo=BOTH),
-    Example("ideal points", ideal_points, (WORDS, np.array([2, 0]), np.array([0, 1, 1, 0]), (2, 2), 2), guide=ideal_points_guide),
+    Example(
+        "ideal points",
+        ideal_points,
+        (WORDS, np.array([2, 0]), np.array([0, 1, 1, 0]), (2, 2), 2),
+        guide=ideal_points_guide,
+        no_draws=PART,
+    ),
 ]

@@ -157,7 +157,7 @@ FEEDS = "one step ahead"
 
 EXAMPLES = [
     Example("AR(2), scanned", ar2_scanned, (SERIES,), no_loo=FEEDS),
-    Example("AR(2), written out", ar2_written_out, (SERIES,), no_loo="one step ahead"),
+    Example("AR(2), written out", ar2_written_out, (SERIES,), no_loo="var_name"),
     Example("VAR(2)", var2, (PAIRS,), no_loo=FEEDS),
     Example("Holt-Winters", holt_winters, (SERIES, 2), no_loo=FEEDS),
     Example("seasonal global trend", seasonal_global_trend, (SALES, 2), no_loo=FEEDS),
