@@ -105,11 +105,17 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
         if name in drawn and mask is not None and is_masked_latent(site) and not _same_masks(of_guide.sites[name]["fn"], site["fn"]):
             hidden[name] = _whole(~mask, site)
 
+    # What picks elements by their number (a state the row of a matrix, say) reads others at the next draw, or is summed out.
+    picking = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not _is_real(s["value"])}
+
     def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
         """Of a run in which what masked sites hand on has these values; their own density is taken at what was drawn."""
-        return [element_log_prob(s["fn"], drawn[n] if n in values else s["value"]) for n, s in run({**drawn, **values}).items()]
+        return [
+            element_log_prob(s["fn"], drawn[n] if n in hidden and n in values else s["value"]) for n, s in run({**drawn, **values}).items()
+        ]
 
-    credit, met = trace_credit(lambda: terms({n: mark(drawn[n], n, hidden[n].ndim) for n in hidden}))
+    ranks = {n: jnp.ndim(x) for n, x in picking.items()} | {n: x.ndim for n, x in hidden.items()}
+    credit, met = trace_credit(lambda: terms({n: mark({**picking, **drawn}[n], n, ndim) for n, ndim in ranks.items()}))
     visible = [_visible(site) for site in sites.values()]
     # A point may be made of other draws, as in guides that draw one vector for all sites.
     auxiliary = [s["fn"] for s in of_guide.sites.values() if s["type"] == "sample" and s["infer"].get("is_auxiliary")]
@@ -117,11 +123,13 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
     absent = Absent({}, {})
     for name, masked in hidden.items():
         if observed_twin(name, sites) is None:  # else the observed value takes its place wherever it is masked
-            relations = [(counts, deps[name]) for counts, deps in zip(visible, credit, strict=True) if name in deps]
+            readers = [(counts, deps) for counts, deps in zip(visible, credit, strict=True) if name in deps]
             seen = jnp.full(masked.shape, name not in met)
-            for counts, relation in relations:
-                seen |= collect(counts, relation, masked.shape) > 0
-            if name not in met or any(r is None and n > 1 for _, rel in relations for r, n in zip(rel, masked.shape, strict=True)):
+            for counts, deps in readers:
+                seen |= collect(counts, deps[name], masked.shape) > 0
+            lost = [deps for _, deps in readers if any(r is None and n > 1 for r, n in zip(deps[name], masked.shape, strict=True))]
+            picked = bool(picking) if name not in met else any(deps.keys() & picking.keys() - {name} for deps in lost)
+            if (lost or name not in met) and not picked:
                 seen &= _moves(terms, visible, name, drawn[name], masked.ndim)
             masked = masked & ~seen
         law = of_guide.sites[name]["fn"]
@@ -148,10 +156,14 @@ def _moves(terms: Callable, visible: list[jax.Array], name: str, value: jax.Arra
     def total(value):
         return sum(jnp.sum(jnp.where(counts > 0, x, 0.0)) for counts, x in zip(visible, terms({name: value}), strict=True))
 
-    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+    if not _is_real(value):
         return jnp.ones(jnp.shape(value)[:ndim], bool)
     slope = jax.grad(total)(jax.lax.stop_gradient(value))
     return (slope != 0).any(axis=tuple(range(ndim, slope.ndim)))  # NaN moves too
+
+
+def _is_real(value: jax.Array) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
 
 
 def _alone() -> Messenger:

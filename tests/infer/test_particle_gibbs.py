@@ -1,5 +1,7 @@
 """Particle Gibbs with NUTS for the parameters, against NUTS on the exact marginal of a linear Gaussian model."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +140,28 @@ def test_what_cannot_work_is_refused():
             PathSweep(model, 5).init(jax.random.key(0), 0, nothing, (Y,), {})
     with pytest.raises(ModelError, match="scan"):
         MCMC(ParticleGibbs(marginal, 5), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0), Y)
+
+
+def test_states_that_the_model_marks_to_be_summed_out_are_drawn_all_the_same():
+    """NumPyro's ``Gibbs`` has no place for such a site in a block."""
+    marked = {"enumerate": "parallel"}
+
+    def model(y, infer):
+        p = numpyro.sample("p", dist.Beta(2.0, 2.0))
+
+        def step(z, y):
+            z = numpyro.sample("z", dist.Bernoulli(jnp.where(z == 1, p, 1 - p)), infer=dict(infer))
+            numpyro.sample("y", dist.Normal(0.5 * z, 1.0), obs=y)
+            return z, None
+
+        scan(step, 0, y)
+
+    def run(infer):
+        kernel = ParticleGibbs(partial(model, infer=infer), num_particles=5)
+        mcmc = MCMC(kernel, num_warmup=5, num_samples=20, progress_bar=False)
+        mcmc.run(jax.random.key(0), jnp.array([0.3, 1.0, -0.4]))
+        return mcmc.get_samples()
+
+    plain, summed = run({}), run(marked)
+    assert marked == {"enumerate": "parallel"} and plain["z"].std() > 0
+    jax.tree.map(np.testing.assert_array_equal, plain, summed)
