@@ -51,8 +51,8 @@ def mixing(t):
     return Mixing(jnp.asarray(t)[..., None] + jnp.array([0.0, 0.5]))
 
 
-# A law without rows of parameters, and those of which there is nothing to observe.
-TABLE = {"Mixing": mixing} | {n: law for n, law in LAWS.items() if n not in {*NO_DRAW, *WITHOUT_DRAWS} and n != "ZeroSumNormal"}
+# But for a law without rows of parameters, and for those of which there is nothing to observe: no draw of a point is another row's.
+TABLE = {"Mixing": mixing} | {n: law for n, law in LAWS.items() if n not in {*NO_DRAW, *WITHOUT_DRAWS, "ZeroSumNormal", "Delta"}}
 LOST = ("Mixing", "CirculantNormal", "LowRankMultivariateNormal", "MixtureSameFamily")  # by the data flow
 
 
