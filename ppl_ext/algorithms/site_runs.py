@@ -1,11 +1,13 @@
 """Runs of parts of a program for one particle: latent sites take given values or are drawn, all are recorded, and densities summed."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import random
+from numpyro.distributions import Distribution
 from numpyro.distributions.util import is_identically_one
 from numpyro.handlers import block
 from numpyro.primitives import Messenger
@@ -15,7 +17,7 @@ from ppl_ext.algorithms.missing import filled, gaps, idle_term, missing_term, ob
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
-from ppl_ext.laws import element_mask, unmasked
+from ppl_ext.laws import element_mask, elements, unmasked
 from ppl_ext.program import _checked, _listed
 from ppl_ext.summing import observed_twin
 from ppl_ext.vmapped import sent_out, was_sent
@@ -86,11 +88,16 @@ class SiteRun(Messenger):
         if name in self.values:
             shape = msg["fn"].shape(msg["kwargs"]["sample_shape"])
             msg["value"] = jnp.reshape(_checked(name, self.values[name], shape), shape)
-        elif isinstance(self.key, LaneKey):
+            return
+        if isinstance(self.key, LaneKey):
             msg["value"] = self.key.draw(unmasked(msg["fn"]), self.num_keys, msg["kwargs"]["sample_shape"])
         else:  # a key of the site's own, or of a seed around the model, would be the same for all particles
             key = self.next_key(self.num_keys)
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
+        if (outcomes := drawn_evenly(name, msg["fn"], self.sites)) is not None:
+            seen = jnp.broadcast_to(element_mask(msg["fn"]), jnp.shape(msg["value"]))
+            evenly = random.choice(random.fold_in(self.next_key(self.num_keys), 1), outcomes, seen.shape)
+            msg["value"] = jnp.where(seen, msg["value"], evenly)
 
     def impute(self, msg) -> None:
         """Hand on, instead of NaN, the given value or a draw from the site's law."""
@@ -108,7 +115,7 @@ class SiteRun(Messenger):
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and not was_sent(self, msg):
-            self.sites[msg["name"]] = msg.copy()
+            self.sites[msg["name"]] = {**msg, "evenly": drawn_evenly(msg["name"], msg["fn"], self.sites)}
             if msg["name"] in self.raw:
                 self.sites[msg["name"]]["raw"] = self.raw[msg["name"]]
             self.stands = f"after site '{msg['name']}'"
@@ -124,7 +131,7 @@ class SiteRun(Messenger):
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
         """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite
-        site that draw is weighed, since each outcome counts one where it is masked."""
+        site each outcome counts one where it is masked, and that is how it is drawn there."""
         total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)
@@ -138,7 +145,7 @@ class SiteRun(Messenger):
                 masked = site["fn"].has_enumerate_support and element_mask(site["fn"]) is not None
                 counts_ones = bare and masked and observed_twin(name, self.sites) is None
                 lifted = {**site, "fn": unmasked(site["fn"])}
-                law = jnp.sum(site_term({**(lifted if bare else site), "scale": None}, {})[0])
+                law = drawn_law(site) if bare else jnp.sum(site_term({**site, "scale": None}, {})[0])
                 site = lifted if bare and not counts_ones else site
                 drawn += law
                 if counts_ones or name in scales or not (site["scale"] is None or is_identically_one(site["scale"])):
@@ -149,6 +156,32 @@ class SiteRun(Messenger):
             elif name not in self.latent:
                 observed += outer * jnp.sum(observed_term(site))
         return Terms(total, observed, drawn, rescaled)
+
+
+def drawn_evenly(name: str, fn: Distribution, sites: dict[str, dict]) -> jax.Array | None:
+    """The outcomes of a finite site that may be masked: each counts one there, so one is drawn evenly, and its weight has no noise.
+    ``None`` for other sites, and where no list is known.
+
+    :param sites: those met before.
+    """
+    if not fn.has_enumerate_support or element_mask(fn) is None or observed_twin(name, sites) is not None:
+        return None
+    try:
+        with jax.ensure_compile_time_eval():
+            outcomes = elements(fn).enumerate_support(expand=False)
+    except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return None
+    return outcomes.reshape(-1) if elements(fn).event_shape == () else None
+
+
+def drawn_law(site: dict) -> jax.Array:
+    """The log density that a latent site of a run is drawn with: its law's, without masks, or where they hide a finite one that of an even
+    draw."""
+    bare = {**site, "scale": None}
+    if site["evenly"] is None:
+        return jnp.sum(site_term({**bare, "fn": unmasked(site["fn"])}, {})[0])
+    seen = jnp.broadcast_to(element_mask(site["fn"]), jnp.shape(site["value"]))
+    return jnp.sum(site_term(bare, {})[0]) - jnp.sum(~seen) * math.log(len(site["evenly"]))
 
 
 class Proposal(SiteRun):

@@ -18,6 +18,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from ppl_ext.algorithms.missing import missing_term
 from ppl_ext.algorithms.resampling import weights_of
+from ppl_ext.algorithms.site_runs import drawn_law
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients import Constant, Reparameterize, ScoreFunction, as_strategy
 from ppl_ext.laws import unmasked
@@ -98,7 +99,7 @@ def _law_at(site: dict) -> jax.Array:
     """The log density that a site was drawn with, at its value held fixed; of an imputed one that of what was not seen."""
     if "raw" in site:
         return jnp.sum(missing_term(site["fn"], site["raw"], _stop(site["value"]), site["name"]))
-    return jnp.sum(unmasked(site["fn"]).log_prob(_stop(site["value"])))
+    return drawn_law({**site, "value": _stop(site["value"])})
 
 
 class Sited:
