@@ -95,7 +95,7 @@ class SiteRun(Messenger):
             key = self.next_key(self.num_keys)
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
         if (outcomes := drawn_evenly(name, msg["fn"], self.sites)) is not None:
-            seen = jnp.broadcast_to(element_mask(msg["fn"]), jnp.shape(msg["value"]))
+            seen = _seen(msg)
             evenly = random.choice(random.fold_in(self.next_key(self.num_keys), 1), outcomes, seen.shape)
             msg["value"] = jnp.where(seen, msg["value"], evenly)
 
@@ -180,8 +180,12 @@ def drawn_law(site: dict) -> jax.Array:
     bare = {**site, "scale": None}
     if site["evenly"] is None:
         return jnp.sum(site_term({**bare, "fn": unmasked(site["fn"])}, {})[0])
-    seen = jnp.broadcast_to(element_mask(site["fn"]), jnp.shape(site["value"]))
-    return jnp.sum(site_term(bare, {})[0]) - jnp.sum(~seen) * math.log(len(site["evenly"]))
+    return jnp.sum(site_term(bare, {})[0]) - jnp.sum(~_seen(site)) * math.log(len(site["evenly"]))
+
+
+def _seen(site: dict) -> jax.Array:
+    mask = element_mask(site["fn"])
+    return jnp.broadcast_to(True if mask is None else mask, jnp.shape(site["value"]))
 
 
 class Proposal(SiteRun):
