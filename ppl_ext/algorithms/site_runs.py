@@ -95,9 +95,9 @@ class SiteRun(Messenger):
             key = self.next_key(self.num_keys)
             msg["value"] = unmasked(msg["fn"])(rng_key=key, sample_shape=msg["kwargs"]["sample_shape"])
         if (outcomes := drawn_evenly(name, msg["fn"], self.sites)) is not None:
-            seen = _seen(msg)
+            seen, by_law = _seen(msg), jnp.asarray(msg["value"])
             evenly = random.choice(random.fold_in(self.next_key(self.num_keys), 1), outcomes, seen.shape)
-            msg["value"] = jnp.where(seen, msg["value"], evenly)
+            msg["value"] = jnp.where(seen, by_law, evenly)
 
     def impute(self, msg) -> None:
         """Hand on, instead of NaN, the given value or a draw from the site's law."""
