@@ -26,6 +26,7 @@ from ppl_ext.algorithms.compensated import Sum, plus, zero
 from ppl_ext.algorithms.constancy import depends
 from ppl_ext.algorithms.forward_backward import smooth_finite
 from ppl_ext.algorithms.gaps import no_exact_answer
+from ppl_ext.algorithms.lagged import ORDERS, Lagged, lagged
 from ppl_ext.algorithms.lowering import Inputs
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import Particle, StateSpace
@@ -55,46 +56,65 @@ def kind_of(ss: StateSpace) -> str | None:
     return None
 
 
-def exact_form(ss: StateSpace) -> tuple[StateSpace, str | None]:
-    """The state-space form that an exact answer is made of, and which kind it is.
+def exact_form(ss: StateSpace) -> tuple[StateSpace | Lagged, str | None]:
+    """The state-space form that an exact answer is made of, and which kind it is. Where the steps of a finite chain read two or three
+    states back, its state is that of as many steps.
 
     Gaps that are handed on belong to the state. Where the model has an exact answer only without them, and nobody knows yet whether there
     are any, it is taken as if there were none: :meth:`StateSpace.has_gap` tells, and then the evidence is NaN.
     """
     if (kind := kind_of(ss)) is None and ss.imputed and not any(ss.imputed.values()) and (other := kind_of(ss.as_observed())):
         return ss.as_observed(), other
+    if kind is None and ss.not_markov is not None and (longer := lagged(ss)) is not None:
+        return longer, "finite"
     return ss.for_sums(), kind
 
 
 def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
     """The exact evidence and the moments of the states given all data, by time in the order of the inputs.
 
+    Of a chain whose steps read more than one state back the moments are those of the steps' own states, and the probabilities those of the
+    joint states of as many steps.
+
     :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than ``max_states``.
     """
     found = smooth_run(ss, max_states)
+    if isinstance(form := exact_form(ss)[0], Lagged):
+        found = _of_steps(found, form.own_columns())
     by_time = ("mean", "covariance", "cross", "log_increments", "filtered_mean", "filtered_covariance", "probs", "filtered_probs", "pairs")
     return found._replace(**{name: ss.ordered(getattr(found, name)) for name in by_time})
+
+
+def _of_steps(s: Smoothed, own: list[int]) -> Smoothed:
+    square = jnp.ix_(jnp.array(own), jnp.array(own))
+    means, squares = ("mean", "filtered_mean"), ("covariance", "cross", "filtered_covariance")
+    parts = {name: getattr(s, name)[:, jnp.array(own)] for name in means} | {name: getattr(s, name)[:, *square] for name in squares}
+    return s._replace(**parts, first_cross=s.first_cross[:, jnp.array(own)])
 
 
 def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
     """The same by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
         raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
-    given, (ss, kind) = ss, exact_form(ss)
-    match kind:
-        case "finite":
-            return _known(given, ss, smooth_finite(ss, max_states))
-        case "gaussian":
-            return _known(given, ss, _gaussian(ss))
+    form, kind = exact_form(ss)
+    if kind == "finite":
+        return _known(ss, form, smooth_finite(form, max_states))
+    if kind == "gaussian" and isinstance(form, StateSpace):
+        return _known(ss, form, _gaussian(form))
     if gone := [name for name, has in ss.imputed.items() if has]:
         raise ModelError(no_exact_answer(gone[0]))
+    if ss.step_sites and all(site.fn.has_enumerate_support for site in ss.step_sites.values()):
+        raise ModelError(
+            f"No exact answer for this model: {ss.not_markov} A chain of finite states may read up to {max(ORDERS)} steps back, if each of "
+            "these states is an entry of its own in the scan's carry, and the first ones are known numbers. Else use a particle filter."
+        )
     raise ModelError(
         "No exact answer for this model: its latent sites are neither all finite, nor all real with a log density that is quadratic in "
         "them (or part of its state follows from the past without noise). Use a particle filter."
     )
 
 
-def _known(given: StateSpace, served: StateSpace, s: Smoothed) -> Smoothed:
+def _known(given: StateSpace, served: StateSpace | Lagged, s: Smoothed) -> Smoothed:
     """NaN where a gap was not served, and where there is nothing to know."""
     if given.imputed and not served.imputed:
         unserved = given.has_gap()
@@ -139,7 +159,7 @@ def _flat(sites: dict) -> tuple[jax.Array, Any]:
 class Steps:
     """Log densities of a model's steps as functions of the states before and after, as flat vectors."""
 
-    def __init__(self, ss: StateSpace):
+    def __init__(self, ss: StateSpace | Lagged):
         self.ss = ss
         self.zero_initial, self.unravel_initial = _flat(ss.initial_sites)
         self.zero_state, self.unravel_state = _flat(ss.step_sites)

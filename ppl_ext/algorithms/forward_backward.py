@@ -13,6 +13,7 @@ from jax import lax
 from jax.scipy.special import logsumexp
 
 from ppl_ext.algorithms.compensated import plus, zero
+from ppl_ext.algorithms.lagged import Lagged
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.errors import ModelError
@@ -42,7 +43,7 @@ def joint_points(sites: dict, max_states: int) -> tuple[dict[str, jax.Array], ja
     return out, jnp.concatenate(flat, 1) if flat else jnp.zeros((total, 0))
 
 
-def smooth_finite(ss: StateSpace, max_states: int) -> Smoothed:
+def smooth_finite(ss: StateSpace | Lagged, max_states: int) -> Smoothed:
     """Of a series of at least one step."""
     start_values, start_points = joint_points(ss.initial_sites, max_states)
     values, points = joint_points(ss.step_sites, max_states)

@@ -21,6 +21,7 @@ from ppl_ext.algorithms.constancy import depends
 from ppl_ext.algorithms.exact import Steps, exact_form, smooth_run
 from ppl_ext.algorithms.extinction import lost
 from ppl_ext.algorithms.forward_backward import joint_points
+from ppl_ext.algorithms.lagged import Lagged
 from ppl_ext.algorithms.smoothed import Smoothed
 from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.errors import ModelError
@@ -36,6 +37,7 @@ class Exact:
     def __init__(self, lowered: StateSpace):
         self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES)
         self.lowered, self.kind = exact_form(lowered)
+        self.space: StateSpace = self.lowered.space if isinstance(self.lowered, Lagged) else self.lowered
         self.steps = Steps(self.lowered)
 
     def expectations(self, functional: Functional | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -45,6 +47,8 @@ class Exact:
         """
         if functional is None:
             return {}, {}
+        if isinstance(lagged := self.lowered, Lagged):
+            functional = functional._replace(step=_on_own(functional.step, lagged))
         return self._finite(functional) if self.kind == "finite" else self._gaussian(functional)
 
     def states(self, values: Mapping[str, Any], x: Any) -> Particles:
@@ -176,6 +180,15 @@ class Exact:
 
     def _state(self, flat, unknown) -> dict[str, jax.Array]:
         return lost(self.steps.unravel_state(flat), unknown)
+
+
+def _on_own(step, lagged: Lagged):
+    """A functional's step, which knows nothing of the copies of earlier states."""
+
+    def run(x, before, particle):
+        return step(x.own, before, Particles(particle.carry, lagged.own(particle.sites)))
+
+    return run
 
 
 def _choose(key, weights) -> jax.Array:

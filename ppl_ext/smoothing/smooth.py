@@ -162,7 +162,7 @@ class smooth:
             at = self._lowered(params, args, kwargs, whole)
             return at.for_sums() if exact.lowered.imputed else at.as_observed()
 
-        found, wrong = exact.expectations(joined(self.how.functionals, Context(lowered, exact.lowered)))
+        found, wrong = exact.expectations(joined(self.how.functionals, Context(lowered, exact.space)))
         found = {n: jax.tree.map(lambda v, n=n: jnp.where(wrong.get(n, False), jnp.nan, v), x) for n, x in found.items()}
         s = exact.smoothed
         fields = {
@@ -171,7 +171,7 @@ class smooth:
             "log_evidence_increments": exact.lowered.ordered(s.log_increments),
             "log_evidence_initial": s.log_initial,
         }
-        return fields, outside(exact.lowered), no_bound_needed(jnp.zeros((), jnp.int32)), wrong, 0
+        return fields, outside(exact.space), no_bound_needed(jnp.zeros((), jnp.int32)), wrong, 0
 
     def _forward(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
         space, functional = self.how._replace(whole=whole).begin(params, args, kwargs)
