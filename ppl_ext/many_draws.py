@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from numpyro.handlers import substitute, trace
 
 from ppl_ext.density import LogDensity
 from ppl_ext.errors import ModelError
@@ -14,14 +15,17 @@ def evidence_of_many(model, guide, hold: bool = False) -> LogDensity:
 
     It is a sum over the K draws, as in NumPyro, so it is K times a bound where they are independent.
 
+    Deterministic sites of the guide that are stacked like the others are values for the model's sites of these names, as in NumPyro.
+
     :param hold: as in :func:`~ppl_ext.divergence.evidence`.
     :raises ModelError: if the guide has no sites, or they are not stacked in one way.
     """
-    if hold:
-        draw, log_q = simulate_and_hold(guide)
-    else:
-        draw = simulate(guide)
-        log_q = draw.log_density
+    with trace() as record:
+        if hold:
+            draw, log_q = simulate_and_hold(guide)
+        else:
+            draw = simulate(guide)
+            log_q = draw.log_density
     auxiliary = draw.values.auxiliary
     latent = {name: value for name, value in draw.values.items() if name not in auxiliary}
     if not latent:
@@ -33,5 +37,11 @@ def evidence_of_many(model, guide, hold: bool = False) -> LogDensity:
             told = f"'{first}' has {sizes[first]} draws and '{name}' {size}" if size is not None else f"'{name}' has no axis at all"
             raise ModelError(f"multi_sample_guide=True: every site of the guide is stacked along its first axis, one draw each; {told}.")
     shared = {name: value for name, value in draw.values.items() if name in auxiliary}
-    many = jax.vmap(lambda values: log_density(model, SiteValues({**values, **shared}, auxiliary)))(latent)
+    made = {name: site["value"] for name, site in record.items() if site["type"] == "deterministic"}
+    made = {name: value for name, value in made.items() if jnp.shape(value)[:1] == (sizes[first],)}
+
+    def one(values, made):
+        return log_density(substitute(model, data=made), SiteValues({**values, **shared}, auxiliary))
+
+    many = jax.vmap(one)(latent, made)
     return LogDensity(tuple(x.sum(0) for x in many.terms), many.labels, many.batch_ndim) - log_q

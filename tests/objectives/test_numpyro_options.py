@@ -141,6 +141,26 @@ def test_guides_of_many_draws_as_numpyros():
         assert abs(loc - float(Y.sum()) / 6) < 0.1  # 1 of the prior, 3 of the data, 2 of the factor
 
 
+def test_what_such_a_guide_computes_of_its_draws_is_a_value_for_the_model():
+    """As of a rejection sampler, whose accepted draws are a function of its noise; the noise counts in the guide's density alone."""
+
+    def computing(y):
+        noise = numpyro.sample("noise", dist.Normal(numpyro.param("loc", 0.0), 0.7).expand([3]), infer={"is_auxiliary": True})
+        numpyro.sample("w", dist.Normal(0.0, 1.0).expand([3]))
+        numpyro.deterministic("z", 0.5 + noise)
+
+    def wide(y):
+        model(y)
+        numpyro.sample("w", dist.Normal(0.0, 2.0))
+
+    keys = jax.random.split(KEY, 3000)
+    found, expected = (
+        jax.vmap(lambda k, o=o: o(multi_sample_guide=True).loss(k, PARAMS, wide, computing, Y))(keys) for o in (ELBO, Trace_ELBO)
+    )
+    spread = np.hypot(found.std(), expected.std()) / np.sqrt(len(keys))
+    assert abs(found.mean() - expected.mean()) < 4.5 * spread  # false alarms 7e-6
+
+
 def test_what_has_no_such_option_says_so_by_name():
     with pytest.raises(ArgumentError, match="IWELBO.*sum_sites is an option of ELBO alone"):
         IWELBO(sum_sites=False)
