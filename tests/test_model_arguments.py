@@ -18,10 +18,11 @@ from numpyro.infer.autoguide import AutoNormal
 
 import ppl_ext
 from ppl_ext.constants import content, split
+from ppl_ext.diagnostics import calibrate, leave_future_out
 from ppl_ext.errors import ArgumentTypeError, ProgramError
 from ppl_ext.infer import PMMH, SGHMC, ParticleGibbs, fit
 from ppl_ext.objectives import ELBO, IWELBO
-from ppl_ext.smoothing import OnlineSmoother, ParisParticleGibbs, RecursiveMaximumLikelihood, ScoreAscent, smooth
+from ppl_ext.smoothing import OnlineEM, OnlineSmoother, ParisParticleGibbs, RecursiveMaximumLikelihood, ScoreAscent, smooth
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -91,6 +92,32 @@ def sampled(kernel, *args):
     return mcmc
 
 
+def calibrated(model, y, labels=LABELS, config=None, settings=None):
+    """Data are keywords there."""
+    more = {} if config is None else {"labels": labels, "config": config, "settings": settings}
+    algorithm = lambda key, data: {"mean": jax.random.normal(key, (9, 3))}  # noqa: E731
+    found = calibrate(KEY, model, algorithm, data="y", num_simulations=6, num_draws=9, progress_bar=False, y=y, **more)
+    return {name: np.asarray(x, float) for name, x in found.ranks.items()}
+
+
+def left_out(model, *args):
+    def refit(key, t):
+        return {"phi": np.asarray(jax.random.uniform(key, (1, 20)), np.float32)}
+
+    return leave_future_out(KEY, refit, model, *args, min_steps=2).elpd
+
+
+def autoregression(y, groups, config, settings, kind="normal", extra=None):
+    scale = checked(config, settings, kind, extra) * (int(np.max(groups)) + 1)
+    phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
+
+    def step(before, y_t):
+        y_t = numpyro.sample("y", dist.Normal(phi * before, scale), obs=y_t)
+        return y_t, None
+
+    scan(step, 0.0, y)
+
+
 PHI = {"phi": 0.5}
 OF_ROWS = {
     "fit": lambda m, *a: fitted(m, *a).losses,
@@ -100,6 +127,7 @@ OF_ROWS = {
     "expectation": lambda m, *a: ppl_ext.expectation(lambda p, *a: weighed(p, m, *a)).value_and_grad(KEY, 1.0, *a),
     "value": lambda m, *a: ppl_ext.expectation(lambda *a: weighed(1.0, m, *a)).value(KEY, *a),
     "log_likelihood": lambda m, *a: ppl_ext.diagnostics.log_likelihood(m, {"mean": np.ones((1, 4, 3), np.float32)}, *a),
+    "calibrate": calibrated,
     "SGHMC": lambda m, *a: sampled(SGHMC(m, step_size=0.01), *a).get_samples(),
 }
 OF_SERIES = {
@@ -129,7 +157,11 @@ def test_series_as_with_the_settings_closed_over(verb):
     alike(OF_SERIES[verb](walk, Y, *settings()), OF_SERIES[verb](bound(walk), Y))
 
 
-@pytest.mark.parametrize("learner", ["OnlineSmoother", "RecursiveMaximumLikelihood"])
+def test_future_left_out_as_with_the_settings_closed_over():
+    alike(left_out(autoregression, Y, *settings()), left_out(bound(autoregression), Y))
+
+
+@pytest.mark.parametrize("learner", ["OnlineSmoother", "RecursiveMaximumLikelihood", "OnlineEM"])
 def test_settings_of_a_stream_are_told_from_what_it_observes(learner):
     """A number may be either: what Python asks for is a setting."""
 
@@ -147,6 +179,8 @@ def test_settings_of_a_stream_are_told_from_what_it_observes(learner):
     def run(model, *args, **kwargs):
         if learner == "OnlineSmoother":
             online = OnlineSmoother(model, num_particles=10)
+        elif learner == "OnlineEM":
+            online = OnlineEM(model, lambda x_prev, x, y_t: x[0], lambda s: {"phi": 0.5 + 0.01 * jnp.tanh(s)}, lambda t: 1 / t, 10, wait=1)
         else:
             online = RecursiveMaximumLikelihood(model, lambda t: t**-0.6, num_particles=10)
         state = online.init(KEY, 0, *args, params=PHI, **kwargs)
