@@ -35,4 +35,4 @@ PYTHON
 "$work/venv/bin/python" "$work/look.py"
 # Output seen:
 #   after warmup(): {'mu': [-0.0, -0.0, -0.0, -0.0], 'sigma': [0.0, 0.0, 0.0, 0.0]}
-#   after run(): {'mu': [0.49, 1.0, 0.87, 0.16], 'sigma': [2.19, 2.56, 2.61, 2.39]}
+#   after run(): {'mu': [0.49, 1.0, 0.87, 0.16], 'sigma': [2.19, 2.57, 2.61, 2.39]}
