@@ -121,7 +121,8 @@ def test_training_reports_and_adapting_are_those_without_padding(model, fits):
 def test_scores_are_those_without_padding(model, fits):
     """The predictive law of a row is Normal, so its log density is known; draws of θ leave an error of about 0.01."""
     fit = fits.get(model) or run(model)
-    query = [(np.append(x, x[0] + 1), np.append(y, y[0])) for x, y in ROWS]  # of other lengths than the supports
+    # Of other lengths than the supports, and so that copies of a last row would tell.
+    query = [(np.append(x, x[0] + 9), np.append(y, y[0]) + 4) for x, y in ROWS]
     scores = evaluate(fit, KEY, ROWS, query, prior="mode", num_samples=4000, batch_size=3)
     precision = float((fit.niw.df + 3) / fit.niw.scale_matrix[0, 0])
     for i, ((a, b), (x, y)) in enumerate(zip(quadratics(model), query, strict=True)):
