@@ -14,6 +14,7 @@ from numpyro.infer import MCMC
 from numpyro.infer.svi import SVIRunResult
 
 from ppl_ext.arguments import check_call, check_count, check_key, told
+from ppl_ext.constants import odd_data_blamed
 from ppl_ext.diagnostics.draws import Draws, guide_sampler
 from ppl_ext.diagnostics.params_file import write_params
 from ppl_ext.diagnostics.predicted import predictions as predictions_at
@@ -24,6 +25,7 @@ from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, 
 from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.diagnostics.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.explain import explained
 from ppl_ext.outside import Outside
 
 
@@ -308,7 +310,8 @@ def predict(
     if run.model is None:
         raise ArgumentError("predict needs the model; this run has none. Pass model=...")
     check_call("predict: model", run.model, args, kwargs)
-    return predictions_at(run.model, run.values, run.params, rng_key, args, kwargs, redraw)
+    with odd_data_blamed("predict: model", args, kwargs), explained(run.model):
+        return predictions_at(run.model, run.values, run.params, rng_key, args, kwargs, redraw)
 
 
 def _run_of(what: str, result, model, guide, model_args, model_kwargs, rng_key, num_samples) -> tuple[Run, jax.Array | None]:

@@ -17,6 +17,7 @@ from ppl_ext.algorithms.missing import filled, gaps, idle_term, missing_term, ob
 from ppl_ext.density import site_term
 from ppl_ext.errors import ModelError
 from ppl_ext.explain import trace_state
+from ppl_ext.gradients import finite_support
 from ppl_ext.laws import element_mask, elements, unmasked
 from ppl_ext.program import _checked, _listed
 from ppl_ext.summing import observed_twin
@@ -115,7 +116,8 @@ class SiteRun(Messenger):
 
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and not was_sent(self, msg):
-            self.sites[msg["name"]] = {**msg, "evenly": drawn_evenly(msg["name"], msg["fn"], self.sites)}
+            evenly = None if msg["is_observed"] else drawn_evenly(msg["name"], msg["fn"], self.sites)
+            self.sites[msg["name"]] = {**msg, "evenly": evenly}
             if msg["name"] in self.raw:
                 self.sites[msg["name"]]["raw"] = self.raw[msg["name"]]
             self.stands = f"after site '{msg['name']}'"
@@ -167,11 +169,11 @@ def drawn_evenly(name: str, fn: Distribution, sites: dict[str, dict]) -> jax.Arr
     if not fn.has_enumerate_support or element_mask(fn) is None or observed_twin(name, sites) is not None:
         return None
     try:
-        with jax.ensure_compile_time_eval():
-            outcomes = elements(fn).enumerate_support(expand=False)
+        outcomes = finite_support(elements(fn))
+    # Elements have different lists, or a list's length is traced: then such a site is drawn from its law, and weighed.
     except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return None
-    return outcomes.reshape(-1) if elements(fn).event_shape == () else None
+    return outcomes if outcomes.ndim == 1 else None
 
 
 def drawn_law(site: dict) -> jax.Array:

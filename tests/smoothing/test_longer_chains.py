@@ -158,8 +158,16 @@ def test_two_sites_one_of_them_a_vector():
 
 
 def test_a_report_and_quantiles_know_nothing_of_the_copies():
-    report = smooth(second, backward="exact").run(KEY, Y).to_arviz(num_samples=10)
-    assert {"z"} <= set(report.posterior.data_vars) and not any("before" in name for name in report.posterior.data_vars)
+    run = smooth(second, backward="exact").run(KEY, Y)
+    report = run.to_arviz(num_samples=10)
+    assert set(report.posterior.data_vars) == {"z"} and report.posterior["z"].dims == ("chain", "draw", "time")
+    levels = np.array([0.1, 0.5, 0.9])
+    found = run.filtered(jnp.asarray(levels))
+    assert set(found) == {"z"}
+    for t in range(len(Y)):  # the state at the end of each part of the series
+        paths, log_p = every_path(second, range(3), Y[: t + 1])
+        below = np.array([np.exp(log_p[paths[:, -1] <= k]).sum() for k in range(3)]) / np.exp(log_p).sum()
+        np.testing.assert_array_equal(found["z"][:, t], np.searchsorted(below, levels))
 
 
 def test_the_evidence_inside_of_a_program():
