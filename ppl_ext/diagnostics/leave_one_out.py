@@ -2,7 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+
+FEWEST = 25
+"""Draws of which a fifth, the tail that a Pareto law is fitted to, are five."""
 
 
 def loo(result: Any, var_name: str | None = None, **options: Any) -> Any:
@@ -21,7 +26,8 @@ def loo(result: Any, var_name: str | None = None, **options: Any) -> Any:
     :param options: of ``arviz.loo``, such as ``pointwise=True``.
     :return: ``arviz.ELPDData``.
     :raises ModelError: if the site's terms are one-step-ahead terms.
-    :raises ArgumentError: if the report has no log likelihood (it says why), or none of that name.
+    :raises ArgumentError: if the report has no log likelihood (it says why), none of that name, fewer than 25 draws, or terms that are the
+        same at all of them.
     :raises ArgumentTypeError: if ``result`` is no report.
 
     >>> import jax, numpyro, numpyro.distributions as dist, ppl_ext
@@ -61,4 +67,26 @@ def loo(result: Any, var_name: str | None = None, **options: Any) -> Any:
         raise ArgumentError(f"loo: the report has no log_likelihood: {reason}")
     if var_name is None and len(terms) > 1 or var_name is not None and var_name not in terms:
         raise ArgumentError(f"loo: var_name must be one of {', '.join(map(repr, terms))}, got {var_name!r}.")
-    return arviz.loo(report, var_name=var_name, **options)
+    name = terms[0] if var_name is None else var_name
+    draws = np.asarray(report["log_likelihood"][name])
+    draws = draws.reshape(draws.shape[0] * draws.shape[1], -1)
+    # ArviZ 0.23 gives numbers for either all the same, 1.x an error of its own.
+    if len(draws) < FEWEST:
+        raise ArgumentError(
+            f"loo: {len(draws)} draws have no tail to be smoothed; make {FEWEST} at least, by num_samples=, and better hundreds."
+        )
+    if (draws == draws[:1]).all():
+        raise ArgumentError(_same(f"all terms of '{name}'"))
+    try:
+        return arviz.loo(report, var_name=var_name, **options)
+    except ValueError as error:
+        if "tail values are the same" not in str(error):
+            raise
+        raise ArgumentError(_same(f"terms of '{name}'")) from error
+
+
+def _same(which: str) -> str:
+    return (
+        f"loo: {which} are the same at all draws, or at those of the tail, so that there is nothing to reweigh: the posterior is a point "
+        "(AutoDelta), or nothing latent reaches these observations. Use a guide with a width; mask what nothing explains."
+    )

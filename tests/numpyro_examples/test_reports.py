@@ -18,6 +18,7 @@ from tests.numpyro_examples.registry import EXAMPLES
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 SUBSAMPLED = {"documents", "rows", "songs"}  # plates
+DRAWS = 25  # as few as leave-one-out takes
 NOTHING_OBSERVED = "no log_likelihood"
 
 
@@ -46,13 +47,13 @@ def test_fit(example):
     assert result.losses.shape == (1, 20) and np.isfinite(result.losses).all()
     if example.no_draws:
         with pytest.raises(PplExtError, match=example.no_draws):
-            result.sample(num_samples=8)
+            result.sample(num_samples=DRAWS)
         return
-    draws = result.sample(num_samples=8)
+    draws = result.sample(num_samples=DRAWS)
     drawn = set(example.drawn()[1])
     latent = drawn - SUBSAMPLED
     assert latent <= draws.values.keys() and np.isfinite(draws.log_weights).all()
-    report = result.to_arviz(num_samples=8)
+    report = result.to_arviz(num_samples=DRAWS)
     assert {name.replace("/", ".") for name in latent} <= set(report.posterior.data_vars)
     left_out(example, report)
     if not (example.summed or drawn & SUBSAMPLED or example.no_loo == NOTHING_OBSERVED):  # NumPyro's is for none of these
@@ -70,7 +71,7 @@ CHAINS = [e for e in EXAMPLES if not e.guide and e.name not in {"tune, scanned",
 @pytest.mark.filterwarnings(*WARNS)
 @pytest.mark.parametrize("example", rows(CHAINS))
 def test_nuts(example):
-    mcmc = MCMC(NUTS(example.model, max_tree_depth=3), num_warmup=10, num_samples=10, progress_bar=False)
+    mcmc = MCMC(NUTS(example.model, max_tree_depth=3), num_warmup=10, num_samples=DRAWS, progress_bar=False)
     mcmc.run(KEY, *example.args, **example.kwargs)
     report = ppl_ext.to_arviz(mcmc)
     assert set(mcmc.get_samples()) <= set(report.posterior.data_vars)
