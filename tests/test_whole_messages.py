@@ -1,5 +1,7 @@
 """A user's filter is asked with whole messages: it may read any field that NumPyro's have."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,3 +52,27 @@ def test_a_filter_around_replicate(field):
         return replicate(lambda: numpyro.sample("x", dist.Normal(0.0, 1.0)), 3).mean()
 
     assert expectation(block(mean, hide_fn=FIELDS[field])).value(KEY) == expectation(mean).value(KEY)
+
+
+def observed(site):
+    return site["type"] == "sample" and site["is_observed"]
+
+
+@pytest.mark.parametrize("name", ["marginal", "normalize"])
+def test_a_filter_that_hides_the_factor_with_the_density_is_told(name):
+    program = PROGRAMS[name]
+    with pytest.warns(UserWarning, match=rf"hides the factor '{name}\((x|z)\)', which carries the log density of '(x|z)'"):
+        assert simulate(block(program, hide_fn=observed), rng_key=KEY).log_density.total == 0.0
+    [factor] = [label.site for label in simulate(program, rng_key=KEY).log_density.labels if label.site.startswith(name)]
+    through = block(program, hide_fn=lambda site: observed(site) and site["name"] != factor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = simulate(through, rng_key=KEY)
+        np.testing.assert_array_equal(found.log_density.total, simulate(program, rng_key=KEY).log_density.total)
+        simulate(block(program), rng_key=KEY)  # all of it hidden is what was asked for
+        simulate(marginal(nested, ["x"], Enumeration()), rng_key=KEY)
+
+
+def nested():
+    numpyro.sample("y", dist.Normal(marginal(model, ["x"], Enumeration())()["x"], 1.0), obs=0.3)
+    numpyro.sample("w", dist.Bernoulli(0.5))

@@ -38,6 +38,7 @@ class Inner(Messenger):
         self.leaving, self.state = False, trace_state()
         self.drawn: dict[str, bool] = {}
         self.outward: dict[str, str] = {}
+        self.blocked: dict[str, bool] = {}
 
     def process_message(self, msg):
         kind = msg["type"]
@@ -77,6 +78,7 @@ class Inner(Messenger):
             self.leaving = False
             self.outward[name] = msg["name"]
             self.drawn[name] = msg["intermediates"] is not None
+            self.blocked[name] = bool(msg.get("stop"))
             msg["name"], msg["fn"], msg["infer"], msg["is_observed"] = name, fn, infer, False
             if not laws and msg["intermediates"] is None:
                 msg["intermediates"] = []

@@ -1,5 +1,6 @@
 """Sum sites of a program out: a program on fewer sites, with an estimated density."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro.handlers import block
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.inner import Inner, Run, no_key, refuse_open_plates, run_here, unused_run
@@ -106,7 +109,7 @@ class marginal(eqx.Module):
         def forward(outer: frozenset[str]) -> jax.Array:
             return forward_weight(sites, frozenset(name for name, seen in pilot.outward.items() if seen in outer))
 
-        emit(what, log_w, Estimate(kind), forward, normalised)
+        emit(what, log_w, Estimate(kind), forward, normalised, pilot.blocked)
         return given
 
     def _run(self, what: str) -> tuple[Run, bool]:
@@ -130,8 +133,11 @@ class marginal(eqx.Module):
         return free
 
 
-def emit(name: str, log_w: jax.Array, estimate: Estimate, forward: Callable, normalised: bool) -> None:
-    """The factor that carries an estimated log density, with what an enclosing transformation must know of it."""
+def emit(name: str, log_w: jax.Array, estimate: Estimate, forward: Callable, normalised: bool, blocked: dict[str, bool]) -> None:
+    """The factor that carries an estimated log density, with what an enclosing transformation must know of it.
+
+    :param blocked: by site that it is the density of, whether a handler hides that one from outside.
+    """
     unit = dist.Unit(log_w)
     infer = {
         "is_auxiliary": True,
@@ -139,4 +145,27 @@ def emit(name: str, log_w: jax.Array, estimate: Estimate, forward: Callable, nor
         "_ppl_ext_forward": forward,
         "_ppl_ext_normalised": normalised,
     }
-    numpyro.sample(name, unit, obs=unit.sample(None), infer=infer)
+    with _Seen(name, [site for site, hidden in blocked.items() if not hidden]):
+        numpyro.sample(name, unit, obs=unit.sample(None), infer=infer)
+
+
+class _Seen(Messenger):
+    """Tell when a block hides the factor and leaves its sites: their density is then lost."""
+
+    def __init__(self, name: str, visible: list[str]):
+        super().__init__()
+        self.name, self.visible = name, visible
+
+    def postprocess_message(self, msg):
+        if msg["name"] != self.name or not self.visible:
+            return
+        for handler in reversed(_PYRO_STACK):
+            if isinstance(handler, Inner):
+                return
+            if isinstance(handler, block) and handler.hide_fn(msg):
+                warnings.warn(
+                    f"A block hides the factor '{self.name}', which carries the log density of {_listed(self.visible)}, so what is outside "
+                    f"counts them as zero. Let it through: block(..., hide_fn=lambda site: ... and site['name'] != '{self.name}').",
+                    stacklevel=3,
+                )
+                return

@@ -106,7 +106,7 @@ class normalize(eqx.Module):
                 )
             return log_w if held else jnp.zeros(())
 
-        emit(what, log_w, Estimate(kind), forward, all_drawn)
+        emit(what, log_w, Estimate(kind), forward, all_drawn, kept.blocked)
         return values
 
     def _free(self, sites: dict[str, dict]) -> tuple[str, ...]:
