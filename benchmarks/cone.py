@@ -22,7 +22,7 @@ from numpyro.handlers import seed, trace
 from benchmarks import harness
 from ppl_ext import marginal
 from ppl_ext.algorithms import ImportanceSampling
-from ppl_ext.expectation import Objective
+from ppl_ext.expectations.objective import Objective
 from ppl_ext.objectives import ELBO, IWELBO
 
 HEIGHT = 5.0

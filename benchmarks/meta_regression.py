@@ -29,9 +29,9 @@ from benchmarks import harness
 from benchmarks.peers import neural_process as peer
 from ppl_ext.meta import EpisodeStream, ExactLinearGaussian, SimulatedStream, kinds, lift
 from ppl_ext.meta.adapt import adapted, scale_nodes
+from ppl_ext.meta.distributions.mixtures import Mixture
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.fitted import MetaFit
-from ppl_ext.meta.mixtures import Mixture
 
 HIDDEN, POINTS, SUPPORT, NOISE = 40, 50, 5, 0.3
 EPISODES_A_STEP, MAML_STEPS, MAML_RATE = 20, 5, 0.01
@@ -213,7 +213,7 @@ def neural_process(seed: int, seconds: float):
 
 def memory(steps: int) -> dict[str, float]:
     """Mebibytes of temporaries of one meta-gradient with so many inner steps, as XLA plans them."""
-    from ppl_ext.meta.solvers import LaplaceGGN
+    from ppl_ext.meta.solvers.laplace import LaplaceGGN
 
     start = initial(jax.random.key(0))
 

@@ -27,7 +27,7 @@ from ppl_ext.infer import fit
 from ppl_ext.meta import EpisodeStream, LaplaceGGN, lift
 from ppl_ext.meta.fit import Trainer
 from ppl_ext.objectives import ELBO
-from ppl_ext.sharding import placed
+from ppl_ext.runtime.sharding import placed
 from ppl_ext.smoothing import smooth
 
 DEVICES = (1, 2, 4)

@@ -24,7 +24,7 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from benchmarks import harness
 from ppl_ext.infer import SGHMC, SGLD
-from ppl_ext.priors.functions import posterior_functions
+from ppl_ext.priors.functions.posterior_functions import posterior_functions
 
 ROWS, INPUTS, HIDDEN, BATCH = 455, 13, 100, 32
 NOISE = 0.1  # variance, of targets of variance 1

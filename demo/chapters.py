@@ -14,7 +14,7 @@ from demo.report import Chapter, Run, Table, compared, say
 from demo.running import CLOCK, run_fit, run_mcmc
 from ppl_ext import handlers, log_density, marginal
 from ppl_ext.algorithms import ExactFilter, ParticleFilter
-from ppl_ext.diagnostics.arviz_export import build_report
+from ppl_ext.diagnostics.report.arviz_export import build_report
 from ppl_ext.infer import ParticleGibbs
 from ppl_ext.meta import EpisodeStream, ExactLinearGaussian, evaluate, lift
 from ppl_ext.objectives import ELBO, IWELBO, Renyi

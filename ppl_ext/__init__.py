@@ -3,10 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ppl_ext.density import LogDensity, log_mean_exp
+from ppl_ext.densities.log_density import LogDensity, log_mean_exp
+from ppl_ext.expectations.expectation import expectation
 
 # Imported here and not lazily: loading the module ppl_ext.expectation would otherwise hide the function of that name.
-from ppl_ext.expectation import carried, expectation, objective, replicate
+from ppl_ext.expectations.objective import carried, objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.program import Draw, Program, log_density, simulate
 
 if TYPE_CHECKING:

@@ -13,20 +13,20 @@ import numpy as np
 from numpyro.infer import MCMC
 from numpyro.infer.svi import SVIRunResult
 
-from ppl_ext.arguments import check_call, check_count, check_key, told
-from ppl_ext.constants import odd_data_blamed
 from ppl_ext.diagnostics.draws import Draws, guide_sampler
-from ppl_ext.diagnostics.params_file import write_params
-from ppl_ext.diagnostics.predicted import predictions as predictions_at
-from ppl_ext.diagnostics.predicted import refuse_lost_data
-from ppl_ext.diagnostics.report_options import check_report_options, check_run_options
-from ppl_ext.diagnostics.run_report import report_of
-from ppl_ext.diagnostics.runs import Run, name_of, objective_name, run_of_mcmc, seed_numbers
-from ppl_ext.diagnostics.sites import refuse_open_handlers
-from ppl_ext.diagnostics.summary import importance, sentences, table
+from ppl_ext.diagnostics.report.options import check_report_options, check_run_options
+from ppl_ext.diagnostics.report.params_file import write_params
+from ppl_ext.diagnostics.report.predicted import predictions as predictions_at
+from ppl_ext.diagnostics.report.predicted import refuse_lost_data
+from ppl_ext.diagnostics.report.run_record import Run, name_of, objective_name, run_of_mcmc, seed_numbers
+from ppl_ext.diagnostics.report.run_report import report_of
+from ppl_ext.diagnostics.report.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.explain import explained
-from ppl_ext.outside import Outside
+from ppl_ext.runtime.arguments import check_call, check_count, check_key, told
+from ppl_ext.runtime.constants import odd_data_blamed
+from ppl_ext.runtime.explain import explained
+from ppl_ext.runtime.open_handlers import refuse_open_handlers
+from ppl_ext.runtime.outside import Outside
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,12 +147,12 @@ class Fit:
         """Write the ArviZ report to ``path`` (netCDF) and the params beside it (``<path>.params.npz``).
 
         Each file is written aside and then renamed, the report last: if it is there, both are whole.
-        ``arviz.from_netcdf`` reads the report, :func:`~ppl_ext.diagnostics.params_file.read_params` the params. Nothing
+        ``arviz.from_netcdf`` reads the report, :func:`~ppl_ext.diagnostics.report.params_file.read_params` the params. Nothing
         is pickled.
 
         :return: the path of the report.
         """
-        from ppl_ext.diagnostics.arviz_export import write_report
+        from ppl_ext.diagnostics.report.arviz_export import write_report
 
         if not isinstance(path, str | os.PathLike) or not str(path):
             raise ArgumentTypeError(f"save: path must be the name of a file, got {told(path)}.")

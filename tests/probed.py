@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.credit import mark, trace_credit
+from ppl_ext.tracing.credit import mark, trace_credit
 
 PINNED, EVERY_ROW = jax.__version__.startswith("0.10."), 1000
 """Whether this is the JAX that all else is developed with: a newer one is asked every question by default."""

@@ -25,8 +25,8 @@ from ppl_ext import marginal
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.diagnostics import psis
 from ppl_ext.diagnostics.draws import rescored
-from ppl_ext.diagnostics.params_file import read_params, write_params
-from ppl_ext.diagnostics.summary import importance
+from ppl_ext.diagnostics.report.params_file import read_params, write_params
+from ppl_ext.diagnostics.report.summary import importance
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError
 from ppl_ext.result import Fit, to_arviz
 
@@ -601,7 +601,7 @@ def test_mistakes_are_named(runs):
         to_arviz({})
     with pytest.raises(ArgumentError, match="has not run"):
         to_arviz(MCMC(NUTS(conjugate), num_warmup=1, num_samples=1))
-    with pytest.raises(HandlerError, match="open handlers"), numpyro.handlers.seed(rng_seed=0):
+    with pytest.raises(HandlerError, match="handlers are open"), numpyro.handlers.seed(rng_seed=0):
         runs["fit"].sample()
     with pytest.raises(ArgumentError, match="num_samples"):
         runs["fit"].sample(num_samples=0)

@@ -39,40 +39,23 @@ KEPT = ROOT / "tools" / "mutants.json"
 HABITS = ROOT / ".mutation"
 
 _CORE = (
-    "tests/test_expectation.py tests/test_run.py tests/test_particles.py tests/test_inner_transforms.py tests/test_fork.py "
-    "tests/test_carried.py tests/test_credit.py tests/test_baselines.py tests/test_vmapped.py tests/test_elimination.py "
-    "tests/test_density.py tests/test_program.py tests/test_program_scan.py tests/test_program_modules.py "
-    "tests/test_program_mistakes.py tests/gradients tests/objectives tests/handlers"
+    "tests/tracing tests/densities tests/gradients tests/expectations tests/handlers tests/objectives tests/test_program.py "
+    "tests/test_program_scan.py tests/test_program_modules.py tests/test_program_mistakes.py"
 )
 TESTS = {
-    **{
-        f"ppl_ext/{name}.py": _CORE
-        for name in ("program", "density", "expectation", "surrogate", "choices", "run", "particles", "carrying", "lanes", "predictions")
-    },
-    **{
-        f"ppl_ext/{name}.py": _CORE
-        for name in (
-            "baselines",
-            "credit",
-            "dataflow",
-            "array_rules",
-            "relations",
-            "jaxprs",
-            "vmapped",
-            "summing",
-            "held",
-            "factors",
-            "divergence",
-        )
-    },
-    "ppl_ext/laws.py": f"tests/test_laws.py {_CORE}",
-    "ppl_ext/direction.py": "tests/test_direction.py",
-    "ppl_ext/elimination.py": _CORE,
+    "ppl_ext/program.py": _CORE,
+    "ppl_ext/tracing": _CORE,
+    "ppl_ext/densities/distributions.py": f"tests/densities/test_derivatives_of_laws.py {_CORE}",
+    "ppl_ext/densities/bound_direction.py": "tests/densities/test_bound_direction.py",
+    "ppl_ext/densities": _CORE,
+    "ppl_ext/expectations": _CORE,
     "ppl_ext/gradients": _CORE,
-    "ppl_ext/algorithms": "tests/algorithms tests/smoothing tests/infer/test_particle_gibbs.py tests/test_composition.py",
+    "ppl_ext/state_space": "tests/state_space tests/algorithms tests/smoothing tests/infer/test_particle_gibbs.py",
+    "ppl_ext/algorithms": "tests/algorithms tests/state_space tests/smoothing tests/infer/test_particle_gibbs.py tests/test_composition.py",
     "ppl_ext/smoothing": "tests/smoothing tests/algorithms/test_contract.py tests/fuzz tests/test_fuzz.py",
     "ppl_ext/meta": "tests/meta tests/fuzz tests/test_fuzz.py",
     "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",
+    "ppl_ext/objectives/terms": _CORE,
     "ppl_ext/objectives": "tests/objectives tests/conformance/test_objectives.py",
     "ppl_ext/handlers": _CORE,
     "ppl_ext/infer": "tests/infer tests/smoothing/test_inputs.py tests/fuzz tests/test_fuzz.py",

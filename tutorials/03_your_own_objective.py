@@ -15,7 +15,7 @@ from numpyro.infer import SVI
 
 import ppl_ext
 from ppl_ext import carried, expectation, log_density, objective, replicate, simulate
-from ppl_ext.density import lower_bound
+from ppl_ext.densities.log_density import lower_bound
 from ppl_ext.gradients import MeasureValued
 from ppl_ext.handlers import gradient
 from ppl_ext.objectives import ELBO, constrain, kl

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.inner import unused_run
+from ppl_ext.algorithms.hidden_sites import unused_run
 from ppl_ext.algorithms.target import Retained, Target, is_estimated, log_quotient
 from ppl_ext.errors import ArgumentError, ModelError
 

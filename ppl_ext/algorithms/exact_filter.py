@@ -6,15 +6,15 @@ import equinox as eqx
 import jax
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.exact import exact_evidence
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.algorithms.target import Retained, Target
-from ppl_ext.arguments import check_count
 from ppl_ext.errors import ModelError
+from ppl_ext.runtime.arguments import check_count
+from ppl_ext.state_space.exact import exact_evidence
+from ppl_ext.state_space.model import lower
 
 
 class ExactFilter(Algorithm):
-    r"""The states of a finite or a linear-Gaussian ``scan``, summed out exactly (:mod:`ppl_ext.algorithms.exact`).
+    r"""The states of a finite or a linear-Gaussian ``scan``, summed out exactly (:mod:`ppl_ext.state_space.exact`).
 
     .. math:: p(\theta, y) = p(\theta) \int p(x_{0:T}, y \mid \theta) \, dx_{0:T}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.target import Particle, Retained, Target, log_quotient, log_ratio
-from ppl_ext.density import log_mean_exp
+from ppl_ext.densities.log_density import log_mean_exp
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 

@@ -12,9 +12,9 @@ from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.inner import Inner, Run, no_key, refuse_open_plates, run_here, unused_run
+from ppl_ext.algorithms.hidden_sites import Inner, Run, no_key, refuse_open_plates, run_here, unused_run
 from ppl_ext.algorithms.target import (
-    Record,
+    RecordInside,
     Retained,
     Target,
     forward_weight,
@@ -22,9 +22,10 @@ from ppl_ext.algorithms.target import (
     is_normalised,
     only_forward,
 )
-from ppl_ext.direction import Estimate
+from ppl_ext.densities.bound_direction import Estimate
+from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.program import Program, _listed
+from ppl_ext.program import Program
 
 
 class marginal(eqx.Module):
@@ -84,7 +85,7 @@ class marginal(eqx.Module):
         refuse_open_plates(what)
         program = Program(self.program, args, kwargs)
         run, keyless = self._run(what)
-        with (pilot := Inner("marginal", run, {}, frozenset(self.keep), self.algorithm.scans)), (record := Record()):
+        with (pilot := Inner("marginal", run, {}, frozenset(self.keep), self.algorithm.scans)), (record := RecordInside()):
             program()
         sites = record.sites
         if keyless and is_estimated(sites):
@@ -124,11 +125,11 @@ class marginal(eqx.Module):
     def _free(self, sites: dict[str, dict]) -> tuple[str, ...]:
         latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
         if unknown := [n for n in self.keep if n not in latent]:
-            raise ModelError(f"The program has no latent site {_listed(unknown)} to keep; it has {_listed(latent)}.")
+            raise ModelError(f"The program has no latent site {listed(unknown)} to keep; it has {listed(latent)}.")
         free = tuple(n for n in latent if n not in self.keep)
         if not free:
             raise ModelError(
-                f"marginal keeps every latent site ({_listed(latent)}), so nothing is to be summed out: use the program itself."
+                f"marginal keeps every latent site ({listed(latent)}), so nothing is to be summed out: use the program itself."
             )
         return free
 
@@ -164,7 +165,7 @@ class _Seen(Messenger):
                 return
             if isinstance(handler, block) and handler.hide_fn(msg):
                 warnings.warn(
-                    f"A block hides the factor '{self.name}', which carries the log density of {_listed(self.visible)}, so what is outside "
+                    f"A block hides the factor '{self.name}', which carries the log density of {listed(self.visible)}, so what is outside "
                     f"counts them as zero. Let it through: block(..., hide_fn=lambda site: ... and site['name'] != '{self.name}').",
                     stacklevel=3,
                 )

@@ -11,14 +11,15 @@ import numpyro
 from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.extinction import lost
-from ppl_ext.algorithms.inner import Drawn, Inner, has_strategies, refuse_open_plates, run_here, unused_run
+from ppl_ext.algorithms.hidden_sites import Drawn, Inner, has_strategies, refuse_open_plates, run_here, unused_run
 from ppl_ext.algorithms.marginal import emit
-from ppl_ext.algorithms.target import ImposeSome, Record, Target, is_estimated
-from ppl_ext.direction import Estimate
+from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target, is_estimated
+from ppl_ext.densities.bound_direction import Estimate
+from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentTypeError, ModelError
-from ppl_ext.program import Program, _listed
-from ppl_ext.run import Run
+from ppl_ext.expectations.run import Run
+from ppl_ext.program import Program
+from ppl_ext.state_space.extinction import lost
 
 
 class normalize(eqx.Module):
@@ -74,7 +75,7 @@ class normalize(eqx.Module):
         data = {name: jnp.asarray(value) for name, value in self.data.items()}
         # This run finds the sites and registers parameters; its draws are of no use, so the expectation does not see them.
         pilot = Inner("normalize", unused_run(), {}, frozenset(), self.algorithm.scans)
-        with pilot, (record := Record()), ImposeSome(data, set()):
+        with pilot, (record := RecordInside()), ImposeSome(data, set()):
             program()
         pilot.run = run
         free = self._free(record.sites)
@@ -101,7 +102,7 @@ class normalize(eqx.Module):
             held = [name for name, seen in kept.outward.items() if seen in outer]
             if held and len(held) < len(free):
                 raise ModelError(
-                    f"{what} has no density for {_listed(held)} alone, so it cannot be run forward with these given. Pass a proposal to "
+                    f"{what} has no density for {listed(held)} alone, so it cannot be run forward with these given. Pass a proposal to "
                     "ImportanceSampling, or sum the other sites out inside."
                 )
             return log_w if held else jnp.zeros(())
@@ -112,10 +113,10 @@ class normalize(eqx.Module):
     def _free(self, sites: dict[str, dict]) -> tuple[str, ...]:
         latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
         if unknown := [n for n in self.data if n not in latent]:
-            raise ModelError(f"The program has no latent site {_listed(unknown)} to condition on; it has {_listed(latent)}.")
+            raise ModelError(f"The program has no latent site {listed(unknown)} to condition on; it has {listed(latent)}.")
         free = tuple(n for n in latent if n not in self.data)
         if not free:
-            raise ModelError(f"normalize conditions on every latent site ({_listed(latent)}), so nothing is left to draw.")
+            raise ModelError(f"normalize conditions on every latent site ({listed(latent)}), so nothing is left to draw.")
         return free
 
 

@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 from numpyro.contrib.control_flow import scan
 
 from ppl_ext.algorithms.algorithm import Algorithm
-from ppl_ext.algorithms.filtering import Rules, Run, paths, run_filter
-from ppl_ext.algorithms.resampling import Scheme, multinomial, scheme_of
-from ppl_ext.algorithms.site_runs import Proposal
-from ppl_ext.algorithms.sited import Sited
-from ppl_ext.algorithms.state_space import StateSpace, lower
+from ppl_ext.algorithms.filter_sites import Sited
 from ppl_ext.algorithms.target import Retained, Target, log_quotient
-from ppl_ext.arguments import check_count, check_function, check_number, told
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
-from ppl_ext.sharding import check_mesh
+from ppl_ext.runtime.arguments import check_count, check_function, check_number, told
+from ppl_ext.runtime.sharding import check_mesh
+from ppl_ext.state_space.filtering import Rules, Run, paths, run_filter
+from ppl_ext.state_space.model import StateSpace, lower
+from ppl_ext.state_space.resampling import Scheme, multinomial, scheme_of
+from ppl_ext.state_space.site_runs import Proposal
 
 # Samplers of NumPyro that take the density of a program for a number that is the same whenever it is asked.
 _SAMPLERS = {f"numpyro.infer.{name}" for name in ("hmc", "barker", "sa", "mixed_hmc", "hmc_gibbs", "ensemble")}
@@ -32,7 +32,7 @@ class ParticleFilter(Algorithm):
 
     .. math:: w = p(\theta) \, \hat Z, \qquad \hat Z = \prod_t \sum_i \omega_{t,i}, \qquad \mathbb{E}[w] = p(\theta, y)
 
-    with the weights of :mod:`ppl_ext.algorithms.filtering`. Kept sites before the scan are parameters θ; the others are each particle's
+    with the weights of :mod:`ppl_ext.state_space.filtering`. Kept sites before the scan are parameters θ; the others are each particle's
     own and must go through the carry. ``marginal(model, ["phi", "sigma"], ParticleFilter(100))`` inside an importance-weighted bound is
     the filtering variational objective (Maddison et al. 2017; Naesseth et al. 2018). The conditional run keeps one lane on a given path
     (Andrieu, Doucet and Holenstein 2010); a draw is one particle's path. In both, ancestors are independent whatever the scheme.
@@ -54,7 +54,7 @@ class ParticleFilter(Algorithm):
     :param gradient: ``"fisher"``, or by default as said above.
     :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
         then a multiple of their number.
-    :raises ModelError: when run: the program has no state-space form (:mod:`ppl_ext.algorithms.state_space`), a proposal does not fit, or
+    :raises ModelError: when run: the program has no state-space form (:mod:`ppl_ext.state_space.model`), a proposal does not fit, or
         an MCMC method of NumPyro asks for the density.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -97,7 +97,7 @@ class ParticleFilter(Algorithm):
         check_mesh("ParticleFilter", self.mesh, self.num_particles, "num_particles")
 
     def rules(self, params: dict | None = None, sited: bool = False) -> Rules:
-        """The filter's parts as :mod:`ppl_ext.algorithms.filtering` wants them."""
+        """The filter's parts as :mod:`ppl_ext.state_space.filtering` wants them."""
         threshold = self.threshold if self.threshold is not None else (1.0 if sited else 0.5)
         scheme = scheme_of("ParticleFilter: resampling", self.resampling or ("multinomial" if sited else "systematic"))
         return Rules(self.num_particles, scheme, threshold, self.proposal, self.initial_proposal, self.look_ahead, params or {}, self.mesh)

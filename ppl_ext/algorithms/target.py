@@ -12,15 +12,16 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import _PYRO_STACK
 
-from ppl_ext.algorithms.inner import Inner, find_run, has_strategies, unused_run
-from ppl_ext.density import LogDensity, site_term
-from ppl_ext.direction import averaged
+from ppl_ext.algorithms.hidden_sites import Inner, find_run, has_strategies, unused_run
+from ppl_ext.densities.bound_direction import averaged
+from ppl_ext.densities.distributions import unmasked
+from ppl_ext.densities.log_density import LogDensity, site_term
+from ppl_ext.densities.recording import Impose, Record, listed, whole_message
 from ppl_ext.errors import ModelError
-from ppl_ext.laws import unmasked
-from ppl_ext.particles import replicated
-from ppl_ext.program import Draw, Program, _Impose, _listed, _Record, log_density, simulate, whole_message
-from ppl_ext.run import Run
-from ppl_ext.vmapped import sent_out
+from ppl_ext.expectations.replicate import replicated
+from ppl_ext.expectations.run import Run
+from ppl_ext.program import Draw, Program, log_density, simulate
+from ppl_ext.tracing.vmapped_sites import sent_out
 
 
 class Particle(NamedTuple):
@@ -42,7 +43,7 @@ class Retained(NamedTuple):
     log_weight: Callable[[], jax.Array]
 
 
-class Record(_Record):
+class RecordInside(Record):
     """The sites of a run inside a transformation: keys are not its concern, nor what handlers outside do for a kept site."""
 
     def process_message(self, msg):
@@ -53,11 +54,11 @@ class Record(_Record):
             super().postprocess_message(msg)
 
 
-class PriorRecord(Record):
+class PriorRecord(RecordInside):
     """A run that is only weighed by :func:`forward_weight`: nested marginals need not estimate their densities."""
 
 
-class ImposeSome(_Impose):
+class ImposeSome(Impose):
     """Give values to some sites; the others are drawn."""
 
     strict = False
@@ -69,7 +70,7 @@ class ImposeSome(_Impose):
 
 def only_forward() -> bool:
     """Whether the innermost run going on is a :class:`PriorRecord`."""
-    return isinstance(next((h for h in reversed(_PYRO_STACK) if isinstance(h, _Record)), None), PriorRecord)
+    return isinstance(next((h for h in reversed(_PYRO_STACK) if isinstance(h, RecordInside)), None), PriorRecord)
 
 
 def forward_weight(sites: dict[str, dict], given: frozenset[str]) -> jax.Array:
@@ -195,15 +196,15 @@ class Target:
 
     def admit(self, proposal: Callable) -> None:
         """Run a proposal once, outside of any ``vmap``: NumPyro learns its parameters, and we that it proposes what it should."""
-        with Inner(self.scope, unused_run(), self.params, frozenset()), (record := Record()):
+        with Inner(self.scope, unused_run(), self.params, frozenset()), (record := RecordInside()):
             self._proposal(proposal)()
         proposed = {n: s for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"]}
         if missed := [n for n in self.free if n not in proposed]:
-            raise ModelError(f"The proposal of {self.scope} misses {_listed(missed)}; it must draw {_listed(self.free)}.")
+            raise ModelError(f"The proposal of {self.scope} misses {listed(missed)}; it must draw {listed(self.free)}.")
         if extra := [n for n in proposed if n not in self.free]:
             raise ModelError(
-                f"The proposal of {self.scope} draws {_listed(extra)}, which the program does not leave free; it must draw "
-                f"{_listed(self.free)}. Sum an auxiliary site out by ppl_ext.marginal(proposal, keep=...)."
+                f"The proposal of {self.scope} draws {listed(extra)}, which the program does not leave free; it must draw "
+                f"{listed(self.free)}. Sum an auxiliary site out by ppl_ext.marginal(proposal, keep=...)."
             )
 
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ppl_ext.diagnostics.calibration import Calibration, calibrate
+from ppl_ext.diagnostics.calibration.calibrate import Calibration, calibrate
 from ppl_ext.diagnostics.leave_future_out import LeaveFutureOut, leave_future_out
 from ppl_ext.diagnostics.leave_one_out import loo
 from ppl_ext.diagnostics.likelihood import log_likelihood

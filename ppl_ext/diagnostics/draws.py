@@ -15,6 +15,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.depending import depending
+from ppl_ext.diagnostics.enumeration.summed_terms import elimination_at
 from ppl_ext.diagnostics.reversed_scans import refuse_reversed, reversed_latents
 from ppl_ext.diagnostics.sites import (
     FullPlates,
@@ -23,9 +24,8 @@ from ppl_ext.diagnostics.sites import (
     describe,
     given,
 )
-from ppl_ext.diagnostics.summed_terms import elimination_at
 from ppl_ext.errors import ModelError, ProgramError
-from ppl_ext.masked_latents import NONE_ABSENT, absent_elements
+from ppl_ext.expectations.masked_latents import NONE_ABSENT, absent_elements
 from ppl_ext.program import log_density, simulate
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
-from ppl_ext.credit import Deps, distrust, mark, trace_credit
+from ppl_ext.densities.recording import Record
 from ppl_ext.diagnostics.sites import FullPlates, Site, given, is_factor
-from ppl_ext.explain import trace_state
-from ppl_ext.program import _Record
-from ppl_ext.scan_bodies import run_in_scan_body
-from ppl_ext.vmapped import sent_out
+from ppl_ext.tracing.credit import Deps, distrust, mark, trace_credit
+from ppl_ext.tracing.inner_jits import trace_state
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
+from ppl_ext.tracing.vmapped_sites import sent_out
 
 ROUNDS = 32
 """How often a random half of the elements changes places: a link between two of them is missed with probability of about (3/4)^32 = 1e-4.
@@ -65,7 +65,7 @@ def feeding_sites(
     def run(leaves: Sequence[Any], change: Callable, series: Mapping[str, Any]) -> tuple[dict, dict]:
         """What is observed, and its terms."""
         here_args, here_kwargs = restored(leaves)
-        with (record := _Record(model)), FullPlates(), _Returned(change, series):
+        with (record := Record(model)), FullPlates(), _Returned(change, series):
             seed(given(model, given_here, params), jax.random.key(0))(*here_args, **here_kwargs)
         values = {n: record.sites[n]["value"] for n in names}
         return values, {n: jnp.asarray(record.sites[n]["fn"].log_prob(values[n])) for n in names}

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program
 from ppl_ext.diagnostics.likelihood import pointwise
 from ppl_ext.diagnostics.psis import psis
 from ppl_ext.diagnostics.reading import posterior_draws
-from ppl_ext.diagnostics.sites import describe, refuse_open_handlers
+from ppl_ext.diagnostics.sites import describe
 from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_key, check_number, check_program
+from ppl_ext.runtime.open_handlers import refuse_open_handlers
 
 
 class LeaveFutureOut(NamedTuple):

@@ -46,7 +46,7 @@ def loo(result: Any, var_name: str | None = None, **options: Any) -> Any:
     """
     import arviz  # it and xarray are slow to import
 
-    from ppl_ext.diagnostics.arviz_export import ONE_STEP, variables_of
+    from ppl_ext.diagnostics.report.arviz_export import ONE_STEP, variables_of
 
     report = result.to_arviz() if hasattr(result, "to_arviz") else result
     found = variables_of(report)

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import seed, trace
 
-from ppl_ext.arguments import check_call, check_count, check_program, check_values, told
-from ppl_ext.constants import odd_data_blamed
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
+from ppl_ext.diagnostics.enumeration.summed_terms import TermsPlan, by_plates_needed, elimination_at
 from ppl_ext.diagnostics.sites import (
     TIME,
     FullPlates,
@@ -21,10 +20,11 @@ from ppl_ext.diagnostics.sites import (
     given,
     observations,
     refuse_chains,
-    refuse_open_handlers,
 )
-from ppl_ext.diagnostics.summed_terms import TermsPlan, by_plates_needed, elimination_at
 from ppl_ext.errors import ArgumentError
+from ppl_ext.runtime.arguments import check_call, check_count, check_program, check_values, told
+from ppl_ext.runtime.constants import odd_data_blamed
+from ppl_ext.runtime.open_handlers import refuse_open_handlers
 
 Units = Literal["observation", "independent", "one_step"]
 
@@ -198,8 +198,8 @@ def _plan_plain(model, args, kwargs, observed: list[Site]):
 def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str]):
     """Chains by the forward algorithm; the observed sites beside them as ever."""
     # The tables of chains are NumPyro's, by funsor, which takes half a second to import.
-    from ppl_ext.diagnostics.chain_check import checked_graph
-    from ppl_ext.diagnostics.chains import chain_graph, chain_size, find_chains, one_step_terms
+    from ppl_ext.diagnostics.enumeration.chain_check import checked_graph
+    from ppl_ext.diagnostics.enumeration.one_step import chain_graph, chain_size, find_chains, one_step_terms
 
     def graph_at(params, draw):
         return chain_graph(model, draw, args, kwargs, params, sites, finite)

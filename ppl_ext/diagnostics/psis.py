@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.arguments import check_count, told
 
 MIN_TAIL = 5
 """Fewer exceedances than this carry no shape."""

@@ -13,12 +13,12 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.handlers import seed, substitute
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
-from ppl_ext.errors import HandlerError, ModelError
-from ppl_ext.given import Given
-from ppl_ext.laws import mask_of
-from ppl_ext.scan_bodies import run_in_scan_body
+from ppl_ext.densities.distributions import mask_of
+from ppl_ext.densities.given import Given
+from ppl_ext.errors import ModelError
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 TIME = "_time"
 """Stands for the axis of time among the plates of a term; the site that it belongs to knows its name."""
@@ -134,13 +134,6 @@ def given(model: Callable, values: Mapping[str, Any], params: Mapping[str, Any] 
     """
     model = Given(model, values)
     return substitute(model, data=dict(params)) if params else model
-
-
-def refuse_open_handlers(what: str) -> None:
-    """Compiled functions would ignore a handler around the call, or keep it for good."""
-    if _PYRO_STACK:
-        names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
-        raise HandlerError(f"{what} is compiled, so it cannot see the open handlers ({names}). Wrap the model or guide instead.")
 
 
 def is_factor(msg: Mapping[str, Any]) -> bool:

@@ -20,8 +20,8 @@ from jax.lax import stop_gradient
 from numpyro.handlers import scope
 from numpyro.primitives import mutable
 
-from ppl_ext.arguments import check_function, check_number
 from ppl_ext.errors import ArgumentError, StrategyError
+from ppl_ext.runtime.arguments import check_function, check_number
 
 SUFFIX = "_baseline"  # after a site's name: what is kept for it
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from numpyro.distributions import Distribution
 
-from ppl_ext.arguments import check_count
 from ppl_ext.gradients.strategy import Strategy
+from ppl_ext.runtime.arguments import check_count
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
+from ppl_ext.densities.distributions import prob
 from ppl_ext.gradients.local import LocalStrategy
-from ppl_ext.laws import prob
 
 
 @dataclass(frozen=True)

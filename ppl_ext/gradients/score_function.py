@@ -6,10 +6,10 @@ import numpyro.distributions as dist
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.transforms import AffineTransform
 
-from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.gradients.baseline import Baseline, LeaveOneOut
 from ppl_ext.gradients.strategy import Strategy, unwrapped
+from ppl_ext.runtime.arguments import told
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ScoreFunction(Strategy):
     Serves every distribution with a density whose support does not move with its parameters (so no Delta, Uniform or truncation, nor a
     mixture of such or a half-line that is shifted) and whose draws have that density (so no censored one). Each element of the draw is
     charged only with the cost terms it touches (an element of a plate with its own slice, a time step with the steps to come), as
-    :mod:`ppl_ext.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
+    :mod:`ppl_ext.tracing.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
 
     :param baseline: what is taken off the cost: :class:`~ppl_ext.gradients.LeaveOneOut` (default),
         :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned` or ``None``. In place of the default, a site may

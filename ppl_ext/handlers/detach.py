@@ -5,7 +5,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.gradients import Constant
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.scan_bodies import run_in_scan_body
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 class detach(Handler):

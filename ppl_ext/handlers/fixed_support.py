@@ -8,11 +8,11 @@ import numpyro
 from numpyro.distributions import MaskedDistribution, TransformedDistribution, biject_to
 from numpyro.primitives import Messenger
 
-from ppl_ext.arguments import told
+from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.program import _listed
-from ppl_ext.scan_bodies import run_in_scan_body
+from ppl_ext.runtime.arguments import told
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 def _names(sites: str | Sequence[str]) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class fixed_support(Handler):
             output = self.program(*args, **kwargs)
         for pattern in self.sites:
             if not any(fnmatchcase(name, pattern) for name in messenger.met):
-                raise ModelError(f"fixed_support: '{pattern}' fits no sample site. There are: {_listed(messenger.met)}.")
+                raise ModelError(f"fixed_support: '{pattern}' fits no sample site. There are: {listed(messenger.met)}.")
         return output
 
 

@@ -6,14 +6,14 @@ from fnmatch import fnmatchcase
 import equinox as eqx
 from numpyro.primitives import Messenger
 
-from ppl_ext.arguments import check_mapping
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.explain import trace_state
 from ppl_ext.gradients import Strategy, as_strategy
 from ppl_ext.handlers.handler import Handler
 from ppl_ext.handlers.keeping import Keeping
-from ppl_ext.scan_bodies import run_in_scan_body
-from ppl_ext.vmapped import sent_out, was_sent
+from ppl_ext.runtime.arguments import check_mapping
+from ppl_ext.tracing.inner_jits import trace_state
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
+from ppl_ext.tracing.vmapped_sites import sent_out, was_sent
 
 
 class gradient(Handler):

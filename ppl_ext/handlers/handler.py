@@ -10,7 +10,7 @@ from collections.abc import Callable
 import equinox as eqx
 from numpyro.primitives import Messenger
 
-from ppl_ext.arguments import check_program
+from ppl_ext.runtime.arguments import check_program
 
 
 class Handler(eqx.Module):

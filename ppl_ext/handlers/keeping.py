@@ -5,8 +5,8 @@ By then every site is known in full (plates around it, the time axis of a scan),
 
 from typing import Any
 
+from ppl_ext.densities.distributions import elements
 from ppl_ext.gradients import Kept, ScoreFunction, Strategy
-from ppl_ext.laws import elements
 
 
 class Keeping:

@@ -6,12 +6,12 @@ import equinox as eqx
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import Messenger
 
-from ppl_ext.choices import resolve
+from ppl_ext.densities.distributions import element_mask
 from ppl_ext.errors import ModelError, StrategyError
 from ppl_ext.gradients import Reparameterize
+from ppl_ext.gradients.default import resolve
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.laws import element_mask
-from ppl_ext.scan_bodies import run_in_scan_body
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 class reparameterized(Handler):

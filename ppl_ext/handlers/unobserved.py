@@ -4,9 +4,9 @@ import equinox as eqx
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
+from ppl_ext.densities.distributions import unmasked
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.laws import unmasked
-from ppl_ext.scan_bodies import run_in_scan_body
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 class unobserved(Handler):

@@ -3,8 +3,8 @@
 from numpyro.primitives import Messenger
 
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.scan_bodies import run_in_scan_body
-from ppl_ext.vmapped import Outside
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
+from ppl_ext.tracing.vmapped_sites import Outside
 
 
 class vmapped(Handler):

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentTypeError
-from ppl_ext.sharding import check_mesh, everywhere, placed
+from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.sharding import check_mesh, everywhere, placed
 
 
 def chains_over(mesh: Mesh) -> Callable[[Callable], Callable]:

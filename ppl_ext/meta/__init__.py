@@ -1,19 +1,19 @@
 """Normal-Inverse-Wishart meta-learning: any episode model lifted into a hierarchy over a stream of episodes."""
 
-from ppl_ext.meta.arriving import ArrivingStream
 from ppl_ext.meta.arviz_report import adapted_to_arviz
+from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.head import head
 from ppl_ext.meta.kinds import kinds
 from ppl_ext.meta.lift import lift
-from ppl_ext.meta.local import LocalSolver, Quadratic
 from ppl_ext.meta.modes import mass_elsewhere
-from ppl_ext.meta.niw import NIW
 from ppl_ext.meta.plots import plot_episodes
-from ppl_ext.meta.sampling import SGLD
 from ppl_ext.meta.scores import Scores, evaluate, expected_calibration_error
-from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
-from ppl_ext.meta.stream import EpisodeStream, SimulatedStream
-from ppl_ext.meta.variational import VariationalLocal
+from ppl_ext.meta.solvers.laplace import ExactLinearGaussian, LaplaceGGN
+from ppl_ext.meta.solvers.local import LocalSolver, Quadratic
+from ppl_ext.meta.solvers.sgld import SGLD
+from ppl_ext.meta.solvers.variational import VariationalLocal
+from ppl_ext.meta.streams.arriving import ArrivingStream
+from ppl_ext.meta.streams.stream import EpisodeStream, SimulatedStream
 
 __all__ = [
     "NIW",

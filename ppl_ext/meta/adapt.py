@@ -11,11 +11,11 @@ import numpy as np
 import scipy.stats
 from jax.scipy.linalg import block_diag, cho_factor, cho_solve
 
+from ppl_ext.meta.distributions.low_rank import Factored, LowRank
+from ppl_ext.meta.distributions.mixtures import Factorised, Law, LowRankNormal, Mixture
+from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import EpisodeLoss
-from ppl_ext.meta.local import LocalSolver, Quadratic, solved
-from ppl_ext.meta.low_rank import Factored, LowRank
-from ppl_ext.meta.mixtures import Factorised, Law, LowRankNormal, Mixture
-from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.solvers.local import LocalSolver, Quadratic, solved
 
 ROUNDS = 30
 """Of the fixed point for the scales of a low-rank episode's coordinates."""

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_key, told
-from ppl_ext.diagnostics.arviz_export import arviz_version, build_report
 from ppl_ext.diagnostics.likelihood import Terms as Likelihood
-from ppl_ext.diagnostics.runs import name_of, versions
+from ppl_ext.diagnostics.report.arviz_export import arviz_version, build_report
+from ppl_ext.diagnostics.report.run_record import name_of, versions
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta.arriving import finite_stream
+from ppl_ext.meta.distributions.low_rank import LowRank
 from ppl_ext.meta.groups import Part, parts
 from ppl_ext.meta.hierarchy import Hierarchy
-from ppl_ext.meta.local import Gaussian
-from ppl_ext.meta.low_rank import LowRank
+from ppl_ext.meta.solvers.local import Gaussian
+from ppl_ext.meta.streams.arriving import finite_stream
+from ppl_ext.runtime.arguments import check_count, check_key, told
 
 
 def fit_to_arviz(

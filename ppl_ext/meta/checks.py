@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_call, check_data
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.explain import name_of
 from ppl_ext.meta.episode import EpisodeForm, EpisodeLoss, Rows, observed_sites, traced
 from ppl_ext.meta.hierarchy import Layout
-from ppl_ext.meta.stream import Batch
+from ppl_ext.meta.streams.stream import Batch
+from ppl_ext.runtime.arguments import check_call, check_data
+from ppl_ext.runtime.explain import name_of
 
 
 def check_shapes(model, sites: Mapping[str, Mapping[str, Any]]) -> None:

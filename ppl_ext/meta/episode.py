@@ -15,11 +15,11 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.explain import explained, name_of
-from ppl_ext.meta.held import opening
-from ppl_ext.outside import Outside
+from ppl_ext.meta.streams.static_arguments import opening
 from ppl_ext.program import log_density
-from ppl_ext.scan_bodies import run_in_scan_body
+from ppl_ext.runtime.explain import explained, name_of
+from ppl_ext.runtime.outside import Outside
+from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 class Site(eqx.Module):

@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from numpyro.primitives import _PYRO_STACK
 from tqdm.auto import tqdm
 
-from ppl_ext.arguments import check_count, check_flag, check_key, check_number, told
-from ppl_ext.checkpoint import Checkpoint, digest, program
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
-from ppl_ext.explain import explained, name_of
-from ppl_ext.meta.arriving import ArrivingStream, Stream, as_stream, example
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, start
 from ppl_ext.meta.grouped import Grouped
 from ppl_ext.meta.groups import bad_of_stream, parts
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
-from ppl_ext.meta.local import Gaussian, LocalSolver, closed_form
-from ppl_ext.meta.solvers import ExactLinearGaussian, LaplaceGGN
-from ppl_ext.meta.stream import Batch, EpisodeStream, SimulatedStream, check_batch_size
-from ppl_ext.sharding import check_mesh, gathered, is_first_process, placed
+from ppl_ext.meta.solvers.laplace import ExactLinearGaussian, LaplaceGGN
+from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, closed_form
+from ppl_ext.meta.streams.arriving import ArrivingStream, Stream, as_stream, example
+from ppl_ext.meta.streams.stream import Batch, EpisodeStream, SimulatedStream, check_batch_size
+from ppl_ext.runtime.arguments import check_count, check_flag, check_key, check_number, told
+from ppl_ext.runtime.checkpoint import Checkpoint, digest, program
+from ppl_ext.runtime.explain import explained, name_of
+from ppl_ext.runtime.open_handlers import refuse_open_handlers
+from ppl_ext.runtime.sharding import check_mesh, gathered, is_first_process, placed
 
 CUBATURE_UP_TO = 64
 """Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws`` antithetic pairs."""
@@ -121,8 +121,8 @@ def fit(
         Shared features that keep moving want a constant, 0.05 say.
     :param num_draws: pairs of draws for expected losses where θ has more than 64 dimensions.
     :param init: an earlier fit to go on from.
-    :param checkpoint: a :class:`~ppl_ext.checkpoint.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file
-        exists. ``num_steps`` then counts the steps made before, too. The file of a run on other episodes, or whose model read other
+    :param checkpoint: a :class:`~ppl_ext.runtime.checkpoint.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the
+        file exists. ``num_steps`` then counts the steps made before, too. The file of a run on other episodes, or whose model read other
         numbers from outside, is refused.
     :param mesh: devices over which the episodes of a batch are spread, ``jax.make_mesh((8,), ("episodes",), axis_types=(AxisType.Auto,))``;
         every batch is then a multiple of their number.
@@ -262,9 +262,7 @@ def _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size
         raise ArgumentTypeError(f"fit: init must be a MetaFit, what an earlier fit returned, got {told(init)}.")
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}.")
-    if _PYRO_STACK:
-        names = ", ".join(type(h).__name__ for h in _PYRO_STACK)
-        raise HandlerError(f"fit is compiled, and would ignore the open handlers ({names}). Wrap the episode model with them instead.")
+    refuse_open_handlers("fit")
 
 
 def _rate(rate: Any, whole: bool) -> Callable[[jax.Array], jax.Array]:

@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_key, told
-from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, NonFiniteError
-from ppl_ext.explain import explained
 from ppl_ext.meta.adapt import Adapted, adapted, scale_nodes
-from ppl_ext.meta.arriving import finite_stream
 from ppl_ext.meta.checks import bad_site, check_new_episode, is_empty
+from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.groups import bad_of_stream, each
-from ppl_ext.meta.held import held
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
-from ppl_ext.meta.local import Gaussian, LocalSolver, closed_form
-from ppl_ext.meta.niw import NIW
-from ppl_ext.meta.stream import Batch, EpisodeStream
+from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, closed_form
+from ppl_ext.meta.streams.arriving import finite_stream
+from ppl_ext.meta.streams.static_arguments import held
+from ppl_ext.meta.streams.stream import Batch, EpisodeStream
+from ppl_ext.runtime.arguments import check_count, check_key, told
+from ppl_ext.runtime.checkpoint import Checkpoint
+from ppl_ext.runtime.explain import explained
 
 
 class State(NamedTuple):

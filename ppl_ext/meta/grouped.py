@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_ext.meta.distributions.low_rank import LowRank
 from ppl_ext.meta.groups import Part, parts
 from ppl_ext.meta.hierarchy import Terms
-from ppl_ext.meta.local import Gaussian, closed_form, expected
-from ppl_ext.meta.low_rank import LowRank
-from ppl_ext.meta.stream import Batch, few_lengths
+from ppl_ext.meta.solvers.local import Gaussian, closed_form, expected
+from ppl_ext.meta.streams.stream import Batch, few_lengths
 
 
 class Grouped:

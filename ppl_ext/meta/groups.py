@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.meta.checks import bad_episode
+from ppl_ext.meta.distributions.low_rank import Factored, LowRank
 from ppl_ext.meta.hierarchy import Hierarchy
-from ppl_ext.meta.local import Gaussian, Quadratic
-from ppl_ext.meta.low_rank import Factored, LowRank
-from ppl_ext.meta.stream import Batch
+from ppl_ext.meta.solvers.local import Gaussian, Quadratic
+from ppl_ext.meta.streams.stream import Batch
 
 
 class Part(NamedTuple):

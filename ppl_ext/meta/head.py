@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_ext.arguments import check_count, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.arguments import check_count, told
 
 
 def head(name: str, features: jax.Array, num_outputs: int | None = None) -> jax.Array:

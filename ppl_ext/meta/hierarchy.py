@@ -9,11 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ppl_ext.meta.distributions.low_rank import LowRank
+from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import EpisodeForm, EpisodeLoss, Rows
-from ppl_ext.meta.local import Gaussian, LocalSolver, Quadratic, closed_form, expected
-from ppl_ext.meta.low_rank import LowRank
-from ppl_ext.meta.niw import NIW
-from ppl_ext.meta.stream import Batch
+from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, Quadratic, closed_form, expected
+from ppl_ext.meta.streams.stream import Batch
 
 POINT = 1e6
 """How many episodes stand for infinitely many: the shared law is then a point, and its divergence from the prior weighs nothing."""

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln, logsumexp
 
-from ppl_ext.arguments import check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.adapt import Adapted, Nodes, local_fit, of_laws, scale_nodes
-from ppl_ext.meta.arriving import finite_stream
+from ppl_ext.meta.distributions.low_rank import Factored
+from ppl_ext.meta.distributions.mixtures import Mixture
+from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.fitted import MetaFit, check_finite
 from ppl_ext.meta.groups import bad_of_stream, each
 from ppl_ext.meta.hierarchy import POINT
-from ppl_ext.meta.local import Gaussian, Quadratic, closed_form
-from ppl_ext.meta.low_rank import Factored
-from ppl_ext.meta.mixtures import Mixture
-from ppl_ext.meta.niw import NIW
+from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form
+from ppl_ext.meta.streams.arriving import finite_stream
+from ppl_ext.runtime.arguments import check_count, check_key, told
 
 SEEDS, TRIES = 3, 10
 """Episodes that a kind starts from, and rounds of EM after which the best start goes on."""

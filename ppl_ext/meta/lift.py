@@ -12,22 +12,22 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_ext.arguments import check_call, check_flag, check_key, check_number, check_program, told
-from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta.arriving import Stream, as_stream, example, finite_stream
 from ppl_ext.meta.checks import check_shapes
+from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import episode_form, traced
 from ppl_ext.meta.fit import fit
 from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, saved_part, start
 from ppl_ext.meta.groups import parts, together
 from ppl_ext.meta.hierarchy import Hierarchy, layout
-from ppl_ext.meta.local import LocalSolver
-from ppl_ext.meta.niw import NIW
 from ppl_ext.meta.padding import row_plates
-from ppl_ext.meta.solvers import LaplaceGGN
-from ppl_ext.meta.stream import EpisodeStream
-from ppl_ext.outside import reading
+from ppl_ext.meta.solvers.laplace import LaplaceGGN
+from ppl_ext.meta.solvers.local import LocalSolver
+from ppl_ext.meta.streams.arriving import Stream, as_stream, example, finite_stream
+from ppl_ext.meta.streams.stream import EpisodeStream
+from ppl_ext.runtime.arguments import check_call, check_flag, check_key, check_number, check_program, told
+from ppl_ext.runtime.checkpoint import Checkpoint
+from ppl_ext.runtime.outside import reading
 
 
 class Lifted(eqx.Module):

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_count, check_key, told
 from ppl_ext.errors import ArgumentTypeError, NonFiniteError
-from ppl_ext.meta.arriving import finite_stream
 from ppl_ext.meta.checks import check_new_episode
 from ppl_ext.meta.fitted import MetaFit, State
 from ppl_ext.meta.groups import bad_of_stream, each
 from ppl_ext.meta.hierarchy import Hierarchy
-from ppl_ext.meta.solvers import LaplaceGGN, curvature
-from ppl_ext.meta.stream import Batch
+from ppl_ext.meta.solvers.laplace import LaplaceGGN, curvature
+from ppl_ext.meta.streams.arriving import finite_stream
+from ppl_ext.meta.streams.stream import Batch
+from ppl_ext.runtime.arguments import check_count, check_key, told
 
 SAME = 2.0
 """Two modes are one if they lie within so many standard deviations of each other, as each sees it."""

@@ -11,10 +11,10 @@ from numpyro.distributions import biject_to
 from numpyro.handlers import block
 
 from ppl_ext.errors import ModelError
-from ppl_ext.explain import explained, name_of
 from ppl_ext.meta.episode import EpisodeForm, EpisodeLoss, Rows, Site, traced
-from ppl_ext.meta.stream import few_lengths
+from ppl_ext.meta.streams.stream import few_lengths
 from ppl_ext.program import log_density
+from ppl_ext.runtime.explain import explained, name_of
 
 CLOSE = 2e-4
 """Of losses and slopes, relative to their size: well above what rounding makes of sums in another order."""

@@ -8,11 +8,11 @@ import numpy as np
 from numpyro.handlers import substitute
 from numpyro.infer import Predictive
 
-from ppl_ext.arguments import check_array, check_call, check_key, check_number, told
 from ppl_ext.diagnostics.plots.axes import colour, several_axes, tidy
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta.arriving import finite_stream
 from ppl_ext.meta.fitted import MetaFit
+from ppl_ext.meta.streams.arriving import finite_stream
+from ppl_ext.runtime.arguments import check_array, check_call, check_key, check_number, told
 
 
 def plot_episodes(

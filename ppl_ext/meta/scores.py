@@ -12,16 +12,16 @@ import numpyro
 from jax.scipy.special import logsumexp
 from numpyro.handlers import block, seed, trace
 
-from ppl_ext.arguments import check_array, check_count, check_key, check_number, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta.adapt import Nodes, adapted, scale_nodes
-from ppl_ext.meta.arriving import finite_stream
 from ppl_ext.meta.checks import check_new_episode
 from ppl_ext.meta.episode import observed_sites
 from ppl_ext.meta.fitted import MetaFit
 from ppl_ext.meta.groups import bad_of_stream, parts
 from ppl_ext.meta.hierarchy import Hierarchy
-from ppl_ext.meta.stream import Batch
+from ppl_ext.meta.streams.arriving import finite_stream
+from ppl_ext.meta.streams.stream import Batch
+from ppl_ext.runtime.arguments import check_array, check_count, check_key, check_number, told
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 """Levels of central intervals over which calibration of real-valued predictions is taken."""

@@ -25,9 +25,11 @@ objective                 expectation of                        bound of log Z  
 "None" in the column of strategies: draws are held fixed, so that sites of every kind serve, and no strategy is asked for.
 Hierarchical bounds are these with a guide (or model) that is a :class:`~ppl_ext.marginal`: ``ELBO`` is then the hierarchical
 bound with one inner particle and the importance-weighted hierarchical one with more, and ``IWELBO`` the doubly importance-weighted one.
-The bounds refuse estimates that err the wrong way (:mod:`ppl_ext.direction`). ``docs/objectives.md`` says what is biased, and how.
+The bounds refuse estimates that err the wrong way (:mod:`ppl_ext.densities.bound_direction`). ``docs/objectives.md`` says what is biased,
+and how.
 """
 
+from ppl_ext.algorithms.markov_kernel import MarkovKernel, Move
 from ppl_ext.objectives.chi_upper_bound import ChiUpperBound
 from ppl_ext.objectives.constrained import constrain, kl
 from ppl_ext.objectives.doubly_reparameterized import DoublyReparameterized
@@ -36,7 +38,7 @@ from ppl_ext.objectives.f_divergence import FDivergence
 from ppl_ext.objectives.forward_kl import ForwardKL
 from ppl_ext.objectives.importance_weighted import IWELBO
 from ppl_ext.objectives.renyi import Renyi
-from ppl_ext.objectives.score_climbing import ConditionalImportanceSampling, MarkovKernel, MarkovScoreClimbing, Move
+from ppl_ext.objectives.score_climbing import ConditionalImportanceSampling, MarkovScoreClimbing
 from ppl_ext.objectives.sleep import Sleep
 from ppl_ext.objectives.thermodynamic import Thermodynamic
 from ppl_ext.objectives.vr_iwae import VRIWAE

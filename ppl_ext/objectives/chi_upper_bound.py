@@ -5,10 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.density import log_mean_exp, per_element, upper_bound
-from ppl_ext.direction import powered
+from ppl_ext.densities.bound_direction import powered
+from ppl_ext.densities.log_density import log_mean_exp, per_element, upper_bound
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.expectation import carried, objective, replicate
+from ppl_ext.expectations.objective import carried, objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.program import log_density, simulate
 
 _stop = jax.lax.stop_gradient

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.arguments import check_count, check_function, check_number, told
-from ppl_ext.density import LogDensity
-from ppl_ext.divergence import evidence, known_sites
+from ppl_ext.densities.log_density import LogDensity
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.expectation import Objective, carried, replicate
+from ppl_ext.expectations.objective import Objective, carried
+from ppl_ext.expectations.replicate import replicate
+from ppl_ext.objectives.terms.analytic_kl import evidence, known_sites
+from ppl_ext.runtime.arguments import check_count, check_function, check_number, told
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class kl:
 
     .. math:: \mathbb{E}_{z \sim q} \sum_{s \text{ fits}} \big[\log q(z_s \mid z_{<s}) - \log p(z_s \mid \cdot)\big]
 
-    ``kl("z")(model, guide)`` is a :class:`~ppl_ext.density.LogDensity` inside an objective or expectation. A divergence in closed form is
-    used where it is known (see :class:`~ppl_ext.objectives.ELBO`).
+    ``kl("z")(model, guide)`` is a :class:`~ppl_ext.densities.log_density.LogDensity` inside an objective or expectation. A divergence in
+    closed form is used where it is known (see :class:`~ppl_ext.objectives.ELBO`).
 
     :param pattern: the sites, by a name pattern of the shell.
     :param num_particles: draws of the guide.
@@ -83,8 +84,8 @@ def constrain(
     at the multiplier as it stands. Constraints nest.
 
     :param objective: an objective, such as ``ELBO()``.
-    :param quantity: ``g(model, guide)``, a scalar or a :class:`~ppl_ext.density.LogDensity`: :class:`kl` of a site, or your own, which may
-        simulate and score as an objective does.
+    :param quantity: ``g(model, guide)``, a scalar or a :class:`~ppl_ext.densities.log_density.LogDensity`: :class:`kl` of a site, or your
+        own, which may simulate and score as an objective does.
     :param at_most: C, as a bound from above.
     :param at_least: or as a bound from below.
     :param rate: η, how fast the multiplier learns.

@@ -1,11 +1,12 @@
 """Doubly reparameterised gradients (Tucker, Lawson, Gu, Maddison 2019, eq. 8; Daudel, Benton, Shi, Doucet 2023, theorem 1)."""
 
-from ppl_ext.density import log_mean_exp, lower_bound, per_element, uneven_plates
+from ppl_ext.densities.log_density import log_mean_exp, lower_bound, per_element, uneven_plates
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.expectation import objective, replicate
+from ppl_ext.expectations.objective import objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach, reparameterized
-from ppl_ext.held import SameRun, fixed, simulate_and_hold
-from ppl_ext.objectives.weights import normalised, signal
+from ppl_ext.objectives.terms.path_gradient import SameRun, fixed, simulate_and_hold
+from ppl_ext.objectives.terms.self_normalised import normalised, signal
 from ppl_ext.program import log_density
 
 

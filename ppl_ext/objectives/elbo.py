@@ -1,10 +1,11 @@
 """Evidence lower bound (Jordan, Ghahramani, Jaakkola, Saul 1999; Wingate and Weber 2013)."""
 
-from ppl_ext.density import lower_bound
-from ppl_ext.divergence import evidence, known_sites
+from ppl_ext.densities.log_density import lower_bound
 from ppl_ext.errors import ArgumentError
-from ppl_ext.expectation import objective, replicate
-from ppl_ext.many_draws import evidence_of_many
+from ppl_ext.expectations.objective import objective
+from ppl_ext.expectations.replicate import replicate
+from ppl_ext.objectives.terms.analytic_kl import evidence, known_sites
+from ppl_ext.objectives.terms.many_draws import evidence_of_many
 
 
 @objective
@@ -25,9 +26,9 @@ def ELBO(
     more, score-function sites have a leave-one-out baseline. These two options change the noise alone, too:
 
     - ``analytic_kl``: :math:`\mathbb{E}_q[\log p(z_s \mid \cdot) - \log q(z_s \mid \cdot)] = -\mathrm{KL}(q_s \| p_s)` site by site,
-      where that divergence is known and neither law can depend on z_s itself (:func:`ppl_ext.divergence.known_sites`): Normal,
-      MultivariateNormal, LogNormal, Gamma, Exponential, Beta, Dirichlet, Bernoulli, Categorical, Binomial, and what an automatic guide of
-      NumPyro makes of such. Every other site keeps its sampled term. NumPyro's ``infer={"kl": "analytic"}`` asks for it at a site.
+      where that divergence is known and neither law can depend on z_s itself (:func:`ppl_ext.objectives.terms.analytic_kl.known_sites`):
+      Normal, MultivariateNormal, LogNormal, Gamma, Exponential, Beta, Dirichlet, Bernoulli, Categorical, Binomial, and what an automatic
+      guide of NumPyro makes of such. Every other site keeps its sampled term. NumPyro's ``infer={"kl": "analytic"}`` asks for it at a site.
     - ``stick_the_landing`` (Roeder, Wu, Duvenaud 2017, eq. 6): the guide's parameters are held fixed in log q, whose gradient by them has
       the mean zero. The gradient then vanishes, noise and all, where the guide is the posterior. Observed sites and factors of the guide,
       estimated densities among them, keep their gradient.
@@ -36,7 +37,7 @@ def ELBO(
     :param sum_sites: False for a dictionary of terms by site, as NumPyro's: log p − log q of a latent site, log p of an observed one. Each
         is an unbiased estimate with an unbiased gradient, so that a loss of your own may weigh them. ``SVI`` and ``fit`` want the sum.
     :param multi_sample_guide: the guide proposes several draws at once, stacked along the first axis of each of its sites; the model is
-        scored at each of them, and these scores are added, as in NumPyro (:func:`ppl_ext.many_draws.evidence_of_many`).
+        scored at each of them, and these scores are added, as in NumPyro (:func:`ppl_ext.objectives.terms.many_draws.evidence_of_many`).
     :raises ArgumentError: for a number of particles below 1, or ``analytic_kl`` with ``multi_sample_guide``.
     :raises ModelError: if model and guide do not have the same latent sites, with their names.
     :raises DirectionError: if a density is estimated and errs upwards.

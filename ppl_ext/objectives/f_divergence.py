@@ -5,12 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.arguments import told
-from ppl_ext.density import per_element
+from ppl_ext.densities.log_density import per_element
 from ppl_ext.errors import ArgumentError
-from ppl_ext.expectation import objective, replicate
+from ppl_ext.expectations.objective import objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach
 from ppl_ext.program import log_density, simulate
+from ppl_ext.runtime.arguments import told
 
 # f of the ratio r = p(z | y) / q(z), as functions of log r.
 GENERATORS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -1,8 +1,9 @@
 """Variational Rényi bound (Li and Turner 2016, eq. 9)."""
 
-from ppl_ext.density import log_mean_exp, lower_bound
+from ppl_ext.densities.log_density import log_mean_exp, lower_bound
 from ppl_ext.errors import ArgumentError
-from ppl_ext.expectation import objective, replicate
+from ppl_ext.expectations.objective import objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.program import log_density, simulate
 
 

@@ -1,54 +1,22 @@
 """Markovian score climbing (Naesseth, Lindsten, Blei 2020, algorithms 1 and 2)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import random
 from numpyro.primitives import prng_key
 
-from ppl_ext.arguments import check_count
-from ppl_ext.density import LogDensity
+from ppl_ext.algorithms.markov_kernel import MarkovKernel, Move
+from ppl_ext.densities.log_density import LogDensity
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.expectation import carried, objective, replicate
+from ppl_ext.expectations.objective import carried, objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach
-from ppl_ext.held import fixed
-from ppl_ext.objectives.weights import normalised, signal
+from ppl_ext.objectives.terms.path_gradient import fixed
+from ppl_ext.objectives.terms.self_normalised import normalised, signal
 from ppl_ext.program import SiteValues, log_density, simulate
-
-
-class Move(NamedTuple):
-    """What a kernel returns: the next ``values``, and weighted ``particles`` (leading axis K) with ``weights`` (K,) that add up to one.
-
-    In stationarity the weighted particles, too, have the posterior's expectations; a kernel without such returns its values alone, with an
-    axis in front and the weight 1.
-
-    >>> move = Move({"z": jnp.array(2.0)}, {"z": jnp.array([0.0, 2.0])}, jnp.array([0.25, 0.75]))
-    >>> float(move.weights @ move.particles["z"])
-    1.5
-    """
-
-    values: Any
-    particles: Any
-    weights: jax.Array
-
-
-class MarkovKernel(Protocol):
-    """A step of a Markov chain that leaves p(z | y) unchanged.
-
-    It runs inside the objective: it may use :func:`~ppl_ext.replicate`, :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` and
-    ``numpyro.prng_key``. ``values`` maps the guide's sites to their retained values. No gradient is taken through a step.
-
-    >>> def flip(model, guide, values):  # leaves any law of a fair coin unchanged
-    ...     z = {"z": 1 - values["z"]}
-    ...     return Move(z, jax.tree.map(lambda x: x[None], z), jnp.ones(1))
-    >>> step: MarkovKernel = flip
-    >>> int(step(None, None, {"z": jnp.array(1)}).values["z"])
-    0
-    """
-
-    def __call__(self, model, guide, values) -> Move: ...
+from ppl_ext.runtime.arguments import check_count
 
 
 @dataclass(frozen=True)

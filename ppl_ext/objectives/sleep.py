@@ -6,12 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.expectation import objective, replicate
+from ppl_ext.expectations.objective import objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach, unobserved
-from ppl_ext.held import fixed
+from ppl_ext.objectives.terms.path_gradient import fixed
 from ppl_ext.program import Program, log_density, simulate
+from ppl_ext.runtime.arguments import told
 
 
 @objective

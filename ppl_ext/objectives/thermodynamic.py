@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.density import lower_bound, per_element
+from ppl_ext.densities.log_density import lower_bound, per_element
 from ppl_ext.errors import ArgumentError
-from ppl_ext.expectation import objective, replicate
+from ppl_ext.expectations.objective import objective
+from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach
-from ppl_ext.held import SameRun, fixed
-from ppl_ext.objectives.weights import normalised, signal
+from ppl_ext.objectives.terms.path_gradient import SameRun, fixed
+from ppl_ext.objectives.terms.self_normalised import normalised, signal
 from ppl_ext.program import log_density, simulate
 
 _stop = jax.lax.stop_gradient

@@ -1,7 +1,7 @@
 """The VR-IWAE bound (Daudel, Benton, Shi, Doucet 2023, eq. 4)."""
 
 from ppl_ext.errors import ArgumentError
-from ppl_ext.expectation import objective
+from ppl_ext.expectations.objective import objective
 from ppl_ext.objectives.doubly_reparameterized import DoublyReparameterized
 from ppl_ext.objectives.renyi import Renyi
 

@@ -28,53 +28,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ppl_ext.priors.conditioned import Conditioned, Image, derivative_at, integral, stacked, values_at
-    from ppl_ext.priors.critic import CriticW1
-    from ppl_ext.priors.distance import Distance, Functions
-    from ppl_ext.priors.energy import MMD, Energy
-    from ppl_ext.priors.family import Family
-    from ppl_ext.priors.flow import Flow
-    from ppl_ext.priors.functions import FunctionDraws, posterior_functions
-    from ppl_ext.priors.gaussian import Gaussian
-    from ppl_ext.priors.gaussian_moments import GaussianKL, GaussianW2
-    from ppl_ext.priors.gaussian_process import NNGP, GaussianProcess
-    from ppl_ext.priors.inputs import measurement_inputs
+    from ppl_ext.priors.distances.critic import CriticW1
+    from ppl_ext.priors.distances.distance import Distance, Functions
+    from ppl_ext.priors.distances.energy import MMD, Energy
+    from ppl_ext.priors.distances.gaussian_moments import GaussianKL, GaussianW2
+    from ppl_ext.priors.distances.sinkhorn import Sinkhorn
+    from ppl_ext.priors.distances.sliced import SlicedWasserstein
+    from ppl_ext.priors.families.family import Family
+    from ppl_ext.priors.families.flow import Flow
+    from ppl_ext.priors.families.gaussian import Gaussian
+    from ppl_ext.priors.families.scale_mixture import ScaleMixture
+    from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
+    from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
     from ppl_ext.priors.lifting import Lifted, lift_prior
-    from ppl_ext.priors.matched import Matched
-    from ppl_ext.priors.matching import match
-    from ppl_ext.priors.model_target import ModelTarget
-    from ppl_ext.priors.nngp import nngp_kernel
-    from ppl_ext.priors.scale_mixture import ScaleMixture
-    from ppl_ext.priors.sinkhorn import Sinkhorn
-    from ppl_ext.priors.sliced import SlicedWasserstein
-    from ppl_ext.priors.student_t import StudentTProcess
-    from ppl_ext.priors.student_t_network import scale_mixture_posterior, student_t_posterior
-    from ppl_ext.priors.target import Target
+    from ppl_ext.priors.matching.inputs import measurement_inputs
+    from ppl_ext.priors.matching.match import match
+    from ppl_ext.priors.matching.matched import Matched
+    from ppl_ext.priors.targets.conditioned import Conditioned, Image, derivative_at, integral, stacked, values_at
+    from ppl_ext.priors.targets.gaussian_process import NNGP, GaussianProcess
+    from ppl_ext.priors.targets.model_target import ModelTarget
+    from ppl_ext.priors.targets.nngp import nngp_kernel
+    from ppl_ext.priors.targets.student_t_process import StudentTProcess
+    from ppl_ext.priors.targets.target import Target
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
-    "conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
-    "critic": ("CriticW1",),
-    "distance": ("Distance", "Functions"),
-    "energy": ("Energy", "MMD"),
-    "family": ("Family",),
-    "flow": ("Flow",),
-    "functions": ("FunctionDraws", "posterior_functions"),
-    "gaussian": ("Gaussian",),
-    "gaussian_moments": ("GaussianKL", "GaussianW2"),
-    "gaussian_process": ("GaussianProcess", "NNGP"),
-    "inputs": ("measurement_inputs",),
+    "distances.critic": ("CriticW1",),
+    "distances.distance": ("Distance", "Functions"),
+    "distances.energy": ("Energy", "MMD"),
+    "distances.gaussian_moments": ("GaussianKL", "GaussianW2"),
+    "distances.sinkhorn": ("Sinkhorn",),
+    "distances.sliced": ("SlicedWasserstein",),
+    "families.family": ("Family",),
+    "families.flow": ("Flow",),
+    "families.gaussian": ("Gaussian",),
+    "families.scale_mixture": ("ScaleMixture",),
+    "functions.posterior_functions": ("FunctionDraws", "posterior_functions"),
+    "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
     "lifting": ("Lifted", "lift_prior"),
-    "matched": ("Matched",),
-    "matching": ("match",),
-    "model_target": ("ModelTarget",),
-    "nngp": ("nngp_kernel",),
-    "scale_mixture": ("ScaleMixture",),
-    "sinkhorn": ("Sinkhorn",),
-    "sliced": ("SlicedWasserstein",),
-    "student_t": ("StudentTProcess",),
-    "student_t_network": ("scale_mixture_posterior", "student_t_posterior"),
-    "target": ("Target",),
+    "matching.inputs": ("measurement_inputs",),
+    "matching.match": ("match",),
+    "matching.matched": ("Matched",),
+    "targets.conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
+    "targets.gaussian_process": ("GaussianProcess", "NNGP"),
+    "targets.model_target": ("ModelTarget",),
+    "targets.nngp": ("nngp_kernel",),
+    "targets.student_t_process": ("StudentTProcess",),
+    "targets.target": ("Target",),
 }
 
 __all__ = [

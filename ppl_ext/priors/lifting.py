@@ -9,10 +9,10 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
-from ppl_ext.arguments import check_mapping, check_program, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.priors.family import Family, Unit
-from ppl_ext.priors.sites import choose, survey
+from ppl_ext.priors.families.family import Family, Unit
+from ppl_ext.priors.latent_sites import choose, survey
+from ppl_ext.runtime.arguments import check_mapping, check_program, told
 
 Raw = dict[str, dict[str, dict[str, jax.Array]]]
 """Unconstrained parameters by pattern, unit and name."""

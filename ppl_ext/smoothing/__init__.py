@@ -16,13 +16,14 @@
 """
 
 from ppl_ext.smoothing import additive, backward
+from ppl_ext.smoothing.conditional_sweep import ConditionalSweep, SweptParticleFilter
 from ppl_ext.smoothing.discriminative import DiscriminativeResult, discriminative_factor, discriminative_kalman
-from ppl_ext.smoothing.learning import Learned, LearnerState, OnlineEM, RecursiveMaximumLikelihood, ScoreAscent
 from ppl_ext.smoothing.online import OnlineResult, OnlineSmoother, SmootherState
-from ppl_ext.smoothing.ppg import ParisParticleGibbs, ParticleGibbsSmoothing
+from ppl_ext.smoothing.online_learning import LearnerState, OnlineEM, RecursiveMaximumLikelihood
+from ppl_ext.smoothing.paris_particle_gibbs import ParisParticleGibbs, ParticleGibbsSmoothing
 from ppl_ext.smoothing.report import SmoothingResult
+from ppl_ext.smoothing.score_ascent import Learned, ScoreAscent
 from ppl_ext.smoothing.smooth import smooth
-from ppl_ext.smoothing.swept import ConditionalSweep, SweptParticleFilter
 
 __all__ = [
     "ConditionalSweep",

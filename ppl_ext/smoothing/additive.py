@@ -25,12 +25,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 
-from ppl_ext.algorithms.state_space import Particle, StateSpace
-from ppl_ext.arguments import check_call, check_count, check_function, check_mapping, told
 from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
-from ppl_ext.explain import in_one_line, is_foreign
-from ppl_ext.jaxprs import uses
+from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_mapping, told
+from ppl_ext.runtime.explain import in_one_line, is_foreign
 from ppl_ext.smoothing.space import Functional
+from ppl_ext.state_space.model import Particle, StateSpace
+from ppl_ext.tracing.jaxprs import uses
 
 __all__ = ["Additive", "lag_covariances", "moments", "score", "sufficient_statistics", "transition_counts"]
 
@@ -51,7 +51,7 @@ class Additive(ABC):
 
     @abstractmethod
     def bind(self, context: Context) -> Functional:
-        """Its terms. ``inputs`` of a term are those of :class:`~ppl_ext.algorithms.lowering.Inputs`."""
+        """Its terms. ``inputs`` of a term are those of :class:`~ppl_ext.state_space.lowering.Inputs`."""
 
 
 @dataclass(frozen=True)

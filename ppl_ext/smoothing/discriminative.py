@@ -23,8 +23,8 @@ import numpy as np
 import numpyro
 from jax.scipy.linalg import cho_solve
 
-from ppl_ext.arguments import check_array, told
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.arguments import check_array, told
 
 
 class DiscriminativeResult(NamedTuple):

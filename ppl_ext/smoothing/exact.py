@@ -1,4 +1,4 @@
-r"""Smoothing without error, where a model allows it: finite states, or linear-Gaussian ones (:mod:`ppl_ext.algorithms.exact`).
+r"""Smoothing without error, where a model allows it: finite states, or linear-Gaussian ones (:mod:`ppl_ext.state_space.exact`).
 
 Functionals of finite states are summed over all pairs of neighbours. Of Gaussian ones only those of degree two have a closed form,
 
@@ -16,16 +16,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
-from ppl_ext.algorithms.compensated import Sum, plus
-from ppl_ext.algorithms.constancy import depends
-from ppl_ext.algorithms.exact import Steps, exact_form, smooth_run
-from ppl_ext.algorithms.extinction import lost
-from ppl_ext.algorithms.forward_backward import joint_points
-from ppl_ext.algorithms.lagged import Lagged
-from ppl_ext.algorithms.smoothed import Smoothed
-from ppl_ext.algorithms.state_space import StateSpace
 from ppl_ext.errors import ModelError
 from ppl_ext.smoothing.space import Functional, Particles
+from ppl_ext.state_space.compensated_sum import Sum, plus
+from ppl_ext.state_space.exact import Steps, exact_form, smooth_run
+from ppl_ext.state_space.extinction import lost
+from ppl_ext.state_space.forward_backward import joint_points
+from ppl_ext.state_space.lagged import Lagged
+from ppl_ext.state_space.model import StateSpace
+from ppl_ext.state_space.smoothed import Smoothed
+from ppl_ext.tracing.depends import depends
 
 MAX_STATES = 4096
 METHODS = {"finite": "forward-backward", "gaussian": "Kalman"}

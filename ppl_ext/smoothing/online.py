@@ -1,131 +1,36 @@
 """Smoothing of a stream: state O(N), one step at a time. The batch form scans the same step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ppl_ext.algorithms import filtering
-from ppl_ext.algorithms.extinction import is_extinct, warn_extinct
-from ppl_ext.algorithms.resampling import Scheme, scheme_of
-from ppl_ext.algorithms.state_space import lower
-from ppl_ext.algorithms.streams import check_streams, time_slice
-from ppl_ext.arguments import check_call, check_count, check_function, check_key, check_number, check_program, told
-from ppl_ext.constants import compiled, odd_data_blamed
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.outside import Outside, reading, seen_by, still_there
-from ppl_ext.sharding import along, check_mesh
-from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
-from ppl_ext.smoothing.backward import BackwardKernel, Path, Tally, backward_kernel
-from ppl_ext.smoothing.lowered import ModelSpace
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.arguments import check_key, told
+from ppl_ext.runtime.constants import compiled, odd_data_blamed
+from ppl_ext.runtime.outside import Outside, reading, seen_by, still_there
+from ppl_ext.runtime.sharding import along
+from ppl_ext.smoothing.additive_statistic import Statistic, advance, centre, estimate, start
+from ppl_ext.smoothing.backward import BackwardKernel, Tally
+from ppl_ext.smoothing.model_space import ModelSpace
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
+from ppl_ext.smoothing.settings import Settings, settings
 from ppl_ext.smoothing.space import Functional, Particles, first_values, pairs_of, terms
-from ppl_ext.smoothing.statistic import Statistic, advance, centre, estimate, start
+from ppl_ext.state_space import filtering
+from ppl_ext.state_space.extinction import is_extinct, warn_extinct
+from ppl_ext.state_space.resampling import Scheme
+from ppl_ext.state_space.streams import check_streams, time_slice
 
 TOLERANCE = 1e-3
 """Nats by which rounding may carry a density above its bound."""
 
 
-class Settings(NamedTuple):
-    """How to smooth: what :class:`OnlineSmoother` and :func:`~ppl_ext.smoothing.smooth` are given, checked."""
-
-    model: Callable
-    functionals: dict[str, Additive]
-    rules: filtering.Rules
-    backward: BackwardKernel
-    num_backward: int
-    log_bound: Any
-    whole: bool = False  # data that are traced have no gaps
-    gaps: Literal["draw", "refuse"] = "draw"
-
-    @property
-    def num_particles(self) -> int:
-        return self.rules.num_particles
-
-    def told(self) -> dict[str, Any]:
-        """For a report."""
-        return {"num_particles": self.num_particles, "backward": type(self.backward).__name__, "num_backward": self.num_backward}
-
-    def begin(self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> tuple[ModelSpace, Functional | None]:
-        """The model at these parameters, within a trace.
-
-        :raises ModelError: if the model's states do not suffice for a backward kernel.
-        """
-
-        def lowered(params):
-            return lower(self.model, args, kwargs, params, gaps=self.gaps, whole=self.whole)
-
-        at = lowered(params)
-        if at.not_markov and not isinstance(self.backward, Path):
-            raise ModelError(f"{at.not_markov} Backward draws need it to; backward='path' does not.")
-        space = ModelSpace(at, self.log_bound, self.rules)
-        if self.backward.needs_bound:
-            check_bound(space)
-        return space, joined(self.functionals, Context(lowered, at))
-
-
-def settings(
-    where: str,
-    model: Callable,
-    functionals: Mapping[str, Any] | None,
-    num_particles: int,
-    backward: str | BackwardKernel,
-    num_backward: int,
-    resampling: str | Scheme,
-    ess_threshold: float,
-    log_bound: Any,
-    proposal: Callable | None = None,
-    initial_proposal: Callable | None = None,
-    look_ahead: Callable | None = None,
-    mesh: Mesh | None = None,
-) -> Settings:
-    check_program(f"{where}: model", model)
-    check_count(f"{where}: num_particles", num_particles)
-    check_count(f"{where}: num_backward", num_backward)
-    check_number(f"{where}: ess_threshold", ess_threshold, at_least=0.0)
-    if ess_threshold > 1.0:
-        raise ArgumentError(f"{where}: ess_threshold must be a share from 0 (never resample) to 1 (always), got {ess_threshold}.")
-    if log_bound is not None:
-        check_number(f"{where}: log_bound", log_bound)
-    for name, fn, args in (
-        ("proposal", proposal, ("parameters", "carry", "x")),
-        ("initial_proposal", initial_proposal, ("parameters",)),
-        ("look_ahead", look_ahead, ("parameters", "carry", "x")),
-    ):
-        if fn is not None:
-            check_function(f"{where}: {name}", fn)
-            check_call(f"{where}: {name}, called with ({', '.join(args)}):", fn, args, {})
-    check_mesh(where, mesh, num_particles, "num_particles")
-    threshold, scheme = float(ess_threshold), scheme_of(f"{where}: resampling", resampling)
-    return Settings(
-        model,
-        as_additive(f"{where}: functionals", {} if functionals is None else functionals),
-        filtering.Rules(int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead, mesh=mesh),
-        backward_kernel(f"{where}: backward", backward, ("exact",) if where == "smooth" else ()),
-        int(num_backward),
-        log_bound,
-    )
-
-
-def check_bound(space: ModelSpace) -> None:
-    """:raises ArgumentError: if a kernel needs a bound and nothing gives one."""
-    lowered = space.lowered
-    x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), lowered.xs)
-    first = lowered.initial({n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}).particle.carry
-    if space.log_bound(jax.tree.map(lambda a: a[None], first), x) is None:
-        raise ArgumentError(
-            "backward='hybrid' needs a bound on the log transition density. It follows for Normal, MultivariateNormal, categorical and "
-            "a few other laws, if neither their scale depends on another site of the step nor the emission on the state before. Pass "
-            "log_bound=, or use backward='mcmc'."
-        )
-
-
 class SmootherState(NamedTuple):
     """Everything that a stream needs to go on: a pytree of arrays, O(N), which can be saved and loaded.
 
-    :param filter: of :mod:`ppl_ext.algorithms.filtering`: key, particles, weights, evidence, time.
+    :param filter: of :mod:`ppl_ext.state_space.filtering`: key, particles, weights, evidence, time.
     :param statistic: values of the functionals.
     :param tally: of backward draws.
     :param seen: no array: what the programs read from outside of their arguments when the stream began.
@@ -223,7 +128,7 @@ class OnlineSmoother:
     :param num_particles: N.
     :param backward: ``"mcmc"``, ``"dense"``, ``"hybrid"``, ``"path"``, or a kernel of :mod:`ppl_ext.smoothing.backward`.
     :param num_backward: backward draws a particle and step; with one the variance grows as with ``"path"``.
-    :param resampling: a scheme of :mod:`ppl_ext.algorithms.resampling`.
+    :param resampling: a scheme of :mod:`ppl_ext.state_space.resampling`.
     :param ess_threshold: resample where the effective sample size is below this share of N.
     :param log_bound: of the log transition density, for ``"hybrid"``, if the model's laws do not give it.
     :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites, given a particle's carry and

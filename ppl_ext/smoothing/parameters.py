@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to
 
-from ppl_ext.algorithms.state_space import StateSpace
-from ppl_ext.arguments import check_values
 from ppl_ext.errors import ArgumentError
+from ppl_ext.runtime.arguments import check_values
+from ppl_ext.state_space.model import StateSpace
 
 
 def parameters(where: str, params: Mapping[str, Any] | None, floating: bool = False) -> dict[str, jax.Array]:

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl_ext.algorithms.state_space import lower
-from ppl_ext.arguments import check_array, check_count, check_key, told
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.outside import Outside
+from ppl_ext.runtime.arguments import check_array, check_count, check_key, told
+from ppl_ext.runtime.outside import Outside
+from ppl_ext.state_space.model import lower
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,9 +110,9 @@ def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) 
     :param stats: by name, (chain, draw, time).
     :param one_step: log p(y_t | y_<t), (chain, draw, time).
     """
-    from ppl_ext.diagnostics.arviz_export import arviz_version, build_report, site_dims
     from ppl_ext.diagnostics.likelihood import TIME, Terms
-    from ppl_ext.diagnostics.runs import name_of, versions
+    from ppl_ext.diagnostics.report.arviz_export import arviz_version, build_report, site_dims
+    from ppl_ext.diagnostics.report.run_record import name_of, versions
     from ppl_ext.diagnostics.sites import describe, observations
 
     if any(not x.shape[-1] for x in stats.values()):

@@ -8,26 +8,27 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ppl_ext.algorithms.exact import exact_form
-from ppl_ext.algorithms.extinction import is_broken, is_extinct, lost, shown, warn_extinct, where_lost
-from ppl_ext.algorithms.filtering import Info
-from ppl_ext.algorithms.gaps import no_exact_answer, refuse_raw, without_gaps
-from ppl_ext.algorithms.resampling import Scheme, weights_of
-from ppl_ext.algorithms.state_space import lower
-from ppl_ext.arguments import check_call, check_count, check_key
-from ppl_ext.constants import compiled, odd_data_blamed
-from ppl_ext.diagnostics.sites import refuse_open_handlers
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.outside import Outside, reading
-from ppl_ext.sharding import gathered
+from ppl_ext.runtime.arguments import check_call, check_count, check_key
+from ppl_ext.runtime.constants import compiled, odd_data_blamed
+from ppl_ext.runtime.open_handlers import refuse_open_handlers
+from ppl_ext.runtime.outside import Outside, reading
+from ppl_ext.runtime.sharding import gathered
 from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import no_bound_needed
 from ppl_ext.smoothing.exact import Exact, no_closed_form, weighted_quantiles
-from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, settings, step
+from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, step
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.report import SmoothingResult
+from ppl_ext.smoothing.settings import settings
 from ppl_ext.smoothing.trajectories import trajectories, values_of
+from ppl_ext.state_space.exact import exact_form
+from ppl_ext.state_space.extinction import is_broken, is_extinct, lost, shown, warn_extinct, where_lost
+from ppl_ext.state_space.filtering import Info
+from ppl_ext.state_space.gaps import no_exact_answer, refuse_raw, without_gaps
+from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.resampling import Scheme, weights_of
 
 
 class smooth:

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.algorithms.extinction import lost
-from ppl_ext.algorithms.state_space import Particle, StateSpace
 from ppl_ext.smoothing.backward import Tally
-from ppl_ext.smoothing.conditional import ParticlePath, choose
-from ppl_ext.smoothing.lowered import ModelSpace
-from ppl_ext.smoothing.online import Settings, SmootherState, begin, step
+from ppl_ext.smoothing.conditional_paris import ParticlePath, choose
+from ppl_ext.smoothing.model_space import ModelSpace
+from ppl_ext.smoothing.online import SmootherState, begin, step
+from ppl_ext.smoothing.settings import Settings
 from ppl_ext.smoothing.space import Particles, pairs_of
+from ppl_ext.state_space.extinction import lost
+from ppl_ext.state_space.model import Particle, StateSpace
 
 
 def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], space: ModelSpace, num: int):

@@ -20,14 +20,15 @@ from numpyro.infer import MCMC, NUTS, SVI
 from numpyro.infer.autoguide import AutoNormal
 
 from ppl_ext import expectation, log_density, marginal, normalize, simulate
-from ppl_ext.algorithms import ImportanceSampling, ParticleFilter, filtering, sited
-from ppl_ext.algorithms.filtering import Rules, run_filter
-from ppl_ext.algorithms.resampling import SCHEMES, multinomial
-from ppl_ext.algorithms.state_space import lower
+from ppl_ext.algorithms import ImportanceSampling, ParticleFilter, filter_sites
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
 from ppl_ext.gradients import Constant
 from ppl_ext.handlers import gradient
 from ppl_ext.objectives import IWELBO
+from ppl_ext.state_space import filtering
+from ppl_ext.state_space.filtering import Rules, run_filter
+from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.resampling import SCHEMES, multinomial
 from tests.algorithms import state_spaces
 from tests.algorithms.state_spaces import FINITE, LINEAR, MEANS, PROBLEMS, Y, finite, finite_paths, linear, linear_joint, log_evidence
 from tests.oracles import assert_unbiased, quick_jit
@@ -366,7 +367,7 @@ def test_every_scheme_by_name(scheme):
 
 @pytest.mark.slow
 def test_ancestors_follow_their_weights():
-    law = sited.Ancestors(jnp.log(jnp.array([0.2, 0.0, 0.5, 0.3])), 3)
+    law = filter_sites.Ancestors(jnp.log(jnp.array([0.2, 0.0, 0.5, 0.3])), 3)
     draws = np.asarray(jax.vmap(law.sample)(KEYS[:5000]))
     share = (draws[..., None] == np.arange(4)).mean((0, 1))
     np.testing.assert_allclose(share, [0.2, 0.0, 0.5, 0.3], atol=0.02)

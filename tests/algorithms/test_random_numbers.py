@@ -8,9 +8,9 @@ import pytest
 from jax import random
 from jax.extend.random import threefry_2x32
 
-from ppl_ext.algorithms.lane_keys import LaneKeys, _of_lane
-from ppl_ext.algorithms.running import running_count, running_sum
-from ppl_ext.words import normals, random_words, sampled, split, threefry, to_index, to_unit
+from ppl_ext.runtime.random_bits import normals, random_words, sampled, split, threefry, to_index, to_unit
+from ppl_ext.state_space.particle_keys import LaneKeys, _of_lane
+from ppl_ext.state_space.running_sums import running_count, running_sum
 
 KEY = random.key(7)
 

@@ -22,7 +22,7 @@ from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
 
 import ppl_ext
 from ppl_ext import objectives
-from ppl_ext.diagnostics.arviz_export import variables_of
+from ppl_ext.diagnostics.report.arviz_export import variables_of
 from ppl_ext.infer import SGHMC, SGLD, fit
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py

@@ -16,7 +16,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from numpyro.infer.svi import SVIRunResult
 
 from ppl_ext.diagnostics import Calibration, calibrate, plot_calibration
-from ppl_ext.diagnostics.arviz_export import build_report
+from ppl_ext.diagnostics.report.arviz_export import build_report
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO

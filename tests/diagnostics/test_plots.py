@@ -26,8 +26,8 @@ from ppl_ext.diagnostics import (
     plot_khat,
     psis,
 )
-from ppl_ext.diagnostics.arviz_export import build_report
-from ppl_ext.diagnostics.uniformity import uniformity_band
+from ppl_ext.diagnostics.calibration.uniformity import uniformity_band
+from ppl_ext.diagnostics.report.arviz_export import build_report
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO

@@ -11,7 +11,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 from ppl_ext import to_arviz
-from ppl_ext.diagnostics.arviz_export import build_report
+from ppl_ext.diagnostics.report.arviz_export import build_report
 from ppl_ext.errors import ArgumentError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.diagnostics.summary import MAX_ROWS, importance, sentences, table, verdict, worst_r_hat
+from ppl_ext.diagnostics.report.summary import MAX_ROWS, importance, sentences, table, verdict, worst_r_hat
 
 RNG = np.random.default_rng(0)
 

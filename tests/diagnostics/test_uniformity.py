@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ppl_ext.diagnostics import uniformity
-from ppl_ext.diagnostics.uniformity import uniformity_band, uniformity_p_value
+from ppl_ext.diagnostics.calibration import uniformity
+from ppl_ext.diagnostics.calibration.uniformity import uniformity_band, uniformity_p_value
 from ppl_ext.errors import ArgumentError
 
 

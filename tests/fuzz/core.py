@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ppl_ext
 from ppl_ext import handlers, objectives
-from ppl_ext.density import Label, LogDensity
+from ppl_ext.densities.log_density import Label, LogDensity
 from ppl_ext.gradients import Enumerate, Reparameterize, ScoreFunction
 from tests.fuzz.case import (
     ARRAYS,

@@ -15,7 +15,7 @@ from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import infer_config, scope
 from numpyro.infer import SVI
 
-import ppl_ext.surrogate
+import ppl_ext.expectations.surrogate
 from ppl_ext import expectation, marginal
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
@@ -124,12 +124,12 @@ def test_value_and_gradient_are_unbiased(case):
 
 @pytest.mark.parametrize("case", ["average, one coin", "learned, beside enumeration"])
 def test_a_baseline_that_knows_the_draw_is_caught(case, monkeypatch):
-    known = ppl_ext.surrogate.predictions
+    known = ppl_ext.expectations.surrogate.predictions
 
     def peeking(choices, run):
         return {id: b + 3.0 * run.laws[id].log_prob for id, b in known(choices, run).items()}
 
-    monkeypatch.setattr(ppl_ext.surrogate, "predictions", peeking)
+    monkeypatch.setattr(ppl_ext.expectations.surrogate, "predictions", peeking)
     with pytest.raises(AssertionError, match="standard errors off"):
         test_value_and_gradient_are_unbiased(case)
 

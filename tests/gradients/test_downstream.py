@@ -12,12 +12,12 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from ppl_ext.baselines import collected
-from ppl_ext.credit import trace_credit
+from ppl_ext.expectations.baselines import collected
+from ppl_ext.expectations.run import Run
 from ppl_ext.handlers import gradient
 from ppl_ext.objectives import ELBO
 from ppl_ext.program import Program
-from ppl_ext.run import Run
+from ppl_ext.tracing.credit import trace_credit
 from tests.oracles import quick_jit
 
 

@@ -282,7 +282,7 @@ def test_elements_whose_costs_do_not_meet_share_a_lane(strategy):
 @pytest.mark.slow
 def test_elements_that_meet_take_a_lane_each_and_many_go_in_chunks(monkeypatch):
     """A product over 12 coins, 5 lanes at a time: unbiased, and the same numbers as in one go."""
-    from ppl_ext import surrogate
+    from ppl_ext.expectations import surrogate
 
     def program(logits):
         with numpyro.plate("n", 12):

@@ -11,6 +11,7 @@ import pytest
 
 from ppl_ext import expectation
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, PplExtError, StrategyError
+from ppl_ext.expectations.run import Run
 from ppl_ext.gradients import (
     SHORT_FORMS,
     Constant,
@@ -24,7 +25,6 @@ from ppl_ext.gradients import (
     as_strategy,
     available,
 )
-from ppl_ext.run import Run
 
 DEFAULT_ROWS = 5  # of each table; the others are slow: see conftest.py
 

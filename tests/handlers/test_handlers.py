@@ -16,9 +16,9 @@ from numpyro.handlers import condition, scale, scope, seed, substitute, trace
 
 from ppl_ext import expectation, log_density, simulate
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, StrategyError
+from ppl_ext.expectations.run import Run
 from ppl_ext.gradients import Constant, Enumerate, Reparameterize, ScoreFunction
 from ppl_ext.handlers import Handler, detach, gradient, unobserved
-from ppl_ext.run import Run
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 

@@ -11,10 +11,10 @@ import optax
 import pytest
 from numpyro.infer.autoguide import AutoDelta
 
-from ppl_ext.checkpoint import PROGRAM, VERSIONS
 from ppl_ext.errors import ArgumentError, NonFiniteError
 from ppl_ext.infer import Checkpoint, fit
 from ppl_ext.objectives import ELBO
+from ppl_ext.runtime.checkpoint import PROGRAM, VERSIONS
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 

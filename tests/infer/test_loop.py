@@ -12,9 +12,10 @@ import optax
 import pytest
 from tqdm import tqdm
 
-from ppl_ext.infer import Plateau, fit, loop
-from ppl_ext.infer.loop import take_steps
-from ppl_ext.infer.runner import AT_ONCE
+from ppl_ext.infer import Plateau, fit
+from ppl_ext.infer.svi import loop
+from ppl_ext.infer.svi.loop import take_steps
+from ppl_ext.infer.svi.runner import AT_ONCE
 from ppl_ext.objectives import ELBO
 
 STEPS, CHUNK, LONG = 1000, 20, 1e6

@@ -18,7 +18,7 @@ import ppl_ext
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.handlers import fixed_support
 from ppl_ext.infer import Plateau, fit
-from ppl_ext.infer.loop import filled
+from ppl_ext.infer.svi.loop import filled
 from ppl_ext.objectives import ELBO
 from tests.problems.garch import REFERENCE, garch
 from tests.problems.garch import Y as SERIES

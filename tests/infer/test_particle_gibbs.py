@@ -14,7 +14,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.infer import PMMH, ParticleGibbs, PathSweep
-from ppl_ext.infer.particle_gibbs import path_sites
+from ppl_ext.infer.particle_mcmc.particle_gibbs import path_sites
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
@@ -92,7 +92,7 @@ def test_particle_gibbs_equals_nuts_on_the_marginal(num_particles, num_samples, 
 
 @pytest.mark.slow
 def test_a_sweep_that_forgets_the_frozen_path_is_seen(reference, monkeypatch):
-    from ppl_ext.smoothing import conditional
+    from ppl_ext.smoothing import conditional_paris as conditional
 
     monkeypatch.setattr(conditional, "_freeze", lambda particles, frozen: particles)
     found, errors, _ = means(ParticleGibbs(model, 2), 4000)

@@ -16,8 +16,10 @@ from scipy.stats import chisquare, kstest
 
 import ppl_ext
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError, ProgramError
-from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay, sg_minibatch, sg_noise, sg_target
-from ppl_ext.infer.sg_noise import normals
+from ppl_ext.infer import SGHMC, SGLD, Cyclical, Decay
+from ppl_ext.infer.sgmcmc import minibatch, noise
+from ppl_ext.infer.sgmcmc import potential as sg_potential
+from ppl_ext.infer.sgmcmc.noise import normals
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
@@ -29,7 +31,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize(("size", "num"), [(5, 2), (4, 3), (9, 1)])
 def test_rows_are_different_and_every_ordered_set_is_as_likely(size, num):
-    rows = np.asarray(jax.vmap(lambda key: sg_minibatch.draw_rows(key, size, num))(jax.random.split(KEY, 6000)))
+    rows = np.asarray(jax.vmap(lambda key: minibatch.draw_rows(key, size, num))(jax.random.split(KEY, 6000)))
     assert all(len(set(row)) == num for row in rows)
     _, counts = np.unique(rows, axis=0, return_counts=True)
     assert len(counts) == np.prod([size - i for i in range(num)])
@@ -37,14 +39,12 @@ def test_rows_are_different_and_every_ordered_set_is_as_likely(size, num):
 
 
 def test_rows_that_could_repeat_are_seen(monkeypatch):
-    monkeypatch.setattr(
-        sg_minibatch, "_by_pairs", lambda found, valid, num: (found[:num], jnp.array(True))
-    )  # every draw passes for a new one
-    rows = np.asarray(jax.vmap(lambda key: sg_minibatch.draw_rows(key, 5, 2))(jax.random.split(KEY, 100)))
+    monkeypatch.setattr(minibatch, "_by_pairs", lambda found, valid, num: (found[:num], jnp.array(True)))  # every draw passes for a new one
+    rows = np.asarray(jax.vmap(lambda key: minibatch.draw_rows(key, 5, 2))(jax.random.split(KEY, 100)))
     assert not all(len(set(row)) == 2 for row in rows)
 
 
-@pytest.mark.parametrize("pick", [sg_minibatch._by_pairs, sg_minibatch._by_sorting])
+@pytest.mark.parametrize("pick", [minibatch._by_pairs, minibatch._by_sorting])
 def test_the_first_different_ones_are_kept_in_their_order(pick):
     """Draws that are not valid are passed over, and the row says when there are too few."""
     run, rng = jax.jit(pick, static_argnums=2), np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_the_first_different_ones_are_kept_in_their_order(pick):
 
 def test_many_rows_are_different_and_as_likely():
     """So many that they are sorted, and so few tries that some draws start again."""
-    rows = np.asarray(jax.jit(jax.vmap(lambda key: sg_minibatch.draw_rows(key, 400, 150)))(jax.random.split(KEY, 2000)))
+    rows = np.asarray(jax.jit(jax.vmap(lambda key: minibatch.draw_rows(key, 400, 150)))(jax.random.split(KEY, 2000)))
     assert (np.diff(np.sort(rows, axis=1)) > 0).all() and rows.min() >= 0 and rows.max() < 400
     counts = np.bincount(rows.ravel(), minlength=400)
     # Without replacement a count varies less than a multinomial's, by 1 - 150/400.
@@ -68,7 +68,7 @@ def test_many_rows_are_different_and_as_likely():
 
 def test_all_words_together_have_the_moments_of_the_normal_law():
     """Every radius at one angle, then every direction at one radius: with independent bits, that is the whole law."""
-    run = jax.jit(lambda words: sg_noise._from_words(words).reshape(2, -1))
+    run = jax.jit(lambda words: noise._from_words(words).reshape(2, -1))
     x, y = np.asarray(run(np.arange(2**20, dtype=np.uint32) << 12 | 300), float)
     square = x**2 + y**2
     np.testing.assert_allclose(square, -2.0 * np.log((np.arange(2**20) + 0.5) / 2**20), rtol=2e-6, atol=2e-7)
@@ -123,7 +123,7 @@ def subsampled(x, y):
 )
 def test_the_gradient_is_unbiased_over_all_minibatches(model, batch_size, kwargs, broken=False):
     args = (X,) if kwargs else (X, Y)
-    target = sg_target.set_up("test", model, batch_size, KEY, args, kwargs)
+    target = sg_potential.set_up("test", model, batch_size, KEY, args, kwargs)
     full = jax.grad(lambda z: potential_energy(whole, (X, Y), {}, z))(Z)
     each = []
     for rows in combinations(range(5), 2):
@@ -145,7 +145,7 @@ def test_the_gradient_is_unbiased_over_all_minibatches(model, batch_size, kwargs
 
 
 def test_a_minibatch_that_is_not_scaled_up_is_seen(monkeypatch):
-    monkeypatch.setattr(sg_target.Weighed, "process_message", lambda self, msg: None)
+    monkeypatch.setattr(sg_potential.Weighed, "process_message", lambda self, msg: None)
     with pytest.raises(AssertionError, match="one minibatch"):
         test_the_gradient_is_unbiased_over_all_minibatches(whole, 2, {})
 
@@ -159,7 +159,7 @@ def test_nested_plates_are_unbiased():
         with numpyro.plate("a", 4, subsample_size=size, dim=-1) as a, numpyro.plate("b", 4, subsample_size=size, dim=-2) as b:
             numpyro.sample("y", dist.Normal(jnp.sin(mu), 1.0), obs=y[b][:, a])
 
-    target, z = sg_target.set_up("test", model, None, KEY, (y,), {}), {"mu": jnp.array(0.4)}
+    target, z = sg_potential.set_up("test", model, None, KEY, (y,), {}), {"mu": jnp.array(0.4)}
     drawn = jax.vmap(lambda key: jax.grad(target.estimate)(z, key, (y,), {})["mu"])(jax.random.split(KEY, 20_000))
     full = jax.grad(lambda z: potential_energy(model, (y, 4), {}, z))(z)["mu"]
     assert abs(float(drawn.mean() - full)) < 4.5 * float(drawn.std()) / np.sqrt(20_000)
@@ -273,7 +273,7 @@ def test_sgld_has_its_exact_variance():
 
 def test_the_scale_follows_the_published_recursion():
     """Five steps of the warm-up and two after it, by a loop in float64 with the same gradients and noise."""
-    from ppl_ext.infer.sg_kernel import SGState
+    from ppl_ext.infer.sgmcmc.kernel import SGState
 
     eta, a, temperature, rng = 0.1, 0.05, 0.5, np.random.default_rng(0)
     kernel = SGHMC(gaussian, step_size=eta, friction=a, temperature=temperature)
@@ -346,7 +346,7 @@ def test_chains_in_sequence_and_the_old_kind_of_keys_give_the_same(vectorized):
 
 @pytest.mark.slow
 def test_a_resampled_momentum_has_its_stationary_variance():
-    from ppl_ext.infer.sg_kernel import SGState
+    from ppl_ext.infer.sgmcmc.kernel import SGState
 
     eta, a, temperature, m = 0.1, 0.2, 0.5, 0.25
     kernel = SGHMC(gaussian, step_size=eta, friction=a, temperature=temperature, resample_every=3, adapt="scale")

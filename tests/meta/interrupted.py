@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.meta import LaplaceGGN, lift
+from ppl_ext.runtime.checkpoint import Checkpoint
 from tests.meta.test_lift import KEY, curve
 
 

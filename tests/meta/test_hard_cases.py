@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, lift
-from ppl_ext.meta.local import closed_form
+from ppl_ext.meta.solvers.local import closed_form
 from tests.meta.test_lift import KEY, NOISE, line, quiet
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py

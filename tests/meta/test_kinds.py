@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, kinds, lift
 from ppl_ext.meta.kinds import _EM, Kinds
-from ppl_ext.meta.local import Gaussian
+from ppl_ext.meta.solvers.local import Gaussian
 from tests.meta.test_lift import KEY, NOISE, STREAM, line, quiet
 
 LAWS = (

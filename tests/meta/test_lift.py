@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.meta import NIW, EpisodeStream, ExactLinearGaussian, LaplaceGGN, SimulatedStream, lift
-from ppl_ext.meta.local import Gaussian, Quadratic, closed_form, expected
+from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form, expected
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 

@@ -15,7 +15,7 @@ from scipy.stats import norm
 from ppl_ext import log_density
 from ppl_ext.errors import ModelError
 from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, LaplaceGGN, evaluate, kinds, lift
-from ppl_ext.meta.low_rank import LowRank
+from ppl_ext.meta.distributions.low_rank import LowRank
 from ppl_ext.meta.modes import mass_elsewhere
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py

@@ -10,9 +10,9 @@ from numpyro.infer import Trace_ELBO
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta import NIW, SGLD, EpisodeStream, ExactLinearGaussian, LaplaceGGN, VariationalLocal, lift
-from ppl_ext.meta.local import Gaussian, Quadratic, closed_form, expected
-from ppl_ext.meta.low_rank import Factored, LowRank
-from ppl_ext.meta.solvers import curvature, in_function_space
+from ppl_ext.meta.distributions.low_rank import Factored, LowRank
+from ppl_ext.meta.solvers.laplace import curvature, in_function_space
+from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form, expected
 from ppl_ext.objectives import IWELBO
 from tests.meta.test_lift import KEY, STREAM, episodes, line, quiet
 

@@ -12,10 +12,10 @@ import pytest
 from scipy.stats import norm
 
 from ppl_ext import log_density
-from ppl_ext.checkpoint import Checkpoint
 from ppl_ext.errors import ArgumentError
 from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, LaplaceGGN, SimulatedStream, lift
 from ppl_ext.meta.episode import Masked, Rows
+from ppl_ext.runtime.checkpoint import Checkpoint
 from tests.meta import interrupted
 from tests.meta.test_lift import KEY, STREAM, curve, episodes, line, quiet
 

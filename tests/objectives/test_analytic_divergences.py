@@ -12,11 +12,11 @@ import pytest
 from numpyro.handlers import mask, scale, substitute
 from numpyro.infer.autoguide import AutoNormal
 
-from ppl_ext.divergence import known_sites
 from ppl_ext.handlers import detach
 from ppl_ext.objectives import (
     ELBO,
 )
+from ppl_ext.objectives.terms.analytic_kl import known_sites
 from tests import oracles
 from tests.objectives.exact import SCORE, check
 from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, normal, product, replicates

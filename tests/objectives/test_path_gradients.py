@@ -12,8 +12,6 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask, scale
 
-from ppl_ext import divergence
-from ppl_ext.divergence import known_sites
 from ppl_ext.errors import ArgumentError, DirectionError, ModelError, StrategyError
 from ppl_ext.gradients import ScoreFunction
 from ppl_ext.handlers import gradient
@@ -27,6 +25,8 @@ from ppl_ext.objectives import (
     ReweightedWakeSleep,
     Thermodynamic,
 )
+from ppl_ext.objectives.terms import analytic_kl
+from ppl_ext.objectives.terms.analytic_kl import known_sites
 from tests import oracles
 from tests.objectives.exact import SCORE, check, conjugate
 from tests.oracles import Oracle, gaussian, normal, product, quick_jit
@@ -70,13 +70,13 @@ def test_what_a_guide_observes_keeps_its_gradient(monkeypatch):
     """The mutant that holds every term of log q fixed is caught."""
     check(ELBO(stick_the_landing=True, analytic_kl=True), observing(), oracles.elbo(), 1)
     check(ELBO(stick_the_landing=True), observing(), oracles.elbo(), 1)
-    held = divergence.simulate_and_hold
+    held = analytic_kl.simulate_and_hold
 
     def everything(guide):
         draw, log_q = held(guide)
         return draw, jax.lax.stop_gradient(log_q.split(())[0]) + log_q.split(draw.values)[0] + _stopped(log_q.split(draw.values)[1])
 
-    monkeypatch.setattr(divergence, "simulate_and_hold", everything)
+    monkeypatch.setattr(analytic_kl, "simulate_and_hold", everything)
     with pytest.raises(AssertionError, match="standard errors off"):
         check(ELBO(stick_the_landing=True), observing(), oracles.elbo(), 1)
 
@@ -176,7 +176,7 @@ def test_doubly_reparameterised_gradients_change_no_mean(loss, formula, num_part
 
 def test_weights_of_the_doubly_reparameterised_gradient_are_squared(monkeypatch):
     module = "ppl_ext.objectives.doubly_reparameterized"
-    from ppl_ext.objectives.weights import signal
+    from ppl_ext.objectives.terms.self_normalised import signal
 
     monkeypatch.setattr(f"{module}.signal", lambda weights, x: signal(jnp.sqrt(weights), x))
     with pytest.raises(AssertionError, match="standard errors off"):

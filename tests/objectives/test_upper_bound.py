@@ -15,7 +15,7 @@ from numpyro.infer import SVI
 
 from ppl_ext import marginal
 from ppl_ext.algorithms import ImportanceSampling
-from ppl_ext.direction import Estimate, powered
+from ppl_ext.densities.bound_direction import Estimate, powered
 from ppl_ext.errors import DirectionError, ModelError
 from ppl_ext.gradients import MeasureValued, ScoreFunction
 from ppl_ext.handlers import gradient

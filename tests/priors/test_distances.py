@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.handlers import seed, trace
 
-import ppl_ext.priors.sliced as sliced
+import ppl_ext.priors.distances.sliced as sliced
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 from ppl_ext.priors import (
     MMD,
@@ -28,7 +28,7 @@ from ppl_ext.priors import (
     lift_prior,
     match,
 )
-from ppl_ext.priors.readout import find_readout, functions_with_moments
+from ppl_ext.priors.matching.readout import find_readout, functions_with_moments
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -317,7 +317,7 @@ def test_sinkhorn_halves_the_draws_and_its_penalty_is_over_the_mean_cost_between
         return SimpleNamespace(reg_ot_cost=jnp.mean(jnp.sum((pair[0][:, None] - pair[1]) ** 2, -1)))
 
     ott = SimpleNamespace(PointCloud=cloud), SimpleNamespace(solve=solve)
-    monkeypatch.setattr("ppl_ext.priors.sinkhorn._ott", lambda: ott)
+    monkeypatch.setattr("ppl_ext.priors.distances.sinkhorn._ott", lambda: ott)
     found = Sinkhorn(epsilon=0.5)(jax.random.key(0), (), Functions(f), Functions(g))
 
     def cost(x, y):

@@ -13,11 +13,11 @@ from numpyro.infer.autoguide import AutoNormal
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
-from ppl_ext.diagnostics.arviz_export import variables_of
+from ppl_ext.diagnostics.report.arviz_export import variables_of
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.infer import SGLD, fit
 from ppl_ext.objectives import ELBO
-from ppl_ext.priors.functions import posterior_functions
+from ppl_ext.priors.functions.posterior_functions import posterior_functions
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 

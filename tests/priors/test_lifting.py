@@ -14,7 +14,7 @@ from numpyro.handlers import seed, trace
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, ProgramError
 from ppl_ext.priors import Flow, Gaussian, ScaleMixture, lift_prior
-from ppl_ext.priors.flow import planar
+from ppl_ext.priors.families.flow import planar
 from ppl_ext.program import log_density
 from tests.priors.models import X, network
 

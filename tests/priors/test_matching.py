@@ -15,8 +15,8 @@ from numpyro.infer.autoguide import AutoNormal
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.infer import SGHMC
 from ppl_ext.priors import Energy, Gaussian, GaussianProcess, ScaleMixture, SlicedWasserstein, lift_prior, match, measurement_inputs
-from ppl_ext.priors.outputs import draw_function
-from ppl_ext.priors.programs import Programs, programs_for
+from ppl_ext.priors.functions.outputs import draw_function
+from ppl_ext.priors.matching.compiled_steps import Programs, programs_for
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py

@@ -8,7 +8,7 @@ from scipy import integrate
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.priors import nngp_kernel
-from ppl_ext.priors.nngp import expected_product
+from ppl_ext.priors.targets.nngp import expected_product
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 

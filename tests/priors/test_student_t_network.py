@@ -11,8 +11,8 @@ from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ppl_ext.priors import nngp_kernel, student_t_network
-from ppl_ext.priors.student_t_network import scale_mixture_posterior, student_t_posterior
+from ppl_ext.priors import infinite_width, nngp_kernel
+from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -197,5 +197,5 @@ def test_settings_of_the_mixture_that_cannot_be_are_named(change, error, words):
 @pytest.mark.parametrize("size", [1e-4, 1e4])
 def test_what_is_added_to_a_singular_covariance_is_rounding_of_its_own_size(size):
     covariance = jnp.full((3, 3), size, jnp.float32)
-    root = np.asarray(student_t_network._cholesky(covariance, jnp.float32(size)))
+    root = np.asarray(infinite_width._cholesky(covariance, jnp.float32(size)))
     np.testing.assert_allclose(root @ root.T, covariance, rtol=1e-5)

@@ -21,7 +21,7 @@ from ppl_ext.priors import (
     stacked,
     values_at,
 )
-from ppl_ext.priors.target import cholesky
+from ppl_ext.priors.linear_algebra import cholesky
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py

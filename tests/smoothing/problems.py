@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from ppl_ext.smoothing.conditional import ParticlePath
+from ppl_ext.smoothing.conditional_paris import ParticlePath
 from ppl_ext.smoothing.space import Functional, Particles
 
 T = 5

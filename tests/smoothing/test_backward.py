@@ -128,8 +128,8 @@ def test_metropolis_draws_follow_its_transition_matrix_from_the_ancestor(num_ste
 
 
 def test_a_metropolis_chain_that_is_offered_sorted_proposals_does_not_follow_it(monkeypatch):
-    from ppl_ext.algorithms.resampling import systematic
     from ppl_ext.smoothing.backward import mcmc
+    from ppl_ext.state_space.resampling import systematic
 
     monkeypatch.setattr(
         mcmc, "proposals", lambda key, lw, num: (systematic(key, lw, N)[:num], jax.random.uniform(jax.random.fold_in(key, 1), (num,)))

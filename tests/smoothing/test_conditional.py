@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppl_ext.algorithms.resampling import weights_of
-from ppl_ext.smoothing import conditional
+from ppl_ext.smoothing import conditional_paris as conditional
 from ppl_ext.smoothing import space as space_module
+from ppl_ext.smoothing.additive_statistic import estimate
 from ppl_ext.smoothing.backward import Dense, Hybrid, Metropolis, Path
 from ppl_ext.smoothing.backward.kernel import invert
-from ppl_ext.smoothing.conditional import conditional_paris
-from ppl_ext.smoothing.statistic import estimate
+from ppl_ext.smoothing.conditional_paris import conditional_paris
+from ppl_ext.state_space.resampling import weights_of
 from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import PROBLEMS, PRODUCT, as_path, functionals_of
 

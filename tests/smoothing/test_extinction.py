@@ -14,8 +14,6 @@ from numpyro.infer import MCMC
 
 from ppl_ext import log_density, marginal, normalize, simulate
 from ppl_ext.algorithms import Enumeration, ExactFilter, ImportanceSampling, ParticleFilter
-from ppl_ext.algorithms.exact import smooth_exactly
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.errors import NonFiniteError
 from ppl_ext.infer import PMMH, ParticleGibbs
 from ppl_ext.objectives import ELBO
@@ -27,6 +25,8 @@ from ppl_ext.smoothing import (
     SweptParticleFilter,
     smooth,
 )
+from ppl_ext.state_space.exact import smooth_exactly
+from ppl_ext.state_space.model import lower
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 KEY = jax.random.key(0)

@@ -7,9 +7,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from ppl_ext.algorithms import filtering
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.smoothing import OnlineSmoother, ParisParticleGibbs, lowered, smooth
+from ppl_ext.smoothing import OnlineSmoother, ParisParticleGibbs, model_space, smooth
+from ppl_ext.state_space import filtering
 from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, as_path, functionals_of, gaussian_draws, gaussian_exact
 from tests.smoothing.test_smooth import FUNCTIONALS, PARAMS, evidence, gaussian
@@ -72,7 +72,7 @@ def test_a_forgotten_proposal_density_is_seen(monkeypatch):
 
 def conditional(num_particles, replicates=4000):
     """Estimates and new paths of one sweep from exact smoothing draws."""
-    from ppl_ext.smoothing.conditional import conditional_paris
+    from ppl_ext.smoothing.conditional_paris import conditional_paris
 
     how = ParisParticleGibbs(gaussian, FUNCTIONALS, num_particles, num_sweeps=1, burn_in=0, **KINDS["guided"]).how
     xs = gaussian_draws(np.random.default_rng(3), Gaussian(), GAUSSIAN_Y, replicates)
@@ -95,8 +95,8 @@ def test_a_guided_sweep_from_an_exact_draw_is_unbiased_with_two_particles():
 
 @SLOW
 def test_a_sweep_that_forgets_the_proposal_fails_the_same_test(monkeypatch):
-    weigh = lowered.ModelSpace.weigh
-    monkeypatch.setattr(lowered.ModelSpace, "weigh", lambda self, *args: weigh(lowered.ModelSpace(self.lowered), *args))
+    weigh = model_space.ModelSpace.weigh
+    monkeypatch.setattr(model_space.ModelSpace, "weigh", lambda self, *args: weigh(model_space.ModelSpace(self.lowered), *args))
     assert max(map(float, jax.tree.leaves(z_scores(*conditional(2))))) > 6.0
 
 

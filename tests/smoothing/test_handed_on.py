@@ -14,7 +14,6 @@ from numpyro.infer import MCMC
 
 from ppl_ext import log_density, marginal, normalize, simulate
 from ppl_ext.algorithms import ExactFilter, ParticleFilter
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.errors import ModelError
 from ppl_ext.infer import PMMH, ParticleGibbs
 from ppl_ext.smoothing import (
@@ -26,6 +25,7 @@ from ppl_ext.smoothing import (
     additive,
     smooth,
 )
+from ppl_ext.state_space.model import lower
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 KEY = jax.random.key(0)
@@ -419,7 +419,7 @@ def test_a_given_state_with_gaps():
         rows[at + 1, [at + 1, at]] = np.array([1.0, -1.0]) / 0.5
         rows[at + 2, [at + 2, at + 1]] = np.array([1.0, -1.0]) / 0.5
     log_z = conditioned(rows, [1, 7, 3, 6, 9], np.array([0.3, 0.9, 0.1, 0.5, 0.2]))[0]
-    from ppl_ext.algorithms.exact import smooth_exactly
+    from ppl_ext.state_space.exact import smooth_exactly
 
     np.testing.assert_allclose(smooth_exactly(lower(given_states, (y,), {}, {"x": x})).log_evidence, log_z, atol=1e-4)
 

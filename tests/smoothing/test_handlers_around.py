@@ -16,8 +16,8 @@ from ppl_ext import log_density, marginal, simulate
 from ppl_ext.algorithms import ExactFilter, ParticleFilter
 from ppl_ext.errors import ModelError
 from ppl_ext.infer import PMMH, ParticleGibbs
-from ppl_ext.scoped import Reaching, as_written
 from ppl_ext.smoothing import OnlineSmoother, smooth
+from ppl_ext.tracing.scoped_scans import Reaching, as_written
 
 DEFAULT_ROWS = 6  # of each table; the others are slow: see conftest.py
 

@@ -14,11 +14,11 @@ from numpyro.infer.util import log_density as of_numpyro
 
 from ppl_ext import log_density, marginal
 from ppl_ext.algorithms import ExactFilter
-from ppl_ext.algorithms.exact import smooth_exactly
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.errors import ModelError
 from ppl_ext.smoothing import smooth
 from ppl_ext.smoothing.additive import score
+from ppl_ext.state_space.exact import smooth_exactly
+from ppl_ext.state_space.model import lower
 
 KEY = jax.random.key(0)
 Y = jnp.array([0.3, 1.4, -0.2, 0.9])

@@ -13,9 +13,9 @@ from numpyro.contrib.funsor import config_enumerate
 from numpyro.handlers import mask
 
 from ppl_ext import log_density
-from ppl_ext.algorithms import site_runs
 from ppl_ext.smoothing import smooth
-from ppl_ext.smoothing.bounds import log_peak
+from ppl_ext.smoothing.density_peaks import log_peak
+from ppl_ext.state_space import site_runs
 
 KEY = jax.random.key(0)
 MOVE = np.array([[0.8, 0.2], [0.3, 0.7]])

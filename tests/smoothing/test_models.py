@@ -8,10 +8,10 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.smoothing import additive, smooth
-from ppl_ext.smoothing.bounds import log_peak
-from ppl_ext.smoothing.lowered import ModelSpace
+from ppl_ext.smoothing.density_peaks import log_peak
+from ppl_ext.smoothing.model_space import ModelSpace
+from ppl_ext.state_space.model import lower
 from tests.smoothing.problems import GAUSSIAN_Y
 from tests.smoothing.test_smooth import gaussian
 

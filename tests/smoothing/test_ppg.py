@@ -56,7 +56,7 @@ def test_renewal_and_report(run):
 
 
 def test_a_path_is_rebuilt_from_its_sites():
-    from ppl_ext.algorithms.state_space import lower
+    from ppl_ext.state_space.model import lower
 
     lowered = lower(gaussian, (GAUSSIAN_Y,), {}, PARAMS)
     values = {"x0": jnp.array(0.3), "x": jnp.arange(5.0)}

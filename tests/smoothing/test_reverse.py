@@ -12,10 +12,6 @@ from numpyro.infer import MCMC
 
 from ppl_ext import log_density, marginal, normalize, simulate
 from ppl_ext.algorithms import ExactFilter, ParticleFilter
-from ppl_ext.algorithms.exact import smooth_exactly
-from ppl_ext.algorithms.filtering import Rules, paths, run_filter
-from ppl_ext.algorithms.resampling import multinomial
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.errors import ModelError
 from ppl_ext.infer import PMMH, ParticleGibbs
 from ppl_ext.objectives import MarkovScoreClimbing
@@ -30,6 +26,10 @@ from ppl_ext.smoothing import (
     additive,
     smooth,
 )
+from ppl_ext.state_space.exact import smooth_exactly
+from ppl_ext.state_space.filtering import Rules, paths, run_filter
+from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.resampling import multinomial
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 

@@ -10,15 +10,15 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 from ppl_ext import log_density, normalize, simulate
-from ppl_ext.algorithms.state_space import lower
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
 from ppl_ext.gradients import Constant, Reparameterize
 from ppl_ext.handlers import detach, gradient
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, MarkovScoreClimbing
-from ppl_ext.smoothing import ConditionalSweep, SweptParticleFilter, guided
+from ppl_ext.smoothing import ConditionalSweep, SweptParticleFilter, guided_space
 from ppl_ext.smoothing.backward import Metropolis
-from ppl_ext.smoothing.conditional import conditional_paris
+from ppl_ext.smoothing.conditional_paris import conditional_paris
+from ppl_ext.state_space.model import lower
 from tests.oracles import assert_unbiased, z_scores
 from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, functionals_of, gaussian_draws, gaussian_exact, gaussian_smoother
 from tests.smoothing.test_smooth import evidence
@@ -112,10 +112,10 @@ def guide(y):
 def sweeps(num_particles=2, replicates=8000):
     xs = gaussian_draws(np.random.default_rng(1), SPACE, GAUSSIAN_Y, replicates)
     with numpyro.handlers.block(), numpyro.handlers.seed(rng_seed=0):
-        space = guided.GuidedSpace(lower(model, (GAUSSIAN_Y,), initial="rest"), lower(guide, (GAUSSIAN_Y,), initial="rest"))
+        space = guided_space.GuidedSpace(lower(model, (GAUSSIAN_Y,), initial="rest"), lower(guide, (GAUSSIAN_Y,), initial="rest"))
 
     def one(key, x):
-        path = guided.guided_path(space, {"x0": x[0], "x": x[1:]})
+        path = guided_space.guided_path(space, {"x0": x[0], "x": x[1:]})
         new = conditional_paris(key, space, space.inputs, path, num_particles, Metropolis()).path
         return whole({"x0": new.initial.sites["x0"], "x": new.steps.sites["x"]})
 
@@ -129,7 +129,7 @@ def test_a_sweep_moved_by_a_guide_leaves_an_exact_draw_with_two_particles():
 
 @pytest.mark.slow
 def test_a_sweep_that_forgets_the_guide_fails_the_same_test(monkeypatch):
-    monkeypatch.setattr(guided.GuidedSpace, "weigh", lambda self, carry, p, x: self._plain.weigh(carry[0], p, x[0]))
+    monkeypatch.setattr(guided_space.GuidedSpace, "weigh", lambda self, carry, p, x: self._plain.weigh(carry[0], p, x[0]))
     assert max(map(float, jax.tree.leaves(z_scores(sweeps(), EXACT)))) > 6.0
 
 

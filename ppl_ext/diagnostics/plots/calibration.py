@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import bdtrik
 
+from ppl_ext.diagnostics.calibration.uniformity import uniformity_band
 from ppl_ext.diagnostics.plots.axes import GREY, colour, several_axes, tidy
-from ppl_ext.diagnostics.uniformity import uniformity_band
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
-    from ppl_ext.diagnostics.calibration import Calibration
+    from ppl_ext.diagnostics.calibration.calibrate import Calibration
 
 MAX_LINES = 10
 """Elements of an array that get a line of their own."""

@@ -10,8 +10,8 @@ name          cost a step                          law of a draw                
 ============= ==================================== ============================ ==================================
 """
 
-from ppl_ext.arguments import told
 from ppl_ext.errors import ArgumentError
+from ppl_ext.runtime.arguments import told
 from ppl_ext.smoothing.backward.dense import Dense
 from ppl_ext.smoothing.backward.hybrid import Hybrid
 from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally

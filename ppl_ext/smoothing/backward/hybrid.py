@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.arguments import check_count
 from ppl_ext.errors import ArgumentError
+from ppl_ext.runtime.arguments import check_count
 from ppl_ext.smoothing.backward.dense import Dense
 from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally, known
 from ppl_ext.smoothing.backward.proposals import proposals

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.arguments import check_count
+from ppl_ext.runtime.arguments import check_count
 from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally, known, no_bound_needed, rows
 from ppl_ext.smoothing.backward.proposals import proposals
 

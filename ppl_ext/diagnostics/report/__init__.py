@@ -1,0 +1,1 @@
+"""Reports: what a run is, its groups, its summary, and how ArviZ reads them."""

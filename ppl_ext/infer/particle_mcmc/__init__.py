@@ -1,0 +1,1 @@
+"""Markov chain Monte Carlo with particles inside, for models with a ``scan``."""

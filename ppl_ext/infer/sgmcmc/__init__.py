@@ -1,0 +1,1 @@
+"""Stochastic gradient Markov chain Monte Carlo: kernels, minibatches, noise and step sizes."""

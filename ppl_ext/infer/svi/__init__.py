@@ -1,0 +1,1 @@
+"""Stochastic variational inference: one compiled run, its steps, its checks, and when it stops."""

@@ -1,0 +1,1 @@
+"""Laws of what episodes share, and of a new episode."""

@@ -1,0 +1,1 @@
+"""Local solvers: one episode's Gaussian, by one of several ways."""

@@ -1,0 +1,1 @@
+"""Parts that several objectives share: divergences in closed form, path gradients, many draws at once, weights."""

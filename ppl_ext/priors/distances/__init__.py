@@ -1,0 +1,1 @@
+"""How far two laws of functions are apart, from draws or from moments."""

@@ -1,0 +1,1 @@
+"""Families of priors: what is tuned, and the law that it gives."""

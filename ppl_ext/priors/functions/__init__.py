@@ -1,0 +1,1 @@
+"""Fits read in function space."""

@@ -1,0 +1,1 @@
+"""What functions a prior shall produce: processes, models, and both under linear operators."""

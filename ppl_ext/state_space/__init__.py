@@ -1,0 +1,1 @@
+"""NumPyro models with a ``scan`` as state-space models: one step at a time, filtered, resampled, summed or integrated exactly."""
