@@ -16,9 +16,19 @@ def available() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(available())} (default all)")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and compilations, still 100 timed calls each; prints only")
-    parser.add_argument("--genjax-python", metavar="PATH", help="for chains: the interpreter of an environment with genjax 0.10.3")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(available())} (default all)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer sizes and compilations, still 100 timed calls each; prints only",
+    )
+    parser.add_argument(
+        "--genjax-python",
+        metavar="PATH",
+        help="for chains: the interpreter of an environment with genjax 0.10.3",
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(available()))
     if unknown:

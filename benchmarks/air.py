@@ -1,10 +1,13 @@
-"""Attend, infer, repeat (Eslami et al. 2016): count, find and draw the digits of an image; every estimator of one table on one problem.
+"""Attend, infer, repeat (Eslami et al. 2016): count, find and draw the digits of an image; every estimator of
+one table on one problem.
 
-Images are 24 by 24, with zero, one or two of scikit-learn's handwritten 8 by 8 digits. The model goes on placing digits, up to three,
-while a coin says so: z_pres discrete, z_where and z_what continuous, a small network draws what goes where. The guide looks at what the
-digits so far leave unexplained, decides whether there is another, where it is, and encodes the crop there. Only the coins need a strategy
-other than reparameterisation; the table of Becker et al. 2024 (section 7) varies theirs. ``TraceGraph_ELBO`` of NumPyro stands in for
-Pyro, whose AIR uses its namesake. Everybody gets the same parameters to start from, batches, optimiser and compiled loop over an epoch.
+Images are 24 by 24, with zero, one or two of scikit-learn's handwritten 8 by 8 digits. The model goes on
+placing digits, up to three, while a coin says so: z_pres discrete, z_where and z_what continuous, a small
+network draws what goes where. The guide looks at what the digits so far leave unexplained, decides whether
+there is another, where it is, and encodes the crop there. Only the coins need a strategy other than
+reparameterisation; the table of Becker et al. 2024 (section 7) varies theirs. ``TraceGraph_ELBO`` of NumPyro
+stands in for Pyro, whose AIR uses its namesake. Everybody gets the same parameters to start from, batches,
+optimiser and compiled loop over an epoch.
 """
 
 import json
@@ -49,7 +52,9 @@ PAPER = {  # seconds per epoch of genjax.vi and of Pyro, on the paper's data and
 
 
 def images(number: int, rng_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Canvases in [0, 1], and how many digits each has: they may touch, and do not overlap by more than two pixels."""
+    """Canvases in [0, 1], and how many digits each has: they may touch, and do not overlap by more than two
+    pixels.
+    """
     from sklearn.datasets import load_digits
 
     digits, rng = load_digits().images / 16.0, np.random.default_rng(rng_seed)
@@ -81,7 +86,9 @@ def network(name: str, sizes: tuple[int, ...], x, bias: tuple[float, ...] | floa
 
 
 def windows(where):
-    """How a patch lies on each axis of the canvas, by linear interpolation: two arrays (images, canvas, patch)."""
+    """How a patch lies on each axis of the canvas, by linear interpolation: two arrays (images, canvas,
+    patch).
+    """
     corner = (CANVAS - PATCH) / 2 * (1 + where)
     at = corner[:, :, None, None] + jnp.arange(PATCH) - jnp.arange(CANVAS)[:, None]
     rows = jnp.maximum(0.0, 1 - jnp.abs(at))
@@ -90,7 +97,9 @@ def windows(where):
 
 def drawn(where, what):
     rows, columns = windows(where)
-    patch = jax.nn.sigmoid(network("decoder", (WHAT, HIDDEN, PATCH * PATCH), what, bias=-2.0)).reshape(-1, PATCH, PATCH)
+    patch = jax.nn.sigmoid(network("decoder", (WHAT, HIDDEN, PATCH * PATCH), what, bias=-2.0)).reshape(
+        -1, PATCH, PATCH
+    )
     return jnp.einsum("nip,npq,njq->nij", rows, patch, columns)
 
 
@@ -117,12 +126,21 @@ def guide(x):
     with numpyro.plate("images", len(x)):
         left, present = x, jnp.ones(len(x))
         for step in range(STEPS):
-            seen = network("look", (CANVAS * CANVAS, HIDDEN, 5), left.reshape(len(x), -1), bias=(2.0, 0.0, 0.0, -1.0, -1.0))
+            seen = network(
+                "look",
+                (CANVAS * CANVAS, HIDDEN, 5),
+                left.reshape(len(x), -1),
+                bias=(2.0, 0.0, 0.0, -1.0, -1.0),
+            )
             present = coin(step, 0.999 * jax.nn.sigmoid(seen[:, 0]) * present)
-            where = normal(f"where_{step}", 1.2 * jnp.tanh(seen[:, 1:3]), jax.nn.softplus(seen[:, 3:]) + 1e-2, present)
+            where = normal(
+                f"where_{step}", 1.2 * jnp.tanh(seen[:, 1:3]), jax.nn.softplus(seen[:, 3:]) + 1e-2, present
+            )
             rows, columns = windows(where)
             crop = jnp.einsum("nip,nij,njq->npq", rows, left, columns).reshape(len(x), -1)
-            code = network("encoder", (PATCH * PATCH, HIDDEN, 2 * WHAT), crop, bias=(0.0,) * WHAT + (-1.0,) * WHAT)
+            code = network(
+                "encoder", (PATCH * PATCH, HIDDEN, 2 * WHAT), crop, bias=(0.0,) * WHAT + (-1.0,) * WHAT
+            )
             what = normal(f"what_{step}", code[:, :WHAT], jax.nn.softplus(code[:, WHAT:]) + 1e-2, present)
             left = left - present[:, None, None] * drawn(where, what)
 
@@ -141,7 +159,9 @@ def trainer(strategy: str | None, objective, optimizer):
     def step(carry, inputs):
         params, state = carry
         key, x = inputs
-        loss, grads = jax.value_and_grad(lambda params: objective.loss(key, params, model, guide_, x) / len(x))(params)
+        loss, grads = jax.value_and_grad(
+            lambda params: objective.loss(key, params, model, guide_, x) / len(x)
+        )(params)
         updates, state = optimizer.update(grads, state)
         return (optax.apply_updates(params, updates), state), loss
 
@@ -154,34 +174,52 @@ def trainer(strategy: str | None, objective, optimizer):
 
 @jax.jit
 def evaluate(key, params, x):
-    """The ELBO per image, its coins included, and the guide's count for each image: the same for everybody."""
+    """The ELBO per image, its coins included, and the guide's count for each image: the same for
+    everybody.
+    """
     counts = trace(seed(substitute(guide, params), random.key(0))).get_trace(x)
     present = sum(counts[f"pres_{step}"]["value"] for step in range(STEPS))
-    losses = lax.map(lambda k: ELBO().loss(k, params, model, gradient(guide, {"pres_*": "score"}), x), random.split(key, 4))
+    losses = lax.map(
+        lambda k: ELBO().loss(k, params, model, gradient(guide, {"pres_*": "score"}), x), random.split(key, 4)
+    )
     return -losses.mean() / len(x), present
 
 
 def main(quick: bool = False) -> None:
-    jax.config.update("jax_enable_compilation_cache", False)  # or the seconds of compilation would be those of reading a file
+    # or the seconds of compilation would be those of reading a file
+    jax.config.update("jax_enable_compilation_cache", False)
     train_size, test_size, epochs, every = (256, 128, 3, 1) if quick else (2048, 512, 60, 3)
     x, _ = images(train_size, 0)
     x_test, counts = images(test_size, 1)
     optimizer = optax.chain(optax.clip_by_global_norm(20.0), optax.adam(2e-3))
     start = initial_params(jnp.asarray(x))
     description = (
-        f"{train_size} images, 0 to 2 digits on {CANVAS} by {CANVAS}, batches of {BATCH}, {epochs} epochs; {test_size} test images"
+        f"{train_size} images, 0 to 2 digits on {CANVAS} by {CANVAS}, batches of {BATCH}, {epochs} epochs; "
+        f"{test_size} test images"
     )
-    report: dict[str, Any] = {"benchmark": "air", "description": description, **harness.environment(), "chance": 0.0, "estimators": {}}
+    report: dict[str, Any] = {
+        "benchmark": "air",
+        "description": description,
+        **harness.environment(),
+        "chance": 0.0,
+        "estimators": {},
+    }
     report["chance"] = round(float(max(np.mean(counts == k) for k in range(3))), 3)
     print(f"air: {description}\n")
     rng, names = np.random.default_rng(0), list(OBJECTIVES)
-    epoch_fns, carries, curves = {}, {}, {name: {"seconds": [], "epoch": [], "elbo": [], "count_accuracy": []} for name in names}
+    epoch_fns, carries, curves = (
+        {},
+        {},
+        {name: {"seconds": [], "epoch": [], "elbo": [], "count_accuracy": []} for name in names},
+    )
     seconds: dict[str, list[float]] = {name: [] for name in names}
     batches = _batches(x, rng)
     for name, (strategy, objective) in OBJECTIVES.items():
         began = time.perf_counter()
         carries[name] = (start, optimizer.init(start))
-        epoch_fns[name] = trainer(strategy, objective, optimizer).lower(random.key(0), carries[name], batches).compile()
+        epoch_fns[name] = (
+            trainer(strategy, objective, optimizer).lower(random.key(0), carries[name], batches).compile()
+        )
         report["estimators"][name] = {"compile_seconds": round(time.perf_counter() - began, 2)}
     for epoch in range(epochs + 1):
         if epoch % every == 0:
@@ -198,7 +236,9 @@ def main(quick: bool = False) -> None:
         batches = _batches(x, rng)
         for name in rng.permutation(names):  # one epoch each, in random order: a busy machine is busy for all
             began = time.perf_counter()
-            carries[name], loss = jax.block_until_ready(epoch_fns[name](random.fold_in(random.key(1), epoch), carries[name], batches))
+            carries[name], loss = jax.block_until_ready(
+                epoch_fns[name](random.fold_in(random.key(1), epoch), carries[name], batches)
+            )
             seconds[name].append(time.perf_counter() - began)
             if not np.isfinite(loss):
                 raise FloatingPointError(f"{name}: the loss of epoch {epoch} is {loss}")
@@ -212,13 +252,16 @@ def main(quick: bool = False) -> None:
             "elbo_start": curve["elbo"][0],
             "elbo_end": curve["elbo"][-1],
             "count_accuracy": curve["count_accuracy"][-1],
-            "paper_seconds_per_epoch": dict(zip(("genjax.vi", "Pyro"), PAPER.get(name, (None, None)), strict=True)),
+            "paper_seconds_per_epoch": dict(
+                zip(("genjax.vi", "Pyro"), PAPER.get(name, (None, None)), strict=True)
+            ),
             "curve": curve,
         }
         print(
             f"  {name:<36} {row['seconds_per_epoch']:7.3f} s an epoch, {ratio.median:5.2f} of TraceGraph"
             f"   compile {row['compile_seconds']:5.1f} s"
-            f"   ELBO {row['elbo_start']:8.1f} to {row['elbo_end']:7.1f}   counts right {row['count_accuracy']:.2f}"
+            f"   ELBO {row['elbo_start']:8.1f} to {row['elbo_end']:7.1f}   counts right "
+            f"{row['count_accuracy']:.2f}"
         )
     print(f"  counts right by chance: {report['chance']:.2f}\n")
     if not quick:
@@ -233,7 +276,11 @@ def _batches(x: np.ndarray, rng: np.random.Generator) -> jax.Array:
 
 
 def _progress(epoch: int, curves) -> None:
-    print(f"  epoch {epoch:3d}  " + "  ".join(f"{c['elbo'][-1]:.0f} ({c['count_accuracy'][-1]:.2f})" for c in curves.values()), flush=True)
+    print(
+        f"  epoch {epoch:3d}  "
+        + "  ".join(f"{c['elbo'][-1]:.0f} ({c['count_accuracy'][-1]:.2f})" for c in curves.values()),
+        flush=True,
+    )
 
 
 def picture(report: dict[str, Any], params, x_test: np.ndarray, shown: int = 6) -> None:
@@ -248,7 +295,13 @@ def picture(report: dict[str, Any], params, x_test: np.ndarray, shown: int = 6) 
     figure = plt.figure(figsize=(10.5, 5.6), layout="constrained")
     grid = figure.add_gridspec(3, 2 * shown, height_ratios=(3.2, 1, 1))
     by_time, by_epoch = figure.add_subplot(grid[0, :shown]), figure.add_subplot(grid[0, shown:])
-    colours = dict(zip(OBJECTIVES, ("#0072b2", "#009e73", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#444444"), strict=True))
+    colours = dict(
+        zip(
+            OBJECTIVES,
+            ("#0072b2", "#009e73", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#444444"),
+            strict=True,
+        )
+    )
     for name, row in report["estimators"].items():
         style = {"color": colours[name], "lw": 1.6, "ls": "--" if name.startswith("NumPyro") else "-"}
         by_time.plot(row["curve"]["seconds"][1:], row["curve"]["elbo"][1:], label=name, **style)

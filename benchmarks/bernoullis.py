@@ -1,9 +1,11 @@
-"""A thousand local Bernoullis under one global latent: what a gradient costs and how noisy it is, by strategy.
+"""A thousand local Bernoullis under one global latent: what a gradient costs and how noisy it is, by
+strategy.
 
-A global z ~ N(0, 1) sets the odds of N coins b_i, and each coin shifts its own observation y_i ~ N(2 b_i, 1). The guide has one Normal for
-z and one logit per coin. A *global* score term charges every coin with the whole cost, N elements of it, so its noise grows with N. The
-strategies of this library charge a coin with its own slice of the plate, and flip all coins at once to compare each with its alternative.
-The reference is the global term as someone would write it in plain JAX: one run, no second evaluation.
+A global z ~ N(0, 1) sets the odds of N coins b_i, and each coin shifts its own observation y_i ~ N(2 b_i, 1).
+The guide has one Normal for z and one logit per coin. A *global* score term charges every coin with the whole
+cost, N elements of it, so its noise grows with N. The strategies of this library charge a coin with its own
+slice of the plate, and flip all coins at once to compare each with its alternative. The reference is the
+global term as someone would write it in plain JAX: one run, no second evaluation.
 """
 
 import jax
@@ -22,7 +24,8 @@ from ppl_ext.objectives import ELBO
 SIZE = 1000
 SHIFT = 2.0
 STRATEGIES = ("score", "measure_valued", "enumerate_locally", "enumerate")
-AIMS = {"score": (1.5, 1.4), "measure_valued": (0.6, 1.2)}  # per-coordinate sd, time over the global score term
+# per-coordinate sd, time over the global score term
+AIMS = {"score": (1.5, 1.4), "measure_valued": (0.6, 1.2)}
 
 
 def model(y):
@@ -44,8 +47,14 @@ def data(size: int = SIZE):
 
 
 def initial_params(size: int = SIZE):
-    """Where training starts: the prior's z, nearly even odds for every coin. (At exactly even odds NumPyro's derivatives are one-sided.)"""
-    return {"loc": jnp.zeros(()), "log_scale": jnp.zeros(()), "logits": 0.1 * random.normal(random.key(1), (size,))}
+    """Where training starts: the prior's z, nearly even odds for every coin. (At exactly even odds NumPyro's
+    derivatives are one-sided.)
+    """
+    return {
+        "loc": jnp.zeros(()),
+        "log_scale": jnp.zeros(()),
+        "logits": 0.1 * random.normal(random.key(1), (size,)),
+    }
 
 
 def programmed(objective: NumPyroELBO, strategy=None):
@@ -114,7 +123,10 @@ def main(quick: bool = False) -> None:
     found = {name: moments(step, args, draws) for name, step in steps.items()}
     check(found, draws)
     spread = {}
-    print(f"standard deviation of the gradient by one coin's logit, over {draws} draws: root mean square of {SIZE} coins, and the largest")
+    print(
+        f"standard deviation of the gradient by one coin's logit, over {draws} draws: root mean square of "
+        f"{SIZE} coins, and the largest"
+    )
     for name, (_, sd) in found.items():
         rms, aim = float(np.sqrt(np.mean(sd**2))), AIMS.get(name, (None,))[0]
         spread[name] = {"rms": float(f"{rms:.4g}"), "max": float(f"{sd.max():.4g}")}
@@ -128,7 +140,8 @@ def main(quick: bool = False) -> None:
         "bernoullis",
         [harness.Case(f"{SIZE} coins", steps, args)],
         targets=[harness.Target(name, "global score", "run", at_most) for name, (_, at_most) in AIMS.items()],
-        description=f"value and gradient of the negative ELBO of {SIZE} local Bernoullis under one global Normal",
+        description=f"value and gradient of the negative ELBO of {SIZE} local Bernoullis under one global "
+        "Normal",
         calls=300 if quick else 2000,
         compilations=2 if quick else 5,
         save=not quick,

@@ -1,18 +1,21 @@
-"""Chains of 10, 20 and 50 dependent flips: time to compile, time to run and noise of a gradient, beside genjax 0.10.3.
+"""Chains of 10, 20 and 50 dependent flips: time to compile, time to run and noise of a gradient, beside
+genjax 0.10.3.
 
-The negative ELBO of a hidden Markov chain of coins, x_t ~ Bernoulli(logit a + c x_{t-1}), y_t ~ N(2 x_t, 1), under a guide whose coins
-depend on each other too; the gradient is by the guide's logits. Here the chain is a ``scan``, as a chain is in NumPyro (genjax has no
-strategies inside its ``scan``, so there it is a Python loop); at 10 flips the same chain written as a Python loop stands below it.
+The negative ELBO of a hidden Markov chain of coins, x_t ~ Bernoulli(logit a + c x_{t-1}), y_t ~ N(2 x_t, 1),
+under a guide whose coins depend on each other too; the gradient is by the guide's logits. Here the chain is a
+``scan``, as a chain is in NumPyro (genjax has no strategies inside its ``scan``, so there it is a Python
+loop); at 10 flips the same chain written as a Python loop stands below it.
 
 genjax 0.10.3 needs jax 0.5, so it runs in an environment and a process of its own::
 
     python3.11 -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install "genjax==0.10.3"
     python -m benchmarks chains --genjax-python ENVIRONMENT/bin/python
 
-Without that option only this library is measured, and nothing is saved. A peer that takes longer than the limit to start, compile and run
-is reported as such, and so are longer chains under the same strategy. Both sides are blocked on, with the same compiler flags and no
-cache on disk; they cannot be interleaved call by call, so this library is timed before and after each peer, and of either side's calls the
-lower quartile is reported: what a call takes while nothing else gets in its way.
+Without that option only this library is measured, and nothing is saved. A peer that takes longer than the
+limit to start, compile and run is reported as such, and so are longer chains under the same strategy. Both
+sides are blocked on, with the same compiler flags and no cache on disk; they cannot be interleaved call by
+call, so this library is timed before and after each peer, and of either side's calls the lower quartile is
+reported: what a call takes while nothing else gets in its way.
 """
 
 import json
@@ -69,7 +72,9 @@ def negative_elbo_gradient(chain, strategy: str):
         chain(numpyro.param("logits", jnp.zeros(y.shape)), COUPLING)
 
     loss, guide = ELBO().loss, gradient(guide, {"x*": strategy})
-    return lambda key, logits, y: jax.grad(lambda logits: loss(key, {"logits": logits}, model, guide, y))(logits)
+    return lambda key, logits, y: jax.grad(lambda logits: loss(key, {"logits": logits}, model, guide, y))(
+        logits
+    )
 
 
 def problem(length: int) -> dict[str, Any]:
@@ -94,7 +99,10 @@ def ours(chain, strategy: str, data: dict[str, Any], compilations: int):
         traced = jax.jit(negative_elbo_gradient(chain, strategy)).trace(random.key(0), logits, y)
         compiled = traced.lower().compile()
         seconds.append(time.perf_counter() - start)
-    return lambda key: compiled(key, logits, y), {"compile": float(np.median(seconds)), "equations": len(traced.jaxpr.jaxpr.eqns)}
+    return lambda key: compiled(key, logits, y), {
+        "compile": float(np.median(seconds)),
+        "equations": len(traced.jaxpr.jaxpr.eqns),
+    }
 
 
 def timed_calls(step, calls: int, seed: int) -> tuple[list[float], np.ndarray]:
@@ -109,12 +117,20 @@ def timed_calls(step, calls: int, seed: int) -> tuple[list[float], np.ndarray]:
     return times[len(times) // 10 :], np.stack(gradients)
 
 
-def theirs(python: str, strategy: str, data: dict[str, Any], compilations: int, calls: int, limit: float) -> dict[str, Any]:
+def theirs(
+    python: str, strategy: str, data: dict[str, Any], compilations: int, calls: int, limit: float
+) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("JAX_")}
     request = {**data, "strategy": strategy, "compilations": compilations, "long": LONG, "calls": calls}
     try:
         done = subprocess.run(
-            [python, str(PEER)], input=json.dumps(request), capture_output=True, text=True, timeout=limit, env=environment, check=True
+            [python, str(PEER)],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            env=environment,
+            check=True,
         )
     except subprocess.TimeoutExpired:
         return {"over": limit}
@@ -128,7 +144,9 @@ def contender(strategy: str, length: int) -> str:
     return strategy if strategy != "enumerate" or length <= 10 else "enumerate_locally"
 
 
-def measure(strategy: str, length: int, python: str | None, compilations: int, calls: int, limit: float) -> dict[str, Any]:
+def measure(
+    strategy: str, length: int, python: str | None, compilations: int, calls: int, limit: float
+) -> dict[str, Any]:
     """One length and strategy, on both sides."""
     data, name = problem(length), contender(strategy, length)
     step, found = ours(as_scan, name, data, compilations)
@@ -136,11 +154,18 @@ def measure(strategy: str, length: int, python: str | None, compilations: int, c
     peer = None if python is None else theirs(python, strategy, data, compilations, calls, limit)
     after, more = timed_calls(step, calls, seed=2)
     gradients = np.concatenate([gradients, more])
-    found |= {"strategy": name, "run": float(np.quantile([*before, *after], 0.25)), "variance": float(gradients.var(0, ddof=1).mean())}
+    found |= {
+        "strategy": name,
+        "run": float(np.quantile([*before, *after], 0.25)),
+        "variance": float(gradients.var(0, ddof=1).mean()),
+    }
     row: dict[str, Any] = {"ppl_ext": found}
     if length <= LONGEST_LOOP:
         step, loop = ours(as_loop, name, data, 1)
-        row["ppl_ext, Python loop"] = {**loop, "run": float(np.quantile(timed_calls(step, calls, seed=3)[0], 0.25))}
+        row["ppl_ext, Python loop"] = {
+            **loop,
+            "run": float(np.quantile(timed_calls(step, calls, seed=3)[0], 0.25)),
+        }
     if peer is not None:
         row["genjax"] = peer
         if "over" not in peer:
@@ -166,15 +191,26 @@ def ratios(row: dict[str, Any]) -> dict[str, Any]:
     out = {what: round(here[what] / there[what], 3) for what in ("compile", "run")}
     exact = max(here["variance"], there["variance"]) < 1e-8
     out["variance"] = "both exact" if exact else round(here["variance"] / there["variance"], 4)
-    out["verdict"] = "met" if out["compile"] < 1 and out["run"] < 1 and (exact or out["variance"] < 1) else "missed"
+    out["verdict"] = (
+        "met" if out["compile"] < 1 and out["run"] < 1 and (exact or out["variance"] < 1) else "missed"
+    )
     return out
 
 
 def main(quick: bool = False, genjax_python: str | None = None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     lengths, compilations, calls, limit = ((4, 6), 1, 300, LIMIT) if quick else (LENGTHS, 3, 2000, LIMIT)
-    description = f"gradient of the negative ELBO of a chain of dependent flips, {calls} calls; peers are given {limit} s"
-    report: dict[str, Any] = {"benchmark": "chains", "description": description, "calls": calls, **harness.environment(), "cases": {}}
+    description = (
+        f"gradient of the negative ELBO of a chain of dependent flips, {calls} calls; peers are given "
+        f"{limit} s"
+    )
+    report: dict[str, Any] = {
+        "benchmark": "chains",
+        "description": description,
+        "calls": calls,
+        **harness.environment(),
+        "cases": {},
+    }
     print(f"chains: {description}\n")
     too_long: set[str] = set()
     for length in lengths:
@@ -189,7 +225,9 @@ def main(quick: bool = False, genjax_python: str | None = None) -> None:
             report["cases"][f"{length} flips, {strategy}"] = row
             _print(length, strategy, row)
     if genjax_python is None:
-        print("genjax was not measured: see the head of benchmarks/chains.py for how to make its environment.\n")
+        print(
+            "genjax was not measured: see the head of benchmarks/chains.py for how to make its environment.\n"
+        )
     elif not quick:
         report["load"] = [round(x, 1) for x in os.getloadavg()]
         harness.RESULTS.mkdir(exist_ok=True)
@@ -206,7 +244,10 @@ def _print(length: int, strategy: str, row: dict[str, Any]) -> None:
         else:
             variance = f"   variance {found['variance']:10.4g}" if "variance" in found else ""
             equations = f"   {found['equations']} equations" if "equations" in found else ""
-            print(f"  {name:<21} compile {found['compile']:7.2f} s   run {found['run'] * 1e6:8.1f} us{variance}{equations}")
+            print(
+                f"  {name:<21} compile {found['compile']:7.2f} s   run {found['run'] * 1e6:8.1f} "
+                f"us{variance}{equations}"
+            )
     print(flush=True)
 
 

@@ -1,11 +1,12 @@
 """Every benchmark on the device that JAX finds here, and one table of what came out.
 
-``python -m benchmarks.everywhere results/h100`` runs each in a process of its own, so that one that fails or runs out of time or memory
-takes no other with it; ``--quick`` and names choose as in ``python -m benchmarks``. The folder gets their reports and ``table.md``, with
-the hardware's name on top. A second call goes on with those that have no report there yet.
+``python -m benchmarks.everywhere results/h100`` runs each in a process of its own, so that one that fails or
+runs out of time or memory takes no other with it; ``--quick`` and names choose as in
+``python -m benchmarks``. The folder gets their reports and ``table.md``, with the hardware's name on top. A
+second call goes on with those that have no report there yet.
 
-On a machine with an accelerator: ``pip install "jax[cuda13]" -e ".[bench]"`` and this. Nothing in the library or here is particular to it;
-ratios are of contenders on the same device, and aims are the ones for a CPU.
+On a machine with an accelerator: ``pip install "jax[cuda13]" -e ".[bench]"`` and this. Nothing in the library
+or here is particular to it; ratios are of contenders on the same device, and aims are the ones for a CPU.
 """
 
 import argparse
@@ -24,11 +25,17 @@ LIMIT = 3600.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.everywhere", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.everywhere", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(available())} (default all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of: {', '.join(available())} (default all)"
+    )
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds for each benchmark (default {LIMIT:g})")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, help=f"seconds for each benchmark (default {LIMIT:g})"
+    )
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(available())):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(available())}")
@@ -52,7 +59,11 @@ def run(name: str, folder: Path, quick: bool, limit: float) -> dict[str, Any]:
     with (folder / f"{name}.log").open("w") as log:
         try:
             process = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, timeout=limit, env={**os.environ, "BENCHMARK_RESULTS": str(folder.resolve())}
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=limit,
+                env={**os.environ, "BENCHMARK_RESULTS": str(folder.resolve())},
             )
             status = "ran" if process.returncode == 0 else f"failed, see {name}.log"
         except subprocess.TimeoutExpired:
@@ -68,12 +79,20 @@ def table(folder: Path, done: dict[str, Any]) -> str:
         path = folder / f"{name}.json"
         report = json.loads(path.read_text()) if path.exists() else {}
         hardware = report.get("hardware", {})
-        where = where or (f"{hardware['device']} ({hardware['backend']}), jax {report['versions']['jax']}" if hardware else "")
+        where = where or (
+            f"{hardware['device']} ({hardware['backend']}), jax {report['versions']['jax']}"
+            if hardware
+            else ""
+        )
         rows = list(_rows(report)) if how["status"] == "ran" else []
         for what, value, aim, verdict in rows or [(how["status"], "", "", "")]:
             lines.append(f"| {name} | {what} | {value} | {aim} | {verdict} |")
     total = sum(how["seconds"] for how in done.values())
-    return f"{where}{': ' if where else ''}{len(done)} benchmarks in {total / 60:.0f} minutes.\n\n" + "\n".join(lines) + "\n"
+    return (
+        f"{where}{': ' if where else ''}{len(done)} benchmarks in {total / 60:.0f} minutes.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def _rows(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str, str]]:
@@ -85,7 +104,12 @@ def _rows(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, st
         if isinstance(found.get("verdict"), str):
             if "against" in found:
                 what = f"{found['what']} time of {found['contender']} over {found['against']}"
-                yield ", ".join([*path, what]), _short(found["median"]), f"at most {found['at_most']:g}", found["verdict"]
+                yield (
+                    ", ".join([*path, what]),
+                    _short(found["median"]),
+                    f"at most {found['at_most']:g}",
+                    found["verdict"],
+                )
             else:
                 value = found.get("value", found.get("ratio", found.get("run", found.get("rms", ""))))
                 aim = found.get("aim", "")
@@ -97,7 +121,9 @@ def _rows(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, st
             if key == "aims" and all(isinstance(v, str) for v in value.values()):
                 yield from ((", ".join([*path, aim]), "", "", verdict) for aim, verdict in value.items())
             else:
-                yield from _rows(value, path if key in ("cases", "ratios", "aims", "bounds") else (*path, key))
+                yield from _rows(
+                    value, path if key in ("cases", "ratios", "aims", "bounds") else (*path, key)
+                )
 
 
 def _short(value: Any) -> str:

@@ -1,19 +1,26 @@
-"""Functional priors: the time of one iteration of matching, of the default distance beside the published critic, and tuned priors on data.
+"""Functional priors: the time of one iteration of matching, of the default distance beside the published
+critic, and tuned priors on data.
 
-- One iteration (1-50-50-1 network, M = 60 inputs, S = 128 draws) beside the same written by hand in JAX, network, distance and all.
-- The whole of a match, compilation included, with the default distance and with the critic as published (200 steps of it an iteration).
-- Boston housing and concrete, ten splits of our own each: the fixed prior N(0, 1/fan-in), the prior tuned to a hierarchical Gaussian
-  process with the default distance, and (the first three splits) with the critic. One hidden layer of 100 tanh units, noise variance 0.1
-  on standardised outputs, sampled by scale-adapted SG-HMC, 4 chains, with the same settings for every prior.
+- One iteration (1-50-50-1 network, M = 60 inputs, S = 128 draws) beside the same written by hand in JAX,
+  network, distance and all.
+- The whole of a match, compilation included, with the default distance and with the critic as published (200
+  steps of it an iteration).
+- Boston housing and concrete, ten splits of our own each: the fixed prior N(0, 1/fan-in), the prior tuned to
+  a hierarchical Gaussian process with the default distance, and (the first three splits) with the critic. One
+  hidden layer of 100 tanh units, noise variance 0.1 on standardised outputs, sampled by scale-adapted SG-HMC,
+  4 chains, with the same settings for every prior.
 
-The published settings of the sampler (32 rows a step, η = a = .01, 80,000 steps) leave chains apart: with so few rows the gradient's noise
-is many times its mean, and the scale by which moves are divided grows with it. A quarter of the rows, η = a = .03 and as many or fewer
-steps bring them together. R-hat is the split one, of predictions at the test inputs: their 95 % quantile, and the largest.
+The published settings of the sampler (32 rows a step, η = a = .01, 80,000 steps) leave chains apart: with so
+few rows the gradient's noise is many times its mean, and the scale by which moves are divided grows with it.
+A quarter of the rows, η = a = .03 and as many or fewer steps bring them together. R-hat is the split one, of
+predictions at the test inputs: their 95 % quantile, and the largest.
 
-``python -m benchmarks.functional_priors`` takes the times of whole matches again, and leaves the scores as they are.
+``python -m benchmarks.functional_priors`` takes the times of whole matches again, and leaves the scores as
+they are.
 
-The Boston data's column B is a transformed share of Black residents, put there on the assumption that segregation has a price, and its
-target is of 1970; the data are here because published results are on them. Concrete (Yeh 1998) is beside them for that reason.
+The Boston data's column B is a transformed share of Black residents, put there on the assumption that
+segregation has a price, and its target is of 1970; the data are here because published results are on them.
+Concrete (Yeh 1998) is beside them for that reason.
 """
 
 import json
@@ -72,7 +79,8 @@ def ours(x) -> tuple[Callable, dict]:
     """A function of a key and parameters, and these: loss and gradient of one iteration."""
     lifted = lift_prior(network, {"*.w": Gaussian(fan_in="auto"), "*.b": Gaussian()})
     fit = match(
-        jax.random.key(0), lifted, output="f", inputs=x, target=GaussianProcess(rbf), num_steps=1, num_draws=DRAWS, progress_bar=False
+        jax.random.key(0), lifted, output="f", inputs=x, target=GaussianProcess(rbf), num_steps=1,
+        num_draws=DRAWS, progress_bar=False,
     )  # fmt: skip
     problem = fit.matching
 
@@ -115,7 +123,12 @@ def by_hand(x) -> Callable:
             centred, hc = d[of] - d[of].mean(), h[:, of] - h[:, of].mean(1, keepdims=True)
             gram = hc @ hc.T
             size = jnp.sqrt(jnp.diagonal(gram)) + 1e-19
-            alpha = jnp.linalg.solve(gram / (size[:, None] * size[None]) + 1e-4 * jnp.eye(2), (hc @ centred) / size) / size
+            alpha = (
+                jnp.linalg.solve(
+                    gram / (size[:, None] * size[None]) + 1e-4 * jnp.eye(2), (hc @ centred) / size
+                )
+                / size
+            )
             out = out - 0.5 * jax.lax.stop_gradient(alpha) @ (h[:, to].mean(1) - mean)
         return out
 
@@ -130,16 +143,24 @@ def time_iterations(quick: bool) -> dict[str, Any]:
     x = jnp.linspace(-2.0, 2.0, INPUTS)[:, None]
     iteration, raw = ours(x)
     reference = by_hand(x)
-    contenders = {"ppl_ext": lambda key: iteration(key, raw), "hand-coded": lambda key: reference(key, jnp.zeros(6))}
+    contenders = {
+        "ppl_ext": lambda key: iteration(key, raw),
+        "hand-coded": lambda key: reference(key, jnp.zeros(6)),
+    }
     losses = {}
     for name, run in contenders.items():  # the same work: the same mean of the same estimate
-        losses[name] = np.asarray(jax.lax.map(lambda key, run=run: run(key)[0], jax.random.split(jax.random.key(1), 40)))
+        losses[name] = np.asarray(
+            jax.lax.map(lambda key, run=run: run(key)[0], jax.random.split(jax.random.key(1), 40))
+        )
     error = np.hypot(*(v.std(ddof=1) / np.sqrt(len(v)) for v in losses.values()))
     if abs(losses["ppl_ext"].mean() - losses["hand-coded"].mean()) > 5 * error:
-        raise AssertionError(f"the contenders do not do the same work: { ({k: v.mean() for k, v in losses.items()}) }")
+        raise AssertionError(
+            f"the contenders do not do the same work: { ({k: v.mean() for k, v in losses.items()}) }"
+        )
     case = harness.Case(f"1-{WIDTH}-{WIDTH}-1, M = {INPUTS}, S = {DRAWS}", contenders, ())
     return harness.run(
-        "functional_priors_iteration", [case], [harness.Target("ppl_ext", "hand-coded", "run", AIMS["iteration"])],
+        "functional_priors_iteration", [case],
+        [harness.Target("ppl_ext", "hand-coded", "run", AIMS["iteration"])],
         description="loss and gradient of one iteration, sliced Wasserstein with control variates",
         calls=100 if quick else 300, compilations=1 if quick else 5, save=False,
     )  # fmt: skip
@@ -186,7 +207,8 @@ def tune(x, critic: bool, steps: int, critic_steps: int):
         options = {"distance": SlicedWasserstein()}
     inputs = measurement_inputs(x, 100)
     return match(
-        jax.random.key(0), LIFTED, output="f", inputs=inputs, target=target(x.shape[1]), num_steps=steps, num_draws=128,
+        jax.random.key(0), LIFTED, output="f", inputs=inputs, target=target(x.shape[1]),
+        num_steps=steps, num_draws=128,
         progress_bar=False, **options,
     )  # fmt: skip
 
@@ -207,17 +229,30 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judge(model, train, test, between: int, warm_up: int, draws: int) -> dict[str, float]:
-    """RMSE and NLL of one split, on the outputs' own scale; R-hat and effective number of draws of predictions; seconds of the chains."""
+    """RMSE and NLL of one split, on the outputs' own scale; R-hat and effective number of draws of
+    predictions; seconds of the chains.
+    """
     (x, y), (x_new, y_new) = train, test
     mx, sx, my, sy = x.mean(0), x.std(0) + 1e-12, y.mean(), y.std()
     z, z_new = (np.asarray((v - mx) / sx, np.float32) for v in (x, x_new))
-    kernel = SGHMC(model, batch_size=len(z) // 4, step_size=0.03, friction=0.03, adapt="scale", num_steps=between)
-    mcmc = MCMC(kernel, num_warmup=warm_up, num_samples=draws, num_chains=4, chain_method="vectorized", progress_bar=False)
+    kernel = SGHMC(
+        model, batch_size=len(z) // 4, step_size=0.03, friction=0.03, adapt="scale", num_steps=between
+    )
+    mcmc = MCMC(
+        kernel,
+        num_warmup=warm_up,
+        num_samples=draws,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     start = time.perf_counter()
     mcmc.run(jax.random.key(1), z, np.asarray((y - my) / sy, np.float32))
     jax.block_until_ready(mcmc.get_samples())
     seconds = time.perf_counter() - start
-    read = posterior_functions(model, mcmc, z_new, output="f", site="y", y=np.asarray((y_new - my) / sy, np.float32))
+    read = posterior_functions(
+        model, mcmc, z_new, output="f", site="y", y=np.asarray((y_new - my) / sy, np.float32)
+    )
     return {
         "rmse": float(read.rmse * sy),
         "nll": float(read.nll + np.log(sy)),
@@ -237,75 +272,131 @@ def parts(name: str, split: int):
     return (x[train], y[train]), (x[test], y[test]), z.astype(np.float32)
 
 
-def tune_both(name: str, split: int, with_critic: bool, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """The fits of one split by distance, in random order, and their seconds: of the whole call, its steps, and what comes before them."""
+def tune_both(
+    name: str, split: int, with_critic: bool, sizes: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """The fits of one split by distance, in random order, and their seconds: of the whole call, its steps,
+    and what comes before them.
+    """
     z, fits, seconds = parts(name, split)[2], {}, {}
     contenders = ["tuned", "critic"] if with_critic else ["tuned"]
     for which in random.Random(split).sample(contenders, len(contenders)):
         start = time.perf_counter()
         fit = fits[which] = tune(z, which == "critic", sizes["steps"], sizes["critic_steps"])
-        seconds[which] = {"all": time.perf_counter() - start, "steps": fit.run_seconds, "compile": fit.compile_seconds}
-        tqdm.write(f"  {name}, split {split}, {which}: " + "   ".join(f"{k} {v:.2f} s" for k, v in seconds[which].items()))
+        seconds[which] = {
+            "all": time.perf_counter() - start,
+            "steps": fit.run_seconds,
+            "compile": fit.compile_seconds,
+        }
+        tqdm.write(
+            f"  {name}, split {split}, {which}: "
+            + "   ".join(f"{k} {v:.2f} s" for k, v in seconds[which].items())
+        )
     return fits, seconds
 
 
 def times(seconds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Medians, and the default's time over the critic's on the splits that both have: of whole calls, and of their steps alone."""
+    """Medians, and the default's time over the critic's on the splits that both have: of whole calls, and of
+    their steps alone.
+    """
     both = [s for s in seconds if "critic" in s]
-    ratios = {part: round(sum(s["tuned"][part] for s in both) / sum(s["critic"][part] for s in both), 4) for part in ("all", "steps")}
+    ratios = {
+        part: round(sum(s["tuned"][part] for s in both) / sum(s["critic"][part] for s in both), 4)
+        for part in ("all", "steps")
+    }
     by_name = {which: [s[which] for s in seconds if which in s] for which in ("tuned", "critic")}
     return {
-        "seconds_to_tune": {which: {part: _median([s[part] for s in of]) for part in of[0]} for which, of in by_name.items()},
+        "seconds_to_tune": {
+            which: {part: _median([s[part] for s in of]) for part in of[0]} for which, of in by_name.items()
+        },
         "time_of_default_over_critic": ratios["all"],
         "steps_of_default_over_critic": ratios["steps"],
     }
 
 
 def compare(name: str, splits: int, critic_splits: int, sizes: dict[str, Any]) -> dict[str, Any]:
-    """Fixed, tuned and, on the first ``critic_splits`` splits, the critic's prior; each gain is of pairs on the same split."""
+    """Fixed, tuned and, on the first ``critic_splits`` splits, the critic's prior; each gain is of pairs on
+    the same split.
+    """
     rows: dict[str, list] = {which: [] for which in ("fixed", "tuned", "critic")}
     seconds = []
     for split in tqdm(range(splits), desc=name, leave=False):
         fits, took = tune_both(name, split, split < critic_splits, sizes)
         seconds.append(took)
         train, test, _ = parts(name, split)
-        for which, model in {"fixed": fits["tuned"].untuned, **{which: fit.model for which, fit in fits.items()}}.items():
-            rows[which].append(judge(model, train, test, sizes["between"][name], sizes["warm_up"], sizes["draws"]))
-            tqdm.write(f"  {name}, split {split}, {which}: " + "   ".join(f"{k} {v:.3f}" for k, v in rows[which][-1].items()))
+        for which, model in {
+            "fixed": fits["tuned"].untuned,
+            **{which: fit.model for which, fit in fits.items()},
+        }.items():
+            rows[which].append(
+                judge(model, train, test, sizes["between"][name], sizes["warm_up"], sizes["draws"])
+            )
+            tqdm.write(
+                f"  {name}, split {split}, {which}: "
+                + "   ".join(f"{k} {v:.3f}" for k, v in rows[which][-1].items())
+            )
     scores = {
-        which: {key: [round(float(v), 4) for v in _mean_and_error([r[key] for r in of])] for key in of[0]} for which, of in rows.items()
+        which: {key: [round(float(v), 4) for v in _mean_and_error([r[key] for r in of])] for key in of[0]}
+        for which, of in rows.items()
     }
     gains = {}
     for which in ("tuned", "critic"):
         pairs = list(zip(rows["fixed"], rows[which], strict=False))  # the critic has the first splits alone
         gains[which] = {
-            "rmse": [round(float(v), 4) for v in _mean_and_error([1.0 - b["rmse"] / a["rmse"] for a, b in pairs])],
+            "rmse": [
+                round(float(v), 4) for v in _mean_and_error([1.0 - b["rmse"] / a["rmse"] for a, b in pairs])
+            ],
             "nll": [round(float(v), 4) for v in _mean_and_error([a["nll"] - b["nll"] for a, b in pairs])],
         }
-    return {"splits": splits, "critic_splits": critic_splits, "scores": scores, "gains_over_fixed": gains, **times(seconds)}
+    return {
+        "splits": splits,
+        "critic_splits": critic_splits,
+        "scores": scores,
+        "gains_over_fixed": gains,
+        **times(seconds),
+    }
 
 
 def verdicts(iteration: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Every aim of the project for this benchmark beside what was found; gains are averages over the sets of data."""
+    """Every aim of the project for this benchmark beside what was found; gains are averages over the sets of
+    data.
+    """
     (ratio,) = (r for case in iteration["cases"].values() for r in case["ratios"])
-    gain = {key: float(np.mean([d["gains_over_fixed"]["tuned"][key][0] for d in data.values()])) for key in ("rmse", "nll")}
+    gain = {
+        key: float(np.mean([d["gains_over_fixed"]["tuned"][key][0] for d in data.values()]))
+        for key in ("rmse", "nll")
+    }
     found = {
         "RMSE below fixed, average": (gain["rmse"], "at least", AIMS["rmse"]),
         "NLL below fixed, average": (gain["nll"], "at least", AIMS["nll"]),
         "one iteration over the same by hand": (ratio["median"], "at most", AIMS["iteration"]),
     }
     for name, d in data.items():
-        found[f"{name}: time of the default over the critic's"] = (d["time_of_default_over_critic"], "at most", AIMS["total"])
+        found[f"{name}: time of the default over the critic's"] = (
+            d["time_of_default_over_critic"],
+            "at most",
+            AIMS["total"],
+        )
         for which in ("fixed", "tuned"):
-            found[f"{name}: R-hat of predictions, {which}"] = (d["scores"][which]["r_hat"][0], "at most", AIMS["r_hat"])
+            found[f"{name}: R-hat of predictions, {which}"] = (
+                d["scores"][which]["r_hat"][0],
+                "at most",
+                AIMS["r_hat"],
+            )
     return {
-        what: {"value": round(value, 4), "aim": f"{kind} {aim:g}", "verdict": "met" if (value <= aim) == (kind == "at most") else "missed"}
+        what: {
+            "value": round(value, 4),
+            "aim": f"{kind} {aim:g}",
+            "verdict": "met" if (value <= aim) == (kind == "at most") else "missed",
+        }
         for what, (value, kind, aim) in found.items()
     }
 
 
 def _mean_and_error(values) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(
+        values
+    ) > 1 else float("nan")
 
 
 def _median(values) -> float:
@@ -314,8 +405,20 @@ def _median(values) -> float:
 
 def main(quick: bool = False) -> None:
     iteration = time_iterations(quick)
-    full = {"steps": 200, "critic_steps": 200, "between": {"boston": 300, "concrete": 350}, "warm_up": 40, "draws": 200}
-    small = {"steps": 20, "critic_steps": 20, "between": {"boston": 20, "concrete": 20}, "warm_up": 4, "draws": 8}
+    full = {
+        "steps": 200,
+        "critic_steps": 200,
+        "between": {"boston": 300, "concrete": 350},
+        "warm_up": 40,
+        "draws": 200,
+    }
+    small = {
+        "steps": 20,
+        "critic_steps": 20,
+        "between": {"boston": 20, "concrete": 20},
+        "warm_up": 4,
+        "draws": 8,
+    }
     sizes = small if quick else full
     splits, critic_splits = (1, 1) if quick else (10, 3)
     data = {}
@@ -334,12 +437,22 @@ def main(quick: bool = False) -> None:
 
 
 def save(sizes: dict[str, Any], iteration: dict[str, Any], data: dict[str, Any]) -> None:
-    about = {"benchmark": "functional_priors", "description": "regression with one hidden layer of 100 tanh units", "sizes": sizes}
-    _write(about | harness.environment() | {"iteration": iteration["cases"], "data": data, "aims": verdicts(iteration, data)})
+    about = {
+        "benchmark": "functional_priors",
+        "description": "regression with one hidden layer of 100 tanh units",
+        "sizes": sizes,
+    }
+    _write(
+        about
+        | harness.environment()
+        | {"iteration": iteration["cases"], "data": data, "aims": verdicts(iteration, data)}
+    )
 
 
 def time_again(splits: int = 3) -> None:
-    """Tune by both distances on the first splits, and put the times of that run into the saved report. Scores do not depend on them."""
+    """Tune by both distances on the first splits, and put the times of that run into the saved report. Scores
+    do not depend on them.
+    """
     jax.config.update("jax_enable_compilation_cache", False)
     report = json.loads((harness.RESULTS / "functional_priors.json").read_text())
     for name, data in report["data"].items():

@@ -1,9 +1,9 @@
 """Times contenders side by side, so that a ratio of two of them is worth believing.
 
-Every contender computes the same thing from the same arguments in one process. Calls are interleaved one by one in random
-order, so a drift of the machine (heat, a neighbour's job) hits all of them alike, and ratios are taken within a round, where
-the contenders ran within milliseconds of each other. Each call is blocked on. Compilation is timed apart, on fresh wrappers
-with JAX's caches cleared and the persistent cache off.
+Every contender computes the same thing from the same arguments in one process. Calls are interleaved one by
+one in random order, so a drift of the machine (heat, a neighbour's job) hits all of them alike, and ratios
+are taken within a round, where the contenders ran within milliseconds of each other. Each call is blocked on.
+Compilation is timed apart, on fresh wrappers with JAX's caches cleared and the persistent cache off.
 """
 
 import json
@@ -30,7 +30,8 @@ class Case:
     """One problem that every contender solves.
 
     :param name: what tells this case from the others of the benchmark, e.g. ``"batch 64"``.
-    :param contenders: name to function; each is called as ``function(key, *args)`` and must be pure, so that it can be jitted.
+    :param contenders: name to function; each is called as ``function(key, *args)`` and must be pure, so that
+        it can be jitted.
     :param args: the arguments after the key, the same for all.
     """
 
@@ -40,7 +41,9 @@ class Case:
 
 
 class Target(NamedTuple):
-    """``contender`` should take at most ``at_most`` times as long as ``against``, in ``"run"`` or in ``"compile"``."""
+    """``contender`` should take at most ``at_most`` times as long as ``against``, in ``"run"`` or in
+    ``"compile"``.
+    """
 
     contender: str
     against: str
@@ -56,7 +59,9 @@ class Ratio(NamedTuple):
     interval: tuple[float, float]
 
     def verdict(self, at_most: float) -> str:
-        """``"met"``, ``"missed"``, or ``"undecided"``: above the aim, but by no more than the noise of the median."""
+        """``"met"``, ``"missed"``, or ``"undecided"``: above the aim, but by no more than the noise of the
+        median.
+        """
         if self.median <= at_most:
             return "met"
         return "undecided" if self.interval[0] <= at_most else "missed"
@@ -70,16 +75,21 @@ def paired_ratio(times: np.ndarray, reference: np.ndarray) -> Ratio:
     """
     ratios = np.sort(times / reference)
     lower, median, upper = np.quantile(ratios, [0.25, 0.5, 0.75])
-    # The rank of the median is binomial: its standard deviation is sqrt(n)/2 whatever the distribution of the times.
+    # The rank of the median is binomial: its standard deviation is sqrt(n)/2 whatever the distribution of the
+    # times.
     half_width = 0.98 / np.sqrt(len(ratios))
     low, high = np.quantile(ratios, np.clip([0.5 - half_width, 0.5 + half_width], 0.0, 1.0))
     return Ratio(float(median), (float(lower), float(upper)), (float(low), float(high)))
 
 
-def time_compilations(case: Case, repeats: int, rng: random.Random) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
-    """Seconds to trace, lower and compile each contender, ``repeats`` fresh times, interleaved; and the flops of what came out.
+def time_compilations(
+    case: Case, repeats: int, rng: random.Random
+) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
+    """Seconds to trace, lower and compile each contender, ``repeats`` fresh times, interleaved; and the flops
+    of what came out.
 
-    The flops are XLA's count, where the backend has one: free of noise, they show whether contenders do the same work.
+    The flops are XLA's count, where the backend has one: free of noise, they show whether contenders do the
+    same work.
     """
     key = jax.random.key(0)
     seconds: dict[str, list[float]] = {name: [] for name in case.contenders}
@@ -123,7 +133,8 @@ def run(
     seed: int = 0,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Time every case, print one table of ratios and verdicts, and save it as ``benchmarks/results/<benchmark>.json``.
+    """Time every case, print one table of ratios and verdicts, and save it as
+    ``benchmarks/results/<benchmark>.json``.
 
     :param targets: which pairs of contenders the table compares, and the ratio aimed at.
     :param calls: timed calls of each contender in each case, at least 100.
@@ -164,7 +175,10 @@ def _fresh_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _summarise(seconds: dict[str, dict[str, np.ndarray]], targets: Sequence[Target]) -> dict[str, Any]:
-    medians = {what: {name: float(f"{np.median(values):.4g}") for name, values in by_name.items()} for what, by_name in seconds.items()}
+    medians = {
+        what: {name: float(f"{np.median(values):.4g}") for name, values in by_name.items()}
+        for what, by_name in seconds.items()
+    }
     ratios = []
     for contender, against, what, at_most in targets:
         ratio = paired_ratio(seconds[what][contender], seconds[what][against])
@@ -185,7 +199,10 @@ def _summarise(seconds: dict[str, dict[str, np.ndarray]], targets: Sequence[Targ
 
 def _print_header(targets: Sequence[Target]) -> None:
     for number, target in enumerate(targets, start=1):
-        print(f"  ratio {number}: {target.what} time of {target.contender} over {target.against}, aim {target.at_most:g} or less")
+        print(
+            f"  ratio {number}: {target.what} time of {target.contender} over {target.against}, aim "
+            f"{target.at_most:g} or less"
+        )
     if targets:
         print()
 
@@ -196,11 +213,15 @@ def _print_case(name: str, case: dict[str, Any], targets: Sequence[Target]) -> N
     for contender, run_seconds in medians["run"].items():
         flops = case["flops"][contender]
         work = "" if flops is None else f"   {flops / 1e6:10.1f} Mflop"
-        print(f"  {contender:<16} run {run_seconds * 1e3:9.3f} ms   compile {medians['compile'][contender]:7.3f} s{work}")
+        print(
+            f"  {contender:<16} run {run_seconds * 1e3:9.3f} ms   compile "
+            f"{medians['compile'][contender]:7.3f} s{work}"
+        )
     for number, ratio in enumerate(case["ratios"], start=1):
         low, high = ratio["quartiles"]
         print(
-            f"  ratio {number}: {ratio['median']:6.3f}  (quartiles {low:.3f} to {high:.3f})  aim {ratio['at_most']:g}  {ratio['verdict']}"
+            f"  ratio {number}: {ratio['median']:6.3f}  (quartiles {low:.3f} to {high:.3f})  aim "
+            f"{ratio['at_most']:g}  {ratio['verdict']}"
         )
     print(flush=True)
 
@@ -230,7 +251,12 @@ def _versions() -> dict[str, str]:
 
 def _hardware() -> dict[str, Any]:
     device = jax.devices()[0]
-    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "backend": device.platform, "device": device.device_kind}
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "backend": device.platform,
+        "device": device.device_kind,
+    }
 
 
 def _cpu_model() -> str:
@@ -238,7 +264,9 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _describe(report: dict[str, Any]) -> str:

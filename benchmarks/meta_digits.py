@@ -1,15 +1,19 @@
-"""Few-shot classification of digits: a Normal-Inverse-Wishart head and a prototypical network on the same features, and MAML.
+"""Few-shot classification of digits: a Normal-Inverse-Wishart head and a prototypical network on the same
+features, and MAML.
 
-Scikit-learn's 1,797 digits of 8 by 8 pixels. A class is a digit turned by 0, 90, 180 or 270 degrees, as few-shot papers make more classes
-of few; 6 digits train (24 classes), the 4 others test (16 classes, none seen in training). 6 and 9, each the other turned round, are
-both in training. A task is 5 classes of these, of which a new one shows 1 or 5 images each and asks for 15 more. All networks are 64-64-16
-(tanh), and all see the same tasks, as many steps of as many. The prototypical network (Snell, Swersky, Zemel 2017) is a softmax of minus
-squared distances to class means, trained on tasks with as many shots as it is tested on. The head takes the very features that this has
-trained, and only then learns: an episode is a class, its local site the class's centre, and the hierarchy over the 24 classes learns how
-centres lie and how images scatter around them; a new class is adapted to, and images go to classes by Bayes' rule. (With scatter and
-spread of centres isotropic, and the latter infinite, that is the prototypical network.) The regression head learns features of its own:
-its hierarchy sees whole tasks without any split, their classes as one-hot targets. MAML (Finn, Abbeel, Levine 2017) makes 5 steps of
-gradient descent of 0.1 inside. Few steps, a small rate and noise on the pixels in training, for all alike: 24 classes are few.
+Scikit-learn's 1,797 digits of 8 by 8 pixels. A class is a digit turned by 0, 90, 180 or 270 degrees, as
+few-shot papers make more classes of few; 6 digits train (24 classes), the 4 others test (16 classes, none
+seen in training). 6 and 9, each the other turned round, are both in training. A task is 5 classes of these,
+of which a new one shows 1 or 5 images each and asks for 15 more. All networks are 64-64-16 (tanh), and all
+see the same tasks, as many steps of as many. The prototypical network (Snell, Swersky, Zemel 2017) is a
+softmax of minus squared distances to class means, trained on tasks with as many shots as it is tested on. The
+head takes the very features that this has trained, and only then learns: an episode is a class, its local
+site the class's centre, and the hierarchy over the 24 classes learns how centres lie and how images scatter
+around them; a new class is adapted to, and images go to classes by Bayes' rule. (With scatter and spread of
+centres isotropic, and the latter infinite, that is the prototypical network.) The regression head learns
+features of its own: its hierarchy sees whole tasks without any split, their classes as one-hot targets. MAML
+(Finn, Abbeel, Levine 2017) makes 5 steps of gradient descent of 0.1 inside. Few steps, a small rate and noise
+on the pixels in training, for all alike: 24 classes are few.
 """
 
 import json
@@ -51,7 +55,9 @@ def task(pool: jax.Array, key, per_class: int, speckle: float = 0.0):
     """Images (way, per_class, 64) of different classes, with so much noise on the pixels."""
     of_class, of_image, of_noise = jax.random.split(key, 3)
     chosen = jax.random.choice(of_class, pool.shape[0], (WAYS,), replace=False)
-    pick = jax.vmap(lambda k: jax.random.choice(k, pool.shape[1], (per_class,), replace=False))(jax.random.split(of_image, WAYS))
+    pick = jax.vmap(lambda k: jax.random.choice(k, pool.shape[1], (per_class,), replace=False))(
+        jax.random.split(of_image, WAYS)
+    )
     images = pool[chosen[:, None], pick]
     return images + speckle * jax.random.normal(of_noise, images.shape)
 
@@ -81,8 +87,12 @@ def trained(p, loss, pool, shots, steps, seed):
 
     @jax.jit
     def step(p, state, key):
-        tasks = jax.vmap(lambda k: task(pool, k, shots + QUERIES, SPECKLE))(jax.random.split(key, TASKS_A_STEP))
-        value, grads = jax.value_and_grad(lambda p: jax.vmap(lambda t: loss(p, t[:, :shots], t[:, shots:]))(tasks).mean())(p)
+        tasks = jax.vmap(lambda k: task(pool, k, shots + QUERIES, SPECKLE))(
+            jax.random.split(key, TASKS_A_STEP)
+        )
+        value, grads = jax.value_and_grad(
+            lambda p: jax.vmap(lambda t: loss(p, t[:, :shots], t[:, shots:]))(tasks).mean()
+        )(p)
         updates, state = optim.update(grads, state, p)
         return optax.apply_updates(p, updates), state, value
 
@@ -92,19 +102,25 @@ def trained(p, loss, pool, shots, steps, seed):
     return p
 
 
-# --- contenders: each returns a function from (support, query) images by class to probabilities of the queries' rows
+# --- contenders: each returns a function from (support, query) images by class to probabilities of the
+# queries' rows
 
 
 def centres(pool, shots, steps, seed):
-    """A class is an episode: its images' features are Gaussian around a centre of its own, with a covariance that all classes share."""
+    """A class is an episode: its images' features are Gaussian around a centre of its own, with a covariance
+    that all classes share.
+    """
     p = prototypical_features(pool, shots, steps, seed)
-    found = np.asarray(features(p, pool + SPECKLE * jax.random.normal(jax.random.key(seed), pool.shape)))  # (class, image, WIDTH)
+    # (class, image, WIDTH)
+    found = np.asarray(features(p, pool + SPECKLE * jax.random.normal(jax.random.key(seed), pool.shape)))
     around = found - found.mean(1, keepdims=True)
     scatter = np.einsum("cni,cnj->ij", around, around) / (found.shape[0] * (found.shape[1] - 1))
 
     def one_class(f):
         centre = numpyro.sample("centre", dist.Normal(jnp.zeros(WIDTH), 1.0).to_event(1))
-        scale = numpyro.param("scale", jnp.asarray(np.linalg.cholesky(scatter)), constraint=dist.constraints.lower_cholesky)
+        scale = numpyro.param(
+            "scale", jnp.asarray(np.linalg.cholesky(scatter)), constraint=dist.constraints.lower_cholesky
+        )
         with numpyro.plate("images", f.shape[0]):
             numpyro.sample("f", dist.MultivariateNormal(centre, scale_tril=scale), obs=f)
 
@@ -120,7 +136,9 @@ def centres(pool, shots, steps, seed):
     within = fit.shared["scale"] @ fit.shared["scale"].T
 
     def log_density(seen, asked):
-        """Of each row asked, given a class's rows: a mixture of Gaussians, as is the posterior of its centre."""
+        """Of each row asked, given a class's rows: a mixture of Gaussians, as is the posterior of its
+        centre.
+        """
         loss = EpisodeLoss(fit.hierarchy.form, fit.state.shared, (seen,), {})
         law = adapted(loss, fit.niw, fit.solver, jax.random.key(0), nodes)
         roots = jnp.linalg.cholesky(law.covariances + within)
@@ -137,7 +155,8 @@ def centres(pool, shots, steps, seed):
 def regression_head(pool, shots, steps, seed):
     """One-hot targets as real numbers, so that a task is linear and Gaussian and its posterior exact.
 
-    The probability of a class is that of its target among those of all classes: :math:`p(e_c) / \\sum_k p(e_k)`, p averaged over draws.
+    The probability of a class is that of its target among those of all classes:
+    :math:`p(e_c) / \\sum_k p(e_k)`, p averaged over draws.
     """
     start = initial(jax.random.key(seed))
     targets = jnp.eye(WAYS) - 1 / WAYS
@@ -154,7 +173,12 @@ def regression_head(pool, shots, steps, seed):
         return x, targets[y]
 
     d = WAYS * (WIDTH + 1)
-    fit = lift(episode, local=["weights"], num_episodes=10_000, prior=NIW(jnp.zeros(d), 0.01, (d + 2) * jnp.eye(d), d + 2.0)).fit(
+    fit = lift(
+        episode,
+        local=["weights"],
+        num_episodes=10_000,
+        prior=NIW(jnp.zeros(d), 0.01, (d + 2) * jnp.eye(d), d + 2.0),
+    ).fit(
         jax.random.key(seed),
         SimulatedStream(whole),
         local_solver=ExactLinearGaussian(),
@@ -229,14 +253,22 @@ CONTENDERS = {
 
 
 def judged(predict, pool, shots, num_tasks) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracy, calibration error over all queries together, mean negative log likelihood; and each task's accuracy."""
+    """Accuracy, calibration error over all queries together, mean negative log likelihood; and each task's
+    accuracy.
+    """
 
     def one(key):
         images = task(pool, key, shots + QUERIES)
         probs, y = predict(images[:, :shots], images[:, shots:]), flat(images[:, shots:])[1]
-        return probs.max(-1), probs.argmax(-1) == y, -jnp.log(jnp.take_along_axis(probs, y[:, None], 1)).mean()
+        return (
+            probs.max(-1),
+            probs.argmax(-1) == y,
+            -jnp.log(jnp.take_along_axis(probs, y[:, None], 1)).mean(),
+        )
 
-    confidence, correct, nll = map(np.asarray, jax.lax.map(jax.jit(one), jax.random.split(jax.random.key(99), num_tasks)))
+    confidence, correct, nll = map(
+        np.asarray, jax.lax.map(jax.jit(one), jax.random.split(jax.random.key(99), num_tasks))
+    )
     ece = expected_calibration_error(confidence.ravel(), correct.ravel())
     return {"accuracy": float(correct.mean()), "ece": ece, "nll": float(nll.mean())}, correct.mean(1)
 
@@ -244,15 +276,27 @@ def judged(predict, pool, shots, num_tasks) -> tuple[dict[str, float], np.ndarra
 def figures(x) -> dict[str, float | None]:
     """A mean and its standard error, of one figure a seed or a task."""
     x = np.asarray(x)
-    return {"mean": round(float(x.mean()), 4), "se": round(float(x.std(ddof=1) / len(x) ** 0.5), 4) if len(x) > 1 else None}
+    return {
+        "mean": round(float(x.mean()), 4),
+        "se": round(float(x.std(ddof=1) / len(x) ** 0.5), 4) if len(x) > 1 else None,
+    }
 
 
 def main(quick: bool = False) -> None:
     steps, seeds, tasks = (30, 1, 50) if quick else (300, 3, 2_000)
-    description = f"digits and their rotations, {WAYS} ways, {steps} steps of {TASKS_A_STEP} tasks, {tasks} new tasks, {seeds} seeds"
+    description = (
+        f"digits and their rotations, {WAYS} ways, {steps} steps of {TASKS_A_STEP} tasks, {tasks} new "
+        f"tasks, {seeds} seeds"
+    )
     print(f"meta_digits: {description}\n")
     seen, unseen = jnp.asarray(images(TRAIN)), jnp.asarray(images(TEST))
-    report = {"benchmark": "meta_digits", "description": description, **harness.environment(), "shots": {}, "head_over_prototypical": {}}
+    report = {
+        "benchmark": "meta_digits",
+        "description": description,
+        **harness.environment(),
+        "shots": {},
+        "head_over_prototypical": {},
+    }
     aims = {}
     for shots in (1, 5):
         print(f"{shots}-shot")
@@ -264,16 +308,27 @@ def main(quick: bool = False) -> None:
                 row, accuracies = judged(make(seen, shots, steps, seed), unseen, shots, tasks)
                 runs.append(row | {"seconds": time.perf_counter() - begun})
                 of_tasks.append(accuracies)
-            table[name], by_task[name] = {column: figures([r[column] for r in runs]) for column in runs[0]}, np.array(of_tasks)
-            line = (f"{c} {v['mean']:.3f}" + (f" ± {v['se']:.3f}" if v["se"] is not None else "") for c, v in table[name].items())
+            table[name], by_task[name] = (
+                {column: figures([r[column] for r in runs]) for column in runs[0]},
+                np.array(of_tasks),
+            )
+            line = (
+                f"{c} {v['mean']:.3f}" + (f" ± {v['se']:.3f}" if v["se"] is not None else "")
+                for c, v in table[name].items()
+            )
             print(f"  {name:<18} " + "   ".join(line), flush=True)
         # The same tasks for both, so their difference is much surer than either.
         gain = figures((by_task["head"] - by_task["prototypical"]).mean(0))
-        print(f"  head over prototypical: accuracy {gain['mean']:+.4f} ± {gain['se']:.4f} (over {tasks} tasks, paired)")
+        print(
+            f"  head over prototypical: accuracy {gain['mean']:+.4f} ± {gain['se']:.4f} (over {tasks} "
+            "tasks, paired)"
+        )
         report["shots"][str(shots)], report["head_over_prototypical"][str(shots)] = table, gain
         aims[f"{shots}-shot accuracy at least the prototypical network's"] = gain["mean"] >= 0
         least = min(table[name]["ece"]["mean"] for name in ("MAML", "first-order MAML"))
-        aims[f"{shots}-shot calibration error below MAML's, of either order"] = table["head"]["ece"]["mean"] < least
+        aims[f"{shots}-shot calibration error below MAML's, of either order"] = (
+            table["head"]["ece"]["mean"] < least
+        )
     report["aims"] = harness.verdicts(aims)
     if not quick:
         harness.RESULTS.mkdir(exist_ok=True)

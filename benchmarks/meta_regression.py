@@ -1,13 +1,16 @@
-"""Few-shot regression of half sines and half lines: a Normal-Inverse-Wishart head, MAML of first and second order, a neural process.
+"""Few-shot regression of half sines and half lines: a Normal-Inverse-Wishart head, MAML of first and second
+order, a neural process.
 
-The task of Kim and Hospedales 2024: A sin(x + φ) with A in [0.1, 5] and φ in [0, π], or a line with slope and intercept in [-3, 3];
-noise 0.3, 50 points on [-5, 5], of which a new episode shows 5. All contenders have the network 1-40-40-1, see the same stream of
-episodes, and are judged on the other 45 points of the same 1,000 new ones: mean squared error, negative log likelihood, coverage of the
-90 % interval. The head has one law over its weights, so it can be no better than the Gaussian process with the true mean and covariance
-of such episodes, which stands beside it; with ``kinds`` it has two laws, told apart from 500 episodes of which nobody says what they are.
-MAML (Finn, Abbeel, Levine 2017) gets the wall time that the head took, the kinds included, 5 steps of gradient descent of 0.01 inside,
-Adam outside, and the root mean square error of its training queries as its predictive sd. The neural process (``benchmarks/peers``) gets
-the same wall time, too. Memory is what XLA plans for the temporaries of one meta-gradient.
+The task of Kim and Hospedales 2024: A sin(x + φ) with A in [0.1, 5] and φ in [0, π], or a line with slope and
+intercept in [-3, 3]; noise 0.3, 50 points on [-5, 5], of which a new episode shows 5. All contenders have the
+network 1-40-40-1, see the same stream of episodes, and are judged on the other 45 points of the same 1,000
+new ones: mean squared error, negative log likelihood, coverage of the 90 % interval. The head has one law
+over its weights, so it can be no better than the Gaussian process with the true mean and covariance of such
+episodes, which stands beside it; with ``kinds`` it has two laws, told apart from 500 episodes of which nobody
+says what they are. MAML (Finn, Abbeel, Levine 2017) gets the wall time that the head took, the kinds
+included, 5 steps of gradient descent of 0.01 inside, Adam outside, and the root mean square error of its
+training queries as its predictive sd. The neural process (``benchmarks/peers``) gets the same wall time, too.
+Memory is what XLA plans for the temporaries of one meta-gradient.
 """
 
 import json
@@ -43,7 +46,9 @@ AIMS: dict[str, Any] = {"mse": 0.6, "nll": 0.9, "coverage": (0.87, 0.93)}
 def episode_data(key):
     of_x, of_size, of_phase, of_line, of_kind, of_noise = jax.random.split(key, 6)
     x = jax.random.uniform(of_x, (POINTS,), minval=-5.0, maxval=5.0)
-    sine = jax.random.uniform(of_size, minval=0.1, maxval=5.0) * jnp.sin(x + jax.random.uniform(of_phase, maxval=jnp.pi))
+    sine = jax.random.uniform(of_size, minval=0.1, maxval=5.0) * jnp.sin(
+        x + jax.random.uniform(of_phase, maxval=jnp.pi)
+    )
     slope, intercept = jax.random.uniform(of_line, (2,), minval=-3.0, maxval=3.0)
     y = jnp.where(jax.random.bernoulli(of_kind), sine, slope * x + intercept)
     return x, y + NOISE * jax.random.normal(of_noise, (POINTS,))
@@ -70,7 +75,11 @@ def scores(mean, sd, log_weights, y):
     centre = (weights * mean).sum(0)
     log_p = logsumexp(dist.Normal(mean, sd).log_prob(y) + log_weights[:, None], axis=0)
     below = (weights * dist.Normal(mean, sd).cdf(y)).sum(0)
-    return {"mse": jnp.mean((centre - y) ** 2), "nll": -log_p.mean(), "coverage": jnp.mean((below > 0.05) & (below < 0.95))}
+    return {
+        "mse": jnp.mean((centre - y) ** 2),
+        "nll": -log_p.mean(),
+        "coverage": jnp.mean((below > 0.05) & (below < 0.95)),
+    }
 
 
 # --- ours
@@ -119,14 +128,18 @@ def one_law(fit: MetaFit) -> Score:
 
 def two_laws(fit: MetaFit, seed: int, episodes: int) -> tuple[Score, float]:
     begun = time.perf_counter()
-    stream = EpisodeStream.from_arrays(*jax.vmap(episode_data)(jax.random.split(jax.random.key(1000 + seed), episodes)))
+    stream = EpisodeStream.from_arrays(
+        *jax.vmap(episode_data)(jax.random.split(jax.random.key(1000 + seed), episodes))
+    )
     two = kinds(fit, jax.random.key(seed), stream, num_starts=6, num_rounds=40)
     seconds, nodes = time.perf_counter() - begun, two.nodes(16, jax.random.key(0))
     return of_head(fit, lambda loss: two.law(loss, jax.random.key(0), nodes)), seconds
 
 
 def best_gaussian_law(x, y):
-    """The Gaussian process with the mean and covariance of these episodes: of their weights on sin x, cos x, x, and 1."""
+    """The Gaussian process with the mean and covariance of these episodes: of their weights on sin x, cos x,
+    x, and 1.
+    """
     sizes = (5.0**3 - 0.1**3) / (3 * (5.0 - 0.1))  # E A²; E A is 2.55, E sin φ is 2/π and E cos φ is 0
     mean = jnp.array([0.0, 2.55 / jnp.pi, 0.0, 0.0])
     prior = jnp.linalg.inv(jnp.diag(jnp.array([sizes / 4, sizes / 4, 1.5, 1.5])) - jnp.outer(mean, mean))
@@ -157,12 +170,16 @@ def inner(p, x, y, second_order: bool):
 
 
 def query_error(p, x, y, second_order: bool):
-    return jnp.mean((predict(inner(p, x[:SUPPORT], y[:SUPPORT], second_order), x[SUPPORT:]) - y[SUPPORT:]) ** 2)
+    return jnp.mean(
+        (predict(inner(p, x[:SUPPORT], y[:SUPPORT], second_order), x[SUPPORT:]) - y[SUPPORT:]) ** 2
+    )
 
 
 def maml(seed: int, seconds: float, second_order: bool):
     """Train for so many seconds, and return the steps made and a function that scores one episode."""
-    p = initial(jax.random.key(seed)) | {"out": 0.1 * jax.random.normal(jax.random.key(seed + 1), (HIDDEN + 1,))}
+    p = initial(jax.random.key(seed)) | {
+        "out": 0.1 * jax.random.normal(jax.random.key(seed + 1), (HIDDEN + 1,))
+    }
     optim = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3))
     loss = jax.vmap(partial(query_error, second_order=second_order), in_axes=(None, 0, 0))
 
@@ -179,7 +196,9 @@ def maml(seed: int, seconds: float, second_order: bool):
 
     state, steps, begun = optim.init(p), 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        (p, state), values = jax.block_until_ready(chunk(p, state, jax.random.fold_in(jax.random.key(seed), steps)))
+        (p, state), values = jax.block_until_ready(
+            chunk(p, state, jax.random.fold_in(jax.random.key(seed), steps))
+        )
         steps += 100
     sd = jnp.sqrt(jnp.mean(values))
 
@@ -198,7 +217,9 @@ def neural_process(seed: int, seconds: float):
     p, state, chunk = peer.trainer(episode_data, SUPPORT, EPISODES_A_STEP, seed)
     steps, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        (p, state), _ = jax.block_until_ready(chunk(p, state, jax.random.fold_in(jax.random.key(seed), steps)))
+        (p, state), _ = jax.block_until_ready(
+            chunk(p, state, jax.random.fold_in(jax.random.key(seed), steps))
+        )
         steps += 100
 
     def score(x, y):
@@ -253,7 +274,9 @@ def memory(steps: int) -> dict[str, float]:
     return sizes
 
 
-def aims(contenders: dict[str, dict[str, dict[str, float]]], sizes: dict[str, dict[str, float]]) -> dict[str, bool]:
+def aims(
+    contenders: dict[str, dict[str, dict[str, float]]], sizes: dict[str, dict[str, float]]
+) -> dict[str, bool]:
     """Which aims are met, by their words."""
     ours, theirs = ({c: row["mean"] for c, row in contenders[name].items()} for name in (OURS, "MAML"))
     low, high = AIMS["coverage"]
@@ -265,13 +288,17 @@ def aims(contenders: dict[str, dict[str, dict[str, float]]], sizes: dict[str, di
         "squared error below MAML's": ours["mse"] < theirs["mse"],
         "NLL below MAML's": ours["nll"] < theirs["nll"],
         "coverage nearer to 0.9 than MAML's": abs(ours["coverage"] - 0.9) < abs(theirs["coverage"] - 0.9),
-        "temporaries of a meta-gradient as many after 50 inner steps as after one, within 5 %": many <= 1.05 * few,
+        "temporaries of a meta-gradient as many after 50 inner steps as after one, within 5 %": many
+        <= 1.05 * few,
     }
 
 
 def main(quick: bool = False) -> None:
     steps, seeds, episodes, sorted_out = (200, 1, 100, 60) if quick else (5_000, 3, 1_000, 500)
-    description = f"sine and line regression, {SUPPORT} shots, {steps} steps of {EPISODES_A_STEP} episodes, {seeds} seeds"
+    description = (
+        f"sine and line regression, {SUPPORT} shots, {steps} steps of {EPISODES_A_STEP} episodes, {seeds} "
+        "seeds"
+    )
     print(f"meta_regression: {description}\n")
     keys = jax.random.split(jax.random.key(12345), episodes)
     rows: dict[str, list[dict[str, float]]] = {}
@@ -283,7 +310,10 @@ def main(quick: bool = False) -> None:
             "head": (one_law(fit), {"seconds": seconds, "steps": steps}),
             OURS: (score, {"seconds": seconds + more, "steps": steps}),
         }
-        for name, train in (("MAML", partial(maml, second_order=True)), ("first-order MAML", partial(maml, second_order=False))):
+        for name, train in (
+            ("MAML", partial(maml, second_order=True)),
+            ("first-order MAML", partial(maml, second_order=False)),
+        ):
             made, score = train(seed, seconds + more)
             judged[name] = (score, {"seconds": seconds + more, "steps": made})
         made, score = neural_process(seed, seconds + more)
@@ -291,7 +321,12 @@ def main(quick: bool = False) -> None:
         for name, (score, about) in judged.items():
             values = jax.lax.map(lambda key, score=score: score(*episode_data(key)), keys)
             rows.setdefault(name, []).append({k: float(v.mean()) for k, v in values.items()} | about)
-    report = {"benchmark": "meta_regression", "description": description, **harness.environment(), "contenders": {}}
+    report = {
+        "benchmark": "meta_regression",
+        "description": description,
+        **harness.environment(),
+        "contenders": {},
+    }
     for name, runs in rows.items():
         table = {}
         for column in runs[0]:
@@ -301,11 +336,16 @@ def main(quick: bool = False) -> None:
                 "se": round(float(x.std(ddof=1) / len(x) ** 0.5), 4) if len(x) > 1 else None,
             }
         report["contenders"][name] = table
-        line = "   ".join(f"{c} {v['mean']:.3f}" + (f" ± {v['se']:.3f}" if v["se"] is not None else "") for c, v in table.items())
+        line = "   ".join(
+            f"{c} {v['mean']:.3f}" + (f" ± {v['se']:.3f}" if v["se"] is not None else "")
+            for c, v in table.items()
+        )
         print(f"  {name:<18} {line}")
     report["temporary_mebibytes_by_inner_steps"] = {str(n): memory(n) for n in (1, 5, 20, 50)}
     print(f"  MiB of temporaries by inner steps: {report['temporary_mebibytes_by_inner_steps']}")
-    report["aims"] = harness.verdicts(aims(report["contenders"], report["temporary_mebibytes_by_inner_steps"]))
+    report["aims"] = harness.verdicts(
+        aims(report["contenders"], report["temporary_mebibytes_by_inner_steps"])
+    )
     if not quick:
         harness.RESULTS.mkdir(exist_ok=True)
         (harness.RESULTS / "meta_regression.json").write_text(json.dumps(report, indent=1) + "\n")

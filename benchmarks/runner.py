@@ -1,9 +1,11 @@
-"""Ten thousand steps of a small model: ``ppl_ext.infer.fit`` with its progress bar, a bare jitted scan, and NumPyro's ``SVI.run``.
+"""Ten thousand steps of a small model: ``ppl_ext.infer.fit`` with its progress bar, a bare jitted scan, and
+NumPyro's ``SVI.run``.
 
-The scan is what someone would write by hand: ``lax.scan`` over ``SVI.update``, compiled once, no bar, no check, no stop at a NaN. All do
-the same steps with the same objective and optimiser. "Steps" is the time from the first step to the last, bar included; "call" is a whole
-second call: setting up guide and optimiser, the checks before the first step and the steps. ``SVI.run`` compiles at every call.
-Compilations in the second call of ``fit`` are counted, not timed.
+The scan is what someone would write by hand: ``lax.scan`` over ``SVI.update``, compiled once, no bar, no
+check, no stop at a NaN. All do the same steps with the same objective and optimiser. "Steps" is the time from
+the first step to the last, bar included; "call" is a whole second call: setting up guide and optimiser, the
+checks before the first step and the steps. ``SVI.run`` compiles at every call. Compilations in the second
+call of ``fit`` are counted, not timed.
 """
 
 import json
@@ -66,7 +68,9 @@ def count_compilations():
 
 
 def contenders(steps: int) -> dict[str, Callable[[jax.Array], tuple[float, float, float]]]:
-    """Each runs once from a key and returns (seconds of the whole call, seconds of the steps, mean loss of the last tenth)."""
+    """Each runs once from a key and returns (seconds of the whole call, seconds of the steps, mean loss of
+    the last tenth).
+    """
     args, optim, objective, guide = data(), optax.adam(1e-2), ELBO(), AutoNormal(model)
     by_hand = SVI(model, AutoNormal(model), optim, loss=objective)
 
@@ -78,7 +82,8 @@ def contenders(steps: int) -> dict[str, Callable[[jax.Array], tuple[float, float
 
     def bare(key):
         start = time.perf_counter()
-        state = SVI(model, AutoNormal(model), optim, loss=objective).init(key, *args)  # a start of its own, as each run of fit has
+        # a start of its own, as each run of fit has
+        state = SVI(model, AutoNormal(model), optim, loss=objective).init(key, *args)
         jax.block_until_ready(state)
         ready = time.perf_counter()
         _, losses = jax.block_until_ready(scan(state, *args))
@@ -88,7 +93,11 @@ def contenders(steps: int) -> dict[str, Callable[[jax.Array], tuple[float, float
     def ours(key):
         start = time.perf_counter()
         result = fit(key, model, guide, objective, optim, steps, *args, progress_bar=True)
-        return time.perf_counter() - start, result.run_seconds, float(np.mean(result.losses[:, -steps // 10 :]))
+        return (
+            time.perf_counter() - start,
+            result.run_seconds,
+            float(np.mean(result.losses[:, -steps // 10 :])),
+        )
 
     def numpyro_run(key):
         svi = SVI(model, AutoNormal(model), optim, loss=objective)
@@ -102,7 +111,10 @@ def contenders(steps: int) -> dict[str, Callable[[jax.Array], tuple[float, float
 
 def main(quick: bool = False) -> None:
     steps, rounds = (2_000, 3) if quick else (STEPS, 15)
-    description = f"{steps} Adam steps of the ELBO of a hierarchical regression ({HOMES} rows, {COUNTIES} groups), progress bar on"
+    description = (
+        f"{steps} Adam steps of the ELBO of a hierarchical regression ({HOMES} rows, {COUNTIES} groups), "
+        "progress bar on"
+    )
     print(f"runner: {description}\n")
     runs, rng = contenders(steps), random.Random(0)
     for run in runs.values():
@@ -113,7 +125,9 @@ def main(quick: bool = False) -> None:
     for r in range(rounds):
         for name in rng.sample(list(runs), len(runs)):
             times[name].append(runs[name](jax.random.key(2 + r)))
-    call, loop, loss = (dict(zip(times, np.array(list(times.values()))[:, :, i], strict=True)) for i in range(3))
+    call, loop, loss = (
+        dict(zip(times, np.array(list(times.values()))[:, :, i], strict=True)) for i in range(3)
+    )
     if abs(loss["ppl_ext"].mean() - loss["bare scan"].mean()) > 5 * loss["bare scan"].std(ddof=1) + 0.5:
         raise AssertionError(f"the contenders do not do the same work: losses {loss}")
     ratios = {
@@ -125,7 +139,10 @@ def main(quick: bool = False) -> None:
         print(f"  {name:<10} call {np.median(call[name]):7.3f} s   steps {np.median(loop[name]):7.3f} s")
     for name, ratio in ratios.items():
         aim = "" if name.endswith("numpyro") else f"   aim {AIM:g}  {ratio.verdict(AIM)}"
-        print(f"  {name:<28} {ratio.median:6.3f}  (quartiles {ratio.quartiles[0]:.3f} to {ratio.quartiles[1]:.3f}){aim}")
+        print(
+            f"  {name:<28} {ratio.median:6.3f}  (quartiles {ratio.quartiles[0]:.3f} to "
+            f"{ratio.quartiles[1]:.3f}){aim}"
+        )
     print(f"  compilations in the second call of fit: {len(compilations)}", flush=True)
     if quick:
         return
@@ -134,8 +151,14 @@ def main(quick: bool = False) -> None:
         "description": description,
         "rounds": rounds,
         **harness.environment(),
-        "median_seconds": {name: {"call": round(float(np.median(call[name])), 4), "steps": _seconds(loop[name])} for name in runs},
-        "ratios": {name: {"median": round(r.median, 4), "quartiles": [round(q, 4) for q in r.quartiles]} for name, r in ratios.items()},
+        "median_seconds": {
+            name: {"call": round(float(np.median(call[name])), 4), "steps": _seconds(loop[name])}
+            for name in runs
+        },
+        "ratios": {
+            name: {"median": round(r.median, 4), "quartiles": [round(q, 4) for q in r.quartiles]}
+            for name, r in ratios.items()
+        },
         "compilations_in_the_second_call": len(compilations),
     }
     harness.RESULTS.mkdir(exist_ok=True)

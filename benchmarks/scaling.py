@@ -1,8 +1,9 @@
-"""Weak and strong scaling over host devices, one thread each: chains of a fit, particles of a smoother, episodes of a batch.
+"""Weak and strong scaling over host devices, one thread each: chains of a fit, particles of a smoother,
+episodes of a batch.
 
-Strong: the same work on more devices; ideal is 1/D of the time. Weak: D times the work on D devices; ideal is the same time. Each number
-of devices is a process of its own, since it is fixed when JAX starts. More devices than cores share the cores, so no speed-up is
-to be had there; what they show is what spreading itself costs.
+Strong: the same work on more devices; ideal is 1/D of the time. Weak: D times the work on D devices; ideal is
+the same time. Each number of devices is a process of its own, since it is fixed when JAX starts. More devices
+than cores share the cores, so no speed-up is to be had there; what they show is what spreading itself costs.
 """
 
 import json
@@ -32,7 +33,10 @@ from ppl_ext.smoothing import smooth
 
 DEVICES = (1, 2, 4)
 STEPS = 2000
-FLAGS = "--xla_force_host_platform_device_count={} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+FLAGS = (
+    "--xla_force_host_platform_device_count={} --xla_cpu_multi_thread_eigen=false "
+    "intra_op_parallelism_threads=1"
+)
 
 
 def regression(x, y):
@@ -43,7 +47,10 @@ def regression(x, y):
 
 def guide(x, y):
     loc = numpyro.param("loc", lambda key: 0.1 * jax.random.normal(key, (x.shape[1],)))
-    numpyro.sample("weights", dist.Normal(loc, jnp.exp(numpyro.param("log_scale", jnp.full(x.shape[1], -2.0)))).to_event(1))
+    numpyro.sample(
+        "weights",
+        dist.Normal(loc, jnp.exp(numpyro.param("log_scale", jnp.full(x.shape[1], -2.0)))).to_event(1),
+    )
 
 
 def walk(y):
@@ -67,7 +74,9 @@ def chains(mesh, times: int) -> Callable[[], float]:
 
     def run():
         how = {"num_chains": 32 * times, "mesh": mesh, "progress_bar": False}
-        return fit(jax.random.key(0), regression, guide, objective, optim, STEPS, x, x[:, 0], **how).run_seconds
+        return fit(
+            jax.random.key(0), regression, guide, objective, optim, STEPS, x, x[:, 0], **how
+        ).run_seconds
 
     objective, optim = ELBO(), optax.adam(0.01)
     return run
@@ -92,7 +101,9 @@ def episodes(mesh, times: int) -> Callable[[], float]:
     rows = [(x, x[:, 0]) for x in rng.normal(size=(64 * times, 30, 8)).astype(np.float32)]
     stream = EpisodeStream(rows)
     hierarchy = lift(episode, ["weights"]).hierarchy(stream, jax.random.key(0))
-    trainer = Trainer(hierarchy, LaplaceGGN(), optax.adam(0.01), lambda step: jnp.full((), 0.1), num_draws=8, mesh=mesh)
+    trainer = Trainer(
+        hierarchy, LaplaceGGN(), optax.adam(0.01), lambda step: jnp.full((), 0.1), num_draws=8, mesh=mesh
+    )
     batch = placed(mesh, next(stream.batches(jax.random.key(1), len(rows), 0)))
     step = jax.jit(trainer.step)
 
@@ -106,7 +117,11 @@ def episodes(mesh, times: int) -> Callable[[], float]:
     return run
 
 
-WORK = {"32 chains of a fit": chains, "200,000 particles, smoothed": particles, "64 episodes a batch": episodes}
+WORK = {
+    "32 chains of a fit": chains,
+    "200,000 particles, smoothed": particles,
+    "64 episodes a batch": episodes,
+}
 
 
 def _measure(devices: int, repeats: int) -> None:
@@ -122,11 +137,18 @@ def _measure(devices: int, repeats: int) -> None:
 
 
 def main(quick: bool = False) -> None:
-    description = f"fits of {STEPS} steps, 20 steps of a series, 20 steps of a lifted model; one thread a device"
+    description = (
+        f"fits of {STEPS} steps, 20 steps of a series, 20 steps of a lifted model; one thread a device"
+    )
     report = {"benchmark": "scaling", "description": description, **harness.environment(), "seconds": {}}
     root = Path(__file__).resolve().parent.parent
     for devices in DEVICES[:2] if quick else DEVICES:
-        environment = {**os.environ, "XLA_FLAGS": FLAGS.format(devices), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": FLAGS.format(devices),
+            "JAX_PLATFORMS": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-m", "benchmarks.scaling", str(devices), "1" if quick else "5"]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

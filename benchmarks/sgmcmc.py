@@ -1,9 +1,12 @@
-"""A step of scale-adapted SG-HMC on a 13-100-1 tanh network, batch 32: ours, a loop written by hand, and blackjax's SG-HMC.
+"""A step of scale-adapted SG-HMC on a 13-100-1 tanh network, batch 32: ours, a loop written by hand, and
+blackjax's SG-HMC.
 
-Every contender does the same number of gradients of 32 of 455 rows. The loop by hand is what someone would write for this one network: the
-formulas of the scale-adapted sampler in a jitted scan, rows drawn with replacement. blackjax's SG-HMC has no scale adaptation; it draws a
-momentum and one minibatch for every ten steps, as by default. Its Langevin step is timed beside ours too. What each of the two SG-HMC
-integrators does to a normal posterior of variance 1 is printed, from the linear equation that its stationary covariance solves.
+Every contender does the same number of gradients of 32 of 455 rows. The loop by hand is what someone would
+write for this one network: the formulas of the scale-adapted sampler in a jitted scan, rows drawn with
+replacement. blackjax's SG-HMC has no scale adaptation; it draws a momentum and one minibatch for every ten
+steps, as by default. Its Langevin step is timed beside ours too. What each of the two SG-HMC integrators does
+to a normal posterior of variance 1 is printed, from the linear equation that its stationary covariance
+solves.
 
 ``boston_posterior`` is the posterior part of the Boston benchmark: ten splits of our own, one model for all.
 """
@@ -64,7 +67,8 @@ def log_prior(p):
 def first_values(key):
     shapes = {"w1": (INPUTS, HIDDEN), "b1": (HIDDEN,), "w2": (HIDDEN,), "b2": ()}
     return {
-        n: jax.random.uniform(k, s, minval=-2.0, maxval=2.0) for k, (n, s) in zip(jax.random.split(key, 4), shapes.items(), strict=True)
+        n: jax.random.uniform(k, s, minval=-2.0, maxval=2.0)
+        for k, (n, s) in zip(jax.random.split(key, 4), shapes.items(), strict=True)
     }
 
 
@@ -83,10 +87,18 @@ def by_hand(steps: int, warm_up: int) -> Callable:
             rows = jax.random.randint(rows_key, (BATCH,), 0, ROWS)
             gradient = ravel_pytree(jax.grad(potential)(unravel(p), x[rows], y[rows]))[0]
             rho = 1.0 / (tau + 1.0)
-            new = (tau + 1.0 - tau * g**2 / square, (1 - rho) * g + rho * gradient, (1 - rho) * square + rho * gradient**2)
-            tau, g, square = (jnp.where(i < warm_up, a, b) for a, b in zip(new, (tau, g, square), strict=True))
+            new = (
+                tau + 1.0 - tau * g**2 / square,
+                (1 - rho) * g + rho * gradient,
+                (1 - rho) * square + rho * gradient**2,
+            )
+            tau, g, square = (
+                jnp.where(i < warm_up, a, b) for a, b in zip(new, (tau, g, square), strict=True)
+            )
             m = jax.lax.rsqrt(square)
-            noise = jnp.sqrt(jnp.maximum(2 * ETA**2 * FRICTION * m - ETA**4, 1e-16)) * jax.random.normal(noise_key, p.shape)
+            noise = jnp.sqrt(jnp.maximum(2 * ETA**2 * FRICTION * m - ETA**4, 1e-16)) * jax.random.normal(
+                noise_key, p.shape
+            )
             v = (1 - FRICTION) * v - ETA**2 * m * gradient + noise
             return (p + v, v, tau, g, square, key), None
 
@@ -113,7 +125,9 @@ def blackjaxs(sampler: str, steps: int) -> Callable:
 
     gradient = blackjax.sgmcmc.gradients.grad_estimator(log_prior, log_likelihood, ROWS)
     inner = 10 if sampler == "sghmc" else 1
-    algorithm = blackjax.sghmc(gradient, inner, alpha=FRICTION / 1e-3) if inner > 1 else blackjax.sgld(gradient)
+    algorithm = (
+        blackjax.sghmc(gradient, inner, alpha=FRICTION / 1e-3) if inner > 1 else blackjax.sgld(gradient)
+    )
     size = 1e-3 if inner > 1 else 1e-6
 
     def run(key, x, y):
@@ -130,7 +144,9 @@ def blackjaxs(sampler: str, steps: int) -> Callable:
 
 
 def stationary_variances(curvature: float = 0.1, a: float = 0.1) -> dict[str, float]:
-    """Of a normal posterior of variance 1, exact gradients, with ``curvature`` the squared step size: ours, and blackjax's integrator."""
+    """Of a normal posterior of variance 1, exact gradients, with ``curvature`` the squared step size: ours,
+    and blackjax's integrator.
+    """
     h = curvature
     noise = 2.0 * a * h
     v_first = np.array([[1.0 - h, 1.0 - a], [-h, 1.0 - a]])  # v from z, then z from the new v
@@ -159,7 +175,10 @@ def main(quick: bool = False) -> None:
     ]
     variances = {h: stationary_variances(h) for h in (0.003, 0.01, 0.03, 0.09)}
     for h, by_name in variances.items():
-        print(f"  squared step {h:g} of a variance of 1, friction .1: " + ", ".join(f"{n} {v:.4f}" for n, v in by_name.items()))
+        print(
+            f"  squared step {h:g} of a variance of 1, friction .1: "
+            + ", ".join(f"{n} {v:.4f}" for n, v in by_name.items())
+        )
     harness.run(
         "sgmcmc",
         [harness.Case(f"{steps} steps, {INPUTS}-{HIDDEN}-1, batch {BATCH}", contenders, data())],
@@ -172,22 +191,28 @@ def main(quick: bool = False) -> None:
         extra={"stationary_variance_of_1": {str(h): v for h, v in variances.items()}},
     )
     if quick:
-        print(boston_posterior(lambda x, y: network, splits=1, chains=2, num_warmup=100, num_samples=10, num_steps=20))
+        print(
+            boston_posterior(
+                lambda x, y: network, splits=1, chains=2, num_warmup=100, num_samples=10, num_steps=20
+            )
+        )
 
 
 # --- Boston housing
 
 
 def boston() -> tuple[np.ndarray, np.ndarray]:
-    """506 towns, 13 columns, median values of homes. A column of this set encodes race as if it were a nuisance; it stays the usual
-    yardstick for this comparison and should be used for nothing else."""
+    """506 towns, 13 columns, median values of homes. A column of this set encodes race as if it were a
+    nuisance; it stays the usual yardstick for this comparison and should be used for nothing else."""
     from mlxtend.data import boston_housing_data
 
     return boston_housing_data()
 
 
 def split(x: np.ndarray, y: np.ndarray, number: int, test_share: float = 0.1):
-    """Our own split of this number: standardised training inputs and targets, test inputs; test targets as they are; mean and sd of y."""
+    """Our own split of this number: standardised training inputs and targets, test inputs; test targets as
+    they are; mean and sd of y.
+    """
     order = np.random.default_rng(number).permutation(len(y))
     test, train = np.split(order, [round(test_share * len(y))])
     mean, sd = x[train].mean(0), x[train].std(0)
@@ -206,11 +231,14 @@ def boston_posterior(
     num_steps: int = 2000,
     dataset: Callable[[], tuple[np.ndarray, np.ndarray]] = boston,
 ) -> dict[str, Any]:
-    """Scale-adapted SG-HMC on every split: RMSE and NLL in the units of the target, the largest R-hat on predictions, and seconds.
+    """Scale-adapted SG-HMC on every split: RMSE and NLL in the units of the target, the largest R-hat on
+    predictions, and seconds.
 
-    The published settings: η = a = .01, batch 32, a warm-up of 4000 steps here, a draw every 2000, 40 draws a chain.
+    The published settings: η = a = .01, batch 32, a warm-up of 4000 steps here, a draw every 2000, 40 draws a
+    chain.
 
-    :param model_of: from standardised training data (x, y) to a NumPyro model ``model(x, y=None)``, such as a tuned one.
+    :param model_of: from standardised training data (x, y) to a NumPyro model ``model(x, y=None)``, such as a
+        tuned one.
     :return: by name, one number a split; ``mean`` and ``standard_error`` of each.
     """
     x, y = dataset()
@@ -218,9 +246,16 @@ def boston_posterior(
     for number in range(splits):
         x_train, y_train, x_test, y_test, y_mean, y_sd = split(x, y, number)
         model = model_of(x_train, y_train)
-        kernel = SGHMC(model, batch_size=BATCH, step_size=0.01, friction=0.01, clip=100.0, num_steps=num_steps)
+        kernel = SGHMC(
+            model, batch_size=BATCH, step_size=0.01, friction=0.01, clip=100.0, num_steps=num_steps
+        )
         mcmc = MCMC(
-            kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=chains, chain_method="vectorized", progress_bar=False
+            kernel,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=chains,
+            chain_method="vectorized",
+            progress_bar=False,
         )
         start = time.perf_counter()
         mcmc.run(jax.random.key(number), x_train, y_train)
@@ -230,5 +265,12 @@ def boston_posterior(
         found["rmse"].append(read.rmse * y_sd)
         found["nll"].append(read.nll + float(np.log(y_sd)))
         found["r_hat"].append(float(np.nanmax(read.r_hat)))
-    averages = {n: (float(np.mean(v)), float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else float("nan")) for n, v in found.items()}
-    return {**found, "mean": {n: m for n, (m, _) in averages.items()}, "standard_error": {n: s for n, (_, s) in averages.items()}}
+    averages = {
+        n: (float(np.mean(v)), float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else float("nan"))
+        for n, v in found.items()
+    }
+    return {
+        **found,
+        "mean": {n: m for n, (m, _) in averages.items()},
+        "standard_error": {n: s for n, (_, s) in averages.items()},
+    }

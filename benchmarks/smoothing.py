@@ -1,12 +1,16 @@
-"""Filtering and smoothing of an AR(1) process with noise: this library, hand-coded JAX, cuthbert, and particles.
+"""Filtering and smoothing of an AR(1) process with noise: this library, hand-coded JAX, cuthbert, and
+particles.
 
-- The bootstrap filter against one written by hand in JAX for this model, at N = 10³ to 10⁶ (systematic resampling by scatter, always).
+- The bootstrap filter against one written by hand in JAX for this model, at N = 10³ to 10⁶ (systematic
+  resampling by scatter, always).
 - PaRIS (``backward="mcmc"``, two backward draws) against the filter, and how the time grows with N.
 - What a stream keeps: bytes of its state, and the peak of the process, after many and after few steps.
 - The spread of a score at T = 1600 by PaRIS, and along the particles' own paths.
-- cuthbert's filter, and its backward sampler (Metropolis) for N trajectories, at equal N, in this process: ``pip install cuthbert``.
-- PaRIS, FFBS (exact backward draws) and backward Metropolis of particles, at N = 1000 and T = 5, in an environment of its own:
-  ``python -m benchmarks.smoothing --particles-python ENV/bin/python`` (see ``benchmarks/peers/particles_smoothing.py``).
+- cuthbert's filter, and its backward sampler (Metropolis) for N trajectories, at equal N, in this process:
+  ``pip install cuthbert``.
+- PaRIS, FFBS (exact backward draws) and backward Metropolis of particles, at N = 1000 and T = 5, in an
+  environment of its own: ``python -m benchmarks.smoothing --particles-python ENV/bin/python`` (see
+  ``benchmarks/peers/particles_smoothing.py``).
 
 Peers that are not there are left out, and the table says so.
 """
@@ -96,14 +100,22 @@ def trajectories(num: int, **options: Any):
 
 
 def hand_coded(num: int):
-    """The bootstrap filter of this model, as one would write it who knows how to resample on an accelerator."""
+    """The bootstrap filter of this model, as one would write it who knows how to resample on an
+    accelerator.
+    """
     phi, sigma, noise = PARAMETERS["phi"], PARAMETERS["sigma"], PARAMETERS["noise"]
 
     def systematic(key, weights):
         total = jnp.cumsum(weights)
-        starts = jnp.clip(jnp.ceil(num * total / total[-1] - jax.random.uniform(key)), 0, num).astype(jnp.int32)
+        starts = jnp.clip(jnp.ceil(num * total / total[-1] - jax.random.uniform(key)), 0, num).astype(
+            jnp.int32
+        )
         first = jnp.concatenate([jnp.zeros(1, jnp.int32), starts[:-1]])
-        marks = jnp.zeros(num, jnp.int32).at[jnp.where(starts > first, first, num)].max(jnp.arange(num, dtype=jnp.int32), mode="drop")
+        marks = (
+            jnp.zeros(num, jnp.int32)
+            .at[jnp.where(starts > first, first, num)]
+            .max(jnp.arange(num, dtype=jnp.int32), mode="drop")
+        )
         return jax.lax.cummax(marks)
 
     def run(key, y):
@@ -169,11 +181,15 @@ def check(problems: dict[str, Any], y: jax.Array) -> None:
     for name, run in problems.items():
         value = jax.tree.leaves(jax.jit(run)(jax.random.key(3), y))[0]
         if abs(float(value) - exact) > 1.0:
-            raise AssertionError(f"{name} estimates a log evidence of {float(value):.2f}, exactly {exact:.2f}")
+            raise AssertionError(
+                f"{name} estimates a log evidence of {float(value):.2f}, exactly {exact:.2f}"
+            )
 
 
 def stream_memory(few: int, many: int, num: int = 100) -> dict[str, int]:
-    """What a stream holds after few and after many steps: bytes of its arrays on the device, and the peak of the process so far."""
+    """What a stream holds after few and after many steps: bytes of its arrays on the device, and the peak of
+    the process so far.
+    """
     smoother = OnlineSmoother(model, functionals=FUNCTIONALS, num_particles=num)
     values = [jnp.asarray(value) for value in np.asarray(series(200))]
     before = {id(x) for x in jax.live_arrays()}
@@ -189,7 +205,9 @@ def stream_memory(few: int, many: int, num: int = 100) -> dict[str, int]:
 
 
 def score_spread(replicates: int, steps: int = 1600, num: int = 100) -> dict[str, float]:
-    """Standard deviation, over keys, of the score in phi by Fisher's identity: PaRIS, and along the particles' own paths."""
+    """Standard deviation, over keys, of the score in phi by Fisher's identity: PaRIS, and along the
+    particles' own paths.
+    """
     y, keys = series(steps), jax.random.split(jax.random.key(5), replicates)
     found = {}
     for backward in ("mcmc", "path"):
@@ -200,9 +218,16 @@ def score_spread(replicates: int, steps: int = 1600, num: int = 100) -> dict[str
 
 
 def particles_peer(python: str, y: jax.Array, num: int, repeats: int) -> dict[str, Any]:
-    problem = {"y": np.asarray(y, float).tolist(), "num_particles": num, "parameters": PARAMETERS, "repeats": repeats}
+    problem = {
+        "y": np.asarray(y, float).tolist(),
+        "num_particles": num,
+        "parameters": PARAMETERS,
+        "repeats": repeats,
+    }
     script = Path(__file__).parent / "peers" / "particles_smoothing.py"
-    done = subprocess.run([python, str(script)], input=json.dumps(problem), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python, str(script)], input=json.dumps(problem), capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -222,7 +247,9 @@ class Report:
         seconds = seconds_of(name, contenders, y, self.calls(calls))
         row = {contender: float(f"{np.median(values) / len(y):.4g}") for contender, values in seconds.items()}
         self.cases[name] = {"calls": self.calls(calls), "steps": len(y), "median_seconds_a_step": row}
-        print(f"  {name}: " + ", ".join(f"{k} {1e6 * v:.1f} µs" for k, v in row.items()) + " a step", flush=True)
+        print(
+            f"  {name}: " + ", ".join(f"{k} {1e6 * v:.1f} µs" for k, v in row.items()) + " a step", flush=True
+        )
         return seconds
 
     def ratio(self, name: str, times: np.ndarray, against: np.ndarray, aim: float) -> None:
@@ -233,11 +260,17 @@ class Report:
         """``aim``: at most this; if negative, at least its size."""
         verdict = "met" if (value <= aim if aim > 0 else value >= -aim) else "missed"
         self.lines[name] = {"ratio": round(value, 4), "aim": aim, "verdict": verdict, **more}
-        print(f"  {name:<58} {value:>9.3f}   aim {'at most' if aim > 0 else 'at least'} {abs(aim):g}   {verdict}", flush=True)
+        print(
+            f"  {name:<58} {value:>9.3f}   aim {'at most' if aim > 0 else 'at least'} {abs(aim):g}   "
+            f"{verdict}",
+            flush=True,
+        )
 
 
 def filters(report: Report, sizes: dict[int, int]) -> None:
-    """Ours against the hand-coded one and cuthbert's, PaRIS against the filter, and how PaRIS grows with N."""
+    """Ours against the hand-coded one and cuthbert's, PaRIS against the filter, and how PaRIS grows with
+    N.
+    """
     paris = {}
     for num, calls in sizes.items():
         y = series(STEPS if num < 1_000_000 else 10)
@@ -248,7 +281,11 @@ def filters(report: Report, sizes: dict[int, int]) -> None:
         if peer is not None and num <= 10_000:
             contenders["cuthbert"] = peer
         seconds = report.time(f"N {num}", contenders, y, calls)
-        for contender, against, aim in (("filter", "hand-coded", 1.15), ("PaRIS", "filter", 3.0), ("filter", "cuthbert", 1.0)):
+        for contender, against, aim in (
+            ("filter", "hand-coded", 1.15),
+            ("PaRIS", "filter", 3.0),
+            ("filter", "cuthbert", 1.0),
+        ):
             if contender in seconds and against in seconds:
                 report.ratio(f"N {num}: {contender} / {against}", seconds[contender], seconds[against], aim)
         if "PaRIS" in seconds:
@@ -259,10 +296,14 @@ def filters(report: Report, sizes: dict[int, int]) -> None:
 
 
 def peers(report: Report, particles_python: str | None) -> None:
-    """Backward draws beside cuthbert's, and everything beside particles', which is timed on a shorter series."""
+    """Backward draws beside cuthbert's, and everything beside particles', which is timed on a shorter
+    series.
+    """
     y = series(STEPS)
     if (peer := cuthberts(1000, backward=True)) is not None:
-        seconds = report.time("N 1000, N trajectories", {"ours": trajectories(1000), "cuthbert": peer}, y, 100)
+        seconds = report.time(
+            "N 1000, N trajectories", {"ours": trajectories(1000), "cuthbert": peer}, y, 100
+        )
         report.ratio("N 1000: trajectories / cuthbert", seconds["ours"], seconds["cuthbert"], 1.0)
     else:
         print("  cuthbert is not installed: left out")
@@ -281,9 +322,15 @@ def peers(report: Report, particles_python: str | None) -> None:
         100,
     )
     theirs = particles_peer(particles_python, short, 1000, 1)["seconds"]
-    report.cases["particles, seconds a run"] = {name: float(np.median(values)) for name, values in theirs.items()}
+    report.cases["particles, seconds a run"] = {
+        name: float(np.median(values)) for name, values in theirs.items()
+    }
     for name, contender, peer in (("PaRIS", "PaRIS", "paris"), ("FFBS, exact draws", "exact draws", "ffbs")):
-        report.line(f"N 1000: particles' {name} / ours", float(np.median(theirs[peer]) / np.median(mine[contender])), -20.0)
+        report.line(
+            f"N 1000: particles' {name} / ours",
+            float(np.median(theirs[peer]) / np.median(mine[contender])),
+            -20.0,
+        )
     ratio = float(np.median(theirs["backward mcmc"]) / np.median(mine["mcmc draws"]))
     report.line("N 1000: particles' backward Metropolis / ours", ratio, -1.0)
 
@@ -297,19 +344,33 @@ def main(quick: bool = False, particles_python: str | None = None) -> None:
     report.line("score, T = 1600: sd by PaRIS / along paths", spread["mcmc"] / spread["path"], 0.5)
     few, many = (100, 500) if quick else (1_000, 1_000_000)
     memory = stream_memory(few, many)
-    report.line(f"stream: bytes after {many} steps / after {few}", memory[f"bytes after {many}"] / memory[f"bytes after {few}"], 1.0)
+    report.line(
+        f"stream: bytes after {many} steps / after {few}",
+        memory[f"bytes after {many}"] / memory[f"bytes after {few}"],
+        1.0,
+    )
     peak = memory[f"peak KiB after {many}"] / memory[f"peak KiB after {few}"]
     report.line(f"stream: peak of the process after {many} / after {few}", peak, 1.01)
     if not quick:
-        described = "bootstrap filter and PaRIS of an AR(1) with noise, T = 100 (10 at N = 10⁶); medians of blocked, interleaved calls"
-        found = {"benchmark": "smoothing", "description": described, **harness.environment(), "cases": report.cases}
+        described = (
+            "bootstrap filter and PaRIS of an AR(1) with noise, T = 100 (10 at N = 10⁶); medians of "
+            "blocked, interleaved calls"
+        )
+        found = {
+            "benchmark": "smoothing",
+            "description": described,
+            **harness.environment(),
+            "cases": report.cases,
+        }
         harness.RESULTS.mkdir(exist_ok=True)
         lines = {"ratios": report.lines, "score_sd": spread, "stream": memory}
         (harness.RESULTS / "smoothing.json").write_text(json.dumps({**found, **lines}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--particles-python", metavar="PYTHON")
     options = parser.parse_args()

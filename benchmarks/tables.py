@@ -1,4 +1,6 @@
-"""The page of the benchmarks, ``docs/benchmarks.md``, from the saved results: ``python -m benchmarks.tables``."""
+"""The page of the benchmarks, ``docs/benchmarks.md``, from the saved results:
+``python -m benchmarks.tables``.
+"""
 
 import json
 from collections.abc import Callable
@@ -28,13 +30,26 @@ def vae(report):
     rows = []
     for name, case in report["cases"].items():
         run = {r["against"]: r["median"] for r in case["ratios"] if r["what"] == "run"}
-        rows.append([name, f"{case['median_seconds']['run']['ppl_ext'] * 1e3:.2f} ms", f"{run['hand-coded']:.2f}", f"{run['numpyro']:.2f}"])
+        rows.append(
+            [
+                name,
+                f"{case['median_seconds']['run']['ppl_ext'] * 1e3:.2f} ms",
+                f"{run['hand-coded']:.2f}",
+                f"{run['numpyro']:.2f}",
+            ]
+        )
     return table(["", "ours", "over hand-coded JAX", "over NumPyro's Trace_ELBO"], rows)
 
 
 def cone(report):
-    rows = [[name, f"{b['value']:.3f} ± {b['standard_error']:.3f}", b["paper"], b["verdict"]] for name, b in report["bounds"].items()]
-    return table(["bound", "ours", "paper", "aim"], rows) + f"\n\nThe log evidence is {report['log_evidence']:.4f}."
+    rows = [
+        [name, f"{b['value']:.3f} ± {b['standard_error']:.3f}", b["paper"], b["verdict"]]
+        for name, b in report["bounds"].items()
+    ]
+    return (
+        table(["bound", "ours", "paper", "aim"], rows)
+        + f"\n\nThe log evidence is {report['log_evidence']:.4f}."
+    )
 
 
 def bernoullis(report):
@@ -69,7 +84,9 @@ def chains(report):
                 "" if over else f"{there['run'] * 1e6:.0f} µs",
                 f"{here['variance']:.3g}",
                 "" if over else f"{there['variance']:.3g}",
-                ", ".join(f"{what} {ratio[what]}" for what in ("compile", "run", "variance") if what in ratio),
+                ", ".join(
+                    f"{what} {ratio[what]}" for what in ("compile", "run", "variance") if what in ratio
+                ),
             ]
         )
     head = ["", "compile", "genjax", "run", "genjax", "variance", "genjax", "ours over theirs"]
@@ -90,8 +107,19 @@ def air(report):
                 *("" if x is None else f"{x} s" for x in paper),
             ]
         )
-    head = ["estimator", "an epoch", "over TraceGraph_ELBO", "ELBO per test image", "counted right", "paper: genjax.vi", "paper: Pyro"]
-    return table(head, rows) + f"\n\nThe commonest count alone is right for {report['chance']:.2f} of the images.\n\n![](images/air.png)"
+    head = [
+        "estimator",
+        "an epoch",
+        "over TraceGraph_ELBO",
+        "ELBO per test image",
+        "counted right",
+        "paper: genjax.vi",
+        "paper: Pyro",
+    ]
+    return (
+        table(head, rows) + f"\n\nThe commonest count alone is right for {report['chance']:.2f} of the "
+        "images.\n\n![](images/air.png)"
+    )
 
 
 def figure(cell: dict[str, Any], digits: int = 3) -> str:
@@ -104,24 +132,47 @@ def aims(report: dict[str, Any]) -> str:
 
 
 def meta_regression(report):
-    columns = [("mse", "squared error"), ("nll", "NLL"), ("coverage", "90 % coverage"), ("steps", "steps"), ("seconds", "seconds")]
+    columns = [
+        ("mse", "squared error"),
+        ("nll", "NLL"),
+        ("coverage", "90 % coverage"),
+        ("steps", "steps"),
+        ("seconds", "seconds"),
+    ]
     rows = []
     for name, row in report["contenders"].items():
         rows.append([name, *(figure(row[c], 0 if c in ("steps", "seconds") else 3) for c, _ in columns)])
     sizes = report["temporary_mebibytes_by_inner_steps"]
     memory = [[name, *(f"{by[name]:.3g}" for by in sizes.values())] for name in next(iter(sizes.values()))]
     head = ["MiB of temporaries, by inner steps", *sizes]
-    return table(["", *(title for _, title in columns)], rows) + f"\n\n{table(head, memory)}\n\n{aims(report)}"
+    return (
+        table(["", *(title for _, title in columns)], rows) + f"\n\n{table(head, memory)}\n\n{aims(report)}"
+    )
 
 
 def meta_digits(report):
     rows = []
     for shots, contenders in report["shots"].items():
         for name, row in contenders.items():
-            rows.append([f"{shots}-shot", name, figure(row["accuracy"]), figure(row["ece"]), figure(row["nll"]), figure(row["seconds"], 0)])
-    gains = (f"{figure(gain, 4)} at {shots} shot{'s' * (shots != '1')}" for shots, gain in report["head_over_prototypical"].items())
+            rows.append(
+                [
+                    f"{shots}-shot",
+                    name,
+                    figure(row["accuracy"]),
+                    figure(row["ece"]),
+                    figure(row["nll"]),
+                    figure(row["seconds"], 0),
+                ]
+            )
+    gains = (
+        f"{figure(gain, 4)} at {shots} shot{'s' * (shots != '1')}"
+        for shots, gain in report["head_over_prototypical"].items()
+    )
     about = f"Accuracy of the head over the prototypical network's, on the same tasks: {' and '.join(gains)}."
-    return table(["", "", "accuracy", "calibration error", "NLL", "seconds"], rows) + f"\n\n{about}\n\n{aims(report)}"
+    return (
+        table(["", "", "accuracy", "calibration error", "NLL", "seconds"], rows)
+        + f"\n\n{about}\n\n{aims(report)}"
+    )
 
 
 def meta_stream(report):
@@ -132,12 +183,13 @@ def meta_stream(report):
     nuts = report["nuts"]
     low, mean, high = nuts["sd_ratio"]
     about = (
-        f"The pass is {100 * report['gap']:.2f} % from the full batch. Against NUTS on {nuts['students']} students: local means off by "
-        f"{nuts['mean_off_in_sd']:.3f} posterior sds on average and {nuts['most_off_in_sd']:.3f} at most, sd ratio {low} to {high}, "
-        f"mean {mean}."
+        f"The pass is {100 * report['gap']:.2f} % from the full batch. Against NUTS on {nuts['students']} "
+        f"students: local means off by {nuts['mean_off_in_sd']:.3f} posterior sds on average and "
+        f"{nuts['most_off_in_sd']:.3f} at most, sd ratio {low} to {high}, mean {mean}."
     )
     return (
-        table(["", "log score of a held-out rating", "seconds", "peak MiB of the process so far"], rows) + f"\n\n{about}\n\n{aims(report)}"
+        table(["", "log score of a held-out rating", "seconds", "peak MiB of the process so far"], rows)
+        + f"\n\n{about}\n\n{aims(report)}"
     )
 
 
@@ -150,13 +202,19 @@ def smoothing(report):
 
 
 def runner(report):
-    rows = [[name, f"{r['median']:.2f}", "{:.2f} to {:.2f}".format(*r["quartiles"])] for name, r in report["ratios"].items()]
+    rows = [
+        [name, f"{r['median']:.2f}", "{:.2f} to {:.2f}".format(*r["quartiles"])]
+        for name, r in report["ratios"].items()
+    ]
     return table(["time of", "ratio", "quartiles"], rows)
 
 
 def sgmcmc(report):
     (case,) = report["cases"].values()
-    rows = [[r["contender"], r["against"], f"{r['median']:.2f}", f"at most {r['at_most']:g}", r["verdict"]] for r in case["ratios"]]
+    rows = [
+        [r["contender"], r["against"], f"{r['median']:.2f}", f"at most {r['at_most']:g}", r["verdict"]]
+        for r in case["ratios"]
+    ]
     return table(["", "over", "ratio of run times", "aim", ""], rows)
 
 
@@ -167,7 +225,12 @@ def functional_priors(report):
             splits = data["critic_splits"] if which == "critic" else data["splits"]
             gain = data["gains_over_fixed"].get(which)
             gains = (
-                ["{:.1f} ± {:.1f} %".format(*(100 * v for v in gain["rmse"])), "{:.3f} ± {:.3f}".format(*gain["nll"])] if gain else ["", ""]
+                [
+                    "{:.1f} ± {:.1f} %".format(*(100 * v for v in gain["rmse"])),
+                    "{:.3f} ± {:.3f}".format(*gain["nll"]),
+                ]
+                if gain
+                else ["", ""]
             )
             means = ["{:.3f} ± {:.3f}".format(*score[k]) for k in ("rmse", "nll")]
             r_hat = f"{score['r_hat'][0]:.3f}, {score['r_hat_max'][0]:.3f}"
@@ -177,7 +240,10 @@ def functional_priors(report):
     head = ["", "prior", "splits", "RMSE", "NLL", "RMSE below fixed", "NLL below fixed"]
     head += ["R̂ of predictions: 95 % quantile, largest", "chains", "tuning: all, its steps"]
     aims = [[what, found["value"], found["aim"], found["verdict"]] for what, found in report["aims"].items()]
-    about = "Errors are standard errors over splits, gains of pairs on the same split, and R̂ the mean over splits."
+    about = (
+        "Errors are standard errors over splits, gains of pairs on the same split, and R̂ the mean over "
+        "splits."
+    )
     return table(head, rows) + f"\n\n{about}\n\n" + table(["", "found", "aim", ""], aims)
 
 
@@ -189,36 +255,62 @@ def scaling(report):
             strong, weak = by_work[name]["strong"], by_work[name]["weak"]
             shared = f" (on {cores} cores)" if int(devices) > cores else ""
             speedup, efficiency = one["strong"] / strong, one["weak"] / weak
-            rows.append([name, f"{devices}{shared}", f"{strong:.3g} s", f"{speedup:.2f}", f"{weak:.3g} s", f"{efficiency:.2f}"])
-    head = ["the work on one device", "devices", "strong", "speed-up", "weak: so many times the work", "efficiency"]
+            rows.append(
+                [
+                    name,
+                    f"{devices}{shared}",
+                    f"{strong:.3g} s",
+                    f"{speedup:.2f}",
+                    f"{weak:.3g} s",
+                    f"{efficiency:.2f}",
+                ]
+            )
+    head = [
+        "the work on one device",
+        "devices",
+        "strong",
+        "speed-up",
+        "weak: so many times the work",
+        "efficiency",
+    ]
     return table(head, rows)
 
 
 SECTIONS: dict[str, tuple[str, str, Callable]] = {
-    "vae": ("Overhead: the gradient of a VAE", "The median of at least 100 blocked and interleaved calls.", vae),
-    "cone": ("The cone of Becker et al. 2024", "Each bound trained to convergence, then evaluated on fresh draws.", cone),
+    "vae": (
+        "Overhead: the gradient of a VAE",
+        "The median of at least 100 blocked and interleaved calls.",
+        vae,
+    ),
+    "cone": (
+        "The cone of Becker et al. 2024",
+        "Each bound trained to convergence, then evaluated on fresh draws.",
+        cone,
+    ),
     "bernoullis": (
         "A thousand local Bernoullis under one global latent",
-        "Charged with the whole cost, a coin's gradient drowns; charged with its own slice of the plate it does not, "
-        "for nearly the same time.",
+        "Charged with the whole cost, a coin's gradient drowns; charged with its own slice of the plate it "
+        "does not, for nearly the same time.",
         bernoullis,
     ),
     "chains": (
         "Chains of dependent flips, beside genjax 0.10.3",
-        "As a `scan`, whose size does not grow with the chain; in genjax, which has no strategies inside its own, as a Python loop. "
-        "(XLA's CPU compiler takes more than linear time for a chain written as a Python loop, ours too: see `results/chains.json`.) The "
-        "head of `benchmarks/chains.py` says how to make genjax's environment.",
+        "As a `scan`, whose size does not grow with the chain; in genjax, which has no strategies inside "
+        "its own, as a Python loop. (XLA's CPU compiler takes more than linear time for a chain written as "
+        "a Python loop, ours too: see `results/chains.json`.) The head of `benchmarks/chains.py` says how "
+        "to make genjax's environment.",
         chains,
     ),
     "air": (
         "Attend, infer, repeat",
-        "Digits counted, found and redrawn; the estimators differ in what they do with the coins that say whether there is another digit. "
-        "The paper's figures are on its own data and hardware.",
+        "Digits counted, found and redrawn; the estimators differ in what they do with the coins that say "
+        "whether there is another digit. The paper's figures are on its own data and hardware.",
         air,
     ),
     "meta_regression": (
         "Few-shot regression: sines and lines",
-        "A shared network with a Normal-Inverse-Wishart head beside MAML and a neural process, at equal wall time.",
+        "A shared network with a Normal-Inverse-Wishart head beside MAML and a neural process, at equal "
+        "wall time.",
         meta_regression,
     ),
     "meta_digits": (
@@ -228,39 +320,55 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
     ),
     "smoothing": (
         "Particle filters and PaRIS",
-        "Beside a filter written by hand in JAX, cuthbert 0.1, and particles 0.4 (NumPy), whose environment the head of "
-        "`benchmarks/peers/particles_smoothing.py` describes.",
+        "Beside a filter written by hand in JAX, cuthbert 0.1, and particles 0.4 (NumPy), whose environment "
+        "the head of `benchmarks/peers/particles_smoothing.py` describes.",
         smoothing,
     ),
     "functional_priors": (
         "Tuned priors on data",
-        "The fixed prior has variance 1/fan-in; the two others are tuned to a hierarchical Gaussian process, by the default distance and "
-        "by the published critic (Tran et al. 2022), which takes so long that it gets the first splits alone.",
+        "The fixed prior has variance 1/fan-in; the two others are tuned to a hierarchical Gaussian "
+        "process, by the default distance and by the published critic (Tran et al. 2022), which takes so "
+        "long that it gets the first splits alone.",
         functional_priors,
     ),
-    "sgmcmc": ("Stochastic gradient MCMC", "Beside a loop by hand and blackjax, at as many gradients of as many rows.", sgmcmc),
-    "runner": ("The runner", "`fit` with its progress bar beside a bare jitted scan of the same steps, and NumPyro's `SVI.run`.", runner),
+    "sgmcmc": (
+        "Stochastic gradient MCMC",
+        "Beside a loop by hand and blackjax, at as many gradients of as many rows.",
+        sgmcmc,
+    ),
+    "runner": (
+        "The runner",
+        "`fit` with its progress bar beside a bare jitted scan of the same steps, and NumPyro's `SVI.run`.",
+        runner,
+    ),
     "scaling": (
         "Scaling over host devices",
-        "Strong: the same work on more devices. Weak: as many times the work as there are devices. More devices than cores share these, so "
-        "that a speed-up of theirs is no more than that of as many devices as cores.",
+        "Strong: the same work on more devices. Weak: as many times the work as there are devices. More "
+        "devices than cores share these, so that a speed-up of theirs is no more than that of as many "
+        "devices as cores.",
         scaling,
     ),
-    "meta_stream": ("InstEval as a stream", "2,972 students, each seen once, against all of them in every step.", meta_stream),
+    "meta_stream": (
+        "InstEval as a stream",
+        "2,972 students, each seen once, against all of them in every step.",
+        meta_stream,
+    ),
 }
 
 
 def main() -> None:
     parts = [
-        "# Benchmarks\n\nMade by `python -m benchmarks.tables` from `benchmarks/results/`. Under each table stands the command "
-        "that measures it again. Aims and peers are the project's own; a ratio under 1 is in our favour."
+        "# Benchmarks\n\nMade by `python -m benchmarks.tables` from `benchmarks/results/`. Under each table "
+        "stands the command that measures it again. Aims and peers are the project's own; a ratio under 1 "
+        "is in our favour."
     ]
     for name, (title, about, make) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             report = json.loads(path.read_text())
             parts.append(
-                f"## {title}\n\n{about}\n\n{make(report)}\n\n`python -m benchmarks {name}`: {report['description']}. {hardware(report)}"
+                f"## {title}\n\n{about}\n\n{make(report)}\n\n`python -m benchmarks {name}`: "
+                f"{report['description']}. {hardware(report)}"
             )
     PAGE.write_text("\n\n".join(parts) + "\n")
 

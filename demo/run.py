@@ -1,7 +1,9 @@
-"""Models, each written once, each under several algorithms: a table and a picture a chapter, and one page with all of it.
+"""Models, each written once, each under several algorithms: a table and a picture a chapter, and one page
+with all of it.
 
-``python demo/run.py`` (or ``make demo``) takes a few minutes on two cores and writes ``report.html``, pictures and a netCDF file for each
-run to ``demo/output/``. ``python demo/run.py nile crash`` runs those chapters only.
+``python demo/run.py`` (or ``make demo``) takes a few minutes on two cores and writes ``report.html``,
+pictures and a netCDF file for each run to ``demo/output/``. ``python demo/run.py nile crash`` runs those
+chapters only.
 """
 
 import argparse
@@ -12,7 +14,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-if not __package__:  # run as a script, not as a module: Python then looks beside this file and not in the repository's root
+# run as a script, not as a module: Python then looks beside this file and not in the repository's root
+if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from demo.page import LEGEND, Told, write_page  # noqa: E402  after the path is set
@@ -47,7 +50,9 @@ def tell(name: str) -> Told:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"of: {', '.join(CHAPTERS)} (default all)")
+    parser.add_argument(
+        "chapters", nargs="*", metavar="CHAPTER", help=f"of: {', '.join(CHAPTERS)} (default all)"
+    )
     names = parser.parse_args().chapters or CHAPTERS
     if unknown := sorted(set(names) - set(CHAPTERS)):
         parser.error(f"no such chapter: {', '.join(unknown)}; there are: {', '.join(CHAPTERS)}")
@@ -68,7 +73,11 @@ def main() -> None:
     for chapter in chapters:
         print(f"{chapter.title}. {chapter.finding}")
     files = sum(chapter.files for chapter in chapters)
-    print(f"Done in {seconds:.0f} s: open demo/output/report.html; {files} netCDF files for arviz.from_netcdf lie beside it", flush=True)
+    print(
+        f"Done in {seconds:.0f} s: open demo/output/report.html; {files} netCDF files for arviz.from_netcdf "
+        "lie beside it",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ class CompileClock:
 
     def since(self, start: float) -> float:
         total, reached = 0.0, start
-        for begin, end in sorted(self._spans):  # inner functions compile within outer ones: count no second twice
+        # inner functions compile within outer ones: count no second twice
+        for begin, end in sorted(self._spans):
             begin = max(begin, reached)
             if end > begin:
                 total, reached = total + end - begin, end
@@ -40,12 +41,19 @@ CLOCK = CompileClock()
 
 
 def run_mcmc(
-    title: str, name: str, kernel: MCMCKernel, data: dict, warmup: int = 1000, samples: int = 2000, chains: int = CHAINS
+    title: str,
+    name: str,
+    kernel: MCMCKernel,
+    data: dict,
+    warmup: int = 1000,
+    samples: int = 2000,
+    chains: int = CHAINS,
 ) -> tuple[Run, MCMC]:
     """A :class:`Run` by one of NumPyro's kernels or ours, all chains at once; and the ``MCMC`` object."""
     say(f"{title}: {name}")
     start = time.perf_counter()
-    itself = isinstance(kernel, NUTS)  # vectorises itself, and only then has NumPyro a progress bar for several chains at once
+    # vectorises itself, and only then has NumPyro a progress bar for several chains at once
+    itself = isinstance(kernel, NUTS)
     how = {"chain_method": "vectorized" if itself else jax.vmap, "progress_bar": itself}
     mcmc = MCMC(kernel, num_warmup=warmup, num_samples=samples, num_chains=chains, **how)
     mcmc.run(jax.random.key(0), **data)
@@ -54,7 +62,9 @@ def run_mcmc(
     return Run(name, ppl_ext.to_arviz(mcmc), compiling, total - compiling), mcmc
 
 
-def run_fit(title: str, name: str, model, guide, objective: Objective, data: dict, step_size: float, steps: int) -> Run:
+def run_fit(
+    title: str, name: str, model, guide, objective: Objective, data: dict, step_size: float, steps: int
+) -> Run:
     """A :class:`Run` by ``fit``: independent restarts as chains."""
     say(f"{title}: {name}")
     optim = optax.adam(optax.cosine_decay_schedule(step_size, steps))

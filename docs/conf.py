@@ -1,4 +1,6 @@
-"""The site: ``make docs``. Pages are the Markdown files beside this one, the tutorials (executed) and the docstrings."""
+"""The site: ``make docs``. Pages are the Markdown files beside this one, the tutorials (executed) and the
+docstrings.
+"""
 
 import os
 import shutil
@@ -23,13 +25,15 @@ myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_ext", "conf.py", "adr/README.md"]
 
-# A tutorial is a Python file in percent cells, which the tests run too. Pages lie below this folder, so a copy is made.
+# A tutorial is a Python file in percent cells, which the tests run too. Pages lie below this folder, so a
+# copy is made.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-# Kernels inherit it. tqdm's message about a missing widget would open every tutorial, with the path of this machine.
+# Kernels inherit it. tqdm's message about a missing widget would open every tutorial, with the path of this
+# machine.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 autodoc_member_order = "bysource"
@@ -60,4 +64,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", tidy)
     app.connect("config-inited", quiet)
     shutil.rmtree(HERE / "tutorials", ignore_errors=True)
-    shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", ignore=shutil.ignore_patterns("__pycache__", "output"))
+    shutil.copytree(
+        HERE.parent / "tutorials", HERE / "tutorials", ignore=shutil.ignore_patterns("__pycache__", "output")
+    )

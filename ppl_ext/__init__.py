@@ -6,13 +6,24 @@ from typing import TYPE_CHECKING
 from ppl_ext.densities.log_density import LogDensity, log_mean_exp
 from ppl_ext.expectations.expectation import expectation
 
-# Imported here and not lazily: loading the module ppl_ext.expectation would otherwise hide the function of that name.
+# Imported here and not lazily: loading the module ppl_ext.expectation would otherwise hide the function of
+# that name.
 from ppl_ext.expectations.objective import carried, objective
 from ppl_ext.expectations.replicate import replicate
 from ppl_ext.program import Draw, Program, log_density, simulate
 
 if TYPE_CHECKING:
-    from ppl_ext import algorithms, diagnostics, errors, gradients, handlers, infer, objectives, priors, smoothing
+    from ppl_ext import (
+        algorithms,
+        diagnostics,
+        errors,
+        gradients,
+        handlers,
+        infer,
+        objectives,
+        priors,
+        smoothing,
+    )
     from ppl_ext.algorithms import marginal, normalize
     from ppl_ext.result import predict, to_arviz
 

@@ -1,7 +1,8 @@
-"""What goes wrong, in the user's words: each error names the site or argument, what was expected, and what to do.
+"""What goes wrong, in the user's words: each error names the site or argument, what was expected, and what to
+do.
 
-Every type is also a ``ValueError`` or ``TypeError`` (a missing extra an ``ImportError``, a lost process a ``RuntimeError``), so code that
-catches those keeps working.
+Every type is also a ``ValueError`` or ``TypeError`` (a missing extra an ``ImportError``, a lost process a
+``RuntimeError``), so code that catches those keeps working.
 """
 
 from typing import Any
@@ -42,7 +43,7 @@ class StrategyError(PplExtError, ValueError):
     >>> from ppl_ext.gradients import Reparameterize
     >>> Reparameterize().check("z", dist.Bernoulli(0.5))
     Traceback (most recent call last):
-    ppl_ext.errors.StrategyError: Reparameterize() cannot serve site 'z' (BernoulliProbs). Strategies that can: ...
+    ppl_ext.errors.StrategyError: Reparameterize() cannot serve site 'z' (BernoulliProbs). Strategies ...
     """
 
 
@@ -55,7 +56,9 @@ class HandlerError(PplExtError, ValueError):
 
 
 class NonFiniteError(PplExtError, ValueError):
-    """A density, loss or gradient stopped being finite. ``result`` holds the last good state of a run that had begun."""
+    """A density, loss or gradient stopped being finite. ``result`` holds the last good state of a run that
+    had begun.
+    """
 
     result: Any = None
 

@@ -1,8 +1,9 @@
 """The one idea: a program is a NumPyro model, and it can be simulated and scored.
 
-``simulate(program, *args)`` draws from a program and says how likely the draw was. ``log_density(program, values, *args)`` scores given
-values. Objectives, gradient strategies and inference algorithms are built from these two, so whatever NumPyro accepts as a model (plates,
-subsampling, masks, ``scale``, ``factor``, ``param``, ``scan``, modules, observed sites) works everywhere.
+``simulate(program, *args)`` draws from a program and says how likely the draw was.
+``log_density(program, values, *args)`` scores given values. Objectives, gradient strategies and inference
+algorithms are built from these two, so whatever NumPyro accepts as a model (plates, subsampling, masks,
+``scale``, ``factor``, ``param``, ``scan``, modules, observed sites) works everywhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +27,8 @@ from ppl_ext.tracing.inner_jits import past_inner_jits
 class Program(eqx.Module):
     """A NumPyro model together with (some of) its arguments: ``Program(model, args, kwargs)(*more)`` runs it.
 
-    It is itself a NumPyro model: handlers wrap it, and NUTS or SVI take it. Arrays in the arguments are leaves, so a program passes through
-    ``jit`` and ``vmap``.
+    It is itself a NumPyro model: handlers wrap it, and NUTS or SVI take it. Arrays in the arguments are
+    leaves, so a program passes through ``jit`` and ``vmap``.
 
     >>> import numpyro, numpyro.distributions as dist
     >>> program = Program(lambda loc, y: numpyro.sample("y", dist.Normal(loc, 1.0), obs=y), (0.0,))
@@ -45,7 +46,9 @@ class Program(eqx.Module):
 
 @jax.tree_util.register_pytree_node_class
 class SiteValues(dict):
-    """Values by site name, remembering which were auxiliary (``infer={"is_auxiliary": True}``) and so concern no other program."""
+    """Values by site name, remembering which were auxiliary (``infer={"is_auxiliary": True}``) and so concern
+    no other program.
+    """
 
     def __init__(self, values=(), auxiliary: frozenset[str] = frozenset()):
         super().__init__(values)
@@ -63,9 +66,9 @@ class SiteValues(dict):
 class Draw(NamedTuple):
     """What :func:`simulate` returns.
 
-    ``values``: the unobserved sites by name, and the indices a subsampling plate drew, under the plate's name.
-    ``log_density``: a :class:`~ppl_ext.densities.log_density.LogDensity` of the whole run (latent and observed sites, factors), masks and
-    scales applied. ``output``: what the program returned.
+    ``values``: the unobserved sites by name, and the indices a subsampling plate drew, under the plate's
+    name. ``log_density``: a :class:`~ppl_ext.densities.log_density.LogDensity` of the whole run (latent and
+    observed sites, factors), masks and scales applied. ``output``: what the program returned.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> draw = simulate(lambda: 2 * numpyro.sample("z", dist.Delta(3.0)), rng_key=jax.random.key(0))
@@ -90,19 +93,23 @@ def _seeded(what: str, program: Callable, rng_key, args: tuple, kwargs: dict) ->
 
 
 def _past_inner_jits(attempt: Callable) -> Any:
-    """As :func:`past_inner_jits`; with handlers open, which have seen the first run, it is theirs to run again."""
+    """As :func:`past_inner_jits`; with handlers open, which have seen the first run, it is theirs to run
+    again.
+    """
     return past_inner_jits(attempt, again=not _PYRO_STACK)
 
 
 def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwargs) -> Draw:
     r"""Draw the unobserved sites of a program and score the run.
 
-    .. math:: z \sim \prod_s p(z_s \mid z_{<s}), \qquad \ell = \sum_s \text{scale}_s \cdot \text{mask}_s \cdot \log p(z_s \mid z_{<s})
+    .. math:: z \sim \prod_s p(z_s \mid z_{<s}), \qquad \ell = \sum_s \text{scale}_s \cdot \text{mask}_s \cdot
+    \log p(z_s \mid z_{<s})
 
     with the log density :math:`\ell` over all sample sites, observed ones and factors included.
 
     :param program: a NumPyro model or guide; ``args`` and ``kwargs`` are passed to it.
-    :param rng_key: needed outside :func:`ppl_ext.expectation` and ``numpyro.handlers.seed``, which bring their own.
+    :param rng_key: needed outside :func:`ppl_ext.expectation` and ``numpyro.handlers.seed``, which bring
+        their own.
     :return: :class:`Draw`.
     :raises ModelError: if two sites share a name, or no key is to be had.
 
@@ -131,25 +138,30 @@ def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwarg
     return Draw(SiteValues(values, frozenset(auxiliary)), record.log_density(), output)
 
 
-def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.Array | None = None, **kwargs) -> LogDensity:
+def log_density(
+    program: Callable, values: dict[str, Any], *args, rng_key: jax.Array | None = None, **kwargs
+) -> LogDensity:
     r"""The log density of a program at given values of its unobserved sites.
 
     .. math:: \sum_s \text{scale}_s \cdot \text{mask}_s \cdot \log p(z_s \mid z_{<s})
 
-    over all sample sites, observed ones and factors included. A subsampling plate takes its indices from ``values`` (as
-    :func:`simulate` returns them); if they are missing it draws them, and the result is then an unbiased estimate. Finite latent sites that
-    are marked ``infer={"enumerate": "parallel"}`` (``numpyro.contrib.funsor.config_enumerate`` marks them all) and have no value are summed
-    out, exactly and along the structure of the program (:mod:`ppl_ext.densities.variable_elimination`); the terms that they link are one
-    term.
+    over all sample sites, observed ones and factors included. A subsampling plate takes its indices from
+    ``values`` (as :func:`simulate` returns them); if they are missing it draws them, and the result is then
+    an unbiased estimate. Finite latent sites that are marked ``infer={"enumerate": "parallel"}``
+    (``numpyro.contrib.funsor.config_enumerate`` marks them all) and have no value are summed out, exactly and
+    along the structure of the program (:mod:`ppl_ext.densities.variable_elimination`); the terms that they
+    link are one term.
 
-    :param values: one entry per unobserved site, shaped as the site; sites in ``scan`` have a leading time axis.
+    :param values: one entry per unobserved site, shaped as the site; sites in ``scan`` have a leading time
+        axis.
     :param rng_key: only for subsampling without given indices, outside :func:`ppl_ext.expectation`.
     :return: :class:`~ppl_ext.densities.log_density.LogDensity`; ``.total`` is the number.
-    :raises ModelError: if a latent site has no value, a value has no site, shapes disagree, or a marked site cannot be summed out. The
-        message names the site.
+    :raises ModelError: if a latent site has no value, a value has no site, shapes disagree, or a marked site
+        cannot be summed out. The message names the site.
 
     >>> import numpyro, numpyro.distributions as dist
-    >>> model = lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+    >>> model = lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0),
+    ...     obs=y)
     >>> round(float(log_density(model, {"z": 0.0}, 0.0)), 4)
     -1.8379
     """
@@ -180,16 +192,19 @@ def log_density(program: Callable, values: dict[str, Any], *args, rng_key: jax.A
     def at_a_draw():
         key, numeric = jax.random.key(0), AlsoDrawn(program)
         drawn = simulate(numeric, *args, rng_key=key, **kwargs)
-        log_density(numeric, {n: x for n, x in drawn.values.items() if n not in summed}, *args, rng_key=key, **kwargs)
+        log_density(
+            numeric, {n: x for n, x in drawn.values.items() if n not in summed}, *args, rng_key=key, **kwargs
+        )
 
     with Numbers(at_a_draw):
         record, seen, result = _past_inner_jits(attempt)
     extra = [n for n in values if n not in seen and n not in getattr(values, "auxiliary", ())]
-    # Values of observed sites were refused above; a value for a deterministic site or a param is a misunderstanding too.
+    # Values of observed sites were refused above; a value for a deterministic site or a param is a
+    # misunderstanding too.
     if extra:
         latent = [n for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"]]
         raise ModelError(
-            f"The program has no latent site {listed(extra)}; it has {listed(latent)}. If the values come from a guide, rename the site "
-            "or mark it infer={'is_auxiliary': True}."
+            f"The program has no latent site {listed(extra)}; it has {listed(latent)}. If the values come "
+            "from a guide, rename the site or mark it infer={'is_auxiliary': True}."
         )
     return result

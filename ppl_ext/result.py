@@ -35,11 +35,13 @@ class Fit:
 
     :param params: by ``param`` site, constrained values; every leaf is (chain, ...).
     :param losses: (chain, step), what was minimised, in nats.
-    :param args: arguments of model and guide, as are ``kwargs``. Where a plate was subsampled by passing minibatches,
-        put the whole data here before asking for draws: ``dataclasses.replace(result, args=(data,))``.
+    :param args: arguments of model and guide, as are ``kwargs``. Where a plate was subsampled by passing
+        minibatches, put the whole data here before asking for draws:
+        ``dataclasses.replace(result, args=(data,))``.
     :param rng_key: the key of the run; draws use keys folded from it unless given their own.
     :param stop_reason: why the run ended.
-    :param outside: what model and guide read from outside of their arguments while they were fitted; a report of other data is refused.
+    :param outside: what model and guide read from outside of their arguments while they were fitted; a report
+        of other data is refused.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from numpyro.infer import SVI, Trace_ELBO
@@ -48,7 +50,8 @@ class Fit:
     ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
     >>> guide = AutoNormal(model)
-    >>> run = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO()).run(jax.random.key(0), 300, 2.0, progress_bar=False)
+    >>> run = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO()).run(jax.random.key(0), 300, 2.0,
+    ...     progress_bar=False)
     >>> params = jax.tree.map(lambda x: x[None], run.params)
     >>> result = Fit(params, run.losses[None], model, guide, Trace_ELBO(), (2.0,), rng_key=jax.random.key(0))
     >>> draws = result.sample(num_samples=500)
@@ -76,14 +79,14 @@ class Fit:
 
     def __repr__(self) -> str:
         return (
-            f"Fit({objective_name(self.objective)}, {name_of(self.guide)}, num_chains={self.num_chains}, num_steps={self._steps}, "
-            f"stop_reason={self.stop_reason!r})"
+            f"Fit({objective_name(self.objective)}, {name_of(self.guide)}, num_chains={self.num_chains}, "
+            f"num_steps={self._steps}, stop_reason={self.stop_reason!r})"
         )
 
     @property
     def skipped(self) -> np.ndarray:
-        """How many steps of each chain were left out since they were not finite: with ``stable_update=True``; of a run that broke down,
-        all that it did not take."""
+        """How many steps of each chain were left out since they were not finite: with ``stable_update=True``;
+        of a run that broke down, all that it did not take."""
         return np.isnan(np.asarray(self.losses)).sum(1)
 
     @property
@@ -101,15 +104,18 @@ class Fit:
 
         .. math:: z \sim q, \qquad \log w = \log p(y, z) - \log q(z)
 
-        Subsampled plates are evaluated on all of their indices by guide and model, so that all draws are scored on the
-        same data. Finite sites that the guide leaves to the model are summed out of p. ``AutoLaplaceApproximation`` is
-        drawn from, and scored as, its normal distribution rather than the point it is fitted with.
+        Subsampled plates are evaluated on all of their indices by guide and model, so that all draws are
+        scored on the same data. Finite sites that the guide leaves to the model are summed out of p.
+        ``AutoLaplaceApproximation`` is drawn from, and scored as, its normal distribution rather than the
+        point it is fitted with.
 
         :param num_samples: draws per chain.
-        :return: :class:`~ppl_ext.diagnostics.draws.Draws`: ``values`` by site (chain, draw, ...), constrained, the
-            model's deterministic sites among them; ``log_p``, ``log_q`` and ``log_weights`` (chain, draw) in nats.
+        :return: :class:`~ppl_ext.diagnostics.draws.Draws`: ``values`` by site (chain, draw, ...),
+            constrained, the model's deterministic sites among them; ``log_p``, ``log_q`` and ``log_weights``
+            (chain, draw) in nats.
         :raises ModelError: if guide or model cannot run on the full plates, or their sites do not match.
-        :raises ModelError: if data that model or guide read from outside have changed since the fit, naming what.
+        :raises ModelError: if data that model or guide read from outside have changed since the fit, naming
+            what.
         :raises HandlerError: if a handler is open around the call.
         """
         check_count("sample: num_samples", num_samples)
@@ -125,30 +131,44 @@ class Fit:
         # Compiled by the first call; the summary, the report and the file need no second compilation.
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_call(f"sample: {name}", program, self.args, self.kwargs)
-        mirrored = None if hasattr(self.objective, "initial_state") else "this result was not made by one of them, or does not say so"
-        return guide_sampler(self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs, mirrored)
+        mirrored = (
+            None
+            if hasattr(self.objective, "initial_state")
+            else "this result was not made by one of them, or does not say so"
+        )
+        return guide_sampler(
+            self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs, mirrored
+        )
 
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, **options: Any) -> Any:
         """The ArviZ report of this fit; ``options`` are those of :func:`to_arviz`."""
         return to_arviz(self, rng_key=rng_key, num_samples=num_samples, **options)
 
     def print_summary(self, rng_key: jax.Array | None = None, num_samples: int = 1000) -> None:
-        """Print the posterior, R-hat between restarts, and whether to believe it: ELBO ± standard error, Pareto k,
-        importance ESS and a verdict in words."""
+        """Print the posterior, R-hat between restarts, and whether to believe it: ELBO ± standard error,
+        Pareto k, importance ESS and a verdict in words."""
         draws = self.sample(rng_key, num_samples)
         print(table(draws.values))
-        print(f"\n{objective_name(self.objective)} with {name_of(self.guide)}, {self._steps} steps, {self.stop_reason}.")
+        print(
+            f"\n{objective_name(self.objective)} with {name_of(self.guide)}, {self._steps} steps, "
+            f"{self.stop_reason}."
+        )
         if (skipped := self.skipped).any():
             lost = ", ".join(f"chain {c}: {n}" for c, n in enumerate(skipped) if n)
-            print(f"Not finite, and left out: {lost} of {np.shape(self.losses)[1]} steps. More than a few say that a density is wrong.")
+            print(
+                f"Not finite, and left out: {lost} of {np.shape(self.losses)[1]} steps. More than a few say "
+                "that a density is wrong."
+            )
         print(sentences(draws, importance(draws)))
 
-    def save(self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = 1000) -> Path:
+    def save(
+        self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = 1000
+    ) -> Path:
         """Write the ArviZ report to ``path`` (netCDF) and the params beside it (``<path>.params.npz``).
 
         Each file is written aside and then renamed, the report last: if it is there, both are whole.
-        ``arviz.from_netcdf`` reads the report, :func:`~ppl_ext.diagnostics.report.params_file.read_params` the params. Nothing
-        is pickled.
+        ``arviz.from_netcdf`` reads the report, :func:`~ppl_ext.diagnostics.report.params_file.read_params`
+        the params. Nothing is pickled.
 
         :return: the path of the report.
         """
@@ -185,28 +205,28 @@ def to_arviz(
 ) -> Any:
     """The ArviZ report of a run of any kind, in one shape.
 
-    Groups: ``posterior`` on the full plates; ``log_likelihood`` with finite latent sites summed out and masked
-    observations left out, in terms that are independent given the other sites (so leave-one-out may use them); for a
-    chain (a finite site in ``scan``), or observations that feed the density of later ones (an autoregression), instead
-    ``log_predictive_one_step`` with log p(y_t | y_<t), which leave-one-out must not use (see
-    :func:`ppl_ext.diagnostics.loo`); ``observed_data``; ``sample_stats`` with ``lp``, the log joint density in constrained
-    space (if finite sites cannot be summed out there is none, and the attribute ``lp_omitted`` says why), and for a guide
-    ``log_q`` and ``log_weight``, for MCMC what the kernel recorded (``diverging``, and ``energy``,
-    ``num_steps``, ``accept_prob``, ... if asked for by ``extra_fields``) under ArviZ's names;
-    ``vi_trace`` with the loss by ``step``.
-    Axes are named after plates, ``time`` for a ``scan``. Attributes say how the run was made and, for a guide, its
-    Pareto k and importance ESS.
+    Groups: ``posterior`` on the full plates; ``log_likelihood`` with finite latent sites summed out and
+    masked observations left out, in terms that are independent given the other sites (so leave-one-out may
+    use them); for a chain (a finite site in ``scan``), or observations that feed the density of later ones
+    (an autoregression), instead ``log_predictive_one_step`` with log p(y_t | y_<t), which leave-one-out must
+    not use (see :func:`ppl_ext.diagnostics.loo`); ``observed_data``; ``sample_stats`` with ``lp``, the log
+    joint density in constrained space (if finite sites cannot be summed out there is none, and the attribute
+    ``lp_omitted`` says why), and for a guide ``log_q`` and ``log_weight``, for MCMC what the kernel recorded
+    (``diverging``, and ``energy``, ``num_steps``, ``accept_prob``, ... if asked for by ``extra_fields``)
+    under ArviZ's names; ``vi_trace`` with the loss by ``step``.
+    Axes are named after plates, ``time`` for a ``scan``. Attributes say how the run was made and, for a
+    guide, its Pareto k and importance ESS.
 
-    R-hat between the restarts of a guide means something; within one, where draws are independent, it does not. Leave-
-    one-out from a guide's draws takes them for posterior draws, so it is as good as its Pareto k.
+    R-hat between the restarts of a guide means something; within one, where draws are independent, it does
+    not. Leave- one-out from a guide's draws takes them for posterior draws, so it is as good as its Pareto k.
 
     :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult``.
     :param model: the model; needed for an ``SVIRunResult``, as is ``guide``. Otherwise that of the run.
-    :param model_args: arguments of model and guide; by default those of the run. Pass the whole data here if the run
-        saw minibatches.
+    :param model_args: arguments of model and guide; by default those of the run. Pass the whole data here if
+        the run saw minibatches.
     :param num_samples: draws per chain from a guide.
-    :param log_likelihood: ``None``: if it exists (if not, the attribute ``log_likelihood_omitted`` says why); True: raise
-        if it does not; False: leave it out.
+    :param log_likelihood: ``None``: if it exists (if not, the attribute ``log_likelihood_omitted`` says why);
+        True: raise if it does not; False: leave it out.
     :param posterior_predictive: draws (chain, draw, ...) by site, or True to replicate the observed sites.
     :param prior: draws (chain, draw, ...) by site.
     :param constant_data: arrays by name, such as covariates.
@@ -214,8 +234,8 @@ def to_arviz(
     :param predictions_constant_data: arrays by name, such as the covariates of those rows.
     :param coords: labels by axis.
     :param dims: names of axes by site, instead of the plates'.
-    :param pred_dims: names of axes of the predictions and their constant data; by default those of ``dims``. New rows that have labels
-        (``coords``) need an axis of their own.
+    :param pred_dims: names of axes of the predictions and their constant data; by default those of ``dims``.
+        New rows that have labels (``coords``) need an axis of their own.
     :raises HandlerError: if a handler is open around the call.
     :return: ``arviz.InferenceData``; with ArviZ 1.x an ``xarray.DataTree``.
     :raises ArgumentTypeError: if ``result`` is none of these.
@@ -253,7 +273,14 @@ def to_arviz(
     given_groups = {"prior": prior, "constant_data": constant_data, "predictions": predictions}
     given_groups["predictions_constant_data"] = predictions_constant_data
     axes = {"dims": dims, "pred_dims": pred_dims, "coords": coords}
-    return report_of(run, key, given_groups, log_likelihood=log_likelihood, posterior_predictive=posterior_predictive, **axes)
+    return report_of(
+        run,
+        key,
+        given_groups,
+        log_likelihood=log_likelihood,
+        posterior_predictive=posterior_predictive,
+        **axes,
+    )
 
 
 def predict(
@@ -272,20 +299,24 @@ def predict(
 
     .. math:: \tilde y_s \sim p(\tilde y \mid \theta_s, \tilde x), \qquad \theta_s \sim p(\theta \mid y, x)
 
-    The model is run on the arguments given here, on its full plates. Sites that have posterior draws have these values; data that are given
-    are conditioned on (the past of a series, say); all else is drawn: data that are ``None``, finite sites, sites that are new.
+    The model is run on the arguments given here, on its full plates. Sites that have posterior draws have
+    these values; data that are given are conditioned on (the past of a series, say); all else is drawn: data
+    that are ``None``, finite sites, sites that are new.
 
-    :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult`` (with ``model=``, ``guide=`` and
-        ``model_args=``).
+    :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult`` (with ``model=``,
+        ``guide=`` and ``model_args=``).
     :param args: with ``kwargs``, the arguments of the model for the new rows.
-    :param redraw: latent sites that belong to the rows (an effect of each, say), which new rows do not share with those of the run: drawn
-        from the model, given the other sites.
+    :param redraw: latent sites that belong to the rows (an effect of each, say), which new rows do not share
+        with those of the run: drawn from the model, given the other sites.
     :param model: with ``guide``, ``model_args``, ``model_kwargs``: of the run, as in :func:`to_arviz`.
-    :param num_samples: draws per chain from a guide; the same that :func:`to_arviz` reports without a key of its own.
-    :return: by site (chain, draw, ...): all that was drawn, and deterministic sites; for ``to_arviz(predictions=)``.
-    :raises ArgumentError: if a latent site has another shape for these arguments than its draws, ``redraw`` names no such site, or nothing
-        is drawn.
-    :raises ModelError: if data that are given depend on a site without posterior draws, which would be drawn as if they were not.
+    :param num_samples: draws per chain from a guide; the same that :func:`to_arviz` reports without a key of
+        its own.
+    :return: by site (chain, draw, ...): all that was drawn, and deterministic sites; for
+        ``to_arviz(predictions=)``.
+    :raises ArgumentError: if a latent site has another shape for these arguments than its draws, ``redraw``
+        names no such site, or nothing is drawn.
+    :raises ModelError: if data that are given depend on a site without posterior draws, which would be drawn
+        as if they were not.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from numpyro.infer import MCMC, NUTS
@@ -303,7 +334,14 @@ def predict(
     {'chain': 1, 'draw': 50, 'rows': 2}
     """
     check_key("predict: rng_key", rng_key)
-    check_run_options("predict", model=model, guide=guide, model_args=model_args, model_kwargs=model_kwargs, num_samples=num_samples)
+    check_run_options(
+        "predict",
+        model=model,
+        guide=guide,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        num_samples=num_samples,
+    )
     if isinstance(redraw, str) or not all(isinstance(name, str) for name in redraw):
         raise ArgumentTypeError(f"predict: redraw must be a list of names of sites, got {told(redraw)}.")
     run, _ = _run_of("predict", result, model, guide, model_args, model_kwargs, None, num_samples)
@@ -314,7 +352,9 @@ def predict(
         return predictions_at(run.model, run.values, run.params, rng_key, args, kwargs, redraw)
 
 
-def _run_of(what: str, result, model, guide, model_args, model_kwargs, rng_key, num_samples) -> tuple[Run, jax.Array | None]:
+def _run_of(
+    what: str, result, model, guide, model_args, model_kwargs, rng_key, num_samples
+) -> tuple[Run, jax.Array | None]:
     """A run of any kind, and the key for what is drawn beside it."""
     refuse_open_handlers(what)
     if isinstance(result, SVIRunResult):
@@ -327,13 +367,17 @@ def _run_of(what: str, result, model, guide, model_args, model_kwargs, rng_key, 
         changed = replace(result, **changes) if changes else result
         if model_args is not None or model_kwargs is not None:
             here = jax.tree.map(lambda x: x[0], result.params)
-            refuse_lost_data(what, changed.model, (result.args, result.kwargs), (changed.args, changed.kwargs), here)
+            refuse_lost_data(
+                what, changed.model, (result.args, result.kwargs), (changed.args, changed.kwargs), here
+            )
         result, rng_key = changed, changed._key(rng_key)
         run = _run_of_fit(result, rng_key, num_samples)
     elif isinstance(result, MCMC):
         run = run_of_mcmc(what, result, model, model_args, model_kwargs)
     else:
-        raise ArgumentTypeError(f"{what}: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {told(result)}.")
+        raise ArgumentTypeError(
+            f"{what}: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {told(result)}."
+        )
     if run.model is not None:
         check_call(f"{what}: model", run.model, run.args, run.kwargs)
     return run, rng_key
@@ -342,7 +386,9 @@ def _run_of(what: str, result, model, guide, model_args, model_kwargs, rng_key, 
 def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit:
     missing = [name for name, x in (("model", model), ("guide", guide)) if x is None]
     if missing:
-        raise ArgumentError(f"An SVIRunResult does not know its {' and '.join(missing)}: pass {'=, '.join(missing)}=.")
+        raise ArgumentError(
+            f"An SVIRunResult does not know its {' and '.join(missing)}: pass {'=, '.join(missing)}=."
+        )
     params = dict(result.params)
     state = result.state
     if getattr(state, "mutable_state", None):
@@ -379,4 +425,13 @@ def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> Run:
         "seed": seed_numbers(fit.rng_key),
     }
     stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weights}
-    return Run(fit.model, fit.args, fit.kwargs, fit.params, draws.values, stats, {"loss": np.asarray(fit.losses)}, attrs)
+    return Run(
+        fit.model,
+        fit.args,
+        fit.kwargs,
+        fit.params,
+        draws.values,
+        stats,
+        {"loss": np.asarray(fit.losses)},
+        attrs,
+    )

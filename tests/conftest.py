@@ -14,15 +14,18 @@ PLAIN_CODE = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_configure(config):
-    """Default tests compile without most of XLA's optimisations: nearly all their time is compiling. With slow tests asked for, all are on.
+    """Default tests compile without most of XLA's optimisations: nearly all their time is compiling. With
+    slow tests asked for, all are on.
 
-    The environment's ``JAX_DISABLE_MOST_OPTIMIZATIONS`` has the last word, so that either set can be run either way.
+    The environment's ``JAX_DISABLE_MOST_OPTIMIZATIONS`` has the last word, so that either set can be run
+    either way.
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
         light = "not slow" in config.getoption("markexpr")
         jax.config.update("jax_disable_most_optimizations", light)
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(light))  # for the processes that tests start
-        if light and jax.__version__.startswith("0.10."):  # XLA ends the process at a flag that it does not know
+        # XLA ends the process at a flag that it does not know
+        if light and jax.__version__.startswith("0.10."):
             os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), PLAIN_CODE]).strip()
 
 
@@ -34,9 +37,11 @@ def rng_key():
 
 @pytest.hookimpl(tryfirst=True)  # before the rows marked slow are left out
 def pytest_collection_modifyitems(items):
-    """In a module that sets ``DEFAULT_ROWS = n``, n rows of each parametrised test, evenly spread, run by default, the others are slow.
+    """In a module that sets ``DEFAULT_ROWS = n``, n rows of each parametrised test, evenly spread, run by
+    default, the others are slow.
 
-    A row compiles programs of its own and takes a second or two: all of them, in ``make test-all``, take half an hour.
+    A row compiles programs of its own and takes a second or two: all of them, in ``make test-all``, take half
+    an hour.
     """
     tables = defaultdict(list)
     for item in items:

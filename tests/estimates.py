@@ -1,4 +1,6 @@
-"""Estimates of small programs, many at once, beside the plain functions of the parameters that they estimate."""
+"""Estimates of small programs, many at once, beside the plain functions of the parameters that they
+estimate.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ SCORE = ScoreFunction(baseline=None)
 
 
 def close(given, expected, tolerance=2e-5):
-    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=tolerance, atol=tolerance), given, expected)
+    jax.tree.map(
+        lambda g, e: np.testing.assert_allclose(g, e, rtol=tolerance, atol=tolerance), given, expected
+    )
 
 
 def replicates(fn, params, num=20_000, seed=0):

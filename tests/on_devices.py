@@ -10,7 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run_on(devices: int, module: str, *arguments: object) -> None:
     """``python -m module arguments``; its errors, if it fails."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,14 @@
 """Exact expected losses and gradients, by summing over every outcome a guide can have.
 
-An ``Oracle`` is a test problem written out by hand, in plain JAX, without NumPyro and without this library: the list of
-joint outcomes of the guide, the values they stand for, and the two log densities. A finite site contributes each of its
-values as outcomes; a Gaussian site contributes Gauss-Hermite nodes of its standardised noise, so that its value depends
-on the parameters and everything stays differentiable. The expected loss with K particles is then a sum over all
-K-tuples of outcomes, averaged over every minibatch a subsampled plate can draw, and its gradient is ``jax.grad`` of
-that sum. All in double precision.
+An ``Oracle`` is a test problem written out by hand, in plain JAX, without NumPyro and without this library:
+the list of joint outcomes of the guide, the values they stand for, and the two log densities. A finite site
+contributes each of its values as outcomes; a Gaussian site contributes Gauss-Hermite nodes of its
+standardised noise, so that its value depends on the parameters and everything stays differentiable. The
+expected loss with K particles is then a sum over all K-tuples of outcomes, averaged over every minibatch a
+subsampled plate can draw, and its gradient is ``jax.grad`` of that sum. All in double precision.
 
-What the expectation is taken over, ``log_pmf``, is kept apart from what is averaged, ``log_p`` and ``log_q``: scales
-and masks change the second and never the first.
+What the expectation is taken over, ``log_pmf``, is kept apart from what is averaged, ``log_p`` and ``log_q``:
+scales and masks change the second and never the first.
 """
 
 import itertools
@@ -33,10 +33,12 @@ class Oracle:
     """A problem on paper.
 
     :param outcomes: a dictionary of arrays whose leading axis runs over the M joint outcomes of the guide.
-    :param log_weights: (M,) the constant part of each outcome's log probability (quadrature weights; zero if finite).
-    :param log_pmf: ``(params, z, batch)`` to the log probability of the guide's finite sites, not scaled, not masked.
-    :param log_p: ``(params, z, batch)`` to the model's log density as it enters the bound: a scalar, or one entry for
-        each element of a plate around the whole program, without that plate's subsampling scale.
+    :param log_weights: (M,) the constant part of each outcome's log probability (quadrature weights; zero if
+        finite).
+    :param log_pmf: ``(params, z, batch)`` to the log probability of the guide's finite sites, not scaled, not
+        masked.
+    :param log_p: ``(params, z, batch)`` to the model's log density as it enters the bound: a scalar, or one
+        entry for each element of a plate around the whole program, without that plate's subsampling scale.
     :param log_q: the same for the guide.
     :param values: ``(params, outcome, batch)`` to z; the identity unless a site is Gaussian.
     :param batches: every minibatch, equally likely, drawn once for all particles.
@@ -70,7 +72,9 @@ def gaussian(num_nodes=32):
 
 
 def product(**spaces):
-    """The joint outcomes of independent spaces: arguments ``outcomes`` and ``log_weights`` of an ``Oracle``."""
+    """The joint outcomes of independent spaces: arguments ``outcomes`` and ``log_weights`` of an
+    ``Oracle``.
+    """
     indices = np.indices([len(weights) for _, weights in spaces.values()]).reshape(len(spaces), -1)
     outcomes = {name: points[i] for (name, (points, _)), i in zip(spaces.items(), indices, strict=True)}
     log_weights = sum(weights[i] for (_, weights), i in zip(spaces.values(), indices, strict=True))
@@ -78,7 +82,9 @@ def product(**spaces):
 
 
 def minibatches(size, subsample_size):
-    """Every set of indices a subsampled plate can draw. The order within a set does not matter to any bound."""
+    """Every set of indices a subsampled plate can draw. The order within a set does not matter to any
+    bound.
+    """
     return tuple(np.array(batch) for batch in itertools.combinations(range(size), subsample_size))
 
 
@@ -146,8 +152,8 @@ def expected_forward_kl(oracle, params, num_particles):
     r"""The exact expectation of the self-normalised forward KL loss, and of its gradient.
 
     The loss is :math:`\sum_k \bar w_k (\log p_k - \log q_k) - \log \tfrac1K \sum_k w_k`; its gradient is
-    :math:`-\sum_k \bar w_k \nabla \log q_\phi(z_k)` with the draws and the weights held fixed. It is not the gradient
-    of the expected loss, hence two sums. Weights are those of whole draws, plates or not.
+    :math:`-\sum_k \bar w_k \nabla \log q_\phi(z_k)` with the draws and the weights held fixed. It is not the
+    gradient of the expected loss, hence two sums. Weights are those of whole draws, plates or not.
     """
 
     def both(params):
@@ -160,7 +166,11 @@ def expected_forward_kl(oracle, params, num_particles):
                 probs = jnp.exp(log_probs[tuples].sum(0))
                 log_weights = oracle.plate_scale * (log_p - log_q).sum(-1)[tuples]
                 normalised = jax.nn.softmax(log_weights, axis=0)
-                kl = (normalised * log_weights).sum(0) - logsumexp(log_weights, axis=0) + jnp.log(num_particles)
+                kl = (
+                    (normalised * log_weights).sum(0)
+                    - logsumexp(log_weights, axis=0)
+                    + jnp.log(num_particles)
+                )
                 value = value + jnp.sum(probs * kl)
                 credit = (normalised * oracle.plate_scale * moving_log_q.sum(-1)[tuples]).sum(0)
                 slope = slope - jnp.sum(probs * credit)
@@ -186,7 +196,9 @@ def log_evidence(oracle, params):
 
 
 def table(oracle, params, batch, frozen=None):
-    """Log probability (M,), log p (M, E) and log q (M, E) of every outcome; draws come from ``frozen`` if given."""
+    """Log probability (M,), log p (M, E) and log q (M, E) of every outcome; draws come from ``frozen`` if
+    given.
+    """
 
     def row(outcome, log_weight):
         z = oracle.values(params if frozen is None else frozen, outcome, batch)
@@ -212,7 +224,9 @@ def _in_double_precision(fn, params):
 
 
 def replicates(loss, problem, num_replicates=20_000, seed=0, guide=None, derive=jax.value_and_grad):
-    """Independent (value, gradient) pairs of ``loss.loss``, stacked: one compilation, in one vmap over keys."""
+    """Independent (value, gradient) pairs of ``loss.loss``, stacked: one compilation, in one vmap over
+    keys.
+    """
     params = jax.tree.map(jnp.asarray, problem.params)
     guide = problem.guide if guide is None else guide
 
@@ -230,15 +244,17 @@ def quick_jit(fn):
 def z_scores(samples, exact, floor=1e-5):
     """How many standard errors the mean of the replicates lies from the exact answer, by coordinate.
 
-    An error below ``floor`` (relative, or absolute near zero) counts as none: single precision cannot tell it from
-    zero, and an estimator with no variance has no standard error to measure it by.
+    An error below ``floor`` (relative, or absolute near zero) counts as none: single precision cannot tell it
+    from zero, and an estimator with no variance has no standard error to measure it by.
     """
 
     def score(sample, exact):
         sample, exact = np.asarray(sample, np.float64), np.asarray(exact)
         standard_error = sample.std(axis=0, ddof=1) / np.sqrt(len(sample))
         excess = np.maximum(np.abs(sample.mean(axis=0) - exact) - floor * (1.0 + np.abs(exact)), 0.0)
-        return np.divide(excess, standard_error, out=np.where(excess > 0, np.inf, 0.0), where=standard_error > 0)
+        return np.divide(
+            excess, standard_error, out=np.where(excess > 0, np.inf, 0.0), where=standard_error > 0
+        )
 
     return jax.tree.map(score, samples, exact)
 
@@ -248,4 +264,6 @@ def assert_unbiased(samples, exact, num_standard_errors=4.5):
     scores = z_scores(samples, exact)
     worst = max(np.max(leaf) for leaf in jax.tree.leaves(scores))
     means = jax.tree.map(lambda x: np.asarray(x, np.float64).mean(0), samples)
-    assert worst <= num_standard_errors, f"{worst:.1f} standard errors off\nexact: {exact}\nmean: {means}\nstandard errors off: {scores}"
+    assert worst <= num_standard_errors, (
+        f"{worst:.1f} standard errors off\nexact: {exact}\nmean: {means}\nstandard errors off: {scores}"
+    )

@@ -1,7 +1,9 @@
-"""Which elements of a program's inputs move which of its outputs: as the walk through its equations says, and as a numerical probe finds.
+"""Which elements of a program's inputs move which of its outputs: as the walk through its equations says, and
+as a numerical probe finds.
 
-The probe moves every element of every input, by several steps, at several points, and sees which outputs change. It may miss a
-dependence that no step showed; one that it finds and the walk denies is an error, of the kind that makes gradients biased in silence.
+The probe moves every element of every input, by several steps, at several points, and sees which outputs
+change. It may miss a dependence that no step showed; one that it finds and the walk denies is an error, of
+the kind that makes gradients biased in silence.
 """
 
 import jax
@@ -18,8 +20,12 @@ STEPS = (0.7, -2.5, 30.0)
 
 
 def relations_of(fn, inputs, links=False, met=None):
-    """For each output of ``fn(inputs)``, the relation of each input; ``met`` are the marks that were seen, all by default."""
-    deps, seen = trace_credit(lambda: list(fn({name: mark(x, name, jnp.ndim(x)) for name, x in inputs.items()})), links)
+    """For each output of ``fn(inputs)``, the relation of each input; ``met`` are the marks that were seen,
+    all by default.
+    """
+    deps, seen = trace_credit(
+        lambda: list(fn({name: mark(x, name, jnp.ndim(x)) for name, x in inputs.items()})), links
+    )
     assert seen == (set(inputs) if met is None else met)
     return deps
 
@@ -31,7 +37,9 @@ def relation_of(fn, links=False):
 
 
 def admitted(relation, shape, out_shape):
-    """Which positions of an output an element of an input may move, by its relation: an array of both shapes."""
+    """Which positions of an output an element of an input may move, by its relation: an array of both
+    shapes.
+    """
     mask = np.full(shape + out_shape, relation != "absent")
     for axis, r in enumerate(() if relation == "absent" else relation):
         if r is None:
@@ -44,9 +52,14 @@ def admitted(relation, shape, out_shape):
 
 
 def moves(fn, inputs, num_points=2):
-    """For each output and input, which positions an element moved: arrays of both shapes, for each output by the input's name."""
+    """For each output and input, which positions an element moved: arrays of both shapes, for each output by
+    the input's name.
+    """
     keys = jax.random.split(jax.random.key(0), len(inputs))
-    points = {name: 2 * jax.random.normal(key, (num_points, *jnp.shape(x))) for key, (name, x) in zip(keys, inputs.items(), strict=True)}
+    points = {
+        name: 2 * jax.random.normal(key, (num_points, *jnp.shape(x)))
+        for key, (name, x) in zip(keys, inputs.items(), strict=True)
+    }
 
     @jax.jit
     def changes(at):
@@ -70,7 +83,9 @@ def touched(fn):
 
 
 def assert_sound(fn, inputs):
-    """No element moves anything that its relation denies, links told apart or not; returns how many movements there were."""
+    """No element moves anything that its relation denies, links told apart or not; returns how many movements
+    there were.
+    """
     number, found = 0, moves(fn, inputs)
     for links in (False, True):
         for deps, reached_by in zip(relations_of(fn, inputs, links), found, strict=True):

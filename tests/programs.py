@@ -127,7 +127,9 @@ def branching():
 
 
 def transformed():
-    flow = dist.TransformedDistribution(dist.Normal(jnp.zeros(2), 1.0).to_event(1), dist.transforms.AffineTransform(1.0, 2.0))
+    flow = dist.TransformedDistribution(
+        dist.Normal(jnp.zeros(2), 1.0).to_event(1), dist.transforms.AffineTransform(1.0, 2.0)
+    )
     z = numpyro.sample("z", flow)
     numpyro.sample("s", dist.LogNormal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(z.sum(), 1.0), obs=0.4)

@@ -1,4 +1,6 @@
-"""Run by ``test_sharding.py`` in a process of its own, since the number of devices is fixed when JAX starts: every algorithm to a file."""
+"""Run by ``test_sharding.py`` in a process of its own, since the number of devices is fixed when JAX starts:
+every algorithm to a file.
+"""
 
 import re
 import sys
@@ -64,7 +66,9 @@ def filtering_objective(mesh):
         numpyro.sample("phi", dist.TruncatedNormal(numpyro.param("loc", 0.5), 0.1, low=-1.0, high=1.0))
 
     of = marginal(walk, ["phi"], ParticleFilter(16, mesh=mesh))
-    result = fit(jax.random.key(5), of, of_phi, ELBO(), optax.adam(0.01), 5, Y, num_chains=2, progress_bar=False)
+    result = fit(
+        jax.random.key(5), of, of_phi, ELBO(), optax.adam(0.01), 5, Y, num_chains=2, progress_bar=False
+    )
     return {"loc": result.params["loc"], "losses": result.losses}
 
 
@@ -72,9 +76,16 @@ FUNCTIONALS = {"s10": lambda t, x_prev, x: x_prev * x}
 
 
 def smoothed(mesh, backward):
-    result = smooth(walk, FUNCTIONALS, num_particles=64, backward=backward, mesh=mesh).run(jax.random.key(1), Y, params={"phi": 0.8})
+    result = smooth(walk, FUNCTIONALS, num_particles=64, backward=backward, mesh=mesh).run(
+        jax.random.key(1), Y, params={"phi": 0.8}
+    )
     draws = result.sample(num_samples=3)
-    return {"evidence": result.log_evidence, "s10": result.expectations["s10"], "ess": result.ess, "x": draws["x"]}
+    return {
+        "evidence": result.log_evidence,
+        "s10": result.expectations["s10"],
+        "ess": result.ess,
+        "x": draws["x"],
+    }
 
 
 def online(mesh):
@@ -95,10 +106,19 @@ def episodes(x, y):
 
 def meta(mesh):
     rng = np.random.default_rng(0)
-    rows = [(X[:n], (0.5 + 0.3 * k * X[:n] + 0.3 * rng.normal(size=n)).astype(np.float32)) for k, n in enumerate([5, 8, 3, 8] * 4)]
+    rows = [
+        (X[:n], (0.5 + 0.3 * k * X[:n] + 0.3 * rng.normal(size=n)).astype(np.float32))
+        for k, n in enumerate([5, 8, 3, 8] * 4)
+    ]
     lifted = lift(episodes, ["level", "slope"])
     found = lifted.fit(
-        jax.random.key(2), EpisodeStream(rows), local_solver=LaplaceGGN(), num_steps=4, batch_size=8, progress_bar=False, mesh=mesh
+        jax.random.key(2),
+        EpisodeStream(rows),
+        local_solver=LaplaceGGN(),
+        num_steps=4,
+        batch_size=8,
+        progress_bar=False,
+        mesh=mesh,
     )
     return {"loc": found.state.niw.loc, "matrix": found.state.niw.scale_matrix, "loss": found.terms.loss}
 
@@ -113,7 +133,9 @@ def chains(mesh, kernel, *args):
 def rows_of_data(mesh):
     """Nothing but where the data lie: the sums over a plate are shared out."""
     data = X, 1.5 * X
-    data = data if mesh is None else jax.device_put(data, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+    data = (
+        data if mesh is None else jax.device_put(data, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+    )
     result = fit(jax.random.key(4), line, guide, IWELBO(2), optax.adam(0.1), 20, *data, progress_bar=False)
     return {"loc": result.params["loc"], "losses": result.losses}
 
@@ -148,11 +170,24 @@ def check_refusals(mesh):
     what = ("does not divide over the 8 devices of the mesh's axis 'all'", "Take a multiple of 8")
     shows(lambda: ParticleFilter(63, mesh=mesh), "ParticleFilter: num_particles=63", *what)
     shows(lambda: smooth(walk, num_particles=12, mesh=mesh), "smooth: num_particles=12", *what)
-    shows(lambda: OnlineSmoother(walk, num_particles=12, mesh=mesh), "OnlineSmoother: num_particles=12", *what)
+    shows(
+        lambda: OnlineSmoother(walk, num_particles=12, mesh=mesh), "OnlineSmoother: num_particles=12", *what
+    )
     shows(lambda: PMMH(walk, num_particles=12, mesh=mesh), "PMMH: num_particles=12", *what)
     stream = EpisodeStream([(X[:4], X[:4])] * 6)
-    shows(lambda: lift(episodes, ["level"]).fit(jax.random.key(0), stream, progress_bar=False, mesh=mesh), "episodes in a batch=6", *what)
-    mcmc = MCMC(SGHMC(line, step_size=0.01), num_warmup=1, num_samples=1, num_chains=3, chain_method=chains_over(mesh), progress_bar=False)
+    shows(
+        lambda: lift(episodes, ["level"]).fit(jax.random.key(0), stream, progress_bar=False, mesh=mesh),
+        "episodes in a batch=6",
+        *what,
+    )
+    mcmc = MCMC(
+        SGHMC(line, step_size=0.01),
+        num_warmup=1,
+        num_samples=1,
+        num_chains=3,
+        chain_method=chains_over(mesh),
+        progress_bar=False,
+    )
     shows(lambda: mcmc.run(jax.random.key(0), X, X), "MCMC: num_chains=3", *what)
     square = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     shows(lambda: smooth(walk, num_particles=8, mesh=square), "mesh must have one axis, and this one has 2")
@@ -163,17 +198,28 @@ def check_refusals(mesh):
 def check_messages(mesh):
     """A step sends the weights, and what ancestors hand down; not the parts of every running sum."""
     smoother = smooth(walk, {"s": lambda t, x_prev, x: x_prev * x}, num_particles=2048, mesh=mesh)
-    text = jax.jit(lambda key: smoother.run(key, Y, params={"phi": 0.8}).expectations).lower(jax.random.key(0)).compile().as_text()
-    sent = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    text = (
+        jax.jit(lambda key: smoother.run(key, Y, params={"phi": 0.8}).expectations)
+        .lower(jax.random.key(0))
+        .compile()
+        .as_text()
+    )
+    sent = re.findall(
+        r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text
+    )
     assert "all-gather" in sent and "collective-permute" not in sent and len(sent) <= 30, sent
 
 
 def spread(name, mesh):
-    """Run an algorithm; where there is a mesh it must lay something along it, or one device would do all of the work, and rightly."""
+    """Run an algorithm; where there is a mesh it must lay something along it, or one device would do all of
+    the work, and rightly.
+    """
     laid = []
 
     def note(place):
-        return lambda tree, sharding: laid.append(sharding.spec == PartitionSpec("all")) or place(tree, sharding)
+        return lambda tree, sharding: (
+            laid.append(sharding.spec == PartitionSpec("all")) or place(tree, sharding)
+        )
 
     with (
         patch.object(lax, "with_sharding_constraint", note(lax.with_sharding_constraint)),

@@ -1,5 +1,6 @@
-"""Programs written to break what sums, filters and orders: none did. Each against brute force over all outcomes, or against the law of a
-linear-Gaussian program, which is found by running it in NumPy on unit vectors of its noise."""
+"""Programs written to break what sums, filters and orders: none did. Each against brute force over all
+outcomes, or against the law of a linear-Gaussian program, which is found by running it in NumPy on unit
+vectors of its noise."""
 
 import itertools
 
@@ -41,7 +42,9 @@ READS = {
     "contracted": lambda z: (jnp.eye(4) + jnp.eye(4, k=-1)) @ z,
     "folded": lambda z: jnp.repeat(z.reshape(2, 2).sum(-1), 2),
     "recurrent": lambda z: jax.lax.scan(lambda c, a: (a, 2.0 * c + a), z[-1], z)[1],
-    "backward": lambda z: jax.lax.scan(lambda c, a: (a, 2.0 * c + a), jnp.zeros((), z.dtype), z, reverse=True)[1],
+    "backward": lambda z: jax.lax.scan(
+        lambda c, a: (a, 2.0 * c + a), jnp.zeros((), z.dtype), z, reverse=True
+    )[1],
     "remembered": lambda z: jax.lax.scan(lambda c, a: (c + a, 2.0 * c + a), jnp.zeros((), z.dtype), z)[1],
     "mixture_in_the_law": None,
     "transformed_law": None,
@@ -56,7 +59,9 @@ def law(name, z):
             parts = [dist.Normal(1.0 * z, 1.0), dist.StudentT(3.0, 2.0 * z, 1.0)]
             return dist.MixtureGeneral(dist.Categorical(jnp.array([0.4, 0.6])), parts)
         case "transformed_law":
-            return dist.TransformedDistribution(dist.Normal(1.0 * z, 1.0), dist.transforms.AffineTransform(0.5, 2.0))
+            return dist.TransformedDistribution(
+                dist.Normal(1.0 * z, 1.0), dist.transforms.AffineTransform(0.5, 2.0)
+            )
         case "vector_law":
             return dist.MultivariateNormal(jnp.stack([z, 2.0 * z], -1), jnp.eye(2) + 0.3)
         case "scoped":
@@ -100,19 +105,27 @@ def state(x, at):
 
 def vector(x, before, y, t):
     x = state(x, 0.8)
-    seen = numpyro.sample("y", dist.MultivariateNormal(x * jnp.array([1.0, -0.5]), scale_tril=jnp.asarray(ROOT, jnp.float32)), obs=y)
+    seen = numpyro.sample(
+        "y",
+        dist.MultivariateNormal(x * jnp.array([1.0, -0.5]), scale_tril=jnp.asarray(ROOT, jnp.float32)),
+        obs=y,
+    )
     return x, seen
 
 
 def vector_handed_on(x, before, y, t):
     x = state(x, 0.8)
-    law = dist.MultivariateNormal(x * jnp.array([1.0, -0.5]) + 0.6 * before, scale_tril=jnp.asarray(ROOT, jnp.float32))
+    law = dist.MultivariateNormal(
+        x * jnp.array([1.0, -0.5]) + 0.6 * before, scale_tril=jnp.asarray(ROOT, jnp.float32)
+    )
     return x, numpyro.sample("y", law, obs=y)
 
 
 def elements_handed_on(x, before, y, t):
     x = state(x, 0.8)
-    return x, numpyro.sample("y", dist.Normal(x * jnp.array([1.0, -0.5]) + 0.6 * before[::-1], 0.7).to_event(1), obs=y)
+    return x, numpyro.sample(
+        "y", dist.Normal(x * jnp.array([1.0, -0.5]) + 0.6 * before[::-1], 0.7).to_event(1), obs=y
+    )
 
 
 def one_feeds_the_other(x, before, y, t):
@@ -123,7 +136,9 @@ def one_feeds_the_other(x, before, y, t):
 
 def of_the_state_before(x, before, y, t):
     now = state(x, 0.5 + 0.1 * t)
-    return now, numpyro.sample("y", dist.Normal(now + 0.5 * x * jnp.array([1.0, 2.0]), 0.7).to_event(1), obs=y)
+    return now, numpyro.sample(
+        "y", dist.Normal(now + 0.5 * x * jnp.array([1.0, 2.0]), 0.7).to_event(1), obs=y
+    )
 
 
 def vector_noise(x, before, t, e, carried=0.6):
@@ -180,7 +195,12 @@ def test_gaps_in_either_direction(step, reverse):
             y, t = inputs
             return step(*carry, y, t), None
 
-        scan(body, (numpyro.sample("x0", dist.Normal(0.0, 1.0)), jnp.zeros(2)), (y, 1.0 * jnp.arange(5)), reverse=reverse)
+        scan(
+            body,
+            (numpyro.sample("x0", dist.Normal(0.0, 1.0)), jnp.zeros(2)),
+            (y, 1.0 * jnp.arange(5)),
+            reverse=reverse,
+        )
 
     y, wanted = jnp.asarray(PAIRS, jnp.float32), evidence(STEPS[step], reverse)
     np.testing.assert_allclose(smooth(model, backward="exact").run(KEY, y).log_evidence, wanted, rtol=1e-4)
@@ -201,7 +221,11 @@ def test_a_stream_whose_law_varies_gets_the_numbers_of_its_time():
 
         scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), (jnp.atleast_1d(y), jnp.atleast_1d(a)))
 
-    y, a, functional = jnp.asarray(SERIES, jnp.float32), jnp.linspace(0.2, 1.2, 5), {"s": lambda t, before, x: t * before * x}
+    y, a, functional = (
+        jnp.asarray(SERIES, jnp.float32),
+        jnp.linspace(0.2, 1.2, 5),
+        {"s": lambda t, before, x: t * before * x},
+    )
     whole = smooth(model, functional, num_particles=4000).run(KEY, y, a)
     online = OnlineSmoother(model, functional, num_particles=4000)
     stream = online.init(KEY)
@@ -209,7 +233,8 @@ def test_a_stream_whose_law_varies_gets_the_numbers_of_its_time():
         stream = online.step(stream, *now)
     assert online.result(stream).expectations["s"] == whole.expectations["s"]
     exactly = smooth(model, functional, backward="exact").run(KEY, y, a).expectations["s"]
-    # Its standard deviation, of 60 keys, is 0.15 with 4000 particles (0.37 with 1000): 4.5 of them, a false alarm in 10^5.
+    # Its standard deviation, of 60 keys, is 0.15 with 4000 particles (0.37 with 1000): 4.5 of them, a false
+    # alarm in 10^5.
     np.testing.assert_allclose(whole.expectations["s"], exactly, atol=0.68)
 
 
@@ -229,15 +254,28 @@ def test_two_scans_of_which_the_second_runs_backward():
 
     wanted = norm(0.5 * np.append(0.0, a[:-1])).logpdf(a).sum() + norm(a).logpdf(y).sum()
     wanted += norm(0.5 * np.append(b[1:], a[-1]) + a).logpdf(b).sum()
-    np.testing.assert_allclose(log_density(model, {"a": jnp.asarray(a), "b": jnp.asarray(b)}, jnp.asarray(y)).total, wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_density(model, {"a": jnp.asarray(a), "b": jnp.asarray(b)}, jnp.asarray(y)).total,
+        wanted,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("w", [0.5, -0.5])
 def test_the_branch_that_is_taken(w):
     def model():
         w = numpyro.sample("w", dist.Normal(0.0, 1.0))
-        a = cond(w > 0, lambda _: numpyro.sample("a", dist.Normal(1.0, 1.0)), lambda _: numpyro.sample("a", dist.Normal(-1.0, 2.0)), None)
+        a = cond(
+            w > 0,
+            lambda _: numpyro.sample("a", dist.Normal(1.0, 1.0)),
+            lambda _: numpyro.sample("a", dist.Normal(-1.0, 2.0)),
+            None,
+        )
         numpyro.sample("y", dist.Normal(a, 1.0), obs=0.2)
 
-    wanted = norm.logpdf(w) + norm.logpdf(0.3, *((1.0, 1.0) if w > 0 else (-1.0, 2.0))) + norm.logpdf(0.2, 0.3)
-    np.testing.assert_allclose(log_density(model, {"w": jnp.array(w), "a": jnp.array(0.3)}).total, wanted, rtol=1e-5)
+    wanted = (
+        norm.logpdf(w) + norm.logpdf(0.3, *((1.0, 1.0) if w > 0 else (-1.0, 2.0))) + norm.logpdf(0.2, 0.3)
+    )
+    np.testing.assert_allclose(
+        log_density(model, {"w": jnp.array(w), "a": jnp.array(0.3)}).total, wanted, rtol=1e-5
+    )

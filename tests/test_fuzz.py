@@ -1,7 +1,9 @@
-"""Malformed calls over the public surface, more than a thousand, each of which must end in an error of ours that names the argument.
+"""Malformed calls over the public surface, more than a thousand, each of which must end in an error of ours
+that names the argument.
 
-A :class:`~tests.fuzz.case.Case` is one way to get a call wrong: a hypothesis strategy for what is wrong, and the call. Strategies hold only
-what is wrong for that argument, so a call that succeeds is a failure of the test. Nothing here is random from run to run.
+A :class:`~tests.fuzz.case.Case` is one way to get a call wrong: a hypothesis strategy for what is wrong, and
+the call. Strategies hold only what is wrong for that argument, so a call that succeeds is a failure of the
+test. Nothing here is random from run to run.
 """
 
 import collections

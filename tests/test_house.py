@@ -1,4 +1,6 @@
-"""The rules of the house: which module may import which, what a wheel holds, and what stays out of the tree."""
+"""The rules of the house: which module may import which, what a wheel holds, and what stays out of the
+tree.
+"""
 
 import ast
 import os
@@ -18,8 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Low to high, and on a floor from left to right: a room imports those before it. A name is a module of ppl_ext or a subpackage;
-# ppl_ext/__init__.py stands above them all.
+# Low to high, and on a floor from left to right: a room imports those before it. A name is a module of
+# ppl_ext or a subpackage; ppl_ext/__init__.py stands above them all.
 FLOORS = (
     ("errors",),
     ("tracing", "runtime"),
@@ -68,7 +70,9 @@ def imports_of(source: str, modules: dict[str, str]) -> Iterator[tuple[int, str]
 
 
 def packages_loaded_with(target: str, importer: str) -> Iterator[str]:
-    """Packages whose ``__init__`` Python runs on the way to ``target`` and has not begun on the way to ``importer``."""
+    """Packages whose ``__init__`` Python runs on the way to ``target`` and has not begun on the way to
+    ``importer``.
+    """
     parts = target.split(".")
     for end in range(2, len(parts)):
         package = ".".join(parts[:end])
@@ -149,8 +153,16 @@ def test_the_floors_allow_what_they_should():
     [
         ("ppl_ext.errors", "from ppl_ext.program import Program", "higher floor"),
         ("ppl_ext.errors", "from ppl_ext import program", "higher floor"),
-        ("ppl_ext.program", "from ppl_ext.gradients import ScoreFunction", "gradients stands behind program on one floor"),
-        ("ppl_ext.errors", "def f():\n    import ppl_ext.program", "line 2: program stands on a higher floor"),
+        (
+            "ppl_ext.program",
+            "from ppl_ext.gradients import ScoreFunction",
+            "gradients stands behind program on one floor",
+        ),
+        (
+            "ppl_ext.errors",
+            "def f():\n    import ppl_ext.program",
+            "line 2: program stands on a higher floor",
+        ),
         ("ppl_ext.errors", "import importlib\nimportlib.import_module('ppl_ext.infer')", "higher floor"),
         ("ppl_ext.priors", "from ppl_ext.smoothing import PaRIS", "pillars"),
         ("ppl_ext.smoothing", "from ppl_ext.objectives import ELBO", "pillars"),
@@ -187,19 +199,35 @@ SHOWN_ELSEWHERE = {"ppl_ext.priors.Matched": "match makes it, for seconds, and i
 
 
 def public_definitions(modules: dict[str, str]) -> dict[str, ast.AST]:
-    """What packages offer in ``__all__``, by its dotted name there: the function or class it stands for, wherever that is written."""
+    """What packages offer in ``__all__``, by its dotted name there: the function or class it stands for,
+    wherever that is written.
+    """
     found: dict[str, ast.AST] = {}
     packages = {module for module in modules if any(other.startswith(f"{module}.") for other in modules)}
     for package in sorted(packages):
         tree = ast.parse(modules[package])
-        # Those that are imported when first asked for stand under ``if TYPE_CHECKING``, which the walk enters.
-        origin = {a.asname or a.name: (n.module, a.name) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
-        [offered] = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"] or [None]
+        # Those that are imported when first asked for stand under ``if TYPE_CHECKING``, which the walk
+        # enters.
+        origin = {
+            a.asname or a.name: (n.module, a.name)
+            for n in ast.walk(tree)
+            if isinstance(n, ast.ImportFrom)
+            for a in n.names
+        }
+        [offered] = [
+            n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+        ] or [None]
         for name in () if offered is None else ast.literal_eval(offered):
             module, here = origin.get(name, (package, name))
-            while (again := _imported(modules.get(module, ""), here) if module in packages else None) and again != (module, here):
+            while (
+                again := _imported(modules.get(module, ""), here) if module in packages else None
+            ) and again != (module, here):
                 module, here = again
-            defined = {n.name: n for n in ast.parse(modules.get(module, "")).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+            defined = {
+                n.name: n
+                for n in ast.parse(modules.get(module, "")).body
+                if isinstance(n, ast.FunctionDef | ast.ClassDef)
+            }
             if here in defined:
                 found[f"{package}.{name}"] = defined[here]
     return found
@@ -208,23 +236,37 @@ def public_definitions(modules: dict[str, str]) -> dict[str, ast.AST]:
 def _imported(source: str, name: str) -> tuple[str, str] | None:
     """Where a package has a name from."""
     nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module)
-    return next(((str(n.module), a.name) for n in nodes for a in n.names if (a.asname or a.name) == name), None)
+    return next(
+        ((str(n.module), a.name) for n in nodes for a in n.names if (a.asname or a.name) == name), None
+    )
 
 
 def without_example(modules: dict[str, str]) -> list[str]:
     public = public_definitions(modules)
-    return [name for name, node in public.items() if ">>>" not in (ast.get_docstring(node) or "") and name not in SHOWN_ELSEWHERE]
+    return [
+        name
+        for name, node in public.items()
+        if ">>>" not in (ast.get_docstring(node) or "") and name not in SHOWN_ELSEWHERE
+    ]
 
 
 def test_every_public_name_has_a_docstring_with_an_example():
     modules = modules_under(ROOT / "ppl_ext")
     public = public_definitions(modules)
-    assert {"ppl_ext.simulate", "ppl_ext.marginal", "ppl_ext.objectives.ELBO", "ppl_ext.priors.match"} <= public.keys()
+    assert {
+        "ppl_ext.simulate",
+        "ppl_ext.marginal",
+        "ppl_ext.objectives.ELBO",
+        "ppl_ext.priors.match",
+    } <= public.keys()
     assert len(public) > 150 and SHOWN_ELSEWHERE.keys() <= public.keys()
     assert without_example(modules) == []
 
 
-@pytest.mark.parametrize("module", ["ppl_ext.objectives.elbo", "ppl_ext.priors.distances.energy", "ppl_ext.result", "ppl_ext.gradients"])
+@pytest.mark.parametrize(
+    "module",
+    ["ppl_ext.objectives.elbo", "ppl_ext.priors.distances.energy", "ppl_ext.result", "ppl_ext.gradients"],
+)
 def test_a_public_name_without_an_example_is_found(module):
     modules = modules_under(ROOT / "ppl_ext")
     assert without_example(modules | {module: modules[module].replace(">>>", "...")})
@@ -236,7 +278,9 @@ def test_a_public_name_without_an_example_is_found(module):
 def run(*command: str | Path, cwd: Path) -> str:
     """The command's standard output; its whole output in the failure when it fails."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "PYTHONPATH"))}
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -286,7 +330,8 @@ def test_an_installed_wheel_brings_no_global_handlers(built, tmp_path):
         import importlib.util, sys
         from pathlib import Path
         site = sys.argv[1]
-        # An environment for development may have a checkout on its path: that one's link is not the wheel's doing.
+        # An environment for development may have a checkout on its path: that one's link is not the wheel's
+        # doing.
         sys.path[:] = [site, *(path for path in sys.path if not Path(path, "handlers").is_symlink())]
         import ppl_ext.handlers
         assert ppl_ext.handlers.__file__.startswith(site), ppl_ext.handlers.__file__
@@ -312,11 +357,15 @@ def test_pytest_collects_a_handler_once(tmp_path, paths):
     (tmp_path / "tests").mkdir()
     (tmp_path / "ppl_ext" / "__init__.py").touch()
     (package / "__init__.py").touch()
-    (package / "twice.py").write_text('def twice(x):\n    """\n    >>> twice(2)\n    4\n    """\n    return 2 * x\n')
+    (package / "twice.py").write_text(
+        'def twice(x):\n    """\n    >>> twice(2)\n    4\n    """\n    return 2 * x\n'
+    )
     (tmp_path / "handlers").symlink_to(os.path.join("ppl_ext", "handlers"))
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     collected = run("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths, cwd=tmp_path)
-    assert [line for line in collected.splitlines() if "::" in line] == ["ppl_ext/handlers/twice.py::ppl_ext.handlers.twice.twice"]
+    assert [line for line in collected.splitlines() if "::" in line] == [
+        "ppl_ext/handlers/twice.py::ppl_ext.handlers.twice.twice"
+    ]
 
 
 # --- nothing of one machine in the tree
@@ -336,19 +385,28 @@ def files_of_the_tree() -> list[Path]:
 
 def machine_paths() -> re.Pattern[str]:
     """A home, a scratch folder, or where this checkout and this environment happen to lie."""
-    system = {Path(name) for name in ("/", "/usr", "/bin", "/etc", "/dev", "/opt", "/var", "/lib", "/srv", "/mnt")}
+    system = {
+        Path(name) for name in ("/", "/usr", "/bin", "/etc", "/dev", "/opt", "/var", "/lib", "/srv", "/mnt")
+    }
     here = {Path(tempfile.gettempdir()), Path.home(), ROOT, ROOT.parent} - system
     if sys.prefix != sys.base_prefix:
         here.add(Path(sys.prefix))
     known = "|".join(re.escape(path.as_posix()) for path in here)
-    return re.compile(rf"(?<![\w.\-/])(?:/(?:home|Users|root|tmp|private|scratch)|[A-Z]:\\Users|{known})[/\\]\w")
+    return re.compile(
+        rf"(?<![\w.\-/])(?:/(?:home|Users|root|tmp|private|scratch)|[A-Z]:\\Users|{known})[/\\]\w"
+    )
 
 
 def test_no_file_names_a_path_of_one_machine():
     pattern = machine_paths()
-    assert pattern.search(f"see {ROOT / 'README.md'}") and pattern.search('"' + "/".join(("", "home", "me", "x")))
+    assert pattern.search(f"see {ROOT / 'README.md'}") and pattern.search(
+        '"' + "/".join(("", "home", "me", "x"))
+    )
     assert not pattern.search(
-        " ".join("/".join(parts) for parts in (("example.org", "home", "me"), ("docs", "tmp", "x"), (".", "tmp", "x")))
+        " ".join(
+            "/".join(parts)
+            for parts in (("example.org", "home", "me"), ("docs", "tmp", "x"), (".", "tmp", "x"))
+        )
     )
     found = []
     for path in files_of_the_tree():
@@ -367,7 +425,9 @@ def test_no_file_names_a_path_of_one_machine():
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-newest.txt"])
 def test_constraints_are_names_and_versions_and_the_readme_tells_them(name):
-    lines = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+!]+", line)] == []
     versions = {key.lower(): version for key, version in (line.split("==") for line in lines)}
     told = "jax {jax}, numpyro {numpyro}, ArviZ {arviz}".format(**versions)
@@ -378,18 +438,34 @@ def test_constraints_are_names_and_versions_and_the_readme_tells_them(name):
 
 
 def reads_of_jax(source: str) -> list[str]:
-    """What a module takes of JAX's internals: modules that promise nothing, and the equations of traced programs."""
+    """What a module takes of JAX's internals: modules that promise nothing, and the equations of traced
+    programs.
+    """
     tree = ast.parse(source)
     modules = [name.split(".") for _, name in imports_of(source, {})]
-    found = [".".join(m) for m in modules if m[:2] in (["jax", "_src"], ["jax", "extend"], ["jax", "interpreters"])]
-    found += [f".{n.attr}" for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in {"eqns", "constvars", "_src"}]
+    found = [
+        ".".join(m) for m in modules if m[:2] in (["jax", "_src"], ["jax", "extend"], ["jax", "interpreters"])
+    ]
+    found += [
+        f".{n.attr}"
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and n.attr in {"eqns", "constvars", "_src"}
+    ]
     return found
 
 
 def test_one_module_reads_jax():
-    for bad in ("from jax.extend.core import Literal", "import jax._src.core", "def f(j):\n    return j.eqns", "x = jax._src.core"):
+    for bad in (
+        "from jax.extend.core import Literal",
+        "import jax._src.core",
+        "def f(j):\n    return j.eqns",
+        "x = jax._src.core",
+    ):
         assert reads_of_jax(bad), bad
-    found = {path.relative_to(ROOT).as_posix(): reads_of_jax(path.read_text(encoding="utf-8")) for path in (ROOT / "ppl_ext").rglob("*.py")}
+    found = {
+        path.relative_to(ROOT).as_posix(): reads_of_jax(path.read_text(encoding="utf-8"))
+        for path in (ROOT / "ppl_ext").rglob("*.py")
+    }
     # The walks take equations that jaxprs.body has opened.
     expected = {"ppl_ext/tracing/jaxprs.py", "ppl_ext/tracing/dataflow.py", "ppl_ext/tracing/depends.py"}
     assert {path for path, reads in found.items() if reads} == expected

@@ -1,4 +1,6 @@
-"""The wheel in an environment of its own, without any extra: what it does there, and what it says of an extra that is missing."""
+"""The wheel in an environment of its own, without any extra: what it does there, and what it says of an extra
+that is missing.
+"""
 
 import subprocess
 import sys
@@ -20,7 +22,8 @@ import ppl_ext
 from ppl_ext.errors import MissingExtraError
 
 assert ppl_ext.__file__.startswith(sys.prefix), ppl_ext.__file__
-absent = [name for name in ("ott", "tinygp", "blackjax", "flax", "sklearn", "pytest") if importlib.util.find_spec(name)]
+extras = ("ott", "tinygp", "blackjax", "flax", "sklearn", "pytest")
+absent = [name for name in extras if importlib.util.find_spec(name)]
 assert not absent, f"{absent} came with the wheel"
 for name in ppl_ext.__all__:
     getattr(ppl_ext, name)
@@ -32,7 +35,8 @@ def level(y):
 
 y = np.array([1.0, 2.0, 1.5], np.float32)
 result = ppl_ext.infer.fit(
-    jax.random.key(0), level, AutoNormal(level), ppl_ext.objectives.ELBO(), optax.adam(0.05), 400, y, progress_bar=False
+    jax.random.key(0), level, AutoNormal(level), ppl_ext.objectives.ELBO(), optax.adam(0.05), 400, y,
+    progress_bar=False
 )
 assert abs(float(result.params["mu_auto_loc"][0]) - 4.5 / 4.0) < 0.3
 assert result.to_arviz(jax.random.key(1)).posterior["mu"].ndim == 2
@@ -46,7 +50,10 @@ def walk(y):
 
 functionals = {"last": lambda t, x_prev, x: jnp.where(t == 2, x, 0.0)}
 args = jax.random.key(2), jnp.asarray(y)
-exact, particles = (ppl_ext.smoothing.smooth(walk, functionals, num_particles=500, backward=b).run(*args) for b in ("exact", "mcmc"))
+exact, particles = (
+    ppl_ext.smoothing.smooth(walk, functionals, num_particles=500, backward=b).run(*args)
+    for b in ("exact", "mcmc")
+)
 assert abs(float(exact.log_evidence - particles.log_evidence)) < 0.5
 
 extras = importlib.metadata.metadata("ppl-ext").get_all("Provides-Extra")

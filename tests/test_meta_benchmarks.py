@@ -1,4 +1,6 @@
-"""What the meta-learning benchmarks rest on: their data, and the page's tables from reports as they write them."""
+"""What the meta-learning benchmarks rest on: their data, and the page's tables from reports as they write
+them.
+"""
 
 import json
 from pathlib import Path
@@ -14,14 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_classes_of_digits_are_rotations_and_disjoint():
     seen, unseen = meta_digits.images(meta_digits.TRAIN), meta_digits.images(meta_digits.TEST)
-    assert not set(meta_digits.TRAIN) & set(meta_digits.TEST) and seen.shape[0] == 24 and unseen.shape[0] == 16
+    assert (
+        not set(meta_digits.TRAIN) & set(meta_digits.TEST) and seen.shape[0] == 24 and unseen.shape[0] == 16
+    )
     upright, turned = (x.reshape(-1, 8, 8) for x in unseen[:2])
     np.testing.assert_array_equal(np.rot90(upright[3]), turned[3])
 
 
 def test_students_are_split_by_row():
     shown, held = meta_stream.students()
-    assert len(shown) == len(held) == 2972 and sum(len(y) for *_, y in shown) + sum(len(y) for *_, y in held) == 73_421
+    assert (
+        len(shown) == len(held) == 2972
+        and sum(len(y) for *_, y in shown) + sum(len(y) for *_, y in held) == 73_421
+    )
     assert all(len(a[2]) >= 4 * len(b[2]) for a, b in zip(shown, held, strict=True))
 
 

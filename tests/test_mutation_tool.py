@@ -57,7 +57,10 @@ def test_samples_are_repeatable_and_every_module_has_its_tests():
     }
 
 
-TOY = "def double(x):\n    return x + x\n\n\ndef half(x):\n    while 2 * x > 1:\n        x = x - 1\n    return x\n"
+TOY = (
+    "def double(x):\n    return x + x\n\n\ndef half(x):\n    while 2 * x > 1:\n        x = x - 1\n    "
+    "return x\n"
+)
 TESTS_OF_TOY = """
 from ppl_ext.toy import double, half
 def test_half():
@@ -91,7 +94,8 @@ def test_red_is_killed_green_survives_and_the_source_is_put_back(toy):
     assert enters == {"test_double": ["ppl_ext/toy.py:double"], "test_half": ["ppl_ext/toy.py:half"]}
     verdict = toy.judge(mutant, 60.0)
     assert verdict.verdict == KILLED and verdict.by.endswith("test_double")
-    elsewhere = dataclasses.replace(mutant, function="ppl_ext/toy.py:half")  # what test_double is known not to enter
+    # what test_double is known not to enter
+    elsewhere = dataclasses.replace(mutant, function="ppl_ext/toy.py:half")
     assert toy.judge(elsewhere, 60.0).verdict == ALIVE
     [tree] = toy.trees.queue
     assert (tree / "ppl_ext" / "toy.py").read_text(encoding="utf-8") == TOY
@@ -115,10 +119,17 @@ def test_what_is_red_anyway_kills_nothing_and_a_run_out_of_time_decides_nothing(
 
 def test_a_file_is_left_out_if_none_of_its_tests_enters_the_function_until_it_changes(toy):
     [tree] = toy.trees.queue
-    assert toy.learn_all("test_toy.py") == "" and set(toy.known) == {"test_toy.py::test_half", "test_toy.py::test_double"}
-    assert toy.may_enter("test_toy.py", "ppl_ext/toy.py:half", tree) and toy.may_enter("test_toy.py", "ppl_ext/toy.py:", tree)
+    assert toy.learn_all("test_toy.py") == "" and set(toy.known) == {
+        "test_toy.py::test_half",
+        "test_toy.py::test_double",
+    }
+    assert toy.may_enter("test_toy.py", "ppl_ext/toy.py:half", tree) and toy.may_enter(
+        "test_toy.py", "ppl_ext/toy.py:", tree
+    )
     assert not toy.may_enter("test_toy.py", "ppl_ext/toy.py:treble", tree)
-    (tree / "test_toy.py").write_text(TESTS_OF_TOY.replace("double(3) == 6", "double(3) == 7"), encoding="utf-8")
+    (tree / "test_toy.py").write_text(
+        TESTS_OF_TOY.replace("double(3) == 6", "double(3) == 7"), encoding="utf-8"
+    )
     assert toy.may_enter("test_toy.py", "ppl_ext/toy.py:treble", tree)
     toy.known.clear()
     assert toy.learn_all("test_toy.py") == "test_toy.py::test_double"

@@ -1,4 +1,6 @@
-"""One run over two processes: the numbers of one process, and what becomes of it when one of them is killed."""
+"""One run over two processes: the numbers of one process, and what becomes of it when one of them is
+killed.
+"""
 
 import os
 import socket
@@ -19,11 +21,20 @@ def start(num: int, folder: Path, what: str) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={min(num, 2)}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={min(num, 2)}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     flags |= {"JAX_COMPILATION_CACHE_DIR": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [sys.executable, "-m", "tests.processes", address, str(num)]
-    return [subprocess.Popen([*command, str(i), str(folder), what], cwd=ROOT, env={**os.environ, **flags}, **pipes) for i in range(num)]
+    return [
+        subprocess.Popen(
+            [*command, str(i), str(folder), what], cwd=ROOT, env={**os.environ, **flags}, **pipes
+        )
+        for i in range(num)
+    ]
 
 
 def run(num: int, folder: Path, what: str) -> list[dict[str, np.ndarray]]:

@@ -1,7 +1,9 @@
-"""``simulate`` and ``log_density`` agree with NumPyro's own density, and with densities written by hand where NumPyro's is wrong.
+"""``simulate`` and ``log_density`` agree with NumPyro's own density, and with densities written by hand where
+NumPyro's is wrong.
 
-A table of models, one for each thing a NumPyro model may hold; the value of every row is drawn by ``simulate`` and scored three times: by
-the draw itself, by ``log_density``, and by ``numpyro.infer.util.log_density`` or by hand.
+A table of models, one for each thing a NumPyro model may hold; the value of every row is drawn by
+``simulate`` and scored three times: by the draw itself, by ``log_density``, and by
+``numpyro.infer.util.log_density`` or by hand.
 """
 
 import itertools
@@ -38,7 +40,8 @@ from tests.programs import (
 DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
 
 
-# --- the table -------------------------------------------------------------------------------------------------------------------------
+# --- the table
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -84,7 +87,9 @@ def test_closed_form():
     close(log_density(flat, {"z": z}).total, norm.logpdf(z, 0.3, 1.5) + norm.logpdf(0.7, z, 0.5))
     close(log_density(scaled, {"z": z}).total, 3.0 * norm.logpdf(z) + 1.5 * norm.logpdf(0.2, z, 0.5))
     z, w = np.array([0.1, -0.5, 2.0]), np.array([1.0, 0.3, -2.0])
-    expected = norm.logpdf(z).sum() + norm.logpdf(Y3[[0, 2]], z[[0, 2]], 0.5).sum() + norm.logpdf(w[1], z[1], 2.0)
+    expected = (
+        norm.logpdf(z).sum() + norm.logpdf(Y3[[0, 2]], z[[0, 2]], 0.5).sum() + norm.logpdf(w[1], z[1], 2.0)
+    )
     close(log_density(masked, {"z": z, "w": w}).total, expected)
     close(log_density(factored, {"z": -0.7}).total, norm.logpdf(-0.7) - 0.7 * 3 - 2 * 0.7)
 
@@ -110,7 +115,8 @@ def test_arguments_pass_through(rng_key):
     close(log_density(Program(model, (3.0,)), {"z": 2.9}, width=0.1).total, norm.logpdf(2.9, 3.0, 0.1))
 
 
-# --- params ----------------------------------------------------------------------------------------------------------------------------
+# --- params
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_param_takes_its_initial_or_its_substituted_value(rng_key):
@@ -133,7 +139,8 @@ def test_param_with_a_random_initial_value(rng_key):
     assert bool(jnp.isfinite(again.total))
 
 
-# --- plates that subsample -------------------------------------------------------------------------------------------------------------
+# --- plates that subsample
+# ------------------------------------------------------------------------------------------------------------
 
 
 def whole():
@@ -150,12 +157,18 @@ def test_indices_travel_in_the_values_and_are_reused():
     expected = norm.logpdf(mu) + 2.0 * norm.logpdf(DATA[index], mu, 1.0).sum()
     close(draw.log_density.total, expected)
     close(log_density(minibatch, draw.values).total, expected)
-    close(log_density(minibatch, {"mu": mu, "n": jnp.array([1, 3])}).total, norm.logpdf(mu) + 2 * norm.logpdf(DATA[[1, 3]], mu).sum())
+    close(
+        log_density(minibatch, {"mu": mu, "n": jnp.array([1, 3])}).total,
+        norm.logpdf(mu) + 2 * norm.logpdf(DATA[[1, 3]], mu).sum(),
+    )
 
 
 def test_a_model_without_that_plate_takes_the_values_of_a_subsampling_guide():
     draw = drawn(minibatch)
-    close(log_density(whole, draw.values).total, norm.logpdf(draw.values["mu"]) + norm.logpdf(DATA, draw.values["mu"]).sum())
+    close(
+        log_density(whole, draw.values).total,
+        norm.logpdf(draw.values["mu"]) + norm.logpdf(DATA, draw.values["mu"]).sum(),
+    )
 
 
 def test_over_all_subsets_the_subsampled_density_is_the_whole_one():
@@ -165,11 +178,15 @@ def test_over_all_subsets_the_subsampled_density_is_the_whole_one():
 
 
 def test_indices_that_are_not_given_are_drawn_without_bias():
-    """Every subset is drawn, at its rate: 6 frequencies of 3,000 keys within 4.5 standard errors (false alarms below 5e-5)."""
+    """Every subset is drawn, at its rate: 6 frequencies of 3,000 keys within 4.5 standard errors (false
+    alarms below 5e-5).
+    """
     keys = jax.random.split(jax.random.key(1), 3000)
     drawn = jax.jit(jax.vmap(lambda key: log_density(minibatch, {"mu": 0.3}, rng_key=key).total))(keys)
     subsets = jnp.array(list(itertools.combinations(range(4), 2)))
-    possible = np.asarray(jax.vmap(lambda index: log_density(minibatch, {"mu": 0.3, "n": index}).total)(subsets))
+    possible = np.asarray(
+        jax.vmap(lambda index: log_density(minibatch, {"mu": 0.3, "n": index}).total)(subsets)
+    )
     nearest = np.argmin(np.abs(np.asarray(drawn)[:, None] - possible), axis=1)
     close(drawn, possible[nearest])
     rates = np.bincount(nearest, minlength=6) / len(keys)
@@ -178,7 +195,10 @@ def test_indices_that_are_not_given_are_drawn_without_bias():
 
 def test_nested_subsampling_multiplies():
     def model():
-        with numpyro.plate("rows", 6, subsample_size=2, dim=-2), numpyro.plate("columns", 4, subsample_size=2, dim=-1):
+        with (
+            numpyro.plate("rows", 6, subsample_size=2, dim=-2),
+            numpyro.plate("columns", 4, subsample_size=2, dim=-1),
+        ):
             numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     draw = drawn(model)
@@ -187,11 +207,15 @@ def test_nested_subsampling_multiplies():
     close(log_density(model, draw.values).total, draw.log_density.total)
 
 
-# --- keys, transformations -------------------------------------------------------------------------------------------------------------
+# --- keys, transformations
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_typed_and_legacy_keys_draw_the_same():
-    typed, legacy = simulate(plated, rng_key=jax.random.key(3)), simulate(plated, rng_key=jax.random.PRNGKey(3))
+    typed, legacy = (
+        simulate(plated, rng_key=jax.random.key(3)),
+        simulate(plated, rng_key=jax.random.PRNGKey(3)),
+    )
     jax.tree.map(np.testing.assert_array_equal, dict(typed.values), dict(legacy.values))
 
 
@@ -239,7 +263,9 @@ def test_a_program_is_a_pytree_of_its_arguments():
 
 def test_a_model_may_be_scored_within_numpyros_own_handlers(rng_key):
     """The handlers nest in both directions: a scale around the call is a scale around the program."""
-    outside = trace(seed(lambda: numpyro.deterministic("d", log_density(flat, {"z": 0.4}).total), rng_key)).get_trace()
+    outside = trace(
+        seed(lambda: numpyro.deterministic("d", log_density(flat, {"z": 0.4}).total), rng_key)
+    ).get_trace()
     close(outside["d"]["value"], log_density(flat, {"z": 0.4}).total)
     with scale(scale=2.0):
         doubled = log_density(flat, {"z": 0.4}).total

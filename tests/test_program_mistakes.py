@@ -63,8 +63,14 @@ MISSHAPEN = {
         rows_of(dist.Normal(0.0, 1.0), 3),
         ("Normal, has", "batch shape \\(3,\\)", "numpyro.plate\\('rows', data.shape\\[0\\]\\)"),
     ),
-    "data against an event": (rows_of(NORMALS.to_event(1)), ("Normal, has", "event shape \\(3,\\)", "last axis is one draw, \\(3,\\)")),
-    "parameters against a plate": (rows_of(NORMALS, 4), ("failed at site 'y'", "plate 'rows' has size 4 on axis -1", "to_event")),
+    "data against an event": (
+        rows_of(NORMALS.to_event(1)),
+        ("Normal, has", "event shape \\(3,\\)", "last axis is one draw, \\(3,\\)"),
+    ),
+    "parameters against a plate": (
+        rows_of(NORMALS, 4),
+        ("failed at site 'y'", "plate 'rows' has size 4 on axis -1", "to_event"),
+    ),
 }
 
 
@@ -89,7 +95,9 @@ def test_a_value_for_an_observed_site():
         log_density(random_walk, {"x": XS, "y": Y3}, Y3)
 
 
-@pytest.mark.parametrize("value", [np.zeros(2), np.zeros((3, 3)), np.zeros((2, 3)), 0.0], ids=lambda v: str(np.shape(v)))
+@pytest.mark.parametrize(
+    "value", [np.zeros(2), np.zeros((3, 3)), np.zeros((2, 3)), 0.0], ids=lambda v: str(np.shape(v))
+)
 def test_a_value_of_the_wrong_shape(value):
     with refused(ModelError, "Shapes disagree at site 'z'", r"\(3,\)"):
         log_density(plated, {"mu": 0.0, "z": value})
@@ -102,7 +110,10 @@ def test_values_of_the_wrong_shape_in_scan():
 
 
 def test_leading_axes_of_size_one_are_no_disagreement():
-    close(log_density(plated, {"mu": 0.0, "z": np.zeros((1, 3))}).total, log_density(plated, {"mu": 0.0, "z": np.zeros(3)}).total)
+    close(
+        log_density(plated, {"mu": 0.0, "z": np.zeros((1, 3))}).total,
+        log_density(plated, {"mu": 0.0, "z": np.zeros(3)}).total,
+    )
 
 
 def test_two_sites_of_one_name(rng_key):

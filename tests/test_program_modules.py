@@ -1,4 +1,6 @@
-"""``simulate`` and ``log_density`` of programs with observed parts, neural networks, flows and automatic guides."""
+"""``simulate`` and ``log_density`` of programs with observed parts, neural networks, flows and automatic
+guides.
+"""
 
 import flax.linen as nn
 import jax
@@ -85,7 +87,9 @@ def test_a_flax_module_with_a_prior(rng_key):
 
 @pytest.mark.slow
 def test_a_flow_is_scored_from_its_intermediates():
-    """The inverse of an autoregressive flow is a loop; the draw keeps the noise instead, and scores the same."""
+    """The inverse of an autoregressive flow is a loop; the draw keeps the noise instead, and scores the
+    same.
+    """
     init, apply = AutoregressiveNN(3, [4])
     _, weights = init(jax.random.key(7), (3,))
 
@@ -112,7 +116,11 @@ def test_autoguides_score_in_the_model(make, rng_key):
     def all_answers(key):
         draw = simulate(guide, rng_key=key)
         sites = trace(seed(guide, key)).get_trace().values()
-        own = sum(jnp.sum(s["fn"].log_prob(s["value"], *filter(None, [s["intermediates"]]))) for s in sites if s["type"] == "sample")
+        own = sum(
+            jnp.sum(s["fn"].log_prob(s["value"], *filter(None, [s["intermediates"]])))
+            for s in sites
+            if s["type"] == "sample"
+        )
         in_model, _ = numpyro_log_density(model, (), {}, {n: draw.values[n] for n in ("loc", "width")})
         return draw, own, log_density(model, draw.values).total, in_model
 

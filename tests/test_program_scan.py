@@ -44,7 +44,9 @@ def simulated_and_scored(model, *args, **kwargs):
 
 @pytest.mark.parametrize("obs", [None, np.zeros(3, np.float32)], ids=["latent", "observed"])
 def test_a_condition_on_a_scanned_site(obs):
-    """``condition`` turns a latent site of the body into an observed one, and replaces the data of one that is."""
+    """``condition`` turns a latent site of the body into an observed one, and replaces the data of one that
+    is.
+    """
     values, density = simulated_and_scored(condition(random_walk, {"y": jnp.asarray(Y3)}), obs)
     assert set(values) == {"x"}
     close(density, walk_density(values["x"], Y3))
@@ -61,8 +63,12 @@ def test_a_condition_on_one_site_excuses_no_other():
 
 
 def test_a_condition_on_a_site_scanned_backwards():
-    """NumPyro's ``condition`` counts steps as they are taken, so its first value belongs to the last time; draw and score agree on that."""
-    values, density = simulated_and_scored(condition(random_walk, {"y": jnp.asarray(Y3)}), np.zeros(3, np.float32), reverse=True)
+    """NumPyro's ``condition`` counts steps as they are taken, so its first value belongs to the last time;
+    draw and score agree on that.
+    """
+    values, density = simulated_and_scored(
+        condition(random_walk, {"y": jnp.asarray(Y3)}), np.zeros(3, np.float32), reverse=True
+    )
     close(density, walk_density(values["x"], Y3[::-1], reverse=True))
 
 

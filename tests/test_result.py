@@ -1,4 +1,6 @@
-"""Fits and MCMC runs as one report: densities on the full plates, and every ArviZ function that users reach for."""
+"""Fits and MCMC runs as one report: densities on the full plates, and every ArviZ function that users reach
+for.
+"""
 
 import warnings
 
@@ -94,7 +96,9 @@ def test_the_exact_posterior_has_equal_weights_that_are_the_evidence():
     mu = draws.values["mu"].astype(float)
     np.testing.assert_allclose(draws.values["shifted"], mu + 10.0, rtol=1e-6)
     np.testing.assert_allclose(draws.log_q, norm.logpdf(mu, POSTERIOR["loc"], POSTERIOR["scale"]), atol=1e-4)
-    np.testing.assert_allclose(draws.log_p, norm.logpdf(mu) + norm.logpdf(Y, mu[..., None]).sum(-1), atol=1e-4)
+    np.testing.assert_allclose(
+        draws.log_p, norm.logpdf(mu) + norm.logpdf(Y, mu[..., None]).sum(-1), atol=1e-4
+    )
     weights = importance(draws)
     np.testing.assert_allclose(weights.elbo, LOG_EVIDENCE, atol=1e-4)
     assert (weights.pareto_k < 0.5).all() and (weights.ess > 399.0).all()
@@ -104,13 +108,17 @@ def test_the_exact_posterior_has_equal_weights_that_are_the_evidence():
 
 def test_a_subsampled_plate_is_scored_whole():
     whole = fit_of(conjugate, normal_guide, [POSTERIOR], jnp.asarray(Y)).sample(num_samples=200)
-    few = fit_of(conjugate, normal_guide, [POSTERIOR], jnp.asarray(Y), subsample_size=2).sample(num_samples=200)
+    few = fit_of(conjugate, normal_guide, [POSTERIOR], jnp.asarray(Y), subsample_size=2).sample(
+        num_samples=200
+    )
     np.testing.assert_array_equal(whole.log_weights, few.log_weights)
     assert psis(few.log_weights).pareto_k < 0.5
 
 
 def test_an_estimated_density_has_noise_of_its_own_at_every_draw():
-    """Shared by all draws, it would move all weights together: their average would be off by more than their spread tells."""
+    """Shared by all draws, it would move all weights together: their average would be off by more than their
+    spread tells.
+    """
 
     def model(y):
         z = numpyro.sample("z", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0))
@@ -121,13 +129,18 @@ def test_an_estimated_density_has_noise_of_its_own_at_every_draw():
     draws = fit_of(estimated, normal_guide, [posterior], 1.5).sample(num_samples=4000)
     at_one = {"mu": np.zeros((1, 4000), np.float32)}
     _, log_p, _ = rescored(estimated, at_one, (1.5,), {})
-    for log_ratios in (draws.log_weights - norm.logpdf(1.5, 0.0, 3**0.5), log_p - norm.logpdf(0.0) - norm.logpdf(1.5, 0.0, 2**0.5)):
+    for log_ratios in (
+        draws.log_weights - norm.logpdf(1.5, 0.0, 3**0.5),
+        log_p - norm.logpdf(0.0) - norm.logpdf(1.5, 0.0, 2**0.5),
+    ):
         ratios = np.exp(log_ratios)
         assert ratios.std() > 0.2 and abs(ratios.mean() - 1.0) < 4.5 * ratios.std() / 4000**0.5
 
 
 def test_each_chain_has_its_own_params_and_keys_decide_the_draws():
-    result = fit_of(conjugate, normal_guide, [POSTERIOR, POSTERIOR | {"loc": np.float32(5.0)}], jnp.asarray(Y))
+    result = fit_of(
+        conjugate, normal_guide, [POSTERIOR, POSTERIOR | {"loc": np.float32(5.0)}], jnp.asarray(Y)
+    )
     draws = result.sample(num_samples=300)
     means = draws.values["mu"].mean(1)
     # Standard error 0.022.
@@ -184,7 +197,10 @@ def local_model(y, size=6, subsample_size=2):
 @pytest.mark.slow
 def test_subsampled_local_latents_come_for_the_whole_plate():
     guide = AutoNormal(local_model)
-    params = initial(local_model, guide, jnp.asarray(Y)) | {"x_auto_loc": Y, "x_auto_scale": np.full(6, 0.5, np.float32)}
+    params = initial(local_model, guide, jnp.asarray(Y)) | {
+        "x_auto_loc": Y,
+        "x_auto_scale": np.full(6, 0.5, np.float32),
+    }
     result = fit_of(local_model, guide, [params], jnp.asarray(Y))
     draws = result.sample(num_samples=50)
     assert draws.values["x"].shape == (1, 50, 6)
@@ -206,7 +222,9 @@ def test_a_guide_that_only_knows_minibatches_is_explained():
             numpyro.sample("x", dist.Normal(loc, 1.0))
 
     with pytest.raises(ModelError, match="all of the plate 'n' it subsamples"):
-        fit_of(local_model, guide, [{"m": np.float32(0), "loc": np.zeros(2)}], jnp.asarray(Y)).sample(num_samples=3)
+        fit_of(local_model, guide, [{"m": np.float32(0), "loc": np.zeros(2)}], jnp.asarray(Y)).sample(
+            num_samples=3
+        )
 
 
 def test_sites_that_do_not_match_are_named():
@@ -266,7 +284,9 @@ def test_a_finite_site_that_the_guide_draws_is_scored_jointly_and_still_summed_o
     np.testing.assert_allclose(draws.values["assigned"], assigned, rtol=1e-6)
     joint = norm.logpdf(loc, 0.0, 3.0).sum(-1) + (np.log(PROBS)[z] + norm.logpdf(Y, assigned)).sum(-1)
     np.testing.assert_allclose(draws.log_p, joint, atol=1e-4)
-    np.testing.assert_allclose(draws.log_q, norm.logpdf(loc, [0.0, 1.5], 0.5).sum(-1) + 6 * np.log(0.5), atol=1e-4)
+    np.testing.assert_allclose(
+        draws.log_q, norm.logpdf(loc, [0.0, 1.5], 0.5).sum(-1) + 6 * np.log(0.5), atol=1e-4
+    )
     report = result.to_arviz(num_samples=30)
     np.testing.assert_allclose(report.log_likelihood["y"], mixture_terms(loc), atol=1e-4)
 
@@ -296,9 +316,14 @@ def test_a_chain_is_summed_along_the_chain_and_has_no_leave_one_out():
         forward = np.array([1.0, 0.0])
         for y in Y:
             forward = (forward @ TRANSITION) * norm.pdf(y, EMISSION, noise)
-        np.testing.assert_allclose(log_p, norm.logpdf(np.log(noise), 0.0, 0.1) - np.log(noise) + np.log(forward.sum()), atol=1e-4)
+        np.testing.assert_allclose(
+            log_p, norm.logpdf(np.log(noise), 0.0, 0.1) - np.log(noise) + np.log(forward.sum()), atol=1e-4
+        )
     report = result.to_arviz(num_samples=4)
-    assert "log_likelihood" not in groups_of(report) and "'z' is in a scan" in report.attrs["log_likelihood_omitted"]
+    assert (
+        "log_likelihood" not in groups_of(report)
+        and "'z' is in a scan" in report.attrs["log_likelihood_omitted"]
+    )
     with pytest.raises(ModelError, match="'z' is in a scan"):
         result.to_arviz(num_samples=4, log_likelihood=True)
 
@@ -315,7 +340,14 @@ def runs():
     y = jnp.asarray(Y)
 
     def nuts(model):
-        mcmc = MCMC(NUTS(model), num_warmup=100, num_samples=60, num_chains=2, chain_method="vectorized", progress_bar=False)
+        mcmc = MCMC(
+            NUTS(model),
+            num_warmup=100,
+            num_samples=60,
+            num_chains=2,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
         mcmc.run(KEY, y, extra_fields=("energy", "num_steps", "accept_prob", "potential_energy"))
         return mcmc
 
@@ -343,13 +375,17 @@ def test_arviz_reads_every_report(reports, name):
         plot(report)
         plt.close("all")
     result = loo(report, pointwise=True)
-    assert result.n_data_points == 6 and np.isfinite(result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd)
+    assert result.n_data_points == 6 and np.isfinite(
+        result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd
+    )
 
 
 def test_the_terms_are_those_of_the_model(reports):
     for name in ("nuts", "fit"):
         mu = np.asarray(reports[name].posterior["mu"], float)
-        np.testing.assert_allclose(reports[name].log_likelihood["y"], norm.logpdf(Y, mu[..., None]), atol=1e-5)
+        np.testing.assert_allclose(
+            reports[name].log_likelihood["y"], norm.logpdf(Y, mu[..., None]), atol=1e-5
+        )
         by_hand = norm.logpdf(mu) + norm.logpdf(Y, mu[..., None]).sum(-1)
         np.testing.assert_allclose(reports[name].sample_stats["lp"], by_hand, atol=1e-4)
     for name in ("mixed nuts", "mixed fit"):
@@ -372,17 +408,32 @@ def test_what_a_fit_reports_of_itself(reports, runs):
     assert dict(report.vi_trace["loss"].sizes) == {"chain": 2, "step": 300}
     assert {"lp", "log_q", "log_weight"} == set(report.sample_stats.data_vars)
     attrs = report.attrs
-    assert attrs["objective"] == "Trace_ELBO" and attrs["guide"] == "AutoNormal" and attrs["stop_reason"] == "completed"
+    assert (
+        attrs["objective"] == "Trace_ELBO"
+        and attrs["guide"] == "AutoNormal"
+        and attrs["stop_reason"] == "completed"
+    )
     assert attrs["num_steps"] == 300 and attrs["numpyro_version"] == numpyro.__version__
     assert attrs["pareto_k"].shape == attrs["importance_ess"].shape == (2,)
     np.testing.assert_array_equal(attrs["seed"], jax.random.key_data(KEY))
     np.testing.assert_array_equal(report.posterior.attrs["pareto_k"], attrs["pareto_k"])
-    assert repr(runs["fit"]) == "Fit(Trace_ELBO, AutoNormal, num_chains=2, num_steps=300, stop_reason='completed')"
+    assert (
+        repr(runs["fit"])
+        == "Fit(Trace_ELBO, AutoNormal, num_chains=2, num_steps=300, stop_reason='completed')"
+    )
 
 
 def test_what_nuts_recorded_has_arviz_names(reports):
     stats = reports["nuts"].sample_stats
-    assert {"lp", "diverging", "energy", "n_steps", "acceptance_rate", "tree_depth", "potential_energy"} <= set(stats.data_vars)
+    assert {
+        "lp",
+        "diverging",
+        "energy",
+        "n_steps",
+        "acceptance_rate",
+        "tree_depth",
+        "potential_energy",
+    } <= set(stats.data_vars)
     # log p and the potential differ by the Jacobian, which is none for a real site.
     np.testing.assert_allclose(stats["lp"], -stats["potential_energy"], atol=1e-4)
     assert reports["nuts"].attrs["kernel"] == "NUTS"
@@ -422,10 +473,19 @@ def test_masks_over_two_plates_keep_track_of_both():
         numpyro.sample("mu", dist.Normal(numpyro.param("loc", 0.0), 1.0))
 
     y = RNG.normal(size=(2, 3)).astype(np.float32)
-    report = fit_of(model, guide, [{"loc": np.float32(0.0)}], jnp.asarray(y)).to_arviz(num_samples=5, coords={"column": ["a", "b", "c"]})
+    report = fit_of(model, guide, [{"loc": np.float32(0.0)}], jnp.asarray(y)).to_arviz(
+        num_samples=5, coords={"column": ["a", "b", "c"]}
+    )
     terms = report.log_likelihood["y"]
-    assert list(terms["y_row"].values) == [0, 0, 1, 1] and list(terms["y_column"].values) == ["a", "c", "b", "c"]
-    np.testing.assert_allclose(terms, norm.logpdf(y[mask], np.asarray(report.posterior["mu"], float)[..., None]), atol=1e-5)
+    assert list(terms["y_row"].values) == [0, 0, 1, 1] and list(terms["y_column"].values) == [
+        "a",
+        "c",
+        "b",
+        "c",
+    ]
+    np.testing.assert_allclose(
+        terms, norm.logpdf(y[mask], np.asarray(report.posterior["mu"], float)[..., None]), atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -452,7 +512,9 @@ def test_axes_are_named_after_plates_time_and_events():
         numpyro.sample("v", dist.Normal(numpyro.param("loc", 0.0), 1.0).expand([2, 2]).to_event(2))
         numpyro.sample("x", dist.Normal(0.0, 1.0).expand([4, 2]).to_event(2))
 
-    report = fit_of(model, guide, [{"loc": np.float32(0.0)}], jnp.asarray(y)).to_arviz(num_samples=3, posterior_predictive=True)
+    report = fit_of(model, guide, [{"loc": np.float32(0.0)}], jnp.asarray(y)).to_arviz(
+        num_samples=3, posterior_predictive=True
+    )
     dims = {name: x.dims[2:] for name, x in report.posterior.data_vars.items()}
     assert dims == {
         "outer.w": ("topic",),
@@ -507,7 +569,11 @@ def test_plates_of_a_reserved_or_taken_name_and_given_groups():
         coords={"country": ["DE", "FR", "IT"]},
     )
     assert list(report.constant_data["x"]["country"].values) == ["DE", "FR", "IT"]
-    assert report.log_likelihood["y"].dims == report.posterior_predictive["y"].dims == ("chain", "draw", "country")
+    assert (
+        report.log_likelihood["y"].dims
+        == report.posterior_predictive["y"].dims
+        == ("chain", "draw", "country")
+    )
     assert report.prior["mu"].shape == (1, 8)
     assert result.to_arviz(num_samples=4).log_likelihood["y"].dims == ("chain", "draw", "draw_plate")
     with pytest.raises(ArgumentError, match="2 labels for the axis 'country'"):
@@ -567,7 +633,10 @@ def test_a_write_that_fails_leaves_the_old_file(runs, reports, tmp_path, monkeyp
 
 def test_params_of_any_nesting_and_type_survive(tmp_path):
     params = {
-        "net": {"layers": [{"w": np.ones((2, 3)), "b": jnp.zeros(3)}, {"w": jnp.ones(2, jnp.bfloat16)}], "a/b": np.int32(3)},
+        "net": {
+            "layers": [{"w": np.ones((2, 3)), "b": jnp.zeros(3)}, {"w": jnp.ones(2, jnp.bfloat16)}],
+            "a/b": np.int32(3),
+        },
         "pair": (np.float32(1.0), np.array([True, False])),
         "sparse": {0: np.zeros(1), 2: np.ones(1)},
     }
@@ -590,10 +659,19 @@ def test_the_summary_says_whether_to_believe_the_fit(runs, capsys):
     text = capsys.readouterr().out
     assert "mu " in text and "r_hat" in text and "Trace_ELBO with AutoNormal, 300 steps, completed." in text
     assert text.count(": good") == 2 and "The restarts agree" in text
-    wide = fit_of(conjugate, normal_guide, [POSTERIOR, {"loc": np.float32(5.0), "scale": np.float32(0.1)}], jnp.asarray(Y))
+    wide = fit_of(
+        conjugate,
+        normal_guide,
+        [POSTERIOR, {"loc": np.float32(5.0), "scale": np.float32(0.1)}],
+        jnp.asarray(Y),
+    )
     wide.print_summary(num_samples=400)
     text = capsys.readouterr().out
-    assert "not to be trusted" in text and "The restarts disagree" in text and "The best ELBO is chain 0's" in text
+    assert (
+        "not to be trusted" in text
+        and "The restarts disagree" in text
+        and "The best ELBO is chain 0's" in text
+    )
 
 
 def test_mistakes_are_named(runs):

@@ -19,9 +19,14 @@ FIELDS = {
     "infer": lambda msg: msg["type"] == "sample" and msg["infer"].get("hidden", False),
     "fn": lambda msg: msg["type"] == "sample" and msg["fn"].event_dim > 3,
     "scale": lambda msg: msg["type"] == "sample" and msg["scale"] is not None,
-    "cond_indep_stack": lambda msg: msg["type"] == "sample" and any(f.name == "hidden" for f in msg["cond_indep_stack"]),
+    "cond_indep_stack": lambda msg: (
+        msg["type"] == "sample" and any(f.name == "hidden" for f in msg["cond_indep_stack"])
+    ),
     "kwargs": lambda msg: msg["type"] == "sample" and bool(msg["kwargs"]["sample_shape"]),
-    "the rest": lambda msg: msg["type"] == "sample" and (bool(msg["args"]) or msg["value"] is None and msg["intermediates"] is msg),
+    "the rest": lambda msg: (
+        msg["type"] == "sample"
+        and (bool(msg["args"]) or msg["value"] is None and msg["intermediates"] is msg)
+    ),
 }
 
 
@@ -41,7 +46,9 @@ PROGRAMS = {
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_filter_that_hides_nothing_changes_nothing(program, field):
-    found, plain = (simulate(p, rng_key=KEY) for p in (block(PROGRAMS[program], hide_fn=FIELDS[field]), PROGRAMS[program]))
+    found, plain = (
+        simulate(p, rng_key=KEY) for p in (block(PROGRAMS[program], hide_fn=FIELDS[field]), PROGRAMS[program])
+    )
     jax.tree.map(np.testing.assert_array_equal, dict(found.values), dict(plain.values))
     np.testing.assert_array_equal(found.log_density.total, plain.log_density.total)
 
@@ -61,14 +68,22 @@ def observed(site):
 @pytest.mark.parametrize("name", ["marginal", "normalize"])
 def test_a_filter_that_hides_the_factor_with_the_density_is_told(name):
     program = PROGRAMS[name]
-    with pytest.warns(UserWarning, match=rf"hides the factor '{name}\((x|z)\)', which carries the log density of '(x|z)'"):
+    with pytest.warns(
+        UserWarning, match=rf"hides the factor '{name}\((x|z)\)', which carries the log density of '(x|z)'"
+    ):
         assert simulate(block(program, hide_fn=observed), rng_key=KEY).log_density.total == 0.0
-    [factor] = [label.site for label in simulate(program, rng_key=KEY).log_density.labels if label.site.startswith(name)]
+    [factor] = [
+        label.site
+        for label in simulate(program, rng_key=KEY).log_density.labels
+        if label.site.startswith(name)
+    ]
     through = block(program, hide_fn=lambda site: observed(site) and site["name"] != factor)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = simulate(through, rng_key=KEY)
-        np.testing.assert_array_equal(found.log_density.total, simulate(program, rng_key=KEY).log_density.total)
+        np.testing.assert_array_equal(
+            found.log_density.total, simulate(program, rng_key=KEY).log_density.total
+        )
         simulate(block(program), rng_key=KEY)  # all of it hidden is what was asked for
         simulate(marginal(nested, ["x"], Enumeration()), rng_key=KEY)
 

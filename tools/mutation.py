@@ -1,14 +1,16 @@
 """Mutation testing: break the code on purpose, one place at a time, and see whether a test goes red.
 
-``python -m tools.mutation --num 20 --seed 1`` judges twenty more places over all modules of ``TESTS``, a module as likely as another;
-``--module ppl_ext/smoothing`` keeps to one folder or module. Verdicts add up in ``tools/mutants.json``; those already judged there are
-passed over while their line stands in the source, and ``--again`` judges the survivors anew. ``--report`` prints kills by folder and each
-survivor with its note: a survivor wants a test, or a note in that file that says why no test can tell.
+``python -m tools.mutation --num 20 --seed 1`` judges twenty more places over all modules of ``TESTS``, a
+module as likely as another; ``--module ppl_ext/smoothing`` keeps to one folder or module. Verdicts add up in
+``tools/mutants.json``; those already judged there are passed over while their line stands in the source, and
+``--again`` judges the survivors anew. ``--report`` prints kills by folder and each survivor with its note: a
+survivor wants a test, or a note in that file that says why no test can tell.
 
-Each mutant runs in a copy of the tree against the tests named for its module, up to the first failure. Tests that are known to enter the
-changed function come first, the fastest of them before, and those known not to enter it are left out; that knowledge, and what XLA
-compiled, grow from run to run in ``.mutation``. ``--learn`` gathers it for all tests beforehand, in the time that they take: without it
-the first mutants of each module pay for it.
+Each mutant runs in a copy of the tree against the tests named for its module, up to the first failure. Tests
+that are known to enter the changed function come first, the fastest of them before, and those known not to
+enter it are left out; that knowledge, and what XLA compiled, grow from run to run in ``.mutation``.
+``--learn`` gathers it for all tests beforehand, in the time that they take: without it the first mutants of
+each module pay for it.
 """
 
 import argparse
@@ -39,8 +41,9 @@ KEPT = ROOT / "tools" / "mutants.json"
 HABITS = ROOT / ".mutation"
 
 _CORE = (
-    "tests/tracing tests/densities tests/gradients tests/expectations tests/handlers tests/objectives tests/test_program.py "
-    "tests/test_program_scan.py tests/test_program_modules.py tests/test_program_mistakes.py"
+    "tests/tracing tests/densities tests/gradients tests/expectations tests/handlers tests/objectives "
+    "tests/test_program.py tests/test_program_scan.py tests/test_program_modules.py "
+    "tests/test_program_mistakes.py"
 )
 TESTS = {
     "ppl_ext/program.py": _CORE,
@@ -50,8 +53,10 @@ TESTS = {
     "ppl_ext/densities": _CORE,
     "ppl_ext/expectations": _CORE,
     "ppl_ext/gradients": _CORE,
-    "ppl_ext/state_space": "tests/state_space tests/algorithms tests/smoothing tests/infer/test_particle_gibbs.py",
-    "ppl_ext/algorithms": "tests/algorithms tests/state_space tests/smoothing tests/infer/test_particle_gibbs.py tests/test_composition.py",
+    "ppl_ext/state_space": "tests/state_space tests/algorithms tests/smoothing "
+    "tests/infer/test_particle_gibbs.py",
+    "ppl_ext/algorithms": "tests/algorithms tests/state_space tests/smoothing "
+    "tests/infer/test_particle_gibbs.py tests/test_composition.py",
     "ppl_ext/smoothing": "tests/smoothing tests/algorithms/test_contract.py tests/fuzz tests/test_fuzz.py",
     "ppl_ext/meta": "tests/meta tests/fuzz tests/test_fuzz.py",
     "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",
@@ -60,7 +65,9 @@ TESTS = {
     "ppl_ext/handlers": _CORE,
     "ppl_ext/infer": "tests/infer tests/smoothing/test_inputs.py tests/fuzz tests/test_fuzz.py",
 }
-"""From a module, or a folder of them, to the tests that should notice; the examples of the module's own docstrings come on top."""
+"""From a module, or a folder of them, to the tests that should notice; the examples of the module's own
+docstrings come on top.
+"""
 
 PRELOAD = [
     "jax",
@@ -79,20 +86,33 @@ STUCK = 20.0
 
 
 def tests_of(module: str) -> list[str]:
-    return next(tests for path, tests in TESTS.items() if module == path or module.startswith(f"{path}/")).split()
+    return next(
+        tests for path, tests in TESTS.items() if module == path or module.startswith(f"{path}/")
+    ).split()
 
 
 def sources(only: str | None = None) -> dict[str, str]:
     """The text of every module under ``TESTS``, or of those in one folder."""
-    paths = [p for path in TESTS for p in ([ROOT / path] if path.endswith(".py") else sorted((ROOT / path).rglob("*.py")))]
+    paths = [
+        p
+        for path in TESTS
+        for p in ([ROOT / path] if path.endswith(".py") else sorted((ROOT / path).rglob("*.py")))
+    ]
     names = [p.relative_to(ROOT).as_posix() for p in paths if p.name != "__init__.py"]
-    return {n: (ROOT / n).read_text(encoding="utf-8") for n in names if only is None or n == only or n.startswith(f"{only.rstrip('/')}/")}
+    return {
+        n: (ROOT / n).read_text(encoding="utf-8")
+        for n in names
+        if only is None or n == only or n.startswith(f"{only.rstrip('/')}/")
+    }
 
 
 def sample(num: int, seed: int, only: str | None = None, judged: frozenset = frozenset()) -> list[Mutant]:
     """Mutants that are not judged yet, a module as likely as another, none twice."""
     rng = random.Random(seed)
-    pool = {name: [m for m in mutants(name, source) if m.place not in judged] for name, source in sources(only).items()}
+    pool = {
+        name: [m for m in mutants(name, source) if m.place not in judged]
+        for name, source in sources(only).items()
+    }
     chosen: list[Mutant] = []
     while len(chosen) < num and any(pool.values()):
         name = rng.choice([n for n, left in pool.items() if left])
@@ -101,7 +121,9 @@ def sample(num: int, seed: int, only: str | None = None, judged: frozenset = fro
 
 
 def everything(only: str | None = None) -> list[str]:
-    """The tests of all modules, a file at a time, and the examples of the modules' docstrings, a folder at a time."""
+    """The tests of all modules, a file at a time, and the examples of the modules' docstrings, a folder at a
+    time.
+    """
     files = {file for name in sources(only) for file in files_of(tests_of(name), ROOT)}
     folders: dict[Path, list[str]] = {}
     for name in sources(only):
@@ -111,7 +133,11 @@ def everything(only: str | None = None) -> list[str]:
 
 def files_of(tests: list[str], root: Path) -> list[str]:
     """Files of tests in place of their folders."""
-    paths = [path for test in tests for path in (sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test])]
+    paths = [
+        path
+        for test in tests
+        for path in (sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test])
+    ]
     return list(dict.fromkeys(path.relative_to(root).as_posix() for path in paths))
 
 
@@ -124,10 +150,18 @@ class NothingRanError(RuntimeError):
 
 
 class Trials:
-    """Copies of a tree, one a job, and what is known of its tests: their seconds, and the functions that they enter."""
+    """Copies of a tree, one a job, and what is known of its tests: their seconds, and the functions that they
+    enter.
+    """
 
     def __init__(
-        self, root: Path, folder: Path, jobs: int = 1, habits: Path | None = None, options: tuple[str, ...] = (), again: bool = False
+        self,
+        root: Path,
+        folder: Path,
+        jobs: int = 1,
+        habits: Path | None = None,
+        options: tuple[str, ...] = (),
+        again: bool = False,
     ):
         self.options, self.habits, self.lock, self.again = list(options), habits, threading.Lock(), again
         self.known: dict[str, tuple[float, list[str]]] = {}
@@ -141,12 +175,15 @@ class Trials:
                 self.known, self.whole = json.loads((habits / "tests.json").read_text(encoding="utf-8"))
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         self.trees: Queue[Path] = Queue()
-        left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", "_build", "output", ".mutation", ".*_cache")
+        left_out = shutil.ignore_patterns(
+            ".git", ".venv", "__pycache__", "_build", "output", ".mutation", ".*_cache"
+        )
         for job in range(jobs):
             shutil.copytree(root, tree := folder.resolve() / f"tree{job}", symlinks=True, ignore=left_out)
             self.trees.put(tree)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOAD)  # a second of imports, not ten; nothing of XLA runs before the fork
+        # a second of imports, not ten; nothing of XLA runs before the fork
+        self.context.set_forkserver_preload(PRELOAD)
 
     def judge(self, mutant: Mutant, seconds: float) -> Verdict:
         """Killed where a test that is green without the mutant goes red, or never ends."""
@@ -154,11 +191,19 @@ class Trials:
         try:
             with changed(tree / mutant.module, mutant.source):
                 function = mutant.function or f"{mutant.module}:"
-                tests = [mutant.module, *(t for t in files_of(tests_of(mutant.module), tree) if self.may_enter(t, function, tree))]
+                tests = [
+                    mutant.module,
+                    *(
+                        t
+                        for t in files_of(tests_of(mutant.module), tree)
+                        if self.may_enter(t, function, tree)
+                    ),
+                ]
                 try:
                     outcome, by = self.run(tree, tests, function, seconds)
                 except NothingRanError:
-                    outcome, by = KILLED, "collection"  # a conftest.py cannot import the module; if it is a mistake of ours, it comes again
+                    # a conftest.py cannot import the module; if it is a mistake of ours, it comes again
+                    outcome, by = KILLED, "collection"
             if outcome == KILLED and by not in self.known:
                 # Without the mutant: the test itself, or the import of its file, or of all.
                 alone = [by] if "::" in by else [*(tests if by == "collection" else [by]), "--collect-only"]
@@ -201,18 +246,27 @@ class Trials:
                 what, *told = tells.recv()
             except EOFError as error:
                 if not current:
-                    raise RuntimeError(f"pytest never began: {log.read_text(encoding='utf-8')[-2000:]}") from error
+                    raise RuntimeError(
+                        f"pytest never began: {log.read_text(encoding='utf-8')[-2000:]}"
+                    ) from error
                 return KILLED, current  # a test took the interpreter down
             if what == "starts":
                 (current,) = told
-                last = now + max(300.0, STUCK * self.known[current][0]) if current in self.known else float("inf")
+                last = (
+                    now + max(300.0, STUCK * self.known[current][0])
+                    if current in self.known
+                    else float("inf")
+                )
             elif what == "failed":
                 return KILLED, told[0]
             elif what == "passed":
                 self.learn(*told)
             elif what == "ends":
-                if told[0] not in (0, 5):  # a usage error or a crash: no test has spoken; 5 is a file without tests
-                    raise NothingRanError(f"pytest ended with {told[0]}: {log.read_text(encoding='utf-8')[-2000:]}")
+                # a usage error or a crash: no test has spoken; 5 is a file without tests
+                if told[0] not in (0, 5):
+                    raise NothingRanError(
+                        f"pytest ended with {told[0]}: {log.read_text(encoding='utf-8')[-2000:]}"
+                    )
                 return ALIVE, ""
 
     def learn(self, nodeid: str, seconds: float, enters: list[str]) -> None:
@@ -221,10 +275,13 @@ class Trials:
             self.known[nodeid] = (round(min(seconds, before[0]), 2), sorted({*before[1], *enters}))
 
     def learn_all(self, tests: str) -> str:
-        """What the tests of one file, or of a folder's docstrings, enter in the tree as it stands; returns the first that is red, or ""."""
+        """What the tests of one file, or of a folder's docstrings, enter in the tree as it stands; returns
+        the first that is red, or "".
+        """
         tree = self.trees.get()
         try:
-            outcome, red = self.run(tree, tests.split(), "", float("inf"))  # what is known enters "" not, and is left out
+            # what is known enters "" not, and is left out
+            outcome, red = self.run(tree, tests.split(), "", float("inf"))
             if outcome == ALIVE:
                 self.whole |= {test: digest(tree / test) for test in tests.split()}
             return red
@@ -233,15 +290,22 @@ class Trials:
             self.remember()
 
     def may_enter(self, file: str, function: str, tree: Path) -> bool:
-        """Whether one of a file's tests enters the function, or is not known: the file is not even collected if none does."""
+        """Whether one of a file's tests enters the function, or is not known: the file is not even collected
+        if none does.
+        """
         if self.options or self.whole.get(file) != digest(tree / file):
             return True
-        return any(test.startswith(f"{file}::") and meets(function, enters) for test, (_, enters) in self.known.items())
+        return any(
+            test.startswith(f"{file}::") and meets(function, enters)
+            for test, (_, enters) in self.known.items()
+        )
 
     def remember(self) -> None:
         if self.habits is not None:
             with self.lock:
-                (self.habits / "tests.json").write_text(json.dumps([self.known, self.whole]), encoding="utf-8")
+                (self.habits / "tests.json").write_text(
+                    json.dumps([self.known, self.whole]), encoding="utf-8"
+                )
 
 
 @contextmanager
@@ -260,13 +324,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--module", help="one module, or a folder of them")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1800.0, help="for the tests of one mutant; then it is undecided")
+    parser.add_argument(
+        "--seconds", type=float, default=1800.0, help="for the tests of one mutant; then it is undecided"
+    )
     parser.add_argument("--kept", type=Path, default=KEPT, help="the file of verdicts")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show the sample and stop")
-    what.add_argument("--again", action="store_true", help="judge those anew that are alive or undecided, and stop")
     what.add_argument(
-        "--learn", action="store_true", help="run the tests without any mutant, to know which functions each enters, and stop"
+        "--again", action="store_true", help="judge those anew that are alive or undecided, and stop"
+    )
+    what.add_argument(
+        "--learn",
+        action="store_true",
+        help="run the tests without any mutant, to know which functions each enters, and stop",
     )
     what.add_argument("--report", action="store_true", help="print what is kept and stop")
     parser.add_argument("options", nargs="*", help="for pytest, after --")
@@ -274,7 +344,9 @@ def main() -> None:
     kept = load(given.kept)
     standing = {m.place: m for name, source in sources(given.module).items() for m in mutants(name, source)}
     if given.report:
-        print(report([v for v in kept if given.module is None or v.module.startswith(given.module)], standing))
+        print(
+            report([v for v in kept if given.module is None or v.module.startswith(given.module)], standing)
+        )
         return
     if given.again:
         chosen = [standing[v.place] for v in kept if v.verdict != KILLED and v.place in standing]
@@ -287,7 +359,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
         trials = Trials(ROOT, Path(folder), given.jobs, HABITS, tuple(given.options), given.again)
         if given.learn:
-            for tests, red in zip(shares := everything(given.module), pool.map(trials.learn_all, shares), strict=True):
+            for tests, red in zip(
+                shares := everything(given.module), pool.map(trials.learn_all, shares), strict=True
+            ):
                 print(f"{len(trials.known):5} known  {tests[:100]}   {red and f'RED: {red}'}", flush=True)
             return
 
@@ -298,7 +372,11 @@ def main() -> None:
                 trials.remember()
                 add(given.kept, verdict)
                 what = f"{mutant.module}:{mutant.line}  {mutant.before}  ->  {mutant.after}"
-                print(f"{number:4}/{len(chosen)}  {verdict.verdict:9}  {verdict.seconds:6.0f} s  {what}   {verdict.by}", flush=True)
+                print(
+                    f"{number:4}/{len(chosen)}  {verdict.verdict:9}  {verdict.seconds:6.0f} s  {what}   "
+                    f"{verdict.by}",
+                    flush=True,
+                )
 
         list(pool.map(judge, enumerate(chosen, 1)))
     print(report([v for v in load(given.kept) if v.place in {m.place for m in chosen}], standing))

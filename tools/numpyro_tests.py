@@ -1,8 +1,9 @@
 """NumPyro's own tests of SVI and of gradients, with our objectives in place of its classes.
 
-``python -m tools.numpyro_tests PATH [pytest options]`` runs ``test_svi.py`` and ``test_gradient.py`` in PATH, the folder test/infer of a
-copy of NumPyro (which is not ours and not committed). A test that is excused below must fail and is not counted; the exit code is 1 if any
-other fails, or if an excused one passes: then its line here is to go.
+``python -m tools.numpyro_tests PATH [pytest options]`` runs ``test_svi.py`` and ``test_gradient.py`` in PATH,
+the folder test/infer of a copy of NumPyro (which is not ours and not committed). A test that is excused below
+must fail and is not counted; the exit code is 1 if any other fails, or if an excused one passes: then its
+line here is to go.
 """
 
 import sys
@@ -16,7 +17,10 @@ from ppl_ext.objectives import ELBO, Renyi
 
 PRIVATE = "it calls a private method of NumPyro's class"
 DISCRETE = "it expects a warning, or an error, for discrete latent sites, which every objective here takes"
-RIGHT = "it expects a wrong answer where a divergence in closed form may not stand for the sampled terms; the data flow decides here"
+RIGHT = (
+    "it expects a wrong answer where a divergence in closed form may not stand for the sampled terms; the "
+    "data flow decides here"
+)
 KEPT = "it expects a warning that mutable state is ignored with many particles; here it is kept"
 
 EXCUSED = {
@@ -24,7 +28,11 @@ EXCUSED = {
     "test_renyi_create_plates": PRIVATE,
     "test_svi_discrete_latent": DISCRETE,
     "test_analytic_kl_1[...-False]": RIGHT,
-    **{f"test_mutable_state[{elbo}-10-{stable}]": KEPT for elbo in ("ELBO", "_mean_field") for stable in (True, False)},
+    **{
+        f"test_mutable_state[{elbo}-10-{stable}]": KEPT
+        for elbo in ("ELBO", "_mean_field")
+        for stable in (True, False)
+    },
 }
 """By test, with the parameters or without: why it fails."""
 
@@ -37,7 +45,9 @@ def _renyi(alpha: float = 0.0, num_particles: int = 2) -> Renyi:
     return Renyi(alpha=alpha, num_particles=num_particles)
 
 
-def _enumerated(num_particles: int = 1, max_plate_nesting: float = float("inf"), vectorize_particles: Any = True) -> ELBO:
+def _enumerated(
+    num_particles: int = 1, max_plate_nesting: float = float("inf"), vectorize_particles: Any = True
+) -> ELBO:
     return ELBO(num_particles, vectorize_particles=vectorize_particles)
 
 
@@ -84,9 +94,24 @@ def main(argv: list[str]) -> int:
         setattr(numpyro.infer, name, ours)
     tally = Tally()
     files = [str(folder / f"{name}.py") for name in ("test_svi", "test_gradient")]
-    options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", "-W", "ignore", "--tb=line"]
+    options = [
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-c",
+        "/dev/null",
+        "-W",
+        "ignore",
+        "--tb=line",
+    ]
     pytest.main([*options, f"--rootdir={folder}", *files, *argv[1:]], plugins=[tally])
-    print(f"{tally.passed} passed, {tally.skipped} skipped, {len(tally.excused)} excused, {len(tally.failed)} failed")
+    print(
+        f"{tally.passed} passed, {tally.skipped} skipped, {len(tally.excused)} excused, {len(tally.failed)} "
+        "failed"
+    )
     for title, found in (("excused", tally.excused), ("failed", tally.failed)):
         for name, why in found.items():
             print(f"{title}: {name}: {why}")

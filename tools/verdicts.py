@@ -13,7 +13,9 @@ KILLED, ALIVE, UNDECIDED = "killed", "alive", "undecided"
 
 @dataclass
 class Verdict:
-    """One mutant and what its tests said: ``by`` is the test that went red, ``note`` what a person wrote about a survivor."""
+    """One mutant and what its tests said: ``by`` is the test that went red, ``note`` what a person wrote
+    about a survivor.
+    """
 
     module: str
     line: int
@@ -49,7 +51,9 @@ def save(path: Path, verdicts: Iterable[Verdict]) -> None:
 
 
 def add(path: Path, verdict: Verdict) -> None:
-    """Keep one more; a note on the same verdict about the same place stays. The file is read again, since it may have been edited."""
+    """Keep one more; a note on the same verdict about the same place stays. The file is read again, since it
+    may have been edited.
+    """
     verdicts = {v.place: v for v in load(path)}
     before = verdicts.get(verdict.place, verdict)
     if before.verdict == verdict.verdict and not verdict.note:
@@ -58,7 +62,9 @@ def add(path: Path, verdict: Verdict) -> None:
 
 
 def report(verdicts: list[Verdict], standing: dict[tuple, Mutant]) -> str:
-    """Kills by folder, then every survivor with its note. What no longer stands in the source is counted apart."""
+    """Kills by folder, then every survivor with its note. What no longer stands in the source is counted
+    apart.
+    """
     stale = [v for v in verdicts if v.place not in standing]
     judged = [v for v in verdicts if v.place in standing and v.verdict != UNDECIDED]
     undecided = [v for v in verdicts if v.place in standing and v.verdict == UNDECIDED]
@@ -66,12 +72,19 @@ def report(verdicts: list[Verdict], standing: dict[tuple, Mutant]) -> str:
     for v in judged:
         rows[v.module.rpartition("/")[0] if v.module.count("/") > 1 else v.module].append(v)
     width = max([len(name) for name in rows], default=0)
-    out = [f"{name:{width}}  {_share(row)}" for name, row in sorted(rows.items())] + [f"{'all':{width}}  {_share(judged)}"]
+    out = [f"{name:{width}}  {_share(row)}" for name, row in sorted(rows.items())] + [
+        f"{'all':{width}}  {_share(judged)}"
+    ]
     survivors = [v for v in judged if v.verdict == ALIVE]
     explained = sum(bool(v.note) for v in survivors)
-    out.append(f"{len(survivors)} alive, {explained} of them explained; {len(undecided)} undecided, {len(stale)} stale")
+    out.append(
+        f"{len(survivors)} alive, {explained} of them explained; {len(undecided)} undecided, {len(stale)} "
+        "stale"
+    )
     for v in survivors + undecided:
-        out.append(f"  {v.verdict:9} {v.module}:{standing[v.place].line}  {v.before}  ->  {v.after}   | {v.text}")
+        out.append(
+            f"  {v.verdict:9} {v.module}:{standing[v.place].line}  {v.before}  ->  {v.after}   | {v.text}"
+        )
         out.append(f"            {v.note or 'NO NOTE'}")
     return "\n".join(out)
 

@@ -1,4 +1,6 @@
-"""Run the tests of one mutant in this process, the fastest that enter the changed function first; say which functions each enters."""
+"""Run the tests of one mutant in this process, the fastest that enter the changed function first; say which
+functions each enters.
+"""
 
 import ast
 import builtins
@@ -19,7 +21,9 @@ LEFT_OUT = 2
 
 
 class Watch:
-    """A plugin of pytest that tells what each test does over a connection, and runs the tests in the order of ``rank``."""
+    """A plugin of pytest that tells what each test does over a connection, and runs the tests in the order of
+    ``rank``.
+    """
 
     def __init__(self, tree: Path, tell: Callable[[tuple], Any], rank: Callable[[str], Any]):
         self.tree, self.tell, self.rank = tree, tell, rank
@@ -32,7 +36,9 @@ class Watch:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
-        """Tests that are known not to enter the function are left out: at worst a mutant lives that one of them would have killed."""
+        """Tests that are known not to enter the function are left out: at worst a mutant lives that one of
+        them would have killed.
+        """
         ranked = sorted(items, key=lambda item: self.rank(item.nodeid))
         kept = [item for item in ranked if self.rank(item.nodeid)[0] < LEFT_OUT]
         config.hook.pytest_deselected(items=ranked[len(kept) :])
@@ -71,7 +77,9 @@ class Instrumented(SourceFileLoader):
 
 
 class Finder:
-    """Gives ``ppl_ext`` to :class:`Instrumented`, ahead of pytest, which would rewrite a module that stands on its command line."""
+    """Gives ``ppl_ext`` to :class:`Instrumented`, ahead of pytest, which would rewrite a module that stands
+    on its command line.
+    """
 
     def __init__(self, tree: Path):
         self.loader = type("Loader", (Instrumented,), {"tree": tree})
@@ -89,7 +97,13 @@ def meets(function: str, enters: list[str]) -> bool:
 
 
 def run_tests(
-    tell: Connection, tree: str, log: str, arguments: list[str], known: dict[str, tuple[float, list[str]]], function: str, again: bool
+    tell: Connection,
+    tree: str,
+    log: str,
+    arguments: list[str],
+    known: dict[str, tuple[float, list[str]]],
+    function: str,
+    again: bool,
 ) -> None:
     """The body of the process: pytest in a copy of the tree; its exit code comes last over the connection."""
     os.setsid()  # what its tests start ends with it
@@ -106,7 +120,8 @@ def run_tests(
         seconds, enters = known[nodeid]
         return 0 if meets(function, enters) else LEFT_OUT, seconds
 
-    preloaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that pytest would rather have imported itself
+    # plugins that pytest would rather have imported itself
+    preloaded = "ignore::pytest.PytestAssertRewriteWarning"
     watch = Watch(Path(tree), tell.send, rank)
     watch.instrument()
     code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *arguments], plugins=[watch])

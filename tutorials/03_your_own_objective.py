@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Your own objective
 #
-# An objective here is a short program over a model and a guide. This tutorial writes one, chooses how the gradient of each site is
-# estimated, weighs a single term, trains with NumPyro's `SVI` and with `fit`, and checks every answer against an exact one.
+# An objective here is a short program over a model and a guide. This tutorial writes one, chooses how the
+# gradient of each site is estimated, weighs a single term, trains with NumPyro's `SVI` and with `fit`, and
+# checks every answer against an exact one.
 
 # %%
 import jax
@@ -23,8 +24,8 @@ from ppl_ext.objectives import ELBO, constrain, kl
 # %% [markdown]
 # ## A model with an exact answer
 #
-# A coin says which of two levels a measurement comes from; the level itself is uncertain. With four data points everything can be summed
-# and integrated by hand.
+# A coin says which of two levels a measurement comes from; the level itself is uncertain. With four data
+# points everything can be summed and integrated by hand.
 
 # %%
 Y = np.array([1.6, 2.3, 1.1, 1.9], dtype=np.float32)
@@ -51,7 +52,9 @@ def exact():
     total = np.ones((len(Y), len(Y))) * variance + np.eye(len(Y))
     log_joint = []
     for prior, level in zip((0.7, 0.3), (0.0, 2.0), strict=True):
-        log_lik = dist.MultivariateNormal(level * jnp.ones(len(Y)), jnp.asarray(total, jnp.float32)).log_prob(Y)
+        log_lik = dist.MultivariateNormal(level * jnp.ones(len(Y)), jnp.asarray(total, jnp.float32)).log_prob(
+            Y
+        )
         log_joint.append(np.log(prior) + float(log_lik))
     precision = 1 / variance + len(Y)
     means = [(level / variance + Y.sum()) / precision for level in (0.0, 2.0)]
@@ -65,9 +68,10 @@ print(f"log evidence {evidence:.4f}")
 # %% [markdown]
 # ## Ten lines
 #
-# `simulate(guide)` draws and scores; `log_density(model, values)` scores given values. The difference is a `LogDensity`: a sum that still
-# knows its terms by site. Here the divergence of every site is weighed by `beta`, the likelihood is left alone, and two particles are
-# averaged. What is returned is maximised; its value and its gradient are unbiased for its expectation, whatever the sites.
+# `simulate(guide)` draws and scores; `log_density(model, values)` scores given values. The difference is a
+# `LogDensity`: a sum that still knows its terms by site. Here the divergence of every site is weighed by
+# `beta`, the likelihood is left alone, and two particles are averaged. What is returned is maximised; its
+# value and its gradient are unbiased for its expectation, whatever the sites.
 
 
 # %%
@@ -86,8 +90,8 @@ def BetaELBO(model, guide, beta: float = 1.0, num_particles: int = 2):
 # %% [markdown]
 # ## In NumPyro's SVI, with a gradient strategy for each site
 #
-# The coin's gradient is measure-valued, the level's reparameterised (the default where it serves). Names are patterns, and the model and
-# the guide stay as they are.
+# The coin's gradient is measure-valued, the level's reparameterised (the default where it serves). Names are
+# patterns, and the model and the guide stay as they are.
 
 # %%
 strategies = {"k": MeasureValued(), "mu": "reparam"}
@@ -102,8 +106,9 @@ np.testing.assert_allclose(result.params["loc"], means, atol=0.06)
 np.testing.assert_allclose(result.params["scale"], spread, atol=0.06)
 
 # %% [markdown]
-# At beta = 1 the guide can be the posterior, and then the bound is the evidence itself. `expectation` evaluates any program of this kind,
-# with the parameters it was fitted to; `kl` of a site is a quantity one can report on its own.
+# At beta = 1 the guide can be the posterior, and then the bound is the evidence itself. `expectation`
+# evaluates any program of this kind, with the parameters it was fitted to; `kl` of a site is a quantity one
+# can report on its own.
 
 # %%
 fitted = numpyro.handlers.substitute(guide, data=result.params)
@@ -117,12 +122,21 @@ print(f"KL of mu from its prior: {float(report):.3f}")
 # %% [markdown]
 # ## In `fit`
 #
-# The same objective, with restarts, checks and a report. A beta of one half trusts the data more: by conjugacy the optimum is then the
-# posterior of data that count twice, which is exact again.
+# The same objective, with restarts, checks and a report. A beta of one half trusts the data more: by
+# conjugacy the optimum is then the posterior of data that count twice, which is exact again.
 
 # %%
 half = ppl_ext.infer.fit(
-    jax.random.key(3), model, guide, BetaELBO(beta=0.5), optimiser, 3000, Y, num_chains=2, progress_bar=False, init_params={"logit": 1.0}
+    jax.random.key(3),
+    model,
+    guide,
+    BetaELBO(beta=0.5),
+    optimiser,
+    3000,
+    Y,
+    num_chains=2,
+    progress_bar=False,
+    init_params={"logit": 1.0},
 )
 precision = 1 / 0.8**2 + 2 * len(Y)
 np.testing.assert_allclose(half.params["scale"][:, 1], precision**-0.5, atol=0.05)
@@ -131,8 +145,9 @@ np.testing.assert_allclose(half.params["loc"][:, 1], (2.0 / 0.8**2 + 2 * Y.sum()
 # %% [markdown]
 # ## A bound says so
 #
-# `lower_bound` is a statement that is checked: if a term were an estimate that errs the wrong way, as with a `marginal` scored in the wrong
-# direction, it would be refused with an explanation. With exact densities it changes nothing.
+# `lower_bound` is a statement that is checked: if a term were an estimate that errs the wrong way, as with a
+# `marginal` scored in the wrong direction, it would be refused with an explanation. With exact densities it
+# changes nothing.
 
 
 # %%
@@ -145,8 +160,9 @@ def Plain(model, guide):
 # %% [markdown]
 # ## State from step to step, and constraints
 #
-# `carried` keeps state between steps, through the mutable state of NumPyro's `SVI`. Here it counts, and warms the divergence up over 500
-# steps. `fit` starts such state by itself; with `SVI`, wrap the guide: `WarmUp().carried_by(guide, model)`.
+# `carried` keeps state between steps, through the mutable state of NumPyro's `SVI`. Here it counts, and warms
+# the divergence up over 500 steps. `fit` starts such state by itself; with `SVI`, wrap the guide:
+# `WarmUp().carried_by(guide, model)`.
 
 
 # %%
@@ -159,7 +175,9 @@ def WarmUp(model, guide):
     return (log_density(model, draw.values) - draw.log_density).weigh({"y": 1.0, "*": beta})
 
 
-warm = ppl_ext.infer.fit(jax.random.key(4), model, gradient(guide, strategies), WarmUp(), optimiser, 3000, Y, progress_bar=False)
+warm = ppl_ext.infer.fit(
+    jax.random.key(4), model, gradient(guide, strategies), WarmUp(), optimiser, 3000, Y, progress_bar=False
+)
 assert warm.params["warm-up"]["step"][0] == 3000
 np.testing.assert_allclose(warm.params["loc"][0], means, atol=0.1)
 

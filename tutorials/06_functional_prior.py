@@ -1,9 +1,10 @@
 # %% [markdown]
 # # A prior on functions
 #
-# Nobody knows what N(0, 1) on the weights of a network means. It is easier to say what the function should look like: how smooth, how
-# large, how wiggly. Here a Gaussian process says it, and the prior of a small network is tuned until its functions look the same. Three
-# families of priors are tried, and then the tuned prior and the plain one meet the same eight points.
+# Nobody knows what N(0, 1) on the weights of a network means. It is easier to say what the function should
+# look like: how smooth, how large, how wiggly. Here a Gaussian process says it, and the prior of a small
+# network is tuned until its functions look the same. Three families of priors are tried, and then the tuned
+# prior and the plain one meet the same eight points.
 
 # %%
 import jax
@@ -16,12 +17,24 @@ import tinygp
 from numpyro.infer import MCMC, NUTS, Predictive
 
 from ppl_ext.diagnostics import plot_functions
-from ppl_ext.priors import Conditioned, Energy, Flow, Gaussian, GaussianProcess, ScaleMixture, StudentTProcess, lift_prior, match, values_at
+from ppl_ext.priors import (
+    Conditioned,
+    Energy,
+    Flow,
+    Gaussian,
+    GaussianProcess,
+    ScaleMixture,
+    StudentTProcess,
+    lift_prior,
+    match,
+    values_at,
+)
 
 # %% [markdown]
 # ## A network, as a NumPyro model
 #
-# Any model will do, also one with modules of flax or equinox in it. `f` is the function; the priors here are what people write by habit.
+# Any model will do, also one with modules of flax or equinox in it. `f` is the function; the priors here are
+# what people write by habit.
 
 
 # %%
@@ -40,7 +53,8 @@ def network(x, y=None, width=50):
 # %% [markdown]
 # ## What functions are wanted
 #
-# Smooth ones, of size one, that bend about every 0.6. Any kernel of tinygp says so, and any function of two sets of inputs.
+# Smooth ones, of size one, that bend about every 0.6. Any kernel of tinygp says so, and any function of two
+# sets of inputs.
 
 # %%
 x = jnp.linspace(-2.0, 2.0, 40)
@@ -49,8 +63,8 @@ smooth = GaussianProcess(tinygp.kernels.ExpSquared(scale=0.6))
 # %% [markdown]
 # ## Lift, and match
 #
-# `lift_prior` chooses sites by pattern and gives each layer a scale to tune, the weights' divided by the root of their fan-in. `match`
-# tunes them. The report judges by a distance that was not optimised.
+# `lift_prior` chooses sites by pattern and gives each layer a scale to tune, the weights' divided by the root
+# of their fan-in. `match` tunes them. The report judges by a distance that was not optimised.
 
 # %%
 lifted = lift_prior(network, {"*.w": Gaussian(fan_in="auto"), "*.b": Gaussian()})
@@ -62,9 +76,10 @@ plt.show()
 # %% [markdown]
 # ## Three families
 #
-# A Gaussian for each layer; a scale mixture, whose layers draw a variance for each function; a flow over all weights of a layer together.
-# For a target with heavy tails, a Student-t process, the Gaussian family cannot follow: excess kurtosis says so, and the report names the
-# remedy. The energy distance serves both, since it grows with the first moment only.
+# A Gaussian for each layer; a scale mixture, whose layers draw a variance for each function; a flow over all
+# weights of a layer together. For a target with heavy tails, a Student-t process, the Gaussian family cannot
+# follow: excess kurtosis says so, and the report names the remedy. The energy distance serves both, since it
+# grows with the first moment only.
 
 # %%
 families = {
@@ -87,7 +102,10 @@ for name, rules in families.items():
     )
     before, after, floor = tuned[name].report.distances["SlicedWasserstein"]
     kurtosis = tuned[name].report.kurtosis
-    print(f"{name:<14} sliced W2: {before:.3f} -> {after:.3f}   kurtosis {kurtosis['after']:.1f}, of the target {kurtosis['target']:.1f}")
+    print(
+        f"{name:<14} sliced W2: {before:.3f} -> {after:.3f}   kurtosis {kurtosis['after']:.1f}, of the "
+        f"target {kurtosis['target']:.1f}"
+    )
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained", sharey=True)
@@ -102,9 +120,9 @@ plt.show()
 # %% [markdown]
 # ## A posterior
 #
-# `fit.model` is an ordinary NumPyro model with the tuned values as constants: the same arguments, the same sites. NUTS does not know that
-# anything happened. What the Gaussian process itself would say is known exactly, so how near each network comes to it can be told;
-# one short chain each makes the numbers rough.
+# `fit.model` is an ordinary NumPyro model with the tuned values as constants: the same arguments, the same
+# sites. NUTS does not know that anything happened. What the Gaussian process itself would say is known
+# exactly, so how near each network comes to it can be told; one short chain each makes the numbers rough.
 
 # %%
 at = jnp.array([-1.6, -1.3, -1.2, -0.3, -0.1, 0.2, 1.1, 1.3])
@@ -125,7 +143,8 @@ for ax, (name, model) in zip(axes, {"plain prior": network, "tuned prior": fit.m
     print(f"{name}: root mean square error of the mean {off:.2f}, of the log of the sd {wide:.2f}")
 
 # %% [markdown]
-# With the tuned prior the mean comes nearer. The bands do not: four scales make a network's functions look like the process's, and leave
-# its posterior narrower between points that are far apart.
+# With the tuned prior the mean comes nearer. The bands do not: four scales make a network's functions look
+# like the process's, and leave its posterior narrower between points that are far apart.
 #
-# More: `docs/functional_priors.md` for targets (network limits, conservation laws, any model), distances and what each is good for.
+# More: `docs/functional_priors.md` for targets (network limits, conservation laws, any model), distances and
+# what each is good for.

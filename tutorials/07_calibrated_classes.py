@@ -1,10 +1,11 @@
 # %% [markdown]
 # # A classifier that knows what it does not know
 #
-# Tumours of the breast, benign or malignant, told apart by two measurements of their cells; a hundred of them to learn from, and a network
-# with more weights than that. Trained by maximum likelihood it bends around single points, and is sure of itself where it should not be. A
-# prior and an average over the posterior mend that. The posterior comes from minibatches, by scale-adapted stochastic gradient Hamiltonian
-# Monte Carlo, and is read as functions, since weights mean nothing one by one.
+# Tumours of the breast, benign or malignant, told apart by two measurements of their cells; a hundred of them
+# to learn from, and a network with more weights than that. Trained by maximum likelihood it bends around
+# single points, and is sure of itself where it should not be. A prior and an average over the posterior mend
+# that. The posterior comes from minibatches, by scale-adapted stochastic gradient Hamiltonian Monte Carlo,
+# and is read as functions, since weights mean nothing one by one.
 
 # %%
 import jax
@@ -23,8 +24,8 @@ from ppl_ext.priors import posterior_functions
 # %% [markdown]
 # ## Data and model
 #
-# The Wisconsin set, its mean texture and mean number of concave points, scaled by the hundred alone. The model takes its data as
-# arguments and is an ordinary NumPyro model: nothing in it knows of minibatches.
+# The Wisconsin set, its mean texture and mean number of concave points, scaled by the hundred alone. The
+# model takes its data as arguments and is an ordinary NumPyro model: nothing in it knows of minibatches.
 
 # %%
 table = load_breast_cancer()
@@ -50,20 +51,26 @@ def network(x, y=None):
 # %% [markdown]
 # ## Three temperatures
 #
-# At temperature 1 the chain samples the posterior. At 0 it only descends, towards a mode. In between lie "cold" posteriors, sharper than
-# the prior and the likelihood say. A draw is kept every hundred steps of twenty points each.
+# At temperature 1 the chain samples the posterior. At 0 it only descends, towards a mode. In between lie
+# "cold" posteriors, sharper than the prior and the likelihood say. A draw is kept every hundred steps of
+# twenty points each.
 
 
 # %%
 def sampled(temperature):
-    kernel = SGHMC(network, batch_size=20, step_size=0.06, friction=0.05, temperature=temperature, num_steps=100)
-    mcmc = MCMC(kernel, num_warmup=40, num_samples=100, num_chains=4, chain_method="vectorized", progress_bar=False)
+    kernel = SGHMC(
+        network, batch_size=20, step_size=0.06, friction=0.05, temperature=temperature, num_steps=100
+    )
+    mcmc = MCMC(
+        kernel, num_warmup=40, num_samples=100, num_chains=4, chain_method="vectorized", progress_bar=False
+    )
     mcmc.run(jax.random.key(0), x, y)
     return mcmc.get_samples(group_by_chain=True)
 
 
 runs = {temperature: sampled(temperature) for temperature in (1.0, 0.1, 0.0)}
-mode = {name: draws[:1, -1:] for name, draws in runs[0.0].items() if name != "logits"}  # the last weights of one chain
+# the last weights of one chain
+mode = {name: draws[:1, -1:] for name, draws in runs[0.0].items() if name != "logits"}
 
 # %% [markdown]
 # ## And without the prior
@@ -90,8 +97,8 @@ likeliest = jax.tree.map(lambda w: w[None, None], trained(jax.tree.map(lambda w:
 # %% [markdown]
 # ## Scores
 #
-# The negative log likelihood of new labels punishes being sure and wrong. The calibration error compares stated probabilities with
-# frequencies.
+# The negative log likelihood of new labels punishes being sure and wrong. The calibration error compares
+# stated probabilities with frequencies.
 
 # %%
 fits = {"posterior": runs[1.0], "cold, T = 0.1": runs[0.1], "one mode": mode, "maximum likelihood": likeliest}
@@ -103,13 +110,13 @@ assert read["posterior"].nll < read["maximum likelihood"].nll / 2
 assert read["posterior"].calibration_error() < read["maximum likelihood"].calibration_error() / 2
 
 # %% [markdown]
-# Maximum likelihood pays dearly for being sure. Most of the cure is the prior: one mode scores about as well as the whole posterior where
-# the data are, and so does the cold one. Averaging shows where there are none.
+# Maximum likelihood pays dearly for being sure. Most of the cure is the prior: one mode scores about as well
+# as the whole posterior where the data are, and so does the cold one. Averaging shows where there are none.
 #
 # ## Where it is unsure
 #
-# White is "either". Away from the data the posterior's networks disagree about where the border runs, and its probabilities fan out. A
-# single network has one border, blurred at the mode and sharp without a prior.
+# White is "either". Away from the data the posterior's networks disagree about where the border runs, and its
+# probabilities fan out. A single network has one border, blurred at the mode and sharp without a prior.
 
 # %%
 side = np.linspace(-6.0, 6.0, 60, dtype=np.float32)
@@ -118,12 +125,17 @@ shown = ("posterior", "one mode", "maximum likelihood")
 surface = {name: posterior_functions(network, fits[name], grid).values.mean((0, 1)) for name in shown}
 far = np.linalg.norm(grid[:, None] - x, axis=-1).min(1) > 3.0
 sure = {name: np.mean(np.maximum(surface[name], 1 - surface[name])[far]) for name in shown}
-print("mean probability of the likelier class, three or more from every point:", {name: f"{p:.2f}" for name, p in sure.items()})
+print(
+    "mean probability of the likelier class, three or more from every point:",
+    {name: f"{p:.2f}" for name, p in sure.items()},
+)
 assert sure["posterior"] < sure["one mode"]
 
 figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", sharey=True)
 for ax, name in zip(axes, shown, strict=True):
-    shades = ax.contourf(side, side, surface[name].reshape(60, 60), levels=np.linspace(0.0, 1.0, 11), cmap="RdBu", alpha=0.8)
+    shades = ax.contourf(
+        side, side, surface[name].reshape(60, 60), levels=np.linspace(0.0, 1.0, 11), cmap="RdBu", alpha=0.8
+    )
     ax.scatter(*x.T, c=np.where(y == 1, "darkblue", "darkred"), s=14, edgecolors="white", linewidths=0.4)
     ax.set(title=name, xlabel=names[0])
 axes[0].set_ylabel(names[1])
@@ -133,8 +145,8 @@ plt.show()
 # %% [markdown]
 # ## Calibration
 #
-# Of the tumours that a fit gives a probability near .9, nine in ten should be what it says: on the diagonal. Each point stands for ten or
-# more; maximum likelihood states hardly anything but certainties.
+# Of the tumours that a fit gives a probability near .9, nine in ten should be what it says: on the diagonal.
+# Each point stands for ten or more; maximum likelihood states hardly anything but certainties.
 
 # %%
 figure, ax = plt.subplots(figsize=(5.5, 4.2), layout="constrained")
@@ -144,7 +156,13 @@ for name, functions in read.items():
     stated, right = predicted.max(-1), predicted.argmax(-1) == y_test
     bins = np.minimum((stated * 10).astype(int), 9)
     filled = [b for b in range(5, 10) if (bins == b).sum() >= 10]
-    ax.plot([stated[bins == b].mean() for b in filled], [right[bins == b].mean() for b in filled], "o-", ms=4, label=name)
+    ax.plot(
+        [stated[bins == b].mean() for b in filled],
+        [right[bins == b].mean() for b in filled],
+        "o-",
+        ms=4,
+        label=name,
+    )
 ax.set(xlabel="stated probability", ylabel="how often right")
 ax.legend(frameon=False)
 plt.show()

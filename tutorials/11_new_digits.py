@@ -1,9 +1,10 @@
 # %% [markdown]
 # # New digits from one picture each
 #
-# A network has seen some digits and is asked about others, of which it gets one picture each, or five. A class is an episode here: its own
-# site is the centre of its pictures in the network's features, and a Normal-Inverse-Wishart law over centres is learnt from the classes of
-# the training. What a new class is like then follows in closed form from its few pictures, and Bayes' rule classifies.
+# A network has seen some digits and is asked about others, of which it gets one picture each, or five. A
+# class is an episode here: its own site is the centre of its pictures in the network's features, and a
+# Normal-Inverse-Wishart law over centres is learnt from the classes of the training. What a new class is like
+# then follows in closed form from its few pictures, and Bayes' rule classifies.
 
 # %%
 import jax
@@ -23,7 +24,8 @@ WAYS, ASKED, WIDTH = 4, 10, 8
 # %% [markdown]
 # ## Classes
 #
-# Each digit, upright, on its sides and upside down, is a class: 24 classes of six digits to learn from, 16 of the other four to test on.
+# Each digit, upright, on its sides and upside down, is a class: 24 classes of six digits to learn from, 16 of
+# the other four to test on.
 
 # %%
 data = load_digits()
@@ -52,8 +54,9 @@ def task(pool, key, shown, noise=0.0):
 # %% [markdown]
 # ## Features
 #
-# A small network, trained so that pictures lie near the mean of their class (a prototypical network, Snell et al. 2017). It is a classifier
-# for new classes already: the nearest mean wins. We shall see what a law over classes adds to the very same features.
+# A small network, trained so that pictures lie near the mean of their class (a prototypical network, Snell et
+# al. 2017). It is a classifier for new classes already: the nearest mean wins. We shall see what a law over
+# classes adds to the very same features.
 
 
 # %%
@@ -68,7 +71,10 @@ def distances(net, shown, asked):
 
 
 labels = jnp.repeat(jnp.arange(WAYS), ASKED)
-net = {"a": jax.random.normal(jax.random.key(0), (64, 64)) / 4, "b": jax.random.normal(jax.random.key(1), (64, WIDTH)) / 8}
+net = {
+    "a": jax.random.normal(jax.random.key(0), (64, 64)) / 4,
+    "b": jax.random.normal(jax.random.key(1), (64, WIDTH)) / 8,
+}
 optim = optax.adam(1e-3)
 
 
@@ -79,7 +85,9 @@ def step(carry, key):
     def loss(net):
         shown, asked = jax.vmap(lambda k: task(seen, k, 1, noise=0.2))(jax.random.split(key, 8))
         logits = jax.vmap(distances, (None, 0, 0))(net, shown, asked)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.broadcast_to(labels, logits.shape[:2])).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.broadcast_to(labels, logits.shape[:2])
+        ).mean()
 
     value, grads = jax.value_and_grad(loss)(net)
     updates, state = optim.update(grads, state, net)
@@ -87,7 +95,9 @@ def step(carry, key):
 
 
 (net, _), losses = jax.lax.scan(step, (net, optim.init(net)), jax.random.split(jax.random.key(2), 300))
-print(f"cross entropy of training tasks {float(losses[:20].mean()):.2f}, then {float(losses[-20:].mean()):.2f}")
+print(
+    f"cross entropy of training tasks {float(losses[:20].mean()):.2f}, then {float(losses[-20:].mean()):.2f}"
+)
 
 # %% [markdown]
 # ## One class, as an ordinary NumPyro model
@@ -95,8 +105,11 @@ print(f"cross entropy of training tasks {float(losses[:20].mean()):.2f}, then {f
 # Its pictures' features scatter around a centre, alike in all classes; the centre is the class's own.
 
 # %%
-found = features(net, seen + 0.2 * jax.random.normal(jax.random.key(3), seen.shape))  # (class, picture, WIDTH)
-scatter = jnp.einsum("cni,cnj->ij", *[found - found.mean(1, keepdims=True)] * 2) / (found.shape[0] * found.shape[1])
+# (class, picture, WIDTH)
+found = features(net, seen + 0.2 * jax.random.normal(jax.random.key(3), seen.shape))
+scatter = jnp.einsum("cni,cnj->ij", *[found - found.mean(1, keepdims=True)] * 2) / (
+    found.shape[0] * found.shape[1]
+)
 
 
 def one_class(f):
@@ -108,19 +121,27 @@ def one_class(f):
 
 stream = EpisodeStream.from_arrays(np.asarray(found))
 fit = lift(one_class, local=["centre"]).fit(
-    jax.random.key(4), stream, local_solver=ExactLinearGaussian(), optim=optax.adam(3e-3), num_steps=200, progress_bar=False
+    jax.random.key(4),
+    stream,
+    local_solver=ExactLinearGaussian(),
+    optim=optax.adam(3e-3),
+    num_steps=200,
+    progress_bar=False,
 )
 within = np.asarray(fit.shared["scale"] @ fit.shared["scale"].T)
 between = np.asarray(fit.niw.scale_matrix) / (float(fit.niw.df) - WIDTH - 1)
 print(
-    "sd by feature, of centres:", np.sqrt(np.diagonal(between)).round(2), "of pictures around them:", np.sqrt(np.diagonal(within)).round(2)
+    "sd by feature, of centres:",
+    np.sqrt(np.diagonal(between)).round(2),
+    "of pictures around them:",
+    np.sqrt(np.diagonal(within)).round(2),
 )
 
 # %% [markdown]
 # ## New classes
 #
-# `adapt` gives the posterior of a new class's centre as a mixture of Gaussians (a Student-t prior seen through its scales), so the density
-# of another picture of that class is one, too.
+# `adapt` gives the posterior of a new class's centre as a mixture of Gaussians (a Student-t prior seen
+# through its scales), so the density of another picture of that class is one, too.
 
 
 # %%
@@ -142,7 +163,10 @@ for shots in (1, 5):
     right, sure = {"nearest mean": [], "law over classes": []}, {"nearest mean": [], "law over classes": []}
     for i in range(40):
         new = task(unseen, jax.random.key(100 + i), shots)
-        for name, p in (("nearest mean", jax.nn.softmax(distances(net, *new))), ("law over classes", probabilities(*new))):
+        for name, p in (
+            ("nearest mean", jax.nn.softmax(distances(net, *new))),
+            ("law over classes", probabilities(*new)),
+        ):
             right[name].append(np.asarray(p.argmax(1) == labels))
             sure[name].append(np.asarray(p.max(1)))
     for name in right:
@@ -152,10 +176,11 @@ for shots in (1, 5):
 assert min(gains) > -0.01
 
 # %% [markdown]
-# The features are the same, so what is gained comes from the law: directions in which classes differ count for more than those in which
-# pictures of one class do. More classes are told right at either number of shots. From one picture the law's probabilities are further from
-# frequencies than those of the nearest mean, from five they are nearer. `python -m benchmarks meta_digits` has more
-# tasks, with standard errors, and MAML.
+# The features are the same, so what is gained comes from the law: directions in which classes differ count
+# for more than those in which pictures of one class do. More classes are told right at either number of
+# shots. From one picture the law's probabilities are further from frequencies than those of the nearest mean,
+# from five they are nearer. `python -m benchmarks meta_digits` has more tasks, with standard errors, and
+# MAML.
 
 # %%
 shown, asked = task(unseen, jax.random.key(100), 1)
@@ -167,7 +192,9 @@ for c in range(WAYS):
     for j in range(6):
         best = p[c, j].argmax()
         axes[c, j + 1].imshow(np.asarray(asked[c, j]).reshape(8, 8), cmap="Greys")
-        axes[c, j + 1].set_title(f"{'ABCD'[best]} {100 * p[c, j, best]:.0f} %", fontsize=9, color="k" if best == c else "r")
+        axes[c, j + 1].set_title(
+            f"{'ABCD'[best]} {100 * p[c, j, best]:.0f} %", fontsize=9, color="k" if best == c else "r"
+        )
 for ax in axes.ravel():
     ax.set_axis_off()
 plt.savefig("new_digits.png", dpi=110)

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Three thousand students, each seen once
 #
-# 2,972 students of ETH Zürich rated their lectures, 73,421 times (`InstEval` of lme4). Each student has a level of their own, and a way of
-# their own to rate lectures given for other departments. The hierarchy over students is learnt from a generator that yields one student at
-# a time: one pass, nothing kept, as data that do not fit into memory would be read.
+# 2,972 students of ETH Zürich rated their lectures, 73,421 times (`InstEval` of lme4). Each student has a
+# level of their own, and a way of their own to rate lectures given for other departments. The hierarchy over
+# students is learnt from a generator that yields one student at a time: one pass, nothing kept, as data that
+# do not fit into memory would be read.
 
 # %%
 import jax
@@ -26,8 +27,8 @@ print(f"{len(np.unique(student))} students, {len(rating)} ratings from {rating.m
 # %% [markdown]
 # ## One student
 #
-# `own` is the student's: a level, and how much less or more a service lecture gets. What a department's lectures are worth is the same for
-# all students, and so is the noise.
+# `own` is the student's: a level, and how much less or more a service lecture gets. What a department's
+# lectures are worth is the same for all students, and so is the noise.
 
 
 # %%
@@ -36,14 +37,16 @@ def one_student(service, department, rating=None):
     worth = numpyro.param("worth", jnp.zeros(department.shape[1]))
     noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
     with numpyro.plate("ratings", service.shape[0]):
-        numpyro.sample("rating", dist.Normal(own[0] + own[1] * service + department @ worth, noise), obs=rating)
+        numpyro.sample(
+            "rating", dist.Normal(own[0] + own[1] * service + department @ worth, noise), obs=rating
+        )
 
 
 # %% [markdown]
 # ## A stream
 #
-# Students in random order; the last rating of each who gave at least five is kept for the test. (Here they come from a table in memory. A
-# generator over a file or a database looks the same.)
+# Students in random order; the last rating of each who gave at least five is kept for the test. (Here they
+# come from a table in memory. A generator over a file or a database looks the same.)
 
 # %%
 rng = np.random.default_rng(0)
@@ -78,12 +81,16 @@ once = lifted.fit(
 )
 mean, covariance = np.asarray(once.niw.loc), np.asarray(once.niw.scale_matrix) / (float(once.niw.df) - 3)
 print(f"{once.losses.size} steps; students' level {mean[0]:.2f} ± {covariance[0, 0] ** 0.5:.2f}, ", end="")
-print(f"service lectures {mean[1]:+.2f} ± {covariance[1, 1] ** 0.5:.2f}, noise {float(once.shared['noise']):.2f}")
+print(
+    f"service lectures {mean[1]:+.2f} ± {covariance[1, 1] ** 0.5:.2f}, noise "
+    f"{float(once.shared['noise']):.2f}"
+)
 
 # %% [markdown]
 # ## What one pass loses
 #
-# The same hierarchy from all students in every step, and both judged on the ratings that were kept, given the same student's others.
+# The same hierarchy from all students in every step, and both judged on the ratings that were kept, given the
+# same student's others.
 
 # %%
 whole = lifted.fit(
@@ -109,8 +116,8 @@ assert gap < 0.02
 # %% [markdown]
 # ## Shrinkage
 #
-# A student with few ratings is drawn towards the others, one with many is hardly moved. That is all that is stored, and it is computed when
-# asked for.
+# A student with few ratings is drawn towards the others, one with many is hardly moved. That is all that is
+# stored, and it is computed when asked for.
 
 # %%
 few = EpisodeStream([shown for shown, _ in split[:400]])

@@ -1,8 +1,10 @@
-"""The chain of flips in genjax 0.10.3: run by ``benchmarks.chains`` in an environment of its own, one length and strategy a process.
+"""The chain of flips in genjax 0.10.3: run by ``benchmarks.chains`` in an environment of its own, one length
+and strategy a process.
 
-Reads the problem as JSON from the standard input and writes its measurements as one line of JSON to the standard output. As released,
-0.10.3 cannot run ``flip_mvd`` at all (it calls its continuation with three arguments where two are taken) and its continuation without
-derivatives skips later random choices, so ``MendedFlipMVD`` below is what "measure_valued" uses: the rule with both of these mended.
+Reads the problem as JSON from the standard input and writes its measurements as one line of JSON to the
+standard output. As released, 0.10.3 cannot run ``flip_mvd`` at all (it calls its continuation with three
+arguments where two are taken) and its continuation without derivatives skips later random choices, so
+``MendedFlipMVD`` below is what "measure_valued" uses: the rule with both of these mended.
 """
 
 import json
@@ -18,7 +20,9 @@ from genjax.core import Pytree
 
 @Pytree.dataclass
 class MendedFlipMVD(ADEVPrimitive):
-    """The draw's own derivative, and the change of the law times what the other outcome would have been worth."""
+    """The draw's own derivative, and the change of the law times what the other outcome would have been
+    worth.
+    """
 
     def sample(self, key, p):
         return jax.random.bernoulli(key, p)
@@ -36,7 +40,12 @@ def _held(value):
     return Dual(value, jnp.zeros_like(value))
 
 
-FLIPS = {"score": flip_reinforce, "enumerate": flip_enum, "measure_valued": MendedFlipMVD(), "flip_mvd as released": flip_mvd}
+FLIPS = {
+    "score": flip_reinforce,
+    "enumerate": flip_enum,
+    "measure_valued": MendedFlipMVD(),
+    "flip_mvd as released": flip_mvd,
+}
 
 
 def log_coin(x, logit):
@@ -54,7 +63,12 @@ def elbo(problem, flip):
             guide = logits[step] + problem["coupling"] * x
             prior = problem["prior_logit"] + problem["prior_coupling"] * x
             x = jnp.where(flip(jax.nn.sigmoid(guide)), 1.0, 0.0)
-            total += log_coin(x, guide) - log_coin(x, prior) + 0.5 * (y - problem["shift"] * x) ** 2 + 0.5 * jnp.log(2 * jnp.pi)
+            total += (
+                log_coin(x, guide)
+                - log_coin(x, prior)
+                + 0.5 * (y - problem["shift"] * x) ** 2
+                + 0.5 * jnp.log(2 * jnp.pi)
+            )
         return total
 
     return lambda key, logits: cost.grad_estimate(key, (logits,))[0]
@@ -68,7 +82,9 @@ def main() -> None:
     for _ in range(problem["compilations"]):
         jax.clear_caches()
         start = time.perf_counter()
-        compiled = jax.jit(elbo(problem, FLIPS[problem["strategy"]])).lower(jax.random.key(0), logits).compile()
+        compiled = (
+            jax.jit(elbo(problem, FLIPS[problem["strategy"]])).lower(jax.random.key(0), logits).compile()
+        )
         seconds.append(time.perf_counter() - start)
         if seconds[0] > problem["long"]:
             break

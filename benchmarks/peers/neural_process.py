@@ -1,4 +1,6 @@
-"""A latent neural process for few-shot regression (Garnelo et al. 2018), written plainly: an encoder of points, a latent, a decoder."""
+"""A latent neural process for few-shot regression (Garnelo et al. 2018), written plainly: an encoder of
+points, a latent, a decoder.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,10 @@ WIDTH, LATENT = 64, 32
 
 def dense(key, sizes):
     keys = jax.random.split(key, len(sizes) - 1)
-    return [(jax.random.normal(k, (a, b)) / np.sqrt(a), jnp.zeros(b)) for k, a, b in zip(keys, sizes, sizes[1:], strict=False)]
+    return [
+        (jax.random.normal(k, (a, b)) / np.sqrt(a), jnp.zeros(b))
+        for k, a, b in zip(keys, sizes, sizes[1:], strict=False)
+    ]
 
 
 def mlp(layers, x):
@@ -46,7 +51,9 @@ def log_normal(y, loc, sd):
 
 
 def loss(p, key, x, y, support: int):
-    """Minus the bound: all points given z from all of them, and the divergence of that q(z) from that of the support."""
+    """Minus the bound: all points given z from all of them, and the divergence of that q(z) from that of the
+    support.
+    """
     loc, sd = encode(p, x, y)
     loc0, sd0 = encode(p, x[:support], y[:support])
     mean, noise = decode(p, loc + sd * jax.random.normal(key, loc.shape), x)
@@ -64,11 +71,17 @@ def trainer(episode_data, support: int, batch: int, seed: int):
         of_data, of_z = jax.random.split(key)
         x, y = jax.vmap(episode_data)(jax.random.split(of_data, batch))
         keys = jax.random.split(of_z, batch)
-        value, grads = jax.value_and_grad(lambda p: jax.vmap(loss, (None, 0, 0, 0, None))(p, keys, x, y, support).mean())(p)
+        value, grads = jax.value_and_grad(
+            lambda p: jax.vmap(loss, (None, 0, 0, 0, None))(p, keys, x, y, support).mean()
+        )(p)
         updates, state = optim.update(grads, state, p)
         return (optax.apply_updates(p, updates), state), value
 
-    return p, optim.init(p), jax.jit(lambda p, state, key: jax.lax.scan(step, (p, state), jax.random.split(key, 100)))
+    return (
+        p,
+        optim.init(p),
+        jax.jit(lambda p, state, key: jax.lax.scan(step, (p, state), jax.random.split(key, 100))),
+    )
 
 
 def predict(p, key, x, y, at, draws: int = 32):

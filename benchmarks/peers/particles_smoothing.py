@@ -1,7 +1,8 @@
-"""PaRIS, and filtering with backward sampling, by ``particles`` (NumPy), on the series that standard input holds as JSON.
+"""PaRIS, and filtering with backward sampling, by ``particles`` (NumPy), on the series that standard input
+holds as JSON.
 
-Run by ``benchmarks.smoothing --particles-python``; prints JSON. It needs an environment of its own, since particles 0.4 wants NumPy before
-2: ``python -m venv ENV && ENV/bin/pip install particles==0.4``.
+Run by ``benchmarks.smoothing --particles-python``; prints JSON. It needs an environment of its own, since
+particles 0.4 wants NumPy before 2: ``python -m venv ENV && ENV/bin/pip install particles==0.4``.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The directive ``picture``: a picture that an executed tutorial drew, with a caption, on another page.
 
-The pictures are those that the build has just made, so none is kept in the tree. Where tutorials are not executed there are captions alone.
+The pictures are those that the build has just made, so none is kept in the tree. Where tutorials are not
+executed there are captions alone.
 """
 
 from docutils import nodes
@@ -16,7 +17,9 @@ class picture_place(nodes.General, nodes.Element):
 
 
 class Picture(SphinxDirective):
-    """``picture`` with a tutorial's name and the number of its picture, from 1 on; the content is the caption."""
+    """``picture`` with a tutorial's name and the number of its picture, from 1 on; the content is the
+    caption.
+    """
 
     required_arguments = 2
     has_content = True
@@ -24,7 +27,9 @@ class Picture(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         page, number = f"tutorials/{self.arguments[0]}", int(self.arguments[1])
         title = nodes.paragraph(classes=["picture-title"])
-        title += addnodes.pending_xref("", nodes.inline(), reftype="doc", refdomain="std", refexplicit=False, reftarget=f"/{page}")
+        title += addnodes.pending_xref(
+            "", nodes.inline(), reftype="doc", refdomain="std", refexplicit=False, reftarget=f"/{page}"
+        )
         box = nodes.container(classes=["picture"])
         box += [title, picture_place(page=page, number=number), *self.parse_content_to_nodes()]
         return [box]
@@ -35,11 +40,27 @@ def fill(app, doctree, docname: str) -> None:
         drawn = [image["uri"] for image in app.env.get_doctree(place["page"]).findall(nodes.image)]
         if place["number"] <= len(drawn):
             uri = drawn[place["number"] - 1]
-            picture = nodes.image(uri=uri, candidates={"*": uri}, alt=f"picture {place['number']} of {place['page']}")
-            place.replace_self(nodes.reference("", "", picture, internal=True, refuri=app.builder.get_relative_uri(docname, place["page"])))
+            picture = nodes.image(
+                uri=uri, candidates={"*": uri}, alt=f"picture {place['number']} of {place['page']}"
+            )
+            place.replace_self(
+                nodes.reference(
+                    "",
+                    "",
+                    picture,
+                    internal=True,
+                    refuri=app.builder.get_relative_uri(docname, place["page"]),
+                )
+            )
             continue
         if app.config.nb_execution_mode != "off":
-            logger.warning("%s has %d pictures, and no number %d", place["page"], len(drawn), place["number"], location=docname)
+            logger.warning(
+                "%s has %d pictures, and no number %d",
+                place["page"],
+                len(drawn),
+                place["number"],
+                location=docname,
+            )
         place.parent.remove(place)
 
 

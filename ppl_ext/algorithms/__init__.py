@@ -1,13 +1,15 @@
-"""Algorithms that estimate the density of some sites of a program and draw the others, and the transformations that use them.
+"""Algorithms that estimate the density of some sites of a program and draw the others, and the
+transformations that use them.
 
-======================= ========================================= ===========================================================
-algorithm               estimate of p(x)                          a draw
-======================= ========================================= ===========================================================
-``ImportanceSampling``  mean of K weights                         one of K, by weight (sampling importance resampling)
-``Enumeration``         exact, for finite free sites              from the exact posterior
-``ExactFilter``         exact: finite or linear-Gaussian scans    none
-``ParticleFilter``      product of mean weights over time         one of N paths, by weight
-======================= ========================================= ===========================================================
+====================== ====================================== ================================================
+algorithm              estimate of p(x)                       a draw
+====================== ====================================== ================================================
+``ImportanceSampling`` mean of K weights                      one of K, by weight (sampling importance
+                                                              resampling)
+``Enumeration``        exact, for finite free sites           from the exact posterior
+``ExactFilter``        exact: finite or linear-Gaussian scans none
+``ParticleFilter``     product of mean weights over time      one of N paths, by weight
+====================== ====================================== ================================================
 """
 
 from ppl_ext.algorithms.algorithm import Algorithm
@@ -18,4 +20,12 @@ from ppl_ext.algorithms.marginal import marginal
 from ppl_ext.algorithms.normalize import normalize
 from ppl_ext.algorithms.particle_filter import ParticleFilter
 
-__all__ = ["Algorithm", "Enumeration", "ExactFilter", "ImportanceSampling", "ParticleFilter", "marginal", "normalize"]
+__all__ = [
+    "Algorithm",
+    "Enumeration",
+    "ExactFilter",
+    "ImportanceSampling",
+    "ParticleFilter",
+    "marginal",
+    "normalize",
+]

@@ -10,18 +10,22 @@ from ppl_ext.algorithms.target import Retained, Target
 
 
 class Algorithm(eqx.Module):
-    r"""An unbiased estimator of :math:`p(x) = \int p(x, z)\,dz`, as a value: arrays are leaves, sizes are static.
+    r"""An unbiased estimator of :math:`p(x) = \int p(x, z)\,dz`, as a value: arrays are leaves, sizes are
+    static.
 
-    A target (:class:`~ppl_ext.algorithms.target.Target`) holds the given x and draws and scores z. Every algorithm has a forward run, and a
-    conditional run through a retained z. With w the evidence estimate that either makes:
+    A target (:class:`~ppl_ext.algorithms.target.Target`) holds the given x and draws and scores z. Every
+    algorithm has a forward run, and a conditional run through a retained z. With w the evidence estimate that
+    either makes:
 
     - forward: :math:`\mathbb{E}[w] = p(x)`;
     - conditional, with the retained z a draw from p(z | x): :math:`\mathbb{E}[1/w] = 1/p(x)`.
 
-    Importance sampling pairs with conditional importance sampling, a particle filter with the conditional particle filter (Andrieu, Doucet,
-    Holenstein 2010); exact algorithms (``exact = True``) have w = p(x) both ways. ``marginal`` needs :meth:`evidence` and
-    :meth:`evidence_through`, ``normalize`` needs :meth:`draw` and :meth:`score`.
-    :raises ModelError: when run, if the program has a ``scan`` and the algorithm none (``scans``), or sites that it cannot serve.
+    Importance sampling pairs with conditional importance sampling, a particle filter with the conditional
+    particle filter (Andrieu, Doucet, Holenstein 2010); exact algorithms (``exact = True``) have w = p(x) both
+    ways. ``marginal`` needs :meth:`evidence` and :meth:`evidence_through`, ``normalize`` needs :meth:`draw`
+    and :meth:`score`.
+    :raises ModelError: when run, if the program has a ``scan`` and the algorithm none (``scans``), or sites
+        that it cannot serve.
 
     >>> import numpyro, numpyro.distributions as dist
     >>> from ppl_ext import log_density, marginal
@@ -51,9 +55,11 @@ class Algorithm(eqx.Module):
 
     @abstractmethod
     def draw(self, target: Target) -> tuple[dict[str, jax.Array], jax.Array]:
-        r"""z of a forward run and :math:`\log(p(x, z) / w)`, the estimated log density: :math:`\mathbb{E}[w/p(x,z) \mid z] = 1/q(z)`
-        with q the law of the draw."""
+        r"""z of a forward run and :math:`\log(p(x, z) / w)`, the estimated log density:
+        :math:`\mathbb{E}[w/p(x,z) \mid z] = 1/q(z)` with q the law of the draw."""
 
     @abstractmethod
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
-        r""":math:`\log(p(x, z) / w)` at a given z, by a conditional run through it: its exponential has mean q(z)."""
+        r""":math:`\log(p(x, z) / w)` at a given z, by a conditional run through it: its exponential has mean
+        q(z).
+        """

@@ -19,11 +19,13 @@ class Enumeration(Algorithm):
 
     .. math:: p(x) = \sum_z p(x, z)
 
-    Exact, without randomness (unless a density inside is itself estimated), hence tagged so and differentiable everywhere. The program runs
-    once for each joint value, in one ``vmap``. ``normalize`` draws one of them, site ``"index"``, from the exact posterior.
+    Exact, without randomness (unless a density inside is itself estimated), hence tagged so and
+    differentiable everywhere. The program runs once for each joint value, in one ``vmap``. ``normalize``
+    draws one of them, site ``"index"``, from the exact posterior.
 
     :param max_assignments: the largest number of joint values to accept.
-    :raises ModelError: when run, if a site is not finite or there are more joint values; the message names the sites.
+    :raises ModelError: when run, if a site is not finite or there are more joint values; the message names
+        the sites.
 
     >>> Enumeration(max_assignments=100)
     Enumeration(max_assignments=100)
@@ -34,8 +36,14 @@ class Enumeration(Algorithm):
     exact = True
 
     def __check_init__(self):
-        if not isinstance(self.max_assignments, int) or isinstance(self.max_assignments, bool) or self.max_assignments < 1:
-            raise ArgumentError(f"Enumeration(max_assignments=...) must be a positive integer, got {self.max_assignments!r}.")
+        if (
+            not isinstance(self.max_assignments, int)
+            or isinstance(self.max_assignments, bool)
+            or self.max_assignments < 1
+        ):
+            raise ArgumentError(
+                f"Enumeration(max_assignments=...) must be a positive integer, got {self.max_assignments!r}."
+            )
 
     def evidence(self, target: Target) -> jax.Array:
         return logsumexp(_log_densities(target, self._assignments(target)))
@@ -65,8 +73,8 @@ class Enumeration(Algorithm):
             site = target.sites[name]
             if not site["fn"].has_enumerate_support:
                 raise ModelError(
-                    f"Enumeration cannot sum over site '{name}' ({type(site['fn']).__name__}): it is not finite. Keep it, or use "
-                    "ImportanceSampling."
+                    f"Enumeration cannot sum over site '{name}' ({type(site['fn']).__name__}): it is not "
+                    "finite. Keep it, or use ImportanceSampling."
                 )
             supports[name] = site["fn"].enumerate_support(expand=False)
             supports[name] = supports[name].reshape(supports[name].shape[:1] + site["fn"].event_shape)
@@ -76,14 +84,19 @@ class Enumeration(Algorithm):
         if total > self.max_assignments:
             counts = ", ".join(f"'{n}': {size}" for n, size in sizes.items())
             raise ModelError(
-                f"Enumeration would sum over {total} joint values ({counts}), more than max_assignments={self.max_assignments}. "
-                "Raise that, keep some of these sites, or use ImportanceSampling."
+                f"Enumeration would sum over {total} joint values ({counts}), more than "
+                f"max_assignments={self.max_assignments}. Raise that, keep some of these sites, or use "
+                "ImportanceSampling."
             )
         out, stride = {}, 1
         for name in target.free:
             code = np.arange(total) // stride % sizes[name]
             stride *= sizes[name]
-            digits = code[:, None] // len(supports[name]) ** np.arange(math.prod(shapes[name])) % len(supports[name])
+            digits = (
+                code[:, None]
+                // len(supports[name]) ** np.arange(math.prod(shapes[name]))
+                % len(supports[name])
+            )
             out[name] = supports[name][digits.reshape(-1, *shapes[name])]
         return out
 

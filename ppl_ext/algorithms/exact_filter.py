@@ -14,15 +14,17 @@ from ppl_ext.state_space.model import lower
 
 
 class ExactFilter(Algorithm):
-    r"""The states of a finite or a linear-Gaussian ``scan``, summed out exactly (:mod:`ppl_ext.state_space.exact`).
+    r"""The states of a finite or a linear-Gaussian ``scan``, summed out exactly
+    (:mod:`ppl_ext.state_space.exact`).
 
     .. math:: p(\theta, y) = p(\theta) \int p(x_{0:T}, y \mid \theta) \, dx_{0:T}
 
-    The marginal's density is exact and differentiable everywhere, so NUTS and any objective may use it. It does not draw: ``normalize``
-    takes :class:`~ppl_ext.algorithms.ParticleFilter`.
+    The marginal's density is exact and differentiable everywhere, so NUTS and any objective may use it. It
+    does not draw: ``normalize`` takes :class:`~ppl_ext.algorithms.ParticleFilter`.
 
     :param max_states: the largest number of joint states of a finite model.
-    :raises ModelError: when run: the model is neither finite nor linear-Gaussian, or ``normalize`` asks for a draw.
+    :raises ModelError: when run: the model is neither finite nor linear-Gaussian, or ``normalize`` asks for a
+        draw.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -34,8 +36,10 @@ class ExactFilter(Algorithm):
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
-    >>> summed = log_density(marginal(model, ["sigma"], ExactFilter()), {"sigma": 1.0}, jnp.ones(1), rng_key=jax.random.key(0))
-    >>> bool(abs(summed.total - dist.HalfNormal(1.0).log_prob(1.0) - dist.Normal(0.0, 3**0.5).log_prob(1.0)) < 1e-4)
+    >>> summed = log_density(marginal(model, ["sigma"], ExactFilter()), {"sigma": 1.0}, jnp.ones(1),
+    ...     rng_key=jax.random.key(0))
+    >>> bool(abs(summed.total - dist.HalfNormal(1.0).log_prob(1.0) - dist.Normal(0.0, 3**0.5).log_prob(1.0))
+    ...     < 1e-4)
     True
     """
 
@@ -59,4 +63,7 @@ class ExactFilter(Algorithm):
         return target.log_density(values).total - self.evidence(target)
 
     def draw(self, target: Target) -> tuple[dict[str, jax.Array], jax.Array]:
-        raise ModelError(f"ExactFilter does not draw the sites of {target.scope}; use ParticleFilter, or smooth_exactly for the moments.")
+        raise ModelError(
+            f"ExactFilter does not draw the sites of {target.scope}; use ParticleFilter, or smooth_exactly "
+            "for the moments."
+        )

@@ -1,8 +1,8 @@
 """The random choices of a particle filter as sites of an expectation, so that each has a gradient strategy.
 
-Ancestors are a site ``"index"``, by default with the score function. Latent sites whose law can be reparameterised are drawn along their
-path; the others are one site of N lanes, with the score function. All of them stand in the body of a ``scan`` over time, so a cost of time
-t is charged to the choices up to t.
+Ancestors are a site ``"index"``, by default with the score function. Latent sites whose law can be
+reparameterised are drawn along their path; the others are one site of N lanes, with the score function. All
+of them stand in the body of a ``scan`` over time, so a cost of time t is charged to the choices up to t.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,9 @@ _stop = lax.stop_gradient
 
 
 class Ancestors(Distribution):
-    """``num`` independent indices, drawn with probabilities proportional to exp(log_weights) (..., N) in O(num log N)."""
+    """``num`` independent indices, drawn with probabilities proportional to exp(log_weights) (..., N) in
+    O(num log N).
+    """
 
     arg_constraints: dict = {}
     pytree_data_fields = ("log_weights",)
@@ -56,7 +58,9 @@ class Ancestors(Distribution):
         possible = self.log_weights.max(-1, keepdims=True) > -jnp.inf
         log_weights = jnp.where(possible, self.log_weights, 0.0)
         log_weights = log_weights - logsumexp(log_weights, axis=-1, keepdims=True)
-        return jnp.take_along_axis(jnp.broadcast_to(log_weights, (*value.shape[:-1], log_weights.shape[-1])), value, axis=-1)
+        return jnp.take_along_axis(
+            jnp.broadcast_to(log_weights, (*value.shape[:-1], log_weights.shape[-1])), value, axis=-1
+        )
 
     def enumerate_support(self, expand=True):
         values = jnp.arange(self.log_weights.shape[-1]).reshape(-1, *(1,) * len(self.batch_shape))
@@ -81,7 +85,9 @@ class Lanes(Distribution):
 
     @constraints.dependent_property
     def support(self):
-        return constraints.independent(constraints.integer if self.discrete else constraints.real, self.event_dim)
+        return constraints.independent(
+            constraints.integer if self.discrete else constraints.real, self.event_dim
+        )
 
     def sample(self, key, sample_shape=()):
         return self.values
@@ -96,7 +102,9 @@ def _(d: Lanes):
 
 
 def _law_at(site: dict) -> jax.Array:
-    """The log density that a site was drawn with, at its value held fixed; of an imputed one that of what was not seen."""
+    """The log density that a site was drawn with, at its value held fixed; of an imputed one that of what was
+    not seen.
+    """
     if "raw" in site:
         return jnp.sum(missing_term(site["fn"], site["raw"], _stop(site["value"]), site["name"]))
     return drawn_law({**site, "value": _stop(site["value"])})
@@ -117,8 +125,9 @@ class Sited:
         return self._sample("index", Ancestors(log_weights, num), key, {"gradient": ScoreFunction()})
 
     def values(self, one, keys, names, *particles, frozen=None):
-        """As :meth:`~ppl_ext.state_space.filtering.Keyed.values`. All sites are drawn; those to be scored come out of the lanes and become
-        sites of N lanes; then the lanes run again with these given, which draws the others as before."""
+        """As :meth:`~ppl_ext.state_space.filtering.Keyed.values`. All sites are drawn; those to be scored
+        come out of the lanes and become sites of N lanes; then the lanes run again with these given, which
+        draws the others as before."""
         laws: dict[str, tuple[Distribution, dict]] = {}
 
         def lane(given, key, *particle):
@@ -139,11 +148,18 @@ class Sited:
             drawn = _stop(values[name])
             if isinstance(strategy, ScoreFunction) and len(drawn) > skip:
                 lanes = Lanes(drawn[skip:], by_site[name][skip:], law.support.is_discrete)
-                drawn = jnp.concatenate([drawn[:skip], self._sample(name, lanes, random.fold_in(keys.key, 0), {"gradient": strategy})])
+                drawn = jnp.concatenate(
+                    [
+                        drawn[:skip],
+                        self._sample(name, lanes, random.fold_in(keys.key, 0), {"gradient": strategy}),
+                    ]
+                )
             given[name] = drawn
         if frozen is not None:
             values = all_lanes(given)[0] if given else values
-            given = jax.tree.map(lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen)
+            given = jax.tree.map(
+                lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen
+            )
         if given:
             values, log_q, _ = all_lanes(given)
         return values, log_q
@@ -156,8 +172,8 @@ class Sited:
         strategy = as_strategy(spec, name)
         if not isinstance(strategy, Reparameterize | ScoreFunction | Constant):
             raise StrategyError(
-                f"{strategy!r} cannot serve site '{name}' inside a particle filter: its N lanes are drawn at every time. Use 'score', "
-                "'reparam' or Constant()."
+                f"{strategy!r} cannot serve site '{name}' inside a particle filter: its N lanes are drawn "
+                "at every time. Use 'score', 'reparam' or Constant()."
             )
         strategy.check(name, law)
         return None if isinstance(strategy, Reparameterize) else strategy

@@ -1,8 +1,9 @@
 """Sites that a transformation of a program keeps to itself.
 
-``marginal`` and ``normalize`` run a program whose sites nobody outside should see: NumPyro's handlers, traces and :func:`ppl_ext.simulate`
-meet the kept sites only. Inside an expectation the hidden sites are drawn by its :class:`~ppl_ext.expectations.run.Run` all the same, so
-that each has its gradient strategy; handlers of this library that annotate sites reach them under a scoped name, ``"marginal/u"``.
+``marginal`` and ``normalize`` run a program whose sites nobody outside should see: NumPyro's handlers, traces
+and :func:`ppl_ext.simulate` meet the kept sites only. Inside an expectation the hidden sites are drawn by its
+:class:`~ppl_ext.expectations.run.Run` all the same, so that each has its gradient strategy; handlers of this
+library that annotate sites reach them under a scoped name, ``"marginal/u"``.
 """
 
 from collections.abc import Callable
@@ -21,17 +22,25 @@ from ppl_ext.tracing.vmapped_sites import sent_out, was_sent
 
 
 class Inner(Messenger):
-    """Hide the sites of a program, except the kept ones, which leave with log density zero: their density is estimated as a whole.
+    """Hide the sites of a program, except the kept ones, which leave with log density zero: their density is
+    estimated as a whole.
 
     :param scope: prefix of the hidden sites' names; ``""`` for none.
     :param run: who draws them.
-    :param params: values of ``param`` and ``mutable`` sites. A pilot run (``keep`` is not ``None``) fills it and lets them out; later runs
-        may be inside a ``vmap`` and only read it.
+    :param params: values of ``param`` and ``mutable`` sites. A pilot run (``keep`` is not ``None``) fills it
+        and lets them out; later runs may be inside a ``vmap`` and only read it.
     :param keep: sites that leave; ``None`` once the pilot run is over.
     :param scans: whether a scan may stand inside: its sites are then all hidden.
     """
 
-    def __init__(self, scope: str, run: Run, params: dict[str, Any], keep: frozenset[str] | None = None, scans: bool = True):
+    def __init__(
+        self,
+        scope: str,
+        run: Run,
+        params: dict[str, Any],
+        keep: frozenset[str] | None = None,
+        scans: bool = True,
+    ):
         super().__init__()
         self.scope, self.run, self.params, self.keep, self.scans = scope, run, params, keep, scans
         self.brings_keys = keep is None
@@ -43,7 +52,8 @@ class Inner(Messenger):
     def process_message(self, msg):
         kind = msg["type"]
         if self.leaving:
-            return  # a handler outside speaks, while it deals with a kept site: NUTS adds a Jacobian, for example
+            # a handler outside speaks, while it deals with a kept site: NUTS adds a Jacobian, for example
+            return
         if sent_out(self, self.state, msg):
             return
         if kind == "sample" and self.keep and msg["name"] in self.keep:
@@ -54,8 +64,9 @@ class Inner(Messenger):
             return
         if kind == "plate" and msg["args"][1] not in (None, msg["args"][0]):
             raise ModelError(
-                f"Plate '{msg['name']}' is subsampled inside {self.scope}: a minibatch's density is unbiased only in logs, so no "
-                "estimate of the density itself would be. Use the full data, or put the plate around fewer sites."
+                f"Plate '{msg['name']}' is subsampled inside {self.scope}: a minibatch's density is "
+                "unbiased only in logs, so no estimate of the density itself would be. Use the full data, "
+                "or put the plate around fewer sites."
             )
         if kind in ("param", "mutable") and msg["name"] in self.params and self.keep is None:
             msg["value"], msg["stop"] = self.params[msg["name"]], True
@@ -93,22 +104,30 @@ class Inner(Messenger):
         kind = msg["fn"].__name__.removesuffix("_wrapper")
         if kind != "scan" or not self.scans:
             raise ModelError(
-                f"{self.scope} with this algorithm does not reach into {kind}: its sites cannot be kept or summed out. Use ParticleFilter, "
-                "which sums out a scan, or write the loop in Python or put its steps in a plate."
+                f"{self.scope} with this algorithm does not reach into {kind}: its sites cannot be kept or "
+                "summed out. Use ParticleFilter, which sums out a scan, or write the loop in Python or put "
+                "its steps in a plate."
             )
         self.run.process_message(msg)
         msg["stop"] = True
 
     def _let_out(self, msg):
         if msg.get("_control_flow_done"):
-            raise ModelError(f"Site '{msg['name']}' stands inside a scan, so it cannot be kept; keep sites before the scan.")
+            raise ModelError(
+                f"Site '{msg['name']}' stands inside a scan, so it cannot be kept; keep sites before the "
+                "scan."
+            )
         if msg["is_observed"]:
-            raise ModelError(f"Site '{msg['name']}' is observed in the program, so it cannot be kept; keep latent sites.")
+            raise ModelError(
+                f"Site '{msg['name']}' is observed in the program, so it cannot be kept; keep latent sites."
+            )
         self.leaving = True
-        msg.setdefault("_ppl_ext_laws", []).append((self, msg["name"], msg["fn"], msg["infer"]))  # of this and enclosing transformations
+        # of this and enclosing transformations
+        msg.setdefault("_ppl_ext_laws", []).append((self, msg["name"], msg["fn"], msg["infer"]))
         msg["infer"] = {**msg["infer"], "_ppl_ext_kept": True}
         msg["fn"] = msg["fn"].mask(False)
-        # Whoever draws the site also sets its intermediates; whoever gives it a value does not. So we know which it was.
+        # Whoever draws the site also sets its intermediates; whoever gives it a value does not. So we know
+        # which it was.
         msg["intermediates"] = None
 
     def _draw(self, msg):
@@ -119,11 +138,17 @@ class Inner(Messenger):
             elif getattr(handler, "reaches_inner", False):
                 handler.process_message(outer)
         self.run.process_message(outer)
-        msg["value"], msg["intermediates"], msg["infer"] = outer["value"], outer["intermediates"], outer["infer"]
+        msg["value"], msg["intermediates"], msg["infer"] = (
+            outer["value"],
+            outer["intermediates"],
+            outer["infer"],
+        )
 
 
 class Drawn(Distribution):
-    """The law of a site whose value comes from elsewhere: support and shapes of ``base``, log density zero."""
+    """The law of a site whose value comes from elsewhere: support and shapes of ``base``, log density
+    zero.
+    """
 
     arg_constraints: dict = {}
     draws_itself = True
@@ -165,7 +190,9 @@ def find_run() -> Run | None:
 
 
 def run_here(what: str) -> Run:
-    """The expectation's run; outside one, a run of our own with a key from ``numpyro.handlers.seed`` (a fixed one under NUTS)."""
+    """The expectation's run; outside one, a run of our own with a key from ``numpyro.handlers.seed`` (a fixed
+    one under NUTS).
+    """
     if (run := find_run()) is not None:
         return run
     key = prng_key() if _PYRO_STACK else None
@@ -175,7 +202,10 @@ def run_here(what: str) -> Run:
 
 
 def no_key(what: str) -> ModelError:
-    return ModelError(f"No random key to draw the sites inside {what}. Pass rng_key=..., or wrap the program in handlers.seed.")
+    return ModelError(
+        f"No random key to draw the sites inside {what}. Pass rng_key=..., or wrap the program in "
+        "handlers.seed."
+    )
 
 
 def unused_run() -> Run:
@@ -195,6 +225,6 @@ def refuse_open_plates(what: str) -> None:
     for handler in _PYRO_STACK:
         if isinstance(handler, plate):
             raise ModelError(
-                f"{what} is called inside plate '{handler.name}', and its density is one number for all elements. "
-                "Move the plate into the program."
+                f"{what} is called inside plate '{handler.name}', and its density is one number for all "
+                "elements. Move the plate into the program."
             )

@@ -17,14 +17,16 @@ class ImportanceSampling(Algorithm):
 
     .. math:: w = \tfrac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k; x)}
 
-    Forward, all :math:`z_k \sim q`; conditional, one of them is the retained particle and K − 1 are fresh. Both hold for every K: K = 1
-    is a single weight forward, and conditionally the retained particle's own weight. A draw is one of the K, picked with probability
-    proportional to its weight: the index is a site, ``"index"``, with a gradient strategy (by default it is enumerated up to 64 particles).
+    Forward, all :math:`z_k \sim q`; conditional, one of them is the retained particle and K − 1 are fresh.
+    Both hold for every K: K = 1 is a single weight forward, and conditionally the retained particle's own
+    weight. A draw is one of the K, picked with probability proportional to its weight: the index is a site,
+    ``"index"``, with a gradient strategy (by default it is enumerated up to 64 particles).
 
     :param num_particles: K, at least 1.
-    :param proposal: a program that draws the free sites under their names, called as ``proposal(given, *args, **kwargs)`` with the dict of
-        given values (``marginal``: the kept sites; ``normalize``: the data) before the program's own arguments. A site of its own it must
-        sum out by ``marginal``. By default the program itself, run forward with the given values in place.
+    :param proposal: a program that draws the free sites under their names, called as
+        ``proposal(given, *args, **kwargs)`` with the dict of given values (``marginal``: the kept sites;
+        ``normalize``: the data) before the program's own arguments. A site of its own it must sum out by
+        ``marginal``. By default the program itself, run forward with the given values in place.
     :raises ArgumentError: if num_particles is not a positive integer.
     :raises ModelError: when run, if the proposal misses a free site or draws another.
 
@@ -38,10 +40,19 @@ class ImportanceSampling(Algorithm):
     proposal: Callable | None = None
 
     def __check_init__(self):
-        if not isinstance(self.num_particles, int) or isinstance(self.num_particles, bool) or self.num_particles < 1:
-            raise ArgumentError(f"ImportanceSampling(num_particles=...) must be a positive integer, got {self.num_particles!r}.")
+        if (
+            not isinstance(self.num_particles, int)
+            or isinstance(self.num_particles, bool)
+            or self.num_particles < 1
+        ):
+            raise ArgumentError(
+                "ImportanceSampling(num_particles=...) must be a positive integer, got "
+                f"{self.num_particles!r}."
+            )
         if self.proposal is not None and not callable(self.proposal):
-            raise ArgumentTypeError(f"ImportanceSampling(proposal=...) must be a program, got {type(self.proposal).__name__}.")
+            raise ArgumentTypeError(
+                f"ImportanceSampling(proposal=...) must be a program, got {type(self.proposal).__name__}."
+            )
 
     def evidence(self, target: Target) -> jax.Array:
         self._admit(target)

@@ -33,34 +33,40 @@ class marginal(eqx.Module):
 
     .. math:: p(x) = \int p(x, z) \, dz
 
-    It is again a NumPyro program, with the kept sites x and one factor, ``"marginal(x)"``, that carries the estimated log density log w:
+    It is again a NumPyro program, with the kept sites x and one factor, ``"marginal(x)"``, that carries the
+    estimated log density log w:
 
-    - :func:`~ppl_ext.simulate` runs the program, keeps x, and runs the algorithm conditionally on the z that came with it:
-      :math:`\mathbb{E}[1/w \mid x] = 1/p(x)`, tagged *reciprocal*. If the program has observed, masked or rescaled sites, its z is no draw
-      from p(z | x), and the estimate is an unbiased one;
-    - :func:`~ppl_ext.log_density` at given x, like NUTS and ``Predictive``: :math:`\mathbb{E}[w] = p(x)`, tagged *unbiased*.
+    - :func:`~ppl_ext.simulate` runs the program, keeps x, and runs the algorithm conditionally on the z that
+      came with it: :math:`\mathbb{E}[1/w \mid x] = 1/p(x)`, tagged *reciprocal*. If the program has observed,
+      masked or rescaled sites, its z is no draw from p(z | x), and the estimate is an unbiased one;
+    - :func:`~ppl_ext.log_density` at given x, like NUTS and ``Predictive``: :math:`\mathbb{E}[w] = p(x)`,
+      tagged *unbiased*.
 
-    So ``ELBO`` with a marginal guide is the hierarchical bound (Salimans, Kingma, Welling 2015; Ranganath, Tran, Blei 2016) with one
-    particle and the importance-weighted hierarchical bound (Sobolev and Vetrov 2019) with more, and it is a bound with a marginal model
-    too. Inside an expectation the hidden sites are ordinary random sites named ``"marginal/z"``, each with its gradient strategy, so value
-    and gradient are unbiased; elsewhere their randomness comes from ``numpyro.handlers.seed``, which under NUTS is one fixed draw.
-    Marginals nest.
+    So ``ELBO`` with a marginal guide is the hierarchical bound (Salimans, Kingma, Welling 2015; Ranganath,
+    Tran, Blei 2016) with one particle and the importance-weighted hierarchical bound (Sobolev and Vetrov
+    2019) with more, and it is a bound with a marginal model too. Inside an expectation the hidden sites are
+    ordinary random sites named ``"marginal/z"``, each with its gradient strategy, so value and gradient are
+    unbiased; elsewhere their randomness comes from ``numpyro.handlers.seed``, which under NUTS is one fixed
+    draw. Marginals nest.
 
-    :param program: a NumPyro program; parameters, plates and observed sites are welcome, subsampled plates are not, a ``scan`` only with an
-        algorithm for it (:class:`~ppl_ext.algorithms.ParticleFilter`).
+    :param program: a NumPyro program; parameters, plates and observed sites are welcome, subsampled plates
+        are not, a ``scan`` only with an algorithm for it (:class:`~ppl_ext.algorithms.ParticleFilter`).
     :param keep: names of latent sites. Their support must not depend on the sites that are summed out.
     :param algorithm: an :class:`~ppl_ext.algorithms.Algorithm`.
-    :return: calling it returns the dict of kept values; the program's own output may depend on what is summed out.
+    :return: calling it returns the dict of kept values; the program's own output may depend on what is summed
+        out.
     :raises ArgumentError: if nothing is kept.
-    :raises ModelError: when run: a kept site is unknown or observed, no site is left to sum out, a plate is open around it, a plate inside
-        is subsampled, or there is a scan inside that the algorithm does not take. The message names it.
+    :raises ModelError: when run: a kept site is unknown or observed, no site is left to sum out, a plate is
+        open around it, a plate inside is subsampled, or there is a scan inside that the algorithm does not
+        take. The message names it.
 
     >>> import jax, ppl_ext, numpyro, numpyro.distributions as dist
     >>> from ppl_ext.algorithms import Enumeration
     >>> def mixture():
     ...     k = numpyro.sample("k", dist.Bernoulli(0.5))
     ...     numpyro.sample("x", dist.Normal(2.0 * k, 1.0))
-    >>> density = ppl_ext.log_density(marginal(mixture, ["x"], Enumeration()), {"x": 1.0}, rng_key=jax.random.key(0))
+    >>> density = ppl_ext.log_density(marginal(mixture, ["x"], Enumeration()), {"x": 1.0},
+    ...     rng_key=jax.random.key(0))
     >>> bool(abs(density.total - dist.Normal(0.0, 1.0).log_prob(1.0)) < 1e-5)
     True
     """
@@ -73,19 +79,29 @@ class marginal(eqx.Module):
         if not callable(program):
             raise ArgumentTypeError(f"marginal wraps a program (a callable), got {type(program).__name__}.")
         if isinstance(keep, str):
-            raise ArgumentTypeError(f"keep must be a list of site names, got the string {keep!r}; write [{keep!r}].")
+            raise ArgumentTypeError(
+                f"keep must be a list of site names, got the string {keep!r}; write [{keep!r}]."
+            )
         if not isinstance(algorithm, Algorithm):
-            raise ArgumentTypeError(f"algorithm must be an instance such as ImportanceSampling(8), got {algorithm!r}.")
+            raise ArgumentTypeError(
+                f"algorithm must be an instance such as ImportanceSampling(8), got {algorithm!r}."
+            )
         self.program, self.keep, self.algorithm = program, tuple(dict.fromkeys(keep)), algorithm
         if not self.keep:
-            raise ArgumentError("marginal keeps no site; give at least one name. For the evidence alone use objectives or the algorithm.")
+            raise ArgumentError(
+                "marginal keeps no site; give at least one name. For the evidence alone use objectives or "
+                "the algorithm."
+            )
 
     def __call__(self, *args, **kwargs) -> dict[str, jax.Array]:
         what = f"marginal({', '.join(self.keep)})"
         refuse_open_plates(what)
         program = Program(self.program, args, kwargs)
         run, keyless = self._run(what)
-        with (pilot := Inner("marginal", run, {}, frozenset(self.keep), self.algorithm.scans)), (record := RecordInside()):
+        with (
+            (pilot := Inner("marginal", run, {}, frozenset(self.keep), self.algorithm.scans)),
+            (record := RecordInside()),
+        ):
             program()
         sites = record.sites
         if keyless and is_estimated(sites):
@@ -100,7 +116,9 @@ class marginal(eqx.Module):
             target = Target(program, given, free, pilot, sites)
             if normalised:
                 values = {name: sites[name]["value"] for name in free}
-                retained = Retained(values, record.log_density().total, lambda: forward_weight(sites, frozenset(self.keep)))
+                retained = Retained(
+                    values, record.log_density().total, lambda: forward_weight(sites, frozenset(self.keep))
+                )
                 log_w, kind = self.algorithm.evidence_through(target, retained), "reciprocal"
             else:
                 log_w, kind = self.algorithm.evidence(target), "unbiased"
@@ -108,13 +126,17 @@ class marginal(eqx.Module):
                 kind = "exact"
 
         def forward(outer: frozenset[str]) -> jax.Array:
-            return forward_weight(sites, frozenset(name for name, seen in pilot.outward.items() if seen in outer))
+            return forward_weight(
+                sites, frozenset(name for name, seen in pilot.outward.items() if seen in outer)
+            )
 
         emit(what, log_w, Estimate(kind), forward, normalised, pilot.blocked)
         return given
 
     def _run(self, what: str) -> tuple[Run, bool]:
-        """Who draws what is summed out, and whether nobody gave a key: an exact sum does not depend on these draws."""
+        """Who draws what is summed out, and whether nobody gave a key: an exact sum does not depend on these
+        draws.
+        """
         try:
             return run_here(what), False
         except ModelError:
@@ -125,17 +147,28 @@ class marginal(eqx.Module):
     def _free(self, sites: dict[str, dict]) -> tuple[str, ...]:
         latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
         if unknown := [n for n in self.keep if n not in latent]:
-            raise ModelError(f"The program has no latent site {listed(unknown)} to keep; it has {listed(latent)}.")
+            raise ModelError(
+                f"The program has no latent site {listed(unknown)} to keep; it has {listed(latent)}."
+            )
         free = tuple(n for n in latent if n not in self.keep)
         if not free:
             raise ModelError(
-                f"marginal keeps every latent site ({listed(latent)}), so nothing is to be summed out: use the program itself."
+                f"marginal keeps every latent site ({listed(latent)}), so nothing is to be summed out: use "
+                "the program itself."
             )
         return free
 
 
-def emit(name: str, log_w: jax.Array, estimate: Estimate, forward: Callable, normalised: bool, blocked: dict[str, bool]) -> None:
-    """The factor that carries an estimated log density, with what an enclosing transformation must know of it.
+def emit(
+    name: str,
+    log_w: jax.Array,
+    estimate: Estimate,
+    forward: Callable,
+    normalised: bool,
+    blocked: dict[str, bool],
+) -> None:
+    """The factor that carries an estimated log density, with what an enclosing transformation must know of
+    it.
 
     :param blocked: by site that it is the density of, whether a handler hides that one from outside.
     """
@@ -165,8 +198,9 @@ class _Seen(Messenger):
                 return
             if isinstance(handler, block) and handler.hide_fn(msg):
                 warnings.warn(
-                    f"A block hides the factor '{self.name}', which carries the log density of {listed(self.visible)}, so what is outside "
-                    f"counts them as zero. Let it through: block(..., hide_fn=lambda site: ... and site['name'] != '{self.name}').",
+                    f"A block hides the factor '{self.name}', which carries the log density of "
+                    f"{listed(self.visible)}, so what is outside counts them as zero. Let it through: "
+                    f"block(..., hide_fn=lambda site: ... and site['name'] != '{self.name}').",
                     stacklevel=3,
                 )
                 return

@@ -6,10 +6,11 @@ import jax
 
 
 class Move(NamedTuple):
-    """What a kernel returns: the next ``values``, and weighted ``particles`` (leading axis K) with ``weights`` (K,) that add up to one.
+    """What a kernel returns: the next ``values``, and weighted ``particles`` (leading axis K) with
+    ``weights`` (K,) that add up to one.
 
-    In stationarity the weighted particles, too, have the posterior's expectations; a kernel without such returns its values alone, with an
-    axis in front and the weight 1.
+    In stationarity the weighted particles, too, have the posterior's expectations; a kernel without such
+    returns its values alone, with an axis in front and the weight 1.
 
     >>> move = Move({"z": jnp.array(2.0)}, {"z": jnp.array([0.0, 2.0])}, jnp.array([0.25, 0.75]))
     >>> float(move.weights @ move.particles["z"])
@@ -24,8 +25,9 @@ class Move(NamedTuple):
 class MarkovKernel(Protocol):
     """A step of a Markov chain that leaves p(z | y) unchanged.
 
-    It runs inside the objective: it may use :func:`~ppl_ext.replicate`, :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` and
-    ``numpyro.prng_key``. ``values`` maps the guide's sites to their retained values. No gradient is taken through a step.
+    It runs inside the objective: it may use :func:`~ppl_ext.replicate`, :func:`~ppl_ext.simulate`,
+    :func:`~ppl_ext.log_density` and ``numpyro.prng_key``. ``values`` maps the guide's sites to their retained
+    values. No gradient is taken through a step.
 
     >>> def flip(model, guide, values):  # leaves any law of a fair coin unchanged
     ...     z = {"z": 1 - values["z"]}

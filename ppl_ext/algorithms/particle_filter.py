@@ -24,38 +24,49 @@ from ppl_ext.state_space.resampling import Scheme, multinomial, scheme_of
 from ppl_ext.state_space.site_runs import Proposal
 
 # Samplers of NumPyro that take the density of a program for a number that is the same whenever it is asked.
-_SAMPLERS = {f"numpyro.infer.{name}" for name in ("hmc", "barker", "sa", "mixed_hmc", "hmc_gibbs", "ensemble")}
+_SAMPLERS = {
+    f"numpyro.infer.{name}" for name in ("hmc", "barker", "sa", "mixed_hmc", "hmc_gibbs", "ensemble")
+}
 
 
 class ParticleFilter(Algorithm):
     r"""N particles through a program with one ``numpyro.contrib.control_flow.scan``.
 
-    .. math:: w = p(\theta) \, \hat Z, \qquad \hat Z = \prod_t \sum_i \omega_{t,i}, \qquad \mathbb{E}[w] = p(\theta, y)
+    .. math:: w = p(\theta) \, \hat Z, \qquad \hat Z = \prod_t \sum_i \omega_{t,i}, \qquad \mathbb{E}[w] =
+    p(\theta, y)
 
-    with the weights of :mod:`ppl_ext.state_space.filtering`. Kept sites before the scan are parameters θ; the others are each particle's
-    own and must go through the carry. ``marginal(model, ["phi", "sigma"], ParticleFilter(100))`` inside an importance-weighted bound is
-    the filtering variational objective (Maddison et al. 2017; Naesseth et al. 2018). The conditional run keeps one lane on a given path
-    (Andrieu, Doucet and Holenstein 2010); a draw is one particle's path. In both, ancestors are independent whatever the scheme.
+    with the weights of :mod:`ppl_ext.state_space.filtering`. Kept sites before the scan are parameters θ; the
+    others are each particle's own and must go through the carry.
+    ``marginal(model, ["phi", "sigma"], ParticleFilter(100))`` inside an importance-weighted bound is the
+    filtering variational objective (Maddison et al. 2017; Naesseth et al. 2018). The conditional run keeps
+    one lane on a given path (Andrieu, Doucet and Holenstein 2010); a draw is one particle's path. In both,
+    ancestors are independent whatever the scheme.
 
-    Gradients of log w. Inside an expectation every random choice has its strategy, so that the gradient of the objective is unbiased:
-    states along their path where their law allows, other states and ancestors (``"marginal/index"``) by the score function. Then particles
-    are resampled independently at every time, since other schemes have no density. ``gradient="fisher"``, and the default elsewhere: draws
-    held fixed, :math:`\nabla \log w = \sum_i W_i \nabla \log p(\theta, x^i_{0:T}, y)`. It estimates ∇ log p(θ, y), with a bias of
-    order 1/N and far less variance than scores of ancestors; any resampling goes, and proposals get no gradient.
+    Gradients of log w. Inside an expectation every random choice has its strategy, so that the gradient of
+    the objective is unbiased: states along their path where their law allows, other states and ancestors
+    (``"marginal/index"``) by the score function. Then particles are resampled independently at every time,
+    since other schemes have no density. ``gradient="fisher"``, and the default elsewhere: draws held fixed,
+    :math:`\nabla \log w = \sum_i W_i \nabla \log p(\theta, x^i_{0:T}, y)`. It estimates ∇ log p(θ, y), with a
+    bias of order 1/N and far less variance than scores of ancestors; any resampling goes, and proposals get
+    no gradient.
 
     :param num_particles: N, at least 1.
-    :param resampling: ``"systematic"`` (default outside expectations), ``"stratified"``, ``"residual"``, ``"multinomial"`` or a function
-        ``(key, log_weights, num) -> ancestors`` with unbiased counts.
-    :param threshold: resample where the effective sample size is below this share of N: 0 never, 1 always. 0.5 by default.
-    :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites, given a particle's carry and
-        the scan's input. Its ``numpyro.param`` sites are learned with the program's.
+    :param resampling: ``"systematic"`` (default outside expectations), ``"stratified"``, ``"residual"``,
+        ``"multinomial"`` or a function ``(key, log_weights, num) -> ancestors`` with unbiased counts.
+    :param threshold: resample where the effective sample size is below this share of N: 0 never, 1 always.
+        0.5 by default.
+    :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites,
+        given a particle's carry and the scan's input. Its ``numpyro.param`` sites are learned with the
+        program's.
     :param initial_proposal: the same for the initial sites, ``initial_proposal(parameters)``.
-    :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
+    :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at
+        p(y_t | carry).
     :param gradient: ``"fisher"``, or by default as said above.
-    :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
-        then a multiple of their number.
-    :raises ModelError: when run: the program has no state-space form (:mod:`ppl_ext.state_space.model`), a proposal does not fit, or
-        an MCMC method of NumPyro asks for the density.
+    :param mesh: devices over which the particles are spread,
+        ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is then a multiple of their
+        number.
+    :raises ModelError: when run: the program has no state-space form (:mod:`ppl_ext.state_space.model`), a
+        proposal does not fit, or an MCMC method of NumPyro asks for the density.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from ppl_ext import log_density, marginal
@@ -93,14 +104,27 @@ class ParticleFilter(Algorithm):
             if getattr(self, name) is not None:
                 check_function(f"ParticleFilter: {name}", getattr(self, name))
         if self.gradient not in (None, "fisher"):
-            raise ArgumentError(f"ParticleFilter: gradient must be 'fisher' or None, got {told(self.gradient)}.")
+            raise ArgumentError(
+                f"ParticleFilter: gradient must be 'fisher' or None, got {told(self.gradient)}."
+            )
         check_mesh("ParticleFilter", self.mesh, self.num_particles, "num_particles")
 
     def rules(self, params: dict | None = None, sited: bool = False) -> Rules:
         """The filter's parts as :mod:`ppl_ext.state_space.filtering` wants them."""
         threshold = self.threshold if self.threshold is not None else (1.0 if sited else 0.5)
-        scheme = scheme_of("ParticleFilter: resampling", self.resampling or ("multinomial" if sited else "systematic"))
-        return Rules(self.num_particles, scheme, threshold, self.proposal, self.initial_proposal, self.look_ahead, params or {}, self.mesh)
+        scheme = scheme_of(
+            "ParticleFilter: resampling", self.resampling or ("multinomial" if sited else "systematic")
+        )
+        return Rules(
+            self.num_particles,
+            scheme,
+            threshold,
+            self.proposal,
+            self.initial_proposal,
+            self.look_ahead,
+            params or {},
+            self.mesh,
+        )
 
     def evidence(self, target: Target) -> jax.Array:
         space, run = self._filtered(target)
@@ -111,7 +135,8 @@ class ParticleFilter(Algorithm):
         return space.log_prior + run.state.log_evidence.value
 
     def draw(self, target: Target) -> tuple[dict[str, jax.Array], jax.Array]:
-        space, run = self._filtered(target, keep_history=True, independent=True)  # so that the conditional run scores this very law
+        # so that the conditional run scores this very law
+        space, run = self._filtered(target, keep_history=True, independent=True)
         index, possible = target.pick(run.state.log_weights)
         values = paths(space, run, index)
         log_density = target.log_density(values).total
@@ -132,7 +157,9 @@ class ParticleFilter(Algorithm):
             self._check_strategies()
             draws, key = Sited(target.annotations), target.key()
             with target.inside():
-                return space, run_filter(space, self.rules(params, True), key, draws=draws, loop=scan, **options)
+                return space, run_filter(
+                    space, self.rules(params, True), key, draws=draws, loop=scan, **options
+                )
         _refuse_samplers()
         rules = self.rules(params)
         if independent:
@@ -144,13 +171,15 @@ class ParticleFilter(Algorithm):
     def _check_strategies(self) -> None:
         if self.resampling not in (None, "multinomial"):
             raise StrategyError(
-                f"Resampling {self.resampling!r} has no density, and so no gradient strategy. Inside an objective leave it out, for "
-                "independent ancestors, or use ParticleFilter(..., gradient='fisher')."
+                f"Resampling {self.resampling!r} has no density, and so no gradient strategy. Inside an "
+                "objective leave it out, for independent ancestors, or use ParticleFilter(..., "
+                "gradient='fisher')."
             )
         if self.threshold is not None and 0 < self.threshold < 1:
             raise StrategyError(
-                f"With threshold={self.threshold:g} the evidence estimate jumps where the effective sample size crosses it, which no "
-                "gradient sees. Inside an objective leave it out, to resample at every time, or use ParticleFilter(..., gradient='fisher')."
+                f"With threshold={self.threshold:g} the evidence estimate jumps where the effective sample "
+                "size crosses it, which no gradient sees. Inside an objective leave it out, to resample at "
+                "every time, or use ParticleFilter(..., gradient='fisher')."
             )
 
     def _admit(self, target: Target, space: StateSpace) -> dict:
@@ -168,13 +197,16 @@ class ParticleFilter(Algorithm):
 
 
 def _refuse_samplers() -> None:
-    """A sampler that takes one fixed noise for the density, or another at every step, samples from something else."""
+    """A sampler that takes one fixed noise for the density, or another at every step, samples from something
+    else.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name in _SAMPLERS:
             raise ModelError(
-                f"{name} needs the density itself, and a particle filter has a noisy estimate of it: the samples would follow another law. "
-                "Use particle Gibbs or particle marginal Metropolis-Hastings (ppl_ext.infer), or fit(...) with an objective."
+                f"{name} needs the density itself, and a particle filter has a noisy estimate of it: the "
+                "samples would follow another law. Use particle Gibbs or particle marginal "
+                "Metropolis-Hastings (ppl_ext.infer), or fit(...) with an objective."
             )
         frame = frame.f_back

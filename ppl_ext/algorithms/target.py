@@ -1,4 +1,6 @@
-"""What an algorithm works on: a program with some of its sites given, an unnormalised density over the others."""
+"""What an algorithm works on: a program with some of its sites given, an unnormalised density over the
+others.
+"""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -27,7 +29,8 @@ from ppl_ext.tracing.vmapped_sites import sent_out
 class Particle(NamedTuple):
     """One setting of the free sites.
 
-    ``log_density`` is log p(given, values). ``log_weight`` is that less the log density of the program's own forward draw of the values.
+    ``log_density`` is log p(given, values). ``log_weight`` is that less the log density of the program's own
+    forward draw of the values.
     """
 
     values: dict[str, jax.Array]
@@ -36,7 +39,9 @@ class Particle(NamedTuple):
 
 
 class Retained(NamedTuple):
-    """A particle for a conditional run. Its forward weight is computed only on demand: not every program has one."""
+    """A particle for a conditional run. Its forward weight is computed only on demand: not every program has
+    one.
+    """
 
     values: dict[str, jax.Array]
     log_density: jax.Array
@@ -44,7 +49,9 @@ class Retained(NamedTuple):
 
 
 class RecordInside(Record):
-    """The sites of a run inside a transformation: keys are not its concern, nor what handlers outside do for a kept site."""
+    """The sites of a run inside a transformation: keys are not its concern, nor what handlers outside do for
+    a kept site.
+    """
 
     def process_message(self, msg):
         sent_out(self, self.state, msg)
@@ -55,7 +62,9 @@ class RecordInside(Record):
 
 
 class PriorRecord(RecordInside):
-    """A run that is only weighed by :func:`forward_weight`: nested marginals need not estimate their densities."""
+    """A run that is only weighed by :func:`forward_weight`: nested marginals need not estimate their
+    densities.
+    """
 
 
 class ImposeSome(Impose):
@@ -70,7 +79,9 @@ class ImposeSome(Impose):
 
 def only_forward() -> bool:
     """Whether the innermost run going on is a :class:`PriorRecord`."""
-    return isinstance(next((h for h in reversed(_PYRO_STACK) if isinstance(h, RecordInside)), None), PriorRecord)
+    return isinstance(
+        next((h for h in reversed(_PYRO_STACK) if isinstance(h, RecordInside)), None), PriorRecord
+    )
 
 
 def forward_weight(sites: dict[str, dict], given: frozenset[str]) -> jax.Array:
@@ -89,19 +100,29 @@ def forward_weight(sites: dict[str, dict], given: frozenset[str]) -> jax.Array:
         elif site["is_observed"] or name in given:
             total = total + jnp.sum(site_term(site, {})[0])
         elif not _plain(site):  # drawn from its law, but it counts for more or less than that
-            total = total + jnp.sum(site_term(site, {})[0]) - jnp.sum(unmasked(site["fn"]).log_prob(site["value"]))
+            total = (
+                total
+                + jnp.sum(site_term(site, {})[0])
+                - jnp.sum(unmasked(site["fn"]).log_prob(site["value"]))
+            )
     return total
 
 
 def is_normalised(sites: dict[str, dict]) -> bool:
-    """Whether a forward run draws from the very density that it scores: nothing observed, masked or rescaled."""
+    """Whether a forward run draws from the very density that it scores: nothing observed, masked or
+    rescaled.
+    """
     samples = [s for s in sites.values() if s["type"] == "sample" and not s["infer"].get("_ppl_ext_kept")]
     return all(s["infer"].get("_ppl_ext_normalised", not s["is_observed"] and _plain(s)) for s in samples)
 
 
 def is_estimated(sites: dict[str, dict]) -> bool:
     """Whether a density inside is itself an estimate."""
-    return any(s["infer"]["_ppl_ext_estimate"].kind != "exact" for s in sites.values() if "_ppl_ext_estimate" in s.get("infer", {}))
+    return any(
+        s["infer"]["_ppl_ext_estimate"].kind != "exact"
+        for s in sites.values()
+        if "_ppl_ext_estimate" in s.get("infer", {})
+    )
 
 
 def _plain(site) -> bool:
@@ -109,9 +130,18 @@ def _plain(site) -> bool:
 
 
 class Target:
-    """The free sites of a program whose other sites are ``given``. Algorithms draw and score through it, so that nothing leaks out."""
+    """The free sites of a program whose other sites are ``given``. Algorithms draw and score through it, so
+    that nothing leaks out.
+    """
 
-    def __init__(self, program: Program, given: dict[str, jax.Array], free: tuple[str, ...], pilot: Inner, sites: dict[str, dict]):
+    def __init__(
+        self,
+        program: Program,
+        given: dict[str, jax.Array],
+        free: tuple[str, ...],
+        pilot: Inner,
+        sites: dict[str, dict],
+    ):
         self.program, self.given, self.free = program, given, free
         self.scope, self.run, self.params, self.sites = pilot.scope, pilot.run, pilot.params, sites
         self.possible: jax.Array | None = None  # whether the last draw was: see pick
@@ -164,12 +194,16 @@ class Target:
             yield
 
     def pick(self, log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One index with probability proportional to its weight, and whether any weight was positive; otherwise any index will do."""
+        """One index with probability proportional to its weight, and whether any weight was positive;
+        otherwise any index will do.
+        """
         possible = self.possible = jnp.isfinite(log_weights).any()
         return self.sample("index", dist.Categorical(logits=jnp.where(possible, log_weights, 0.0))), possible
 
     def forward(self, values: dict[str, jax.Array] | None = None) -> Particle:
-        """Run the program with the given sites (and ``values``) imposed and the others drawn as the program does."""
+        """Run the program with the given sites (and ``values``) imposed and the others drawn as the program
+        does.
+        """
         with self._inside(), (record := PriorRecord()), ImposeSome(self.given | (values or {}), set()):
             self.program()
         given = frozenset(self.given)
@@ -183,7 +217,9 @@ class Target:
             return log_density(self.program, {**self.given, **values})
 
     def propose(self, proposal: Callable) -> Draw:
-        """Draw the free sites from another program, which is called with the given values before the program's own arguments."""
+        """Draw the free sites from another program, which is called with the given values before the
+        program's own arguments.
+        """
         with self._inside():
             return simulate(self._proposal(proposal))
 
@@ -195,26 +231,37 @@ class Target:
         return Program(proposal, (dict(self.given), *self.program.args), self.program.kwargs)
 
     def admit(self, proposal: Callable) -> None:
-        """Run a proposal once, outside of any ``vmap``: NumPyro learns its parameters, and we that it proposes what it should."""
+        """Run a proposal once, outside of any ``vmap``: NumPyro learns its parameters, and we that it
+        proposes what it should.
+        """
         with Inner(self.scope, unused_run(), self.params, frozenset()), (record := RecordInside()):
             self._proposal(proposal)()
         proposed = {n: s for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"]}
         if missed := [n for n in self.free if n not in proposed]:
-            raise ModelError(f"The proposal of {self.scope} misses {listed(missed)}; it must draw {listed(self.free)}.")
+            raise ModelError(
+                f"The proposal of {self.scope} misses {listed(missed)}; it must draw {listed(self.free)}."
+            )
         if extra := [n for n in proposed if n not in self.free]:
             raise ModelError(
-                f"The proposal of {self.scope} draws {listed(extra)}, which the program does not leave free; it must draw "
-                f"{listed(self.free)}. Sum an auxiliary site out by ppl_ext.marginal(proposal, keep=...)."
+                f"The proposal of {self.scope} draws {listed(extra)}, which the program does not leave "
+                f"free; it must draw {listed(self.free)}. Sum an auxiliary site out by "
+                "ppl_ext.marginal(proposal, keep=...)."
             )
 
 
 def log_ratio(above: LogDensity, below: LogDensity) -> jax.Array:
-    """The log of an importance weight whose densities may be estimates, in the directions that keep it unbiased."""
+    """The log of an importance weight whose densities may be estimates, in the directions that keep it
+    unbiased.
+    """
     ratio = above - below
     averaged((label.site, label.estimate) for label in ratio.labels)
     return ratio.total
 
 
 def log_quotient(log_density: jax.Array, log_evidence: jax.Array, possible: jax.Array) -> jax.Array:
-    """log(p/w); where no draw was possible w is zero, and so is a bound made of p/(p/w), if only this number is finite and not NaN."""
-    return jnp.where(possible, jnp.where(possible, log_density, 0.0) - jnp.where(possible, log_evidence, 0.0), 0.0)
+    """log(p/w); where no draw was possible w is zero, and so is a bound made of p/(p/w), if only this number
+    is finite and not NaN.
+    """
+    return jnp.where(
+        possible, jnp.where(possible, log_density, 0.0) - jnp.where(possible, log_evidence, 0.0), 0.0
+    )

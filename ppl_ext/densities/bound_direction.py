@@ -1,6 +1,7 @@
 r"""Which way an estimated log density errs, and what linear operations and averages of weights make of it.
 
-A term of a log density may be the log of a random weight w that stands for a density p. By Jensen's inequality it then errs to one side:
+A term of a log density may be the log of a random weight w that stands for a density p. By Jensen's
+inequality it then errs to one side:
 
 ========== ====================== ============================ =========================================
 kind       what holds             hence                        where it comes from
@@ -11,8 +12,8 @@ lower      E[log w] ≤ log p       the same                     averages of pow
 upper      E[log w] ≥ log p       the same                     averages of weights that err upwards
 ========== ====================== ============================ =========================================
 
-So log p̂ − log q̂ is a lower bound in the mean where p̂ is unbiased and q̂ reciprocal (Burda, Grosse and Salakhutdinov 2016 for one side,
-Grosse, Ghahramani and Adams 2015 for both).
+So log p̂ − log q̂ is a lower bound in the mean where p̂ is unbiased and q̂ reciprocal (Burda, Grosse and
+Salakhutdinov 2016 for one side, Grosse, Ghahramani and Adams 2015 for both).
 """
 
 from collections.abc import Callable, Iterable
@@ -24,13 +25,17 @@ from ppl_ext.errors import DirectionError
 
 
 class Estimate(NamedTuple):
-    """A term ``power * log w``; power 0 means that its sign is not known while tracing, infinity that its size is not."""
+    """A term ``power * log w``; power 0 means that its sign is not known while tracing, infinity that its
+    size is not.
+    """
 
     kind: str = "exact"
     power: float = 1.0
 
     def times(self, factor, positive: bool = False) -> "Estimate":
-        """The estimate multiplied by a number. By a traced one the direction is lost, unless it is said to be positive."""
+        """The estimate multiplied by a number. By a traced one the direction is lost, unless it is said to be
+        positive.
+        """
         if self.kind == "exact":
             return self
         try:
@@ -58,8 +63,14 @@ class Estimate(NamedTuple):
 
     @property
     def weighs(self) -> bool:
-        """Whether E[exp(term)] is at most the exact one: what a log of an average of weights needs to err downwards."""
-        return self.kind in ("exact", "unbiased", "reciprocal") and self.errs in ("exact", "lower") and abs(self.power) <= 1
+        """Whether E[exp(term)] is at most the exact one: what a log of an average of weights needs to err
+        downwards.
+        """
+        return (
+            self.kind in ("exact", "unbiased", "reciprocal")
+            and self.errs in ("exact", "lower")
+            and abs(self.power) <= 1
+        )
 
     def __str__(self) -> str:
         if self.power == 0:
@@ -88,14 +99,15 @@ def averaged(parts: Iterable[tuple[str, Estimate]]) -> Estimate:
     if all(e.errs == "upper" for _, e in estimates):
         return Estimate("upper")  # a log of a sum of exponentials is convex
     raise DirectionError(
-        f"This average of weights would be no bound. {_listed(estimates)}. A weight wants unbiased densities above the line "
-        f"and reciprocal ones below, to a power of at most one. {_REMEDY} To average the numbers all the same, pass an array: `.total`."
+        f"This average of weights would be no bound. {_listed(estimates)}. A weight wants unbiased "
+        f"densities above the line and reciprocal ones below, to a power of at most one. {_REMEDY} To "
+        "average the numbers all the same, pass an array: `.total`."
     )
 
 
 def powered(order: float) -> Callable[[Iterable[tuple[str, Estimate]]], Estimate]:
-    r"""What the log of :math:`\mathbb{E}[w^n]`, n ≥ 1, is for such terms of log w: a bound from above, since x ↦ xʳ is convex for r ≥ 1 and
-    r ≤ 0.
+    r"""What the log of :math:`\mathbb{E}[w^n]`, n ≥ 1, is for such terms of log w: a bound from above, since
+    x ↦ xʳ is convex for r ≥ 1 and r ≤ 0.
 
     :raises DirectionError: if a term is of another kind, so that it would err to neither side for certain.
     """
@@ -106,7 +118,9 @@ def powered(order: float) -> Callable[[Iterable[tuple[str, Estimate]]], Estimate
             power = order * e.power * (-1 if e.kind == "reciprocal" else 1)
             convex = e.kind in ("unbiased", "reciprocal") and e.power != 0 and (power >= 1 or power <= 0)
             if not (convex or e.errs == "upper"):
-                raise DirectionError(f"A power of this weight would be no upper bound. {_listed([(site, e)])}.")
+                raise DirectionError(
+                    f"A power of this weight would be no upper bound. {_listed([(site, e)])}."
+                )
         return Estimate("upper") if estimates else Estimate()
 
     return direction
@@ -117,7 +131,9 @@ def require(direction: str, parts: Iterable[tuple[str, Estimate]]) -> None:
     wrong = [(site, e) for site, e in parts if e.errs not in ("exact", direction)]
     if wrong:
         way = {"lower": "+ unbiased − reciprocal", "upper": "+ reciprocal − unbiased"}[direction]
-        raise DirectionError(f"This would not be a {direction} bound, which takes {way}. {_listed(wrong)}. {_REMEDY}")
+        raise DirectionError(
+            f"This would not be a {direction} bound, which takes {way}. {_listed(wrong)}. {_REMEDY}"
+        )
 
 
 def _listed(parts: Iterable[tuple[str, Estimate]]) -> str:
@@ -125,6 +141,7 @@ def _listed(parts: Iterable[tuple[str, Estimate]]) -> str:
 
 
 _REMEDY = (
-    "Score given values by `log_density` (unbiased); score a program's own draw by the `log_density` that `simulate` returned with it "
-    "(reciprocal, unless the program has observed or rescaled sites: then use `normalize`); or use an exact algorithm such as Enumeration."
+    "Score given values by `log_density` (unbiased); score a program's own draw by the `log_density` that "
+    "`simulate` returned with it (reciprocal, unless the program has observed or rescaled sites: then use "
+    "`normalize`); or use an exact algorithm such as Enumeration."
 )

@@ -1,9 +1,11 @@
-"""Rows that a plate declares to be independent, where the data flow cannot see it: looked at once, by numbers, before they are trusted.
+"""Rows that a plate declares to be independent, where the data flow cannot see it: looked at once, by
+numbers, before they are trusted.
 
-Some densities mix axes inside (a mixture of multivariates, a Fourier transform, whatever goes through an operation without a rule), so that
-the elements of an enumerated plate seem to meet. The plate says that they do not. That is believed if each element, given an outcome of
-its own at random, has the density that the tables say; and never where there are no numbers to look at. Inside a ``jit`` there are none:
-so each verb says, by :class:`Numbers`, how to run its program on the numbers that it was called with.
+Some densities mix axes inside (a mixture of multivariates, a Fourier transform, whatever goes through an
+operation without a rule), so that the elements of an enumerated plate seem to meet. The plate says that they
+do not. That is believed if each element, given an outcome of its own at random, has the density that the
+tables say; and never where there are no numbers to look at. Inside a ``jit`` there are none: so each verb
+says, by :class:`Numbers`, how to run its program on the numbers that it was called with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,9 @@ _at_hand: ContextVar[tuple["Numbers", ...]] = ContextVar("at_hand", default=())
 _looking: ContextVar[list[tuple[tuple, bool]] | None] = ContextVar("looking", default=None)
 
 
-def eliminated(run: Run, sites: Mapping[str, Finite], names: Sequence[str], declared: Declared) -> Elimination:
+def eliminated(
+    run: Run, sites: Mapping[str, Finite], names: Sequence[str], declared: Declared
+) -> Elimination:
     """The elimination by the data flow; where that refuses, by the plates, once they are seen to be right.
 
     :raises ModelError: if neither can; the message names the sites.
@@ -47,18 +51,26 @@ def eliminated(run: Run, sites: Mapping[str, Finite], names: Sequence[str], decl
             looks.append((what, bool(right)))
     if right is None:
         raise ModelError(
-            f"{refusal} Their plate says that they do not meet, which is checked by numbers; here, inside a jit or vmap, are none. Call it "
-            "with numbers, or by fit or expectation, which look at their arguments first."
+            f"{refusal} Their plate says that they do not meet, which is checked by numbers; here, inside a "
+            "jit or vmap, are none. Call it with numbers, or by fit or expectation, which look at their "
+            "arguments first."
         )
     if not right:
-        raise ModelError(f"{refusal} Their plate says that they do not meet, and at one draw, by numbers, they do.")
+        raise ModelError(
+            f"{refusal} Their plate says that they do not meet, and at one draw, by numbers, they do."
+        )
     return trusted
 
 
 def agrees(elimination: Elimination, run: Run) -> jax.Array:
-    """Whether the tables are those of the program, each element of the sites having an outcome of its own, at random."""
+    """Whether the tables are those of the program, each element of the sites having an outcome of its own, at
+    random.
+    """
     rng = np.random.default_rng(0)
-    indices = {n: jnp.asarray(rng.integers(len(s.support), size=(ROUNDS, *s.shape))) for n, s in elimination.sites.items()}
+    indices = {
+        n: jnp.asarray(rng.integers(len(s.support), size=(ROUNDS, *s.shape)))
+        for n, s in elimination.sites.items()
+    }
 
     def look(indices):
         tables = elimination.looked_up(indices)
@@ -68,13 +80,14 @@ def agrees(elimination: Elimination, run: Run) -> jax.Array:
         return jnp.stack(same).all(), jnp.stack([jnp.isfinite(term).any() for _, term in pairs])
 
     same, finite = jax.vmap(look)(indices)
-    tells = jnp.array([bool(deps) for deps in elimination.credit])  # of a term that is nowhere finite, nothing was seen
+    # of a term that is nowhere finite, nothing was seen
+    tells = jnp.array([bool(deps) for deps in elimination.credit])
     return same.all() & (finite.any(0) | ~tells).all()
 
 
 class Numbers:
-    """Inside of ``with Numbers(set_up)``, rows may be looked at by ``set_up()``: a run of the program on numbers, if it has them. It runs
-    only if one must, and once for all times that this is entered."""
+    """Inside of ``with Numbers(set_up)``, rows may be looked at by ``set_up()``: a run of the program on
+    numbers, if it has them. It runs only if one must, and once for all times that this is entered."""
 
     def __init__(self, set_up: Callable[[], object]):
         self.set_up, self.has_run, self.before = set_up, False, list[Token]()
@@ -95,7 +108,8 @@ class Numbers:
             try:
                 with eval_context():  # as if no trace were open
                     self.set_up()
-            except Exception:  # whatever a program raises that is run on tracers from outside; the refusal stands
+            # whatever a program raises that is run on tracers from outside; the refusal stands
+            except Exception:
                 pass
             finally:
                 jax.effects_barrier()
@@ -121,9 +135,13 @@ def _known(what: tuple) -> bool | None:
 
 
 def _later(what: tuple, right: jax.Array) -> bool | None:
-    """The verdict on rows whose numbers are traced: that of a run on numbers; in that run itself, left to be told when it has them."""
+    """The verdict on rows whose numbers are traced: that of a run on numbers; in that run itself, left to be
+    told when it has them.
+    """
     looks = _looking.get()
     if looks is not None:
         jax.debug.callback(lambda right: looks.append((what, bool(right))), right)
         return True
-    return next((verdict for n in reversed(_at_hand.get()) if (verdict := n.seen().get(what)) is not None), None)
+    return next(
+        (verdict for n in reversed(_at_hand.get()) if (verdict := n.seen().get(what)) is not None), None
+    )

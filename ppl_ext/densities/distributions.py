@@ -1,7 +1,8 @@
 """Densities of NumPyro's distributions, mended where their value is right and their derivative is not.
 
-``Bernoulli(logits=0.)`` has one-sided derivatives 0 and 1 in NumPyro where −½ and ½ are right, and zero logits are where many guides start.
-Probabilities of exactly 0 and 1 are clamped there before the logarithm, which loses the derivative; :func:`prob` does not take a logarithm.
+``Bernoulli(logits=0.)`` has one-sided derivatives 0 and 1 in NumPyro where −½ and ½ are right, and zero
+logits are where many guides start. Probabilities of exactly 0 and 1 are clamped there before the logarithm,
+which loses the derivative; :func:`prob` does not take a logarithm.
 """
 
 import copy
@@ -18,33 +19,44 @@ from ppl_ext.errors import ModelError
 
 
 def log_prob(fn: Distribution, value, intermediates=None) -> jax.Array:
-    """``fn.log_prob(value)``, with derivatives that are right at every logit of a Bernoulli, under whatever wrapper it lies.
+    """``fn.log_prob(value)``, with derivatives that are right at every logit of a Bernoulli, under whatever
+    wrapper it lies.
 
     >>> import jax
     >>> [float(jax.grad(lambda l: log_prob(dist.Bernoulli(logits=l), y))(0.0)) for y in (0.0, 1.0)]
     [-0.5, 0.5]
     """
     fn = _mended(fn)
-    return fn.log_prob(value, intermediates) if intermediates and _reads_intermediates(fn) else fn.log_prob(value)
+    return (
+        fn.log_prob(value, intermediates)
+        if intermediates and _reads_intermediates(fn)
+        else fn.log_prob(value)
+    )
 
 
 def _reads_intermediates(fn: Distribution) -> bool:
-    """Whether a law takes what its own sampler hands on: a folded one does not, and NumPyro gives it to it all the same."""
+    """Whether a law takes what its own sampler hands on: a folded one does not, and NumPyro gives it to it
+    all the same.
+    """
     while type(fn).__name__ in ("MaskedDistribution", "Independent", "ExpandedDistribution"):
         fn = fn.base_dist
     return "intermediates" in inspect.signature(type(fn).log_prob).parameters
 
 
 def check_draw(name: str, fn: Distribution, value, sample_shape: tuple[int, ...] = ()) -> None:
-    """Raise for a law whose draws are no values that its density takes: NumPyro's law of data that are censored to intervals draws points.
+    """Raise for a law whose draws are no values that its density takes: NumPyro's law of data that are
+    censored to intervals draws points.
 
     :raises ModelError: naming the site.
     """
     shape, expected = jnp.shape(value), tuple(fn.shape(sample_shape))
-    if shape != expected and jax.eval_shape(lambda key: fn.sample(key, sample_shape), jax.random.key(0)).shape == shape:
+    if (
+        shape != expected
+        and jax.eval_shape(lambda key: fn.sample(key, sample_shape), jax.random.key(0)).shape == shape
+    ):
         raise ModelError(
-            f"Site '{name}' ({type(fn).__name__}) cannot be drawn: its draws have shape {shape}, and its density takes values of shape "
-            f"{expected}. Observe it, or give it a value."
+            f"Site '{name}' ({type(fn).__name__}) cannot be drawn: its draws have shape {shape}, and its "
+            f"density takes values of shape {expected}. Observe it, or give it a value."
         )
 
 
@@ -73,7 +85,9 @@ def prob(fn: Distribution, value) -> jax.Array:
 
 
 def unmasked(fn):
-    """The law that a site is really drawn from: masks hide terms of a density, they do not change the draw."""
+    """The law that a site is really drawn from: masks hide terms of a density, they do not change the
+    draw.
+    """
     if type(fn).__name__ == "MaskedDistribution":
         return unmasked(fn.base_dist)
     if type(fn).__name__ == "ExpandedDistribution":
@@ -82,7 +96,9 @@ def unmasked(fn):
 
 
 def elements(fn):
-    """The law that a site is drawn from, element by element: without masks, ``.to_event`` axes again axes of the batch."""
+    """The law that a site is drawn from, element by element: without masks, ``.to_event`` axes again axes of
+    the batch.
+    """
     match type(fn).__name__:
         case "MaskedDistribution":
             return elements(fn.base_dist)
@@ -95,7 +111,8 @@ def elements(fn):
 
 
 def element_log_prob(fn: Distribution, value) -> jax.Array:
-    """The log density of each element of a value, with its mask: ``.to_event`` axes are axes of the batch here.
+    """The log density of each element of a value, with its mask: ``.to_event`` axes are axes of the batch
+    here.
 
     >>> law = dist.Bernoulli(0.5).expand([2]).mask(jnp.array([True, False])).to_event(1)
     >>> [round(float(x), 4) for x in element_log_prob(law, jnp.array([1, 1]))]
@@ -109,7 +126,10 @@ def element_mask(fn: Distribution) -> jax.Array | None:
     """Where a law's elements count, over the batch of :func:`elements`; ``None`` if no mask is on it."""
     match type(fn).__name__:
         case "MaskedDistribution":
-            inner, depth = element_mask(fn.base_dist), len(elements(fn.base_dist).batch_shape) - len(fn.batch_shape)
+            inner, depth = (
+                element_mask(fn.base_dist),
+                len(elements(fn.base_dist).batch_shape) - len(fn.batch_shape),
+            )
             if fn._mask is True:
                 return inner
             own = jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
@@ -150,7 +170,11 @@ def mask_of(fn: Distribution) -> jax.Array | None:
 def masks(fn: Distribution) -> list:
     """The masks on a law, as they were given, from the outside in."""
     found = [] if getattr(fn, "_mask", True) is True else [fn._mask]
-    return found + (masks(fn.base_dist) if type(fn).__name__ in ("MaskedDistribution", "Independent", "ExpandedDistribution") else [])
+    return found + (
+        masks(fn.base_dist)
+        if type(fn).__name__ in ("MaskedDistribution", "Independent", "ExpandedDistribution")
+        else []
+    )
 
 
 def same(a, b) -> bool:
@@ -165,8 +189,9 @@ def same(a, b) -> bool:
 
 class _BernoulliLogits(dist.BernoulliLogits):
     def log_prob(self, value):
-        # −w a − log(1 + e^−a), a the size of the logit and w the weight of the side that it speaks against. The size is written out by a
-        # selection: the derivative of abs at 0 is 0, and both terms must be on one side there.
+        # −w a − log(1 + e^−a), a the size of the logit and w the weight of the side that it speaks against.
+        # The size is written out by a selection: the derivative of abs at 0 is 0, and both terms must be on
+        # one side there.
         positive = self.logits > 0
         size = jnp.where(positive, self.logits, -self.logits)
         against = jnp.where(positive, 1 - value, value)

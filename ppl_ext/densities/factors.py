@@ -25,14 +25,18 @@ Axis = str | Before | Colour | int
 
 
 class Factor(NamedTuple):
-    """A table: its axes stand for sites (by name), for sites one step earlier, and for plates (by number), in the order of ``axes``."""
+    """A table: its axes stand for sites (by name), for sites one step earlier, and for plates (by number), in
+    the order of ``axes``.
+    """
 
     table: jax.Array
     axes: tuple[Axis, ...]
 
     @property
     def sites(self) -> frozenset[str]:
-        return frozenset(a.site if isinstance(a, Before) else a for a in self.axes if isinstance(a, str | Before))
+        return frozenset(
+            a.site if isinstance(a, Before) else a for a in self.axes if isinstance(a, str | Before)
+        )
 
     @property
     def plates(self) -> frozenset[int]:
@@ -45,7 +49,9 @@ class Factor(NamedTuple):
 def multiplied_along(factor: Factor, plates: Iterable[int]) -> Factor:
     """The product over the elements of some plates."""
     over = tuple(i for i, a in enumerate(factor.axes) if a in set(plates))
-    return Factor(jnp.sum(factor.table, axis=over), tuple(a for i, a in enumerate(factor.axes) if i not in over))
+    return Factor(
+        jnp.sum(factor.table, axis=over), tuple(a for i, a in enumerate(factor.axes) if i not in over)
+    )
 
 
 def laid_out(factor: Factor, axes: Sequence[Axis]) -> jax.Array:
@@ -62,7 +68,9 @@ def product(factors: Sequence[Factor]) -> Factor:
 
 
 def summed(factor: Factor, site: str) -> Factor:
-    return Factor(log_sum_exp(factor.table, factor.axes.index(site)), tuple(a for a in factor.axes if a != site))
+    return Factor(
+        log_sum_exp(factor.table, factor.axes.index(site)), tuple(a for a in factor.axes if a != site)
+    )
 
 
 def summed_along(factor: Factor, time: int, sites: dict[str, int]) -> Factor:
@@ -70,7 +78,8 @@ def summed_along(factor: Factor, time: int, sites: dict[str, int]) -> Factor:
 
     .. math:: \alpha_t(c) = \log \sum_{c'} \exp\big(\alpha_{t-1}(c') + \ell_t(c', c)\big)
 
-    :param time: the plate whose elements are the steps. The first step reads no earlier one, whatever its table says.
+    :param time: the plate whose elements are the steps. The first step reads no earlier one, whatever its
+        table says.
     :param sites: how many outcomes each site of the chain has.
     """
     links: list[Axis] = [*map(Before, sites), *sites]

@@ -20,7 +20,9 @@ from ppl_ext.tracing.vmapped_sites import Outside, sent_out, was_sent
 
 
 def whole_message(name: str, fn: Distribution, infer: dict | None = None) -> dict:
-    """A latent sample site's message with all the fields that NumPyro gives it, for a handler that is asked what it would do."""
+    """A latent sample site's message with all the fields that NumPyro gives it, for a handler that is asked
+    what it would do.
+    """
     return {
         "type": "sample",
         "name": name,
@@ -48,12 +50,15 @@ class NoKey(Outside):
         super().process_message(msg)
         if msg["type"] in ("sample", "plate") and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             raise ModelError(
-                f"No random key to draw {msg['type']} '{msg['name']}'. Pass rng_key=..., or wrap the program in handlers.seed."
+                f"No random key to draw {msg['type']} '{msg['name']}'. Pass rng_key=..., or wrap the "
+                "program in handlers.seed."
             )
 
 
 class Record(Messenger):
-    """Keep the final message of every site of a run. (NumPyro's ``trace`` reports duplicates by a bare assertion.)"""
+    """Keep the final message of every site of a run. (NumPyro's ``trace`` reports duplicates by a bare
+    assertion.)
+    """
 
     def __init__(self, program: Callable | None = None):
         super().__init__()
@@ -68,7 +73,9 @@ class Record(Messenger):
             return
         keys = any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK)
         if msg["type"] == "control_flow":
-            run_in_scan_body(self, msg, lambda _: Outside() if keys or msg["kwargs"]["substitute_stack"] else NoKey())
+            run_in_scan_body(
+                self, msg, lambda _: Outside() if keys or msg["kwargs"]["substitute_stack"] else NoKey()
+            )
         if keys:
             return
         NoKey().process_message(msg)
@@ -78,7 +85,10 @@ class Record(Messenger):
             return
         name = msg["name"]
         if msg["type"] in ("sample", "deterministic") and name in self.sites:
-            raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
+            raise ModelError(
+                f"Site '{name}' appears twice in one run; site names must be unique (see "
+                "numpyro.handlers.scope)."
+            )
         if msg["type"] == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done"):
             check_draw(name, msg["fn"], msg["value"], msg["kwargs"]["sample_shape"])
         self.sites[name] = msg.copy()
@@ -106,14 +116,17 @@ def _where_density(name: str) -> str:
 
 
 class Impose(Messenger):
-    """Give latent sites and subsampling plates their values, inside ``scan`` too, and refuse to draw what was not given."""
+    """Give latent sites and subsampling plates their values, inside ``scan`` too, and refuse to draw what was
+    not given.
+    """
 
     strict = True
 
     def __init__(self, values, seen: set[str], summed: set[str] | None = None):
         super().__init__()
         self.values, self.seen, self.state = values, seen, trace_state()
-        self.summed = summed  # collects latent sites without a value that are marked for enumeration; None refuses them
+        # collects latent sites without a value that are marked for enumeration; None refuses them
+        self.summed = summed
 
     def process_message(self, msg):
         if sent_out(self, self.state, msg):
@@ -122,14 +135,21 @@ class Impose(Messenger):
             length = scan_length(msg)
             values = dict(self.values)
             series = {n: v for n, v in values.items() if length is not None and jnp.shape(v)[:1] == (length,)}
-            # A body site takes its slice; a site of the same shape at every step (no time axis) takes the value whole.
-            # What handlers outside the body will condition or substitute there needs no value; a function may do so to any site.
+            # A body site takes its slice; a site of the same shape at every step (no time axis) takes the
+            # value whole. What handlers outside the body will condition or substitute there needs no value; a
+            # function may do so to any site.
             later = [held for _, held in msg["kwargs"]["substitute_stack"]]
             lenient = not self.strict or any(not isinstance(held, dict) for held in later)
             given = {n for held in later if isinstance(held, dict) for n in held}
-            marks = [h.config_fn for h in _PYRO_STACK if isinstance(h, infer_config)]  # they do not reach into the body
+            # they do not reach into the body
+            marks = [h.config_fn for h in _PYRO_STACK if isinstance(h, infer_config)]
             run_in_scan_body(
-                self, msg, lambda slices: ImposeStep(values, slices, self.seen, None if lenient else given, self.summed, marks), series
+                self,
+                msg,
+                lambda slices: ImposeStep(
+                    values, slices, self.seen, None if lenient else given, self.summed, marks
+                ),
+                series,
             )
         elif msg["type"] == "sample" and not msg.get("_control_flow_done"):
             self._sample(msg, self.values)
@@ -142,7 +162,8 @@ class Impose(Messenger):
         if name in values:
             if msg["is_observed"]:
                 raise ModelError(
-                    f"Site '{name}' is observed in the program, so it takes no value. Leave it out, or pass the data as `obs`."
+                    f"Site '{name}' is observed in the program, so it takes no value. Leave it out, or pass "
+                    "the data as `obs`."
                 )
             self.seen.add(name)
             msg["value"] = checked(name, values[name], msg["fn"].shape(msg["kwargs"]["sample_shape"]))
@@ -151,20 +172,36 @@ class Impose(Messenger):
             if msg["infer"].get("enumerate") == "parallel":
                 if self.summed is not None and msg["fn"].has_enumerate_support:
                     self.summed.add(name)
-                    msg["value"] = finite_site(name, msg).value(jnp.zeros((), int))  # any will do: its terms are made anew
+                    # any will do: its terms are made anew
+                    msg["value"] = finite_site(name, msg).value(jnp.zeros((), int))
                     return
                 finite = msg["fn"].has_enumerate_support
                 kind = type(msg["fn"]).__name__
-                why, how = ("", ", with infer={'gradient': 'enumerate'}") if finite else (f", and {kind} has no list of values", "")
-                hint = f" (it is marked for enumeration in the model{why}; give the guide a site of that name{how})"
+                why, how = (
+                    ("", ", with infer={'gradient': 'enumerate'}")
+                    if finite
+                    else (f", and {kind} has no list of values", "")
+                )
+                hint = (
+                    f" (it is marked for enumeration in the model{why}; give the guide a site of that "
+                    f"name{how})"
+                )
             raise ModelError(
-                f"No value for latent site '{name}'{hint}. Given: {listed(values)}. If these come from a guide, it misses '{name}', or "
-                "draws it inside a jax.jit of its own."
+                f"No value for latent site '{name}'{hint}. Given: {listed(values)}. If these come from a "
+                f"guide, it misses '{name}', or draws it inside a jax.jit of its own."
             )
 
 
 class ImposeStep(Impose):
-    def __init__(self, values, slices, seen, given_later: set[str] | None, summed: set[str] | None, marks: list[Callable]):
+    def __init__(
+        self,
+        values,
+        slices,
+        seen,
+        given_later: set[str] | None,
+        summed: set[str] | None,
+        marks: list[Callable],
+    ):
         super().__init__(values, seen, summed)
         self.slices, self.given_later, self.marks = slices, given_later, marks
 
@@ -190,5 +227,8 @@ def checked(name: str, value, shape: tuple[int, ...]):
     given = jnp.shape(value)
     n = max(len(given), len(shape))
     if (1,) * (n - len(given)) + given != (1,) * (n - len(shape)) + tuple(shape):
-        raise ModelError(f"Shapes disagree at site '{name}': the program expects {tuple(shape)}, the value has {given}. Check the plates.")
+        raise ModelError(
+            f"Shapes disagree at site '{name}': the program expects {tuple(shape)}, the value has {given}. "
+            "Check the plates."
+        )
     return value

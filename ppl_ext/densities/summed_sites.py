@@ -18,18 +18,25 @@ from ppl_ext.errors import ModelError
 
 
 class Aside(Messenger):
-    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may leave."""
+    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may
+    leave.
+    """
 
     def process_message(self, msg):
         msg["stop"] = msg["type"] in ("sample", "deterministic", "mutable")
 
 
 def summed_out(
-    sites: dict[str, dict], density: LogDensity, summed: set[str], run: Callable[[Mapping[str, jax.Array]], dict[str, dict]]
+    sites: dict[str, dict],
+    density: LogDensity,
+    summed: set[str],
+    run: Callable[[Mapping[str, jax.Array]], dict[str, dict]],
 ) -> LogDensity:
-    """The log density with the summed sites gone: the terms that they link are one, and one scale multiplies its logarithm.
+    """The log density with the summed sites gone: the terms that they link are one, and one scale multiplies
+    its logarithm.
 
-    :param sites: of one run, in which the summed sites had any of their outcomes; ``density`` is its log density.
+    :param sites: of one run, in which the summed sites had any of their outcomes; ``density`` is its log
+        density.
     :param run: the sites of a run in which they have the given outcomes.
     """
     names = [n for n, s in sites.items() if s["type"] == "sample"]
@@ -39,8 +46,13 @@ def summed_out(
         return finite_terms(run(values), names, summed)
 
     out = []
-    axes = [_plate_axes(sites[n], jnp.ndim(x) if n not in summed else None) for n, x in zip(names, density.terms, strict=True)]
-    elimination = eliminated(terms, finite, names, Declared({n: a for n, a in zip(names, axes, strict=True) if n in summed}, axes))
+    axes = [
+        _plate_axes(sites[n], jnp.ndim(x) if n not in summed else None)
+        for n, x in zip(names, density.terms, strict=True)
+    ]
+    elimination = eliminated(
+        terms, finite, names, Declared({n: a for n, a in zip(names, axes, strict=True) if n in summed}, axes)
+    )
     groups = [elimination.summed(linked) for linked in elimination.linked()]
     for t, (term, label) in enumerate(zip(density.terms, density.labels, strict=True)):
         group = next((g for g in groups if t in g.terms), None)
@@ -49,24 +61,31 @@ def summed_out(
         elif t == group.terms[0]:
             labels, linked = [density.labels[i] for i in group.terms], [names[i] for i in group.terms]
             if any(x.estimate.kind != "exact" for x in labels):
-                raise ModelError(f"Site '{group.sites[0]}' cannot be summed out: a density that reads it is itself an estimate.")
+                raise ModelError(
+                    f"Site '{group.sites[0]}' cannot be summed out: a density that reads it is itself an "
+                    "estimate."
+                )
             scale = _one_scale(group.sites, [sites[n]["scale"] for n in linked])
             plates = tuple(p for p in label.plates if all(p in x.plates for x in labels))
-            out.append((group.value if scale is None else scale * group.value, Label(_together(linked), plates)))
+            out.append(
+                (group.value if scale is None else scale * group.value, Label(_together(linked), plates))
+            )
     return LogDensity(tuple(x for x, _ in out), tuple(label for _, label in out), 0)
 
 
 def _plate_axes(site: Mapping, ndim: int | None) -> dict[str, int]:
-    """The axis of each plate around a site, counted from the left of its elements, or of a term with so many axes."""
+    """The axis of each plate around a site, counted from the left of its elements, or of a term with so many
+    axes.
+    """
     if ndim is None:
         ndim = len(site["kwargs"]["sample_shape"]) + len(site["fn"].batch_shape)
     return {f.name: ndim + f.dim for f in site["cond_indep_stack"] if ndim >= -f.dim}
 
 
 def finite_terms(sites: Mapping[str, dict], names: Sequence[str], summed: Collection[str]) -> list[jax.Array]:
-    """The log densities of the named sites, those of summed ones element by element. Where a mask hides an element of a summed site, each
-    of its outcomes counts one, as ``scale * mask * log p`` says; where ``obs_mask`` put an observed value in its place, they count one
-    together."""
+    """The log densities of the named sites, those of summed ones element by element. Where a mask hides an
+    element of a summed site, each of its outcomes counts one, as ``scale * mask * log p`` says; where
+    ``obs_mask`` put an observed value in its place, they count one together."""
 
     def term(name: str) -> jax.Array:
         site = sites[name]
@@ -82,21 +101,27 @@ def finite_terms(sites: Mapping[str, dict], names: Sequence[str], summed: Collec
 
 
 def observed_twin(name: str, sites: Mapping[str, dict]) -> dict | None:
-    """The site that holds the observed half of a value under ``obs_mask``, of whose other half this is the name. Where it is seen it takes
-    the other's place for all who read the value."""
+    """The site that holds the observed half of a value under ``obs_mask``, of whose other half this is the
+    name. Where it is seen it takes the other's place for all who read the value."""
     stem = name.removesuffix("_unobserved")
     twin = sites.get(f"{stem}_observed") if stem != name else None
     return twin if twin is not None and twin["is_observed"] else None
 
 
 def _one_scale(summed: tuple[str, ...], scales: list):
-    """The scale of linked sites: None, or a number that all share. (Of an array each element would have its own.)"""
+    """The scale of linked sites: None, or a number that all share. (Of an array each element would have its
+    own.)
+    """
     scales = [None if s is None or is_identically_one(s) else s for s in scales]
-    if all(s is scales[0] or (not isinstance(s, jax.core.Tracer) and np.ndim(s) == 0 and s == scales[0]) for s in scales):
+    if all(
+        s is scales[0] or (not isinstance(s, jax.core.Tracer) and np.ndim(s) == 0 and s == scales[0])
+        for s in scales
+    ):
         return scales[0]
     raise ModelError(
-        f"Sites that read the summed site '{summed[0]}' do not share one scale (of a subsampled plate, or handlers.scale), so the log of "
-        "their sum has none. Put them all under the same one, or give the guide that site."
+        f"Sites that read the summed site '{summed[0]}' do not share one scale (of a subsampled plate, or "
+        "handlers.scale), so the log of their sum has none. Put them all under the same one, or give the "
+        "guide that site."
     )
 
 

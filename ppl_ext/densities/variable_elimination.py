@@ -1,13 +1,15 @@
-r"""Sum finite sites out of a log density, exactly and along its structure: plates side by side, chains link by link.
+r"""Sum finite sites out of a log density, exactly and along its structure: plates side by side, chains link
+by link.
 
 .. math:: \log \sum_{z} \prod_t \exp \ell_t(z_{S_t})
 
-Which sites :math:`S_t` a term touches, and along which axes element by element, is read off the data flow (:mod:`ppl_ext.tracing.credit`).
-A term's table over its own sites is all that is needed of the program, so sites that no term reads together may take their values at the
-same time: they get the same colour, and the program runs once for each joint value of the *colours*, in one ``vmap``. A site of a scan
-whose steps read the step before has two, for even and odd steps. So a chain of coins of any length takes four runs. The tables are then
-factors of a plated graph, which is eliminated from its innermost plates outwards (Obermeyer et al. 2019, algorithm 1), the cheapest sum
-first.
+Which sites :math:`S_t` a term touches, and along which axes element by element, is read off the data flow
+(:mod:`ppl_ext.tracing.credit`). A term's table over its own sites is all that is needed of the program, so
+sites that no term reads together may take their values at the same time: they get the same colour, and the
+program runs once for each joint value of the *colours*, in one ``vmap``. A site of a scan whose steps read
+the step before has two, for even and odd steps. So a chain of coins of any length takes four runs. The tables
+are then factors of a plated graph, which is eliminated from its innermost plates outwards (Obermeyer et al.
+2019, algorithm 1), the cheapest sum first.
 """
 
 import math
@@ -20,7 +22,17 @@ import numpy as np
 from numpyro.distributions import ExpandedDistribution
 
 from ppl_ext.densities.distributions import elements, unmasked
-from ppl_ext.densities.factors import Axis, Before, Colour, Factor, laid_out, multiplied_along, product, summed, summed_along
+from ppl_ext.densities.factors import (
+    Axis,
+    Before,
+    Colour,
+    Factor,
+    laid_out,
+    multiplied_along,
+    product,
+    summed,
+    summed_along,
+)
 from ppl_ext.errors import ModelError
 from ppl_ext.tracing.credit import Deps, distrust, mark, trace_credit
 
@@ -28,7 +40,9 @@ MAX_LANES = 4096
 
 
 class Finite(NamedTuple):
-    """A site to sum out: its outcomes (outcomes, *value of an element) and the shape of its elements, each of which has them."""
+    """A site to sum out: its outcomes (outcomes, *value of an element) and the shape of its elements, each of
+    which has them.
+    """
 
     support: jax.Array
     shape: tuple[int, ...]
@@ -39,7 +53,9 @@ class Finite(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Terms linked by summed sites: their places, and what is left of them when the sites are gone, over the plates that hold them all."""
+    """Terms linked by summed sites: their places, and what is left of them when the sites are gone, over the
+    plates that hold them all.
+    """
 
     terms: tuple[int, ...]
     sites: tuple[str, ...]
@@ -52,33 +68,45 @@ def finite_site(name: str, msg: Mapping[str, Any]) -> Finite:
     try:
         with jax.ensure_compile_time_eval():
             support = law.enumerate_support(expand=False)
-    except (NotImplementedError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    except (
+        NotImplementedError,
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+    ) as error:
         family = type(law.base_dist if isinstance(law, ExpandedDistribution) else law).__name__
         raise ModelError(f"Site '{name}' ({family}) cannot be summed out: {_why_no_list(error)}") from error
-    return Finite(support.reshape(support.shape[:1] + law.event_shape), msg["kwargs"]["sample_shape"] + law.batch_shape)
+    return Finite(
+        support.reshape(support.shape[:1] + law.event_shape), msg["kwargs"]["sample_shape"] + law.batch_shape
+    )
 
 
 def _why_no_list(error: Exception) -> str:
     if isinstance(error, NotImplementedError) and "nhomogeneous" in str(error):
         return (
-            "its elements have lists of values of different lengths. Write it with the longest for all, as a Categorical whose further "
-            "probabilities are 0."
+            "its elements have lists of values of different lengths. Write it with the longest for all, as "
+            "a Categorical whose further probabilities are 0."
         )
     if isinstance(error, NotImplementedError):
         return f"it has no list of values ({error})."
-    return "its list of values depends on a number that is not known when the model is compiled, as a draw is none: give a number that is."
+    return (
+        "its list of values depends on a number that is not known when the model is compiled, as a draw is "
+        "none: give a number that is."
+    )
 
 
 class Elimination:
-    """The terms of a program as tables over its finite sites, from which sums of any of them together are taken.
+    """The terms of a program as tables over its finite sites, from which sums of any of them together are
+    taken.
 
     ``lane_size``: how many numbers the runs that make the tables give.
 
     :param run: from values of the sites to the terms, which are arrays.
     :param names: of the terms, for errors.
-    :param declared: plates that the program declares to hold a site's elements and a term's: where the data flow between the two is lost
-        along such a plate, the plate decides. Whoever passes it must compare the tables with the program (:meth:`looked_up`).
-    :raises ModelError: if elements of a site meet in a term, or there are too many joint values; the message names the sites.
+    :param declared: plates that the program declares to hold a site's elements and a term's: where the data
+        flow between the two is lost along such a plate, the plate decides. Whoever passes it must compare the
+        tables with the program (:meth:`looked_up`).
+    :raises ModelError: if elements of a site meet in a term, or there are too many joint values; the message
+        names the sites.
     """
 
     def __init__(
@@ -90,13 +118,17 @@ class Elimination:
     ):
         first = {s: site.value(jnp.zeros((), int)) for s, site in sites.items()}
         ranks = {s: len(site.shape) for s, site in sites.items()}
-        credit, met = trace_credit(lambda: list(run({s: mark(x, s, ranks[s]) for s, x in first.items()})), links=True)
+        credit, met = trace_credit(
+            lambda: list(run({s: mark(x, s, ranks[s]) for s, x in first.items()})), links=True
+        )
         distrust(credit, met, ranks)
         if declared is not None:
             credit = declared.decided(credit, sites)
         sites = {s: _joint(site) if _meets(s, site, credit) else site for s, site in sites.items()}
         self.sites = sites
-        self.credit = [{s: relation if sites[s].shape else () for s, relation in deps.items()} for deps in credit]
+        self.credit = [
+            {s: relation if sites[s].shape else () for s, relation in deps.items()} for deps in credit
+        ]
         self.structure = _Structure(sites, self.credit, names)
         self.factors, self.lane_size = _tables(run, self.structure)
 
@@ -108,16 +140,22 @@ class Elimination:
         """The axes of a term of which each is longer than one."""
         return frozenset(a for a, n in self.factors[t].sizes().items() if isinstance(a, int) and n > 1)
 
-    def summed(self, terms: tuple[int, ...], keep: frozenset[int] = frozenset(), like: int | None = None) -> Group:
+    def summed(
+        self, terms: tuple[int, ...], keep: frozenset[int] = frozenset(), like: int | None = None
+    ) -> Group:
         """The sites summed out of the product of some terms.
 
-        :param keep: axes along which nothing is multiplied, as if each of their elements were alone with the sites.
-        :param like: the term whose axes the result has, of size one where terms were multiplied; the first by default.
+        :param keep: axes along which nothing is multiplied, as if each of their elements were alone with the
+            sites.
+        :param like: the term whose axes the result has, of size one where terms were multiplied; the first by
+            default.
         """
         return _eliminated(terms, self.factors, self.structure, keep, terms[0] if like is None else like)
 
     def looked_up(self, indices: Mapping[str, jax.Array]) -> list[jax.Array]:
-        """What the tables say of each term where every element of a site has an outcome of its own, by its number."""
+        """What the tables say of each term where every element of a site has an outcome of its own, by its
+        number.
+        """
         return [_at(factor, indices, self.structure) for factor in self.factors]
 
 
@@ -134,11 +172,16 @@ class Declared(NamedTuple):
             axes = {axis: there[plate] for plate, axis in self.sites.get(s, {}).items() if plate in there}
             taken = {r[1] for r in relation if r is not None}
             return tuple(
-                ("at", axes[a]) if r is None and sites[s].shape[a] > 1 and a in axes and axes[a] not in taken else r
+                ("at", axes[a])
+                if r is None and sites[s].shape[a] > 1 and a in axes and axes[a] not in taken
+                else r
                 for a, r in enumerate(relation)
             )
 
-        return [{s: decide(s, r, there) for s, r in deps.items()} for deps, there in zip(credit, self.terms, strict=True)]
+        return [
+            {s: decide(s, r, there) for s, r in deps.items()}
+            for deps, there in zip(credit, self.terms, strict=True)
+        ]
 
 
 def _linked(credit: Sequence[Deps]) -> list[tuple[int, ...]]:
@@ -148,13 +191,25 @@ def _linked(credit: Sequence[Deps]) -> list[tuple[int, ...]]:
         if deps:
             touching = [g for g in groups if g[0] & deps.keys()]
             groups = [g for g in groups if g not in touching]
-            groups.append((set(deps).union(*(g[0] for g in touching)), sorted([t, *(i for g in touching for i in g[1])])))
+            groups.append(
+                (
+                    set(deps).union(*(g[0] for g in touching)),
+                    sorted([t, *(i for g in touching for i in g[1])]),
+                )
+            )
     return [tuple(terms) for _, terms in groups]
 
 
 def _meets(s: str, site: Finite, credit: Sequence[Deps]) -> bool:
-    """Whether some term reads elements of a site together, other than along a chain, and they can be one site of not too many outcomes."""
-    links = {axis for deps in credit for axis, r in enumerate(deps.get(s, ())) if r is not None and r[0] in ("before", "step")}
+    """Whether some term reads elements of a site together, other than along a chain, and they can be one site
+    of not too many outcomes.
+    """
+    links = {
+        axis
+        for deps in credit
+        for axis, r in enumerate(deps.get(s, ()))
+        if r is not None and r[0] in ("before", "step")
+    }
     relations = [r for deps in credit for r, n in zip(deps.get(s, ()), site.shape, strict=False) if n > 1]
     meets = len(links) > 1 or any(r is None or r[0] == "upto" for r in relations)
     return meets and len(site.support) ** math.prod(site.shape) <= MAX_LANES
@@ -167,7 +222,9 @@ def _joint(site: Finite) -> Finite:
 
 
 class _Structure:
-    """Which axes of sites and terms run along together (each such class is a plate and has a number), and which sites are chains."""
+    """Which axes of sites and terms run along together (each such class is a plate and has a number), and
+    which sites are chains.
+    """
 
     def __init__(self, sites: Mapping[str, Finite], credit: Sequence[Deps], names: Sequence[str]):
         self.sites, self.credit = sites, credit
@@ -184,12 +241,15 @@ class _Structure:
                 for axis, r in enumerate(relation):
                     if sites[s].shape[axis] == 1:
                         continue
-                    link = r is not None and r[0] in ("before", "step") and self.chain_axis.get(s, axis) == axis
+                    link = (
+                        r is not None and r[0] in ("before", "step") and self.chain_axis.get(s, axis) == axis
+                    )
                     if r is None or not (link or r[0] == "at"):
                         raise ModelError(
-                            f"Elements of site '{s}' meet in the density of '{names[t]}', so they cannot be summed out one by one, and "
-                            f"together they have more than {MAX_LANES} joint values. Give the guide a site '{s}', or let each element of "
-                            "the density read one element of it (in a scan also the one before)."
+                            f"Elements of site '{s}' meet in the density of '{names[t]}', so they cannot be "
+                            f"summed out one by one, and together they have more than {MAX_LANES} joint "
+                            f"values. Give the guide a site '{s}', or let each element of the density read "
+                            "one element of it (in a scan also the one before)."
                         )
                     if link:
                         self.chain_axis[s] = axis
@@ -222,22 +282,28 @@ class _Structure:
 
 
 def _tables(run, structure: _Structure) -> tuple[list[Factor], int]:
-    """For each term, its value at each joint value of the sites that it touches; and how many numbers the runs for them give."""
+    """For each term, its value at each joint value of the sites that it touches; and how many numbers the
+    runs for them give.
+    """
     sites, credit, colours = structure.sites, structure.credit, structure.colours()
     used = sorted({c for mine in colours.values() for c in mine})
     sizes = [max(len(sites[s].support) for s, mine in colours.items() if c in mine) for c in used]
     if math.prod(sizes) > MAX_LANES:
         together = max(credit, key=lambda deps: math.prod(len(sites[s].support) for s in deps))
         raise ModelError(
-            f"Summing out {', '.join(map(repr, together))}, which one density reads together, needs {math.prod(sizes)} joint values, more "
-            f"than {MAX_LANES}. Give the guide some of these sites."
+            f"Summing out {', '.join(map(repr, together))}, which one density reads together, needs "
+            f"{math.prod(sizes)} joint values, more than {MAX_LANES}. Give the guide some of these sites."
         )
 
     def lane(digits):
         values = {}
         for s, site in sites.items():
             index = digits[jnp.array(colours[s])]
-            index = _by_parity(index, structure.chain_axis[s], site.shape) if s in structure.chain_axis else index[0]
+            index = (
+                _by_parity(index, structure.chain_axis[s], site.shape)
+                if s in structure.chain_axis
+                else index[0]
+            )
             values[s] = site.value(jnp.minimum(index, len(site.support) - 1))
         return list(run(values))
 
@@ -284,14 +350,17 @@ def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: _
     relation = structure.credit[t][s][structure.chain_axis[s]]
     kind = "" if relation is None else relation[0]  # None was refused
     now, before = (s if kind in ("at", "step") else None), (Before(s) if kind in ("before", "step") else None)
-    even, odd = renamed(table, [now, before]), renamed(table, [before, now])  # at even steps the site itself has the first colour
+    # at even steps the site itself has the first colour
+    even, odd = renamed(table, [now, before]), renamed(table, [before, now])
     time = structure.time_of(s)
     is_odd = [np.arange(n) % 2 if a == time else np.zeros(1, int) for a, n in even.sizes().items()]
     which = np.array(sum(np.ix_(*is_odd)), bool)
     return Factor(jnp.where(which, laid_out(odd, even.axes), even.table), even.axes)
 
 
-def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Structure, keep: frozenset[int], like: int) -> Group:
+def _eliminated(
+    terms: tuple[int, ...], factors: list[Factor], structure: _Structure, keep: frozenset[int], like: int
+) -> Group:
     mine = [s for s in structure.sites if any(s in structure.credit[t] for t in terms)]
     # Of these, the steps of a chain go with it, and the others stay.
     kept = keep.union(frozenset.intersection(*map(structure.plates_of, mine)) if mine else ())
@@ -311,19 +380,25 @@ def _eliminated(terms: tuple[int, ...], factors: list[Factor], structure: _Struc
         pool = [f for f in pool if not f.sites & set(chain)]
         for f in touching:
             along = f.plates | (structure.plates_of(s) if time is not None else frozenset())
-            inside = [o for o in f.sites - set(chain) if time in structure.plates_of(o)] if time is not None else []
+            inside = (
+                [o for o in f.sites - set(chain) if time in structure.plates_of(o)]
+                if time is not None
+                else []
+            )
             apart = any(structure.plates_of(c) != structure.plates_of(s) for c in chain)
             if along - keep != structure.plates_of(s) - keep or inside or apart:
                 others = ", ".join(f"'{o}'" for o in sorted((f.sites | set(chain)) - {s}))
                 raise ModelError(
-                    f"Site '{s}' and {others} lie in plates or scans that cross, and a density reads both: no elimination sums them out. "
-                    "Give the guide one of them."
+                    f"Site '{s}' and {others} lie in plates or scans that cross, and a density reads both: "
+                    "no elimination sums them out. Give the guide one of them."
                 )
         joint = product(touching)
         if time is None:
             pool.append(reduced(summed(joint, s)))
         else:
-            pool.append(reduced(summed_along(joint, time, {c: len(structure.sites[c].support) for c in chain})))
+            pool.append(
+                reduced(summed_along(joint, time, {c: len(structure.sites[c].support) for c in chain}))
+            )
     result = product(pool)
     return Group(terms, tuple(mine), laid_out(result, first))
 

@@ -1,4 +1,6 @@
-"""What is wrong with a fit: importance weights, calibration, log likelihoods that sum discrete sites out, and pictures of it all."""
+"""What is wrong with a fit: importance weights, calibration, log likelihoods that sum discrete sites out, and
+pictures of it all.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -17,12 +17,15 @@ def over_draws(fn: Callable) -> Callable:
     return jax.jit(jax.vmap(lambda shared, draw, index: fn(shared, draw), in_axes=(None, 0, 0)))
 
 
-def map_draws(step: Callable, draws: Any, shared: Any, num_chains: int, num_draws: int, chunk_size: int) -> Any:
-    """``fn(shared[chain], draws[chain, draw])`` for every draw, on the host, at most ``chunk_size`` draws at once.
+def map_draws(
+    step: Callable, draws: Any, shared: Any, num_chains: int, num_draws: int, chunk_size: int
+) -> Any:
+    """``fn(shared[chain], draws[chain, draw])`` for every draw, on the host, at most ``chunk_size`` draws at
+    once.
 
-    ``step`` is ``over_draws(fn)``; ``shared`` and ``draws`` are pytrees whose leaves start with a chain axis, and
-    (chain, draw) axes. All chunks have the same shape, so one compilation serves them all; only one chunk's results live
-    on the device.
+    ``step`` is ``over_draws(fn)``; ``shared`` and ``draws`` are pytrees whose leaves start with a chain axis,
+    and (chain, draw) axes. All chunks have the same shape, so one compilation serves them all; only one
+    chunk's results live on the device.
     """
     chunk_size = max(1, min(chunk_size, num_draws))
     chains = []

@@ -1,4 +1,6 @@
-"""What of a model depends on some of its sites, by the data flow; nothing is computed, whatever values the others may have."""
+"""What of a model depends on some of its sites, by the data flow; nothing is computed, whatever values the
+others may have.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -24,7 +26,8 @@ def depending(
     kwargs: Mapping[str, Any],
     params: Mapping[str, Any],
 ) -> set[str]:
-    """Which of the things that ``read`` finds in a run on the full plates depend on a sample site among ``on``.
+    """Which of the things that ``read`` finds in a run on the full plates depend on a sample site among
+    ``on``.
 
     :param shapes: of the values of the other latent sites, as in ``jax.eval_shape``.
     """

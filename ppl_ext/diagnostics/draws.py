@@ -17,13 +17,7 @@ from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.depending import depending
 from ppl_ext.diagnostics.enumeration.summed_terms import elimination_at
 from ppl_ext.diagnostics.reversed_scans import refuse_reversed, reversed_latents
-from ppl_ext.diagnostics.sites import (
-    FullPlates,
-    Site,
-    check_complete,
-    describe,
-    given,
-)
+from ppl_ext.diagnostics.sites import FullPlates, Site, check_complete, describe, given
 from ppl_ext.errors import ModelError, ProgramError
 from ppl_ext.expectations.masked_latents import NONE_ABSENT, absent_elements
 from ppl_ext.program import log_density, simulate
@@ -32,11 +26,12 @@ from ppl_ext.program import log_density, simulate
 class Draws(NamedTuple):
     """Posterior draws of a guide, on the host.
 
-    ``values``: by site, (chain, draw, *site shape): the model's latent sites, constrained, and its deterministic ones.
-    ``log_p``, ``log_q``, ``log_weights``: (chain, draw), float64 nats: the model's joint density, the guide's density,
-    and their difference, all on the full plates.
-    ``points``: the continuous latent sites at which the guide is a single point (``AutoDelta``). A point has no density:
-    the weights are then those of the other sites given it, and if no other is left, they mean nothing.
+    ``values``: by site, (chain, draw, *site shape): the model's latent sites, constrained, and its
+    deterministic ones. ``log_p``, ``log_q``, ``log_weights``: (chain, draw), float64 nats: the model's joint
+    density, the guide's density, and their difference, all on the full plates.
+    ``points``: the continuous latent sites at which the guide is a single point (``AutoDelta``). A point has
+    no density: the weights are then those of the other sites given it, and if no other is left, they mean
+    nothing.
     """
 
     values: dict[str, np.ndarray]
@@ -67,14 +62,16 @@ def guide_sampler(
     kwargs: Mapping[str, Any],
     mirrored: str | None = None,
 ) -> Callable[[jax.Array, int], Draws]:
-    """``(rng_key, num_samples) -> Draws`` from a fitted guide, each draw scored; everything on the full plates.
+    """``(rng_key, num_samples) -> Draws`` from a fitted guide, each draw scored; everything on the full
+    plates.
 
-    A finite latent site that the guide leaves to the model is summed out of ``log_p``, exactly; deterministic sites
-    that depend on one have no value and are left out. ``AutoLaplaceApproximation``, whose guide is a point, is drawn
-    from and scored as the normal distribution around it.
+    A finite latent site that the guide leaves to the model is summed out of ``log_p``, exactly; deterministic
+    sites that depend on one have no value and are left out. ``AutoLaplaceApproximation``, whose guide is a
+    point, is drawn from and scored as the normal distribution around it.
 
     :param params: by param site, leaves (chain, ...).
-    :param mirrored: why draws in a scan that runs backward may have been fitted mirrored, which is then refused.
+    :param mirrored: why draws in a scan that runs backward may have been fitted mirrored, which is then
+        refused.
     :raises ModelError: if guide or model cannot run on the full plates, or a latent site has no counterpart.
     """
     params = dict(params)
@@ -92,10 +89,14 @@ def guide_sampler(
     def one(params, key):
         absent = NONE_ABSENT
         if masked:
-            bound = (partial(FullPlates.around, substitute(program, data=params), args, kwargs) for program in (model, guide))
+            bound = (
+                partial(FullPlates.around, substitute(program, data=params), args, kwargs)
+                for program in (model, guide)
+            )
             absent = absent_elements(next(bound), next(bound), jax.random.fold_in(key, 2))
         values, log_q = _run_guide(absent.of_guide(guide), params, args, kwargs, key)
-        # A density that is estimated, by a particle filter say, has noise of its own at every draw: shared, it would look like no noise.
+        # A density that is estimated, by a particle filter say, has noise of its own at every draw: shared,
+        # it would look like no noise.
         log_p, deterministic = score(params, values, jax.random.fold_in(key, 1), absent)
         return {**values, **deterministic}, log_p, log_q
 
@@ -118,23 +119,32 @@ def guide_sampler(
         keys = jax.random.split(rng_key, (num_chains, num_samples))
         values, log_p, log_q = map_draws(step, keys, shared, num_chains, num_samples, chunk)
         log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)
-        points = [n for n in continuous if num_samples > 1 and np.array_equal(values[n].min(1), values[n].max(1))]
+        points = [
+            n for n in continuous if num_samples > 1 and np.array_equal(values[n].min(1), values[n].max(1))
+        ]
         return Draws(values, log_p, log_q, log_p - log_q, tuple(points))
 
     return sample
 
 
 def rescored(
-    model: Callable, draws: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], ordered: Callable | None = None
+    model: Callable,
+    draws: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    ordered: Callable | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, str | None]:
-    """Stored draws (chain, draw, ...) with their log joint density (chain, draw), everything on the full plates.
+    """Stored draws (chain, draw, ...) with their log joint density (chain, draw), everything on the full
+    plates.
 
-    Finite sites without a draw are summed out. Deterministic sites are computed anew: what a sampler stored was on its
-    minibatch, or (NumPyro's enumeration) one value per value of a finite site. Those below a summed-out site are dropped.
+    Finite sites without a draw are summed out. Deterministic sites are computed anew: what a sampler stored
+    was on its minibatch, or (NumPyro's enumeration) one value per value of a finite site. Those below a
+    summed-out site are dropped.
 
     If finite sites cannot be summed out there is no density: ``None``, and the reason.
 
-    :param ordered: ``(names, draws) -> draws``, with the named sites, which lie in scans that run backward, in the order of the inputs.
+    :param ordered: ``(names, draws) -> draws``, with the named sites, which lie in scans that run backward,
+        in the order of the inputs.
     """
     num_chains, num_draws = np.shape(jax.tree.leaves(dict(draws))[0])[:2]
     one = {name: x[0, 0] for name, x in draws.items()}
@@ -180,22 +190,27 @@ def scorer(
     params: Mapping[str, Any],
     density: bool = True,
 ) -> Callable:
-    """``(params, values, rng_key) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite sites summed out. The key is for
-    densities that are estimated, and for random numbers that the model takes for itself.
+    """``(params, values, rng_key) -> (log_p, deterministic sites)`` on the full plates; ``missing`` finite
+    sites summed out. The key is for densities that are estimated, and for random numbers that the model takes
+    for itself.
 
     :param shapes: of the values. Deterministic sites that depend on a missing site are left out.
     :param density: whether there is one; else zero stands in its place.
     """
     keep = {n for n, s in sites.items() if s.kind == "deterministic"}
     if missing and keep:
-        keep -= depending(model, missing, lambda record: {n: record[n]["value"] for n in keep}, shapes, args, kwargs, params)
+        keep -= depending(
+            model, missing, lambda record: {n: record[n]["value"] for n in keep}, shapes, args, kwargs, params
+        )
 
     def marks(msg):
         return {"enumerate": "parallel"} if msg["name"] in missing else {}
 
     def run(params, values, rng_key, absent=NONE_ABSENT):
         with FullPlates(), trace() as record:
-            program = absent.of_model(substitute(infer_config(model, marks) if missing else model, data=params))
+            program = absent.of_model(
+                substitute(infer_config(model, marks) if missing else model, data=params)
+            )
             log_p = log_density(program, values, *args, rng_key=rng_key, **kwargs).total
         return log_p, {n: record[n]["value"] for n in keep}
 
@@ -216,7 +231,10 @@ def _run_guide(guide, params, args, kwargs, key, plates=None):
 
 def _set_up(guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
     if isinstance(guide, AutoGuideList) and any(isinstance(g, AutoLaplaceApproximation) for g in guide):
-        raise ModelError("AutoLaplaceApproximation inside AutoGuideList has no joint normal distribution to draw from. Use it alone.")
+        raise ModelError(
+            "AutoLaplaceApproximation inside AutoGuideList has no joint normal distribution to draw from. "
+            "Use it alone."
+        )
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         # An automatic guide writes down its model on the first run; under jit it would keep tracers.
         with FullPlates():
@@ -226,24 +244,27 @@ def _set_up(guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
 def _guide_shapes(guide, params, args, kwargs) -> dict[str, jax.ShapeDtypeStruct]:
     plates = FullPlates()
     try:
-        values, _ = jax.eval_shape(lambda p, k: _run_guide(guide, p, args, kwargs, k, plates), params, jax.random.key(0))
+        values, _ = jax.eval_shape(
+            lambda p, k: _run_guide(guide, p, args, kwargs, k, plates), params, jax.random.key(0)
+        )
     except (TypeError, ValueError) as error:
         if isinstance(error, ModelError) and not isinstance(error, ProgramError) or not plates.opened:
             raise
         names = ", ".join(map(repr, sorted(plates.opened)))
         raise ModelError(
-            f"The guide does not run on all of the plate {names} it subsamples ({error}). Give its local params an entry "
-            "for every index of the plate (numpyro.param inside the plate, with event_dim, takes the minibatch's), or "
-            "compute them from the data; and pass the whole data."
+            f"The guide does not run on all of the plate {names} it subsamples ({error}). Give its local "
+            "params an entry for every index of the plate (numpyro.param inside the plate, with event_dim, "
+            "takes the minibatch's), or compute them from the data; and pass the whole data."
         ) from error
     return values
 
 
 def _laplace(guide, one, params, num_chains: int):
-    r"""Location and Cholesky factor of the normal distribution :math:`N(z^*, H^{-1})` around each chain's optimum.
+    r"""Location and Cholesky factor of the normal distribution :math:`N(z^*, H^{-1})` around each chain's
+    optimum.
 
-    H is the Hessian of -log p(y, z) in unconstrained space, Jacobian included: minus the log weight that a draw at z has
-    under the guide's point.
+    H is the Hessian of -log p(y, z) in unconstrained space, Jacobian included: minus the log weight that a
+    draw at z has under the guide's point.
     """
     name = f"{guide.prefix}_loc"
 
@@ -260,8 +281,9 @@ def _laplace(guide, one, params, num_chains: int):
         factor = curvature(jax.tree.map(lambda x, c=c: x[c], params))
         if not np.isfinite(factor).all():
             raise ModelError(
-                f"The Hessian of chain {c} at its optimum is not positive definite, so there is no Laplace approximation. "
-                "The optimum has not been reached (run more steps), or the posterior is flat there (use AutoNormal)."
+                f"The Hessian of chain {c} at its optimum is not positive definite, so there is no Laplace "
+                "approximation. The optimum has not been reached (run more steps), or the posterior is flat "
+                "there (use AutoNormal)."
             )
         factors.append(factor)
     return params[name], jnp.stack(factors)

@@ -1,9 +1,11 @@
-"""Which observations feed the density of others, as in an autoregression: leave-one-out has no use of their terms, given the past.
+"""Which observations feed the density of others, as in an autoregression: leave-one-out has no use of their
+terms, given the past.
 
-Two ways lead from one observation to the next: the value that ``sample`` returns (carried through a scan, say), and the array among the
-model's arguments that the data come from, read again elsewhere. Where the data flow says that an element of either reaches only its own
-term, nothing is computed. Where it does not say so, some elements change places and one sees which terms move. So a statistic of all the
-data (a law whose width is their standard deviation) is no such link.
+Two ways lead from one observation to the next: the value that ``sample`` returns (carried through a scan,
+say), and the array among the model's arguments that the data come from, read again elsewhere. Where the data
+flow says that an element of either reaches only its own term, nothing is computed. Where it does not say so,
+some elements change places and one sees which terms move. So a statistic of all the data (a law whose width
+is their standard deviation) is no such link.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +25,9 @@ from ppl_ext.tracing.scan_bodies import run_in_scan_body
 from ppl_ext.tracing.vmapped_sites import sent_out
 
 ROUNDS = 32
-"""How often a random half of the elements changes places: a link between two of them is missed with probability of about (3/4)^32 = 1e-4.
-A short series whose terms feel a threshold has few links that show, so few rounds would do for smooth densities only."""
+"""How often a random half of the elements changes places: a link between two of them is missed with
+probability of about (3/4)^32 = 1e-4. A short series whose terms feel a threshold has few links that show, so
+few rounds would do for smooth densities only."""
 
 Run = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
@@ -32,7 +35,9 @@ Run = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 class _Returned(Messenger):
     """Change what an observed site returns to the program, and not what its own density is taken at."""
 
-    def __init__(self, change: Callable[[str, jax.Array, Any], jax.Array], series: Mapping[str, Any] | None = None):
+    def __init__(
+        self, change: Callable[[str, jax.Array, Any], jax.Array], series: Mapping[str, Any] | None = None
+    ):
         super().__init__()
         self.change, self.series, self.state = change, {} if series is None else series, trace_state()
 
@@ -43,7 +48,12 @@ class _Returned(Messenger):
             run_in_scan_body(self, msg, lambda step: _Returned(self.change, step), dict(self.series))
 
     def postprocess_message(self, msg):
-        if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg) and not msg.get("_control_flow_done"):
+        if (
+            msg["type"] == "sample"
+            and msg["is_observed"]
+            and not is_factor(msg)
+            and not msg.get("_control_flow_done")
+        ):
             msg["value"] = self.change(msg["name"], msg["value"], self.series.get(msg["name"]))
 
 
@@ -71,7 +81,11 @@ def feeding_sites(
         return values, {n: jnp.asarray(record.sites[n]["fn"].log_prob(values[n])) for n in names}
 
     flat, tree = jax.tree.flatten((args, dict(kwargs)))
-    places = [i for i, x in enumerate(flat) if isinstance(x, np.ndarray | jax.Array) and np.size(x) > 1 and x.dtype.kind in "fiub"]
+    places = [
+        i
+        for i, x in enumerate(flat)
+        if isinstance(x, np.ndarray | jax.Array) and np.size(x) > 1 and x.dtype.kind in "fiub"
+    ]
 
     def restored(leaves):
         every = list(flat)
@@ -82,7 +96,8 @@ def feeding_sites(
     arrays = [jnp.asarray(flat[i]) for i in places]
     try:
         suspects = _by_flow(run, arrays, names, sites)
-    except (TypeError, ValueError, IndexError):  # sizes are read off the data, which therefore cannot be traced
+    # sizes are read off the data, which therefore cannot be traced
+    except (TypeError, ValueError, IndexError):
         arrays, places = [], []
         suspects = _by_flow(run, arrays, names, sites)
     found: set[str] = set()
@@ -115,13 +130,29 @@ def _by_flow(run: Run, arrays: list[jax.Array], names: list[str], sites: Mapping
 
     shapes: dict[str, tuple[int, ...]] = {}
     credit, met = trace_credit(outputs)
-    distrust(credit, met, {f"site {n}": batch[n] for n in names} | {f"argument {i}": x.ndim for i, x in enumerate(arrays)})
-    values, terms = dict(zip(names, credit, strict=False)), dict(zip(names, credit[len(names) :], strict=True))
-    returned = any(_crosses(f"site {n}", {f"site {n}": _itself(batch[n])}, terms[m], shapes[m]) for n in names for m in names)
+    distrust(
+        credit,
+        met,
+        {f"site {n}": batch[n] for n in names} | {f"argument {i}": x.ndim for i, x in enumerate(arrays)},
+    )
+    values, terms = (
+        dict(zip(names, credit, strict=False)),
+        dict(zip(names, credit[len(names) :], strict=True)),
+    )
+    returned = any(
+        _crosses(f"site {n}", {f"site {n}": _itself(batch[n])}, terms[m], shapes[m])
+        for n in names
+        for m in names
+    )
     leaves = [
         i
         for i in range(len(arrays))
-        if any(_crosses(f"argument {i}", values[n], terms[m], shapes[m]) for n in names if f"argument {i}" in values[n] for m in names)
+        if any(
+            _crosses(f"argument {i}", values[n], terms[m], shapes[m])
+            for n in names
+            if f"argument {i}" in values[n]
+            for m in names
+        )
     ]
     return _Suspects(returned, leaves)
 
@@ -140,7 +171,9 @@ def _crosses(source: str, value: Deps, term: Deps, shape: tuple[int, ...]) -> bo
 
 
 Exchange = Callable[[np.random.Generator], tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None]
-"""From random numbers to where observations changed, and where their terms did; ``None`` if there is nothing to change."""
+"""From random numbers to where observations changed, and where their terms did; ``None`` if there is nothing
+to change.
+"""
 
 
 def _by_exchange(exchange: Exchange, names: list[str]) -> set[str]:
@@ -163,7 +196,9 @@ def _by_exchange(exchange: Exchange, names: list[str]) -> set[str]:
 
 
 def _half(rng: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A random half of some places, two at least, and the same in another order; of two places one, and the other."""
+    """A random half of some places, two at least, and the same in another order; of two places one, and the
+    other.
+    """
     if len(places) == 2:
         return tuple(np.split(rng.permutation(places), 2))  # type: ignore[return-value]
     chosen = places[rng.random(len(places)) < 0.5]
@@ -175,12 +210,20 @@ def _half(rng: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, np.
 def _moved(before: Any, after: Any, ndim: int) -> np.ndarray:
     before, after = np.asarray(before), np.asarray(after)
     with np.errstate(invalid="ignore"):
-        same = (before == after) | (np.abs(before.astype(float) - after) <= 1e-6 * np.abs(before)) | (np.isnan(before) & np.isnan(after))
+        same = (
+            (before == after)
+            | (np.abs(before.astype(float) - after) <= 1e-6 * np.abs(before))
+            | (np.isnan(before) & np.isnan(after))
+        )
     return ~same.reshape(*same.shape[:ndim], -1).all(-1)
 
 
 def _exchanges_of_leaf(run: Run, arrays: list[jax.Array], names: list[str], place: int) -> Exchange:
-    evaluate = jax.jit(lambda leaf: run([leaf if i == place else x for i, x in enumerate(arrays)], lambda name, value, _: value, {}))
+    evaluate = jax.jit(
+        lambda leaf: run(
+            [leaf if i == place else x for i, x in enumerate(arrays)], lambda name, value, _: value, {}
+        )
+    )
     leaf = arrays[place]
     before = jax.device_get(evaluate(leaf))
     feeds = _feeds(lambda x: evaluate(x)[0], leaf)
@@ -201,7 +244,9 @@ def _exchanges_of_leaf(run: Run, arrays: list[jax.Array], names: list[str], plac
 def _feeds(values: Callable, leaf: jax.Array) -> np.ndarray:
     """The elements of an array that observed values are made of."""
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        out, pull = jax.vjp(lambda x: {n: v for n, v in values(x).items() if jnp.issubdtype(v.dtype, jnp.inexact)}, leaf)
+        out, pull = jax.vjp(
+            lambda x: {n: v for n, v in values(x).items() if jnp.issubdtype(v.dtype, jnp.inexact)}, leaf
+        )
         rng = np.random.default_rng(1)
         (slope,) = pull({n: jnp.asarray(rng.normal(size=v.shape), v.dtype) for n, v in out.items()})
         return np.flatnonzero(np.asarray(slope))
@@ -214,13 +259,17 @@ def _feeds(values: Callable, leaf: jax.Array) -> np.ndarray:
 
 
 def _exchanges_of_returned(run: Run, arrays: list[jax.Array], names: list[str]) -> Exchange:
-    evaluate = jax.jit(lambda series: run(arrays, lambda name, value, other: value if other is None else other, series))
+    evaluate = jax.jit(
+        lambda series: run(arrays, lambda name, value, other: value if other is None else other, series)
+    )
     values, before = jax.device_get(run(arrays, lambda name, value, _: value, {}))
 
     def exchange(rng):
         series, moved = {}, {}
         for n in names:
-            flat = np.asarray(values[n]).reshape(*np.shape(before[n]), -1).reshape(np.size(before[n]), -1).copy()
+            flat = (
+                np.asarray(values[n]).reshape(*np.shape(before[n]), -1).reshape(np.size(before[n]), -1).copy()
+            )
             chosen, others = _half(rng, np.arange(len(flat)))
             old = flat.copy()
             flat[chosen] = flat[others]

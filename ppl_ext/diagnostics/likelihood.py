@@ -32,9 +32,10 @@ Units = Literal["observation", "independent", "one_step"]
 class Terms(NamedTuple):
     """The log likelihood terms of one observed site, or of several that go together.
 
-    ``values``: (chain, draw, *shape), NaN where masked. ``masked``: (*shape). ``sites``: the observed sites. ``plates``:
-    the plates along ``shape`` if observations were joined, ``None`` if ``shape`` is the site's own batch shape. ``one_step``: the terms are
-    log p(y_t | y_<t), whose first axis is time (:data:`TIME` among the plates).
+    ``values``: (chain, draw, *shape), NaN where masked. ``masked``: (*shape). ``sites``: the observed sites.
+    ``plates``: the plates along ``shape`` if observations were joined, ``None`` if ``shape`` is the site's
+    own batch shape. ``one_step``: the terms are log p(y_t | y_<t), whose first axis is time (:data:`TIME`
+    among the plates).
     """
 
     values: np.ndarray
@@ -57,33 +58,37 @@ def log_likelihood(
 
     .. math:: \ell_{si} = \log p(y_i \mid \theta_s) = \log \sum_d p(y_i \mid d, \theta_s)\, p(d \mid \theta_s)
 
-    Finite sites are summed out even if ``samples`` holds draws of them: a term that conditions on a drawn assignment
-    belongs to another model than the one that was fitted, and leave-one-out on it is much too confident. A subsampled
-    plate is evaluated on all of its indices, without scale; so pass the whole data. ``handlers.scale`` does not count,
-    ``factor`` sites are not observations, and masked observations are NaN (leave them out of sums).
+    Finite sites are summed out even if ``samples`` holds draws of them: a term that conditions on a drawn
+    assignment belongs to another model than the one that was fitted, and leave-one-out on it is much too
+    confident. A subsampled plate is evaluated on all of its indices, without scale; so pass the whole data.
+    ``handlers.scale`` does not count, ``factor`` sites are not observations, and masked observations are NaN
+    (leave them out of sums).
 
     If several observations share a finite site (a class per group, say), they depend on each other given
-    :math:`\theta`. The terms above are then still right, but do not add up to the log likelihood, and leave-one-out
-    must not use them: it needs :math:`\log p(y_i \mid y_{-i}, \theta)`. With ``units="independent"`` such observations
-    are joined into one term, over the plates they do not share; those terms always add up to
-    :math:`\log p(y \mid \theta)`, and ``to_arviz`` uses them.
+    :math:`\theta`. The terms above are then still right, but do not add up to the log likelihood, and
+    leave-one-out must not use them: it needs :math:`\log p(y_i \mid y_{-i}, \theta)`. With
+    ``units="independent"`` such observations are joined into one term, over the plates they do not share;
+    those terms always add up to :math:`\log p(y \mid \theta)`, and ``to_arviz`` uses them.
 
-    The steps of a chain (a finite site in ``scan`` that carries over) are all linked, and no terms of these kinds exist. With
-    ``units="one_step"`` its terms are :math:`\log p(y_t \mid y_{<t}, \theta)`, by the forward algorithm, exactly; they add up to
-    :math:`\log p(y \mid \theta)` too, but say nothing of :math:`p(y_t \mid y_{-t}, \theta)`, so leave-one-out must not use them. Sites
-    beside the chain have terms as with "independent".
+    The steps of a chain (a finite site in ``scan`` that carries over) are all linked, and no terms of these
+    kinds exist. With ``units="one_step"`` its terms are :math:`\log p(y_t \mid y_{<t}, \theta)`, by the
+    forward algorithm, exactly; they add up to :math:`\log p(y \mid \theta)` too, but say nothing of
+    :math:`p(y_t \mid y_{-t}, \theta)`, so leave-one-out must not use them. Sites beside the chain have terms
+    as with "independent".
 
     :param model: a NumPyro model; ``args`` and ``kwargs`` are passed to it.
-    :param samples: by site, arrays of shape ``(*batch, *site shape)``, in NumPyro's constrained space. Other names are ignored.
+    :param samples: by site, arrays of shape ``(*batch, *site shape)``, in NumPyro's constrained space. Other
+        names are ignored.
     :param batch_ndims: the number of leading batch axes: 2 for (chain, draw).
     :param chunk_size: draws evaluated at once; by default so many that their factors fill about 16 MB.
     :param units: "observation"; "independent" to join what a finite site links; or "one_step" for a chain.
-    :return: by observed site, float arrays of shape ``(*batch, *site batch shape)`` in nats. With "independent", joined terms have
-        the axes of the plates they do not share, under the sites' names joined by "+"; with "one_step", those of a chain
-        have the axis of time and the plates of the chain's finite sites.
+    :return: by observed site, float arrays of shape ``(*batch, *site batch shape)`` in nats. With
+        "independent", joined terms have the axes of the plates they do not share, under the sites' names
+        joined by "+"; with "one_step", those of a chain have the axis of time and the plates of the chain's
+        finite sites.
     :raises ArgumentError: if batch axes disagree, or an option has no such value.
-    :raises ModelError: if a latent site has no value and is not finite, a finite site is in ``scan`` (the terms do not
-        exist; those one step ahead do), or a term cannot be had exactly.
+    :raises ModelError: if a latent site has no value and is not finite, a finite site is in ``scan`` (the
+        terms do not exist; those one step ahead do), or a term cannot be had exactly.
     :raises HandlerError: if a handler is open around the call.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -96,14 +101,16 @@ def log_likelihood(
     >>> terms["y"].shape, [round(float(x), 3) for x in terms["y"][0, 0]]
     ((1, 1, 2), [-1.601, -1.601])
 
-    Source for what leave-one-out needs: Bürkner, Gabry, Vehtari 2021, "Efficient leave-one-out cross-validation for
-    Bayesian non-factorized normal and Student-t models".
+    Source for what leave-one-out needs: Bürkner, Gabry, Vehtari 2021, "Efficient leave-one-out
+    cross-validation for Bayesian non-factorized normal and Student-t models".
     """
     check_program("log_likelihood: model", model)
     check_values("log_likelihood: samples", samples)
     check_call("log_likelihood: model", model, args, kwargs)
     if not isinstance(units, str) or units not in ("observation", "independent", "one_step"):
-        raise ArgumentError(f"log_likelihood: units must be 'observation', 'independent' or 'one_step', got {told(units)}.")
+        raise ArgumentError(
+            f"log_likelihood: units must be 'observation', 'independent' or 'one_step', got {told(units)}."
+        )
     if chunk_size is not None:
         check_count("log_likelihood: chunk_size", chunk_size)
     if type(batch_ndims) is not int or batch_ndims != 0:
@@ -111,7 +118,9 @@ def log_likelihood(
     refuse_open_handlers("log_likelihood")
     batch = batch_shape(samples, batch_ndims)
     num_draws = math.prod(batch)
-    draws = {n: np.reshape(np.asarray(v), (1, num_draws, *np.shape(v)[batch_ndims:])) for n, v in samples.items()}
+    draws = {
+        n: np.reshape(np.asarray(v), (1, num_draws, *np.shape(v)[batch_ndims:])) for n, v in samples.items()
+    }
     with odd_data_blamed("log_likelihood: model", args, kwargs):
         terms = pointwise(model, draws, args, kwargs, num_draws=num_draws, chunk_size=chunk_size, units=units)
     return {name: t.values.reshape(batch + t.values.shape[2:]) for name, t in terms.items()}
@@ -126,8 +135,8 @@ def batch_shape(samples: Mapping[str, Any], batch_ndims: int) -> tuple[int, ...]
     for name, shape in shapes.items():
         if len(shape) < batch_ndims or shape != shapes[first]:
             raise ArgumentError(
-                f"Samples disagree on their {batch_ndims} batch axes: '{first}' has {shapes[first]}, '{name}' {shape}. "
-                "Set batch_ndims to the number of leading axes that are draws."
+                f"Samples disagree on their {batch_ndims} batch axes: '{first}' has {shapes[first]}, "
+                f"'{name}' {shape}. Set batch_ndims to the number of leading axes that are draws."
             )
     return shapes[first]
 
@@ -143,7 +152,9 @@ def pointwise(
     chunk_size: int | None = None,
     units: Units = "independent",
 ) -> dict[str, Terms]:
-    """:func:`log_likelihood` for arrays (chain, draw, ...), and params (chain, ...); with what an export needs."""
+    """:func:`log_likelihood` for arrays (chain, draw, ...), and params (chain, ...); with what an export
+    needs.
+    """
     params = {} if params is None else dict(params)
     leaves = jax.tree.leaves((params, dict(draws)))
     num_chains = np.shape(leaves[0])[0] if leaves else 1
@@ -168,7 +179,14 @@ def pointwise(
     return {name: _terms(values[name], masks, sites, *plan[name]) for name in plan}
 
 
-def _terms(values, masks, sites, names: tuple[str, ...], plates: tuple[tuple[str, int], ...] | None, one_step: bool = False) -> Terms:
+def _terms(
+    values,
+    masks,
+    sites,
+    names: tuple[str, ...],
+    plates: tuple[tuple[str, int], ...] | None,
+    one_step: bool = False,
+) -> Terms:
     """Put NaN where no observation is seen; a joined term is seen if any part of it is."""
     shape = values.shape[2:]
     masked = np.ones(shape, bool)
@@ -180,7 +198,9 @@ def _terms(values, masks, sites, names: tuple[str, ...], plates: tuple[tuple[str
         masked &= mask
     if masked.any():
         values = np.where(masked, np.nan, values)
-    return Terms(values, masked, names, None if plates is None else tuple(name for name, _ in plates), one_step)
+    return Terms(
+        values, masked, names, None if plates is None else tuple(name for name, _ in plates), one_step
+    )
 
 
 def _plan_plain(model, args, kwargs, observed: list[Site]):
@@ -212,15 +232,22 @@ def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finit
     evaluate_beside: Callable | None = None
     size = graph.size + sum(chain_size(graph, chain) for chain in chains)
     if beside and free:
-        plan, more, evaluate_beside = _plan_enumerated(model, one, args, kwargs, here, sites, free, "independent", [s.name for s in beside])
+        plan, more, evaluate_beside = _plan_enumerated(
+            model, one, args, kwargs, here, sites, free, "independent", [s.name for s in beside]
+        )
         size += more
     elif beside:
         plan, more, evaluate_beside = _plan_plain(model, args, kwargs, beside)
         size += more
     for chain in chains:
         dims = graph.dims[chain.observed[0] if chain.steps else f"_PREV_{chain.observed[0]}"]
-        linked = bool(chain.carried or chain.static)  # a finite site of one step alone leaves the steps independent
-        plan["+".join(chain.observed)] = (chain.observed, ((TIME, 0), *((p, dims[p]) for p in chain.kept)), linked)
+        # a finite site of one step alone leaves the steps independent
+        linked = bool(chain.carried or chain.static)
+        plan["+".join(chain.observed)] = (
+            chain.observed,
+            ((TIME, 0), *((p, dims[p]) for p in chain.kept)),
+            linked,
+        )
 
     def evaluate(params, draw):
         out = {} if evaluate_beside is None else evaluate_beside(params, draw)
@@ -230,7 +257,17 @@ def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finit
     return plan, size, evaluate
 
 
-def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str], units: Units, observed: list[str]):
+def _plan_enumerated(
+    model,
+    one,
+    args,
+    kwargs,
+    here,
+    sites: dict[str, Site],
+    finite: frozenset[str],
+    units: Units,
+    observed: list[str],
+):
     """Which tables make up each term is the same at every draw: decide it once, on shapes."""
     refuse_chains([n for n in finite if sites[n].in_scan])
     by_plates = by_plates_needed(model, one, args, kwargs, here, sites, finite)
@@ -241,7 +278,9 @@ def _plan_enumerated(model, one, args, kwargs, here, sites: dict[str, Site], fin
 
     def planned(params, draw):
         elimination = at(params, draw)
-        plan = TermsPlan(elimination, sites, "observation" if units == "observation" else "independent", observed)
+        plan = TermsPlan(
+            elimination, sites, "observation" if units == "observation" else "independent", observed
+        )
         plans.append((plan, elimination.lane_size))
         return 0
 

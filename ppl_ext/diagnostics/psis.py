@@ -1,4 +1,6 @@
-"""Pareto-smoothed importance sampling: can draws from q stand in for draws from p, and how many are they worth?"""
+"""Pareto-smoothed importance sampling: can draws from q stand in for draws from p, and how many are they
+worth?
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -11,15 +13,15 @@ from ppl_ext.runtime.arguments import check_count, told
 MIN_TAIL = 5
 """Fewer exceedances than this carry no shape."""
 
-# Own code, although ArviZ has a psislw: its 0.23 and 1.x take log weights of opposite sign under one name, and both
-# read weights that are all equal (q = p, the best there is) as k = inf, the worst.
+# Own code, although ArviZ has a psislw: its 0.23 and 1.x take log weights of opposite sign under one name,
+# and both read weights that are all equal (q = p, the best there is) as k = inf, the worst.
 
 
 class PSIS(NamedTuple):
     """What :func:`psis` returns, in float64 on the host.
 
-    ``log_weights``: (..., S), smoothed and normalised: their exponentials sum to one over the draws (to zero if every
-    weight is zero).
+    ``log_weights``: (..., S), smoothed and normalised: their exponentials sum to one over the draws (to zero
+    if every weight is zero).
     ``pareto_k``: (...), the fitted tail shape. NaN and inf are failures.
     ``ess``: (...), the effective number of draws of the smoothed weights.
 
@@ -37,17 +39,18 @@ def psis(log_weights: Any) -> PSIS:
     r"""Smooth the largest importance weights by a generalised Pareto distribution, and report its shape.
 
     The M = min(S/5, 3 sqrt(S)) largest of S weights are taken as exceedances of a threshold u with tail
-    :math:`\Pr(w > u + x) = (1 + k x/\sigma)^{-1/k}`; they are replaced by the quantiles of the fit, never above the
-    largest raw weight. The weights have about 1/k finite moments: up to :func:`pareto_k_threshold` importance sampling
-    with S draws is reliable, above 0.7 it is not, above 1 not even the mean exists.
+    :math:`\Pr(w > u + x) = (1 + k x/\sigma)^{-1/k}`; they are replaced by the quantiles of the fit, never
+    above the largest raw weight. The weights have about 1/k finite moments: up to :func:`pareto_k_threshold`
+    importance sampling with S draws is reliable, above 0.7 it is not, above 1 not even the mean exists.
 
-    Everything is float64, because exceedances span hundreds of nats: in float32 a hopeless k of 24 reads as 0.05.
+    Everything is float64, because exceedances span hundreds of nats: in float32 a hopeless k of 24 reads as
+    0.05.
 
-    :param log_weights: (..., S), log p - log q up to a constant, in nats; the last axis runs over draws. A weight of
-        zero (-inf) is allowed.
-    :return: :class:`PSIS`. ``pareto_k`` is NaN if a log weight is NaN or +inf; inf if no shape can be fitted (fewer
-        than about 21 draws, fewer than 5 positive weights); -inf if the largest weights are all equal, so that there
-        is no tail at all.
+    :param log_weights: (..., S), log p - log q up to a constant, in nats; the last axis runs over draws. A
+        weight of zero (-inf) is allowed.
+    :return: :class:`PSIS`. ``pareto_k`` is NaN if a log weight is NaN or +inf; inf if no shape can be fitted
+        (fewer than about 21 draws, fewer than 5 positive weights); -inf if the largest weights are all equal,
+        so that there is no tail at all.
     :raises ArgumentError: if there is no draw axis or it is empty.
     :raises ArgumentTypeError: if the weights are not real numbers, or are traced by ``jit``.
 
@@ -96,7 +99,8 @@ def pareto_k_threshold(num_draws: int) -> float:
     >>> round(pareto_k_threshold(100), 2), pareto_k_threshold(100_000)
     (0.5, 0.7)
 
-    Source: Vehtari et al. 2024: the number of draws that a shape k asks for, :math:`S > 10^{1/(1 - k)}`, solved for k.
+    Source: Vehtari et al. 2024: the number of draws that a shape k asks for, :math:`S > 10^{1/(1 - k)}`,
+    solved for k.
     """
     check_count("pareto_k_threshold: num_draws", num_draws)
     return min(1.0 - 1.0 / math.log10(num_draws), 0.7) if num_draws > 1 else -math.inf
@@ -107,8 +111,8 @@ def _checked(log_weights: Any) -> np.ndarray:
         weights = np.asarray(log_weights)
     except Exception as error:  # JAX's errors for tracers share no public base
         raise ArgumentTypeError(
-            f"log_weights must be an array of concrete numbers, got {told(log_weights)}. PSIS runs on the host: call it "
-            "outside jit, vmap and grad."
+            f"log_weights must be an array of concrete numbers, got {told(log_weights)}. PSIS runs on the "
+            "host: call it outside jit, vmap and grad."
         ) from error
     if weights.dtype.kind not in "fiu" and not np.can_cast(weights.dtype, np.float64):
         raise ArgumentTypeError(f"log_weights must be real numbers, got dtype {weights.dtype}.")
@@ -146,7 +150,8 @@ def _fit_pareto(x: np.ndarray) -> tuple[float, float]:
     """Shape and scale of a generalised Pareto distribution, from exceedances in ascending order.
 
     Zhang and Stephens 2009: the posterior mean of theta = -k/sigma under a data-dependent prior, on a grid of
-    30 + sqrt(M) points; k by its profile. Then k is drawn towards 0.5 as by ten more exceedances (Vehtari et al. 2024).
+    30 + sqrt(M) points; k by its profile. Then k is drawn towards 0.5 as by ten more exceedances (Vehtari et
+    al. 2024).
     """
     n = len(x)
     grid = np.arange(1, 31 + int(math.sqrt(n))) - 0.5

@@ -22,8 +22,9 @@ def is_fit(result: Any) -> bool:
 def posterior_draws(result: Any, num_samples: int = 1000) -> dict[str, Any]:
     """Draws by site, (chain, draw, ...).
 
-    :param result: a ``Fit`` (``num_samples`` draws a chain), a numpyro ``MCMC`` that has run, :class:`~ppl_ext.diagnostics.draws.Draws`, a
-        report with a ``posterior``, or a mapping from names to arrays (chain, draw, ...). The arrays of a report keep their axes' names.
+    :param result: a ``Fit`` (``num_samples`` draws a chain), a numpyro ``MCMC`` that has run,
+        :class:`~ppl_ext.diagnostics.draws.Draws`, a report with a ``posterior``, or a mapping from names to
+        arrays (chain, draw, ...). The arrays of a report keep their axes' names.
     :raises ArgumentTypeError: if it is none of these.
     """
     if isinstance(result, Draws):
@@ -40,7 +41,9 @@ def posterior_draws(result: Any, num_samples: int = 1000) -> dict[str, Any]:
 
 
 def mcmc_draws(mcmc: MCMC) -> dict[str, Any]:
-    """Draws of a finished run by site, (chain, draw, ...), steps of a scan in the order of its inputs; tracers if it ran inside ``jit``."""
+    """Draws of a finished run by site, (chain, draw, ...), steps of a scan in the order of its inputs;
+    tracers if it ran inside ``jit``.
+    """
     try:
         samples = mcmc.get_samples(group_by_chain=True)
     except (AssertionError, AttributeError, TypeError) as error:  # NumPyro reads its own missing state
@@ -67,7 +70,8 @@ def _ordered(mcmc: MCMC, samples: dict[str, Any]) -> dict[str, Any]:
 def log_weights(result: Any, num_samples: int = 1000) -> np.ndarray:
     """Log importance weights, (chain, draw), float64; or (draw,) if a plain array has that shape.
 
-    :param result: a ``Fit``, :class:`~ppl_ext.diagnostics.draws.Draws`, a report of a guide, or an array (..., draw).
+    :param result: a ``Fit``, :class:`~ppl_ext.diagnostics.draws.Draws`, a report of a guide, or an array
+        (..., draw).
     """
     if isinstance(result, Draws):
         return result.log_weights
@@ -76,7 +80,10 @@ def log_weights(result: Any, num_samples: int = 1000) -> np.ndarray:
     if _is_report(result):
         stats = _group(result, "sample_stats", "importance weights")
         if "log_weight" not in stats:
-            raise ArgumentError("This report has no sample_stats['log_weight']: only draws from a guide have importance weights.")
+            raise ArgumentError(
+                "This report has no sample_stats['log_weight']: only draws from a guide have importance "
+                "weights."
+            )
         return np.asarray(stats["log_weight"].values, np.float64)
     return _array(result, "importance weights", "an array (..., draw)")
 
@@ -84,7 +91,8 @@ def log_weights(result: Any, num_samples: int = 1000) -> np.ndarray:
 def losses(result: Any) -> np.ndarray:
     """Losses by restart and step, (chain, step), float64.
 
-    :param result: a ``Fit``, an ``SVIRunResult``, a report with a ``vi_trace``, or an array (step,) or (chain, step).
+    :param result: a ``Fit``, an ``SVIRunResult``, a report with a ``vi_trace``, or an array (step,) or
+        (chain, step).
     """
     if is_fit(result) or isinstance(result, SVIRunResult):
         found = np.asarray(result.losses, np.float64)
@@ -93,12 +101,15 @@ def losses(result: Any) -> np.ndarray:
     else:
         found = _array(result, "losses", "an array (step,) or (chain, step)")
     if found.ndim not in (1, 2) or found.size == 0:
-        raise ArgumentError(f"Losses are (step,) or (chain, step) with at least one step, got shape {found.shape}.")
+        raise ArgumentError(
+            f"Losses are (step,) or (chain, step) with at least one step, got shape {found.shape}."
+        )
     return np.atleast_2d(found)
 
 
 def _is_report(result: Any) -> bool:
-    # An ArviZ 0.23 InferenceData or an xarray DataTree, told by its groups so that neither needs to be imported.
+    # An ArviZ 0.23 InferenceData or an xarray DataTree, told by its groups so that neither needs to be
+    # imported.
     return (
         not isinstance(result, Mapping | MCMC)
         and any(hasattr(result, g) for g in ("posterior", "sample_stats", "vi_trace"))
@@ -124,5 +135,12 @@ def _array(values: Any, what: str, otherwise: str) -> np.ndarray:
 
 
 def _refuse(result: Any, what: str, otherwise: str) -> NoReturn:
-    remedy = " It does not know its guide: pass ppl_ext.to_arviz(result, model=..., guide=...)." if isinstance(result, SVIRunResult) else ""
-    raise ArgumentTypeError(f"No {what} in {type(result).__name__}: expected a Fit, an MCMC run, an ArviZ report or {otherwise}.{remedy}")
+    remedy = (
+        " It does not know its guide: pass ppl_ext.to_arviz(result, model=..., guide=...)."
+        if isinstance(result, SVIRunResult)
+        else ""
+    )
+    raise ArgumentTypeError(
+        f"No {what} in {type(result).__name__}: expected a Fit, an MCMC run, an ArviZ report or "
+        f"{otherwise}.{remedy}"
+    )

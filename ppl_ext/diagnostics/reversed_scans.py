@@ -1,8 +1,9 @@
 """Draws of latent sites in a ``scan`` that runs backward, in the order of its inputs.
 
-NumPyro stacks the sites of such a scan in the order of the inputs, and reads values given to them in the order in which the steps run. So
-what a kernel of NumPyro moves about is mirrored, and what it returns is mirrored too, unless it ran the model again to get deterministic
-sites. Everything in ``ppl_ext`` has the order of the inputs.
+NumPyro stacks the sites of such a scan in the order of the inputs, and reads values given to them in the
+order in which the steps run. So what a kernel of NumPyro moves about is mirrored, and what it returns is
+mirrored too, unless it ran the model again to get deterministic sites. Everything in ``ppl_ext`` has the
+order of the inputs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,9 +26,11 @@ def reversed_latents(sites: Mapping[str, Site]) -> list[str]:
 def in_order_of_inputs(
     mcmc: MCMC, names: Iterable[str], values: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The draws (chain, draw, ...) of a finished run, those of the named sites with their steps in the order of the inputs.
+    """The draws (chain, draw, ...) of a finished run, those of the named sites with their steps in the order
+    of the inputs.
 
-    Whether the kernel returned them mirrored is seen by moving the last step that ran and looking where the change comes out.
+    Whether the kernel returned them mirrored is seen by moving the last step that ran and looking where the
+    change comes out.
     """
     names = [n for n in names if n in values]
     if not names or getattr(mcmc.sampler, "samples_by_input", False):
@@ -47,8 +50,9 @@ def in_order_of_inputs(
             out[name] = np.asarray(values[name])[:, :, ::-1]
         elif list(changed) != [0]:
             raise ModelError(
-                f"Site '{name}' is in a scan with reverse=True, and it cannot be told in which order {type(mcmc.sampler).__name__} returns "
-                "its steps. Run the scan forward over jnp.flip of its inputs."
+                f"Site '{name}' is in a scan with reverse=True, and it cannot be told in which order "
+                f"{type(mcmc.sampler).__name__} returns its steps. Run the scan forward over jnp.flip of "
+                "its inputs."
             )
     return out
 
@@ -57,7 +61,7 @@ def refuse_reversed(sites: Mapping[str, Site], whose: str) -> None:
     """An objective of NumPyro's reads the draws of such a scan mirrored."""
     if names := reversed_latents(sites):
         raise ModelError(
-            f"Site '{names[0]}' is in a scan with reverse=True. NumPyro's own objectives read the draws of such a site mirrored, those of "
-            f"ppl_ext.objectives do not, and {whose}. Use ppl_ext.infer.fit with an objective of ppl_ext.objectives, or run the scan "
-            "forward over jnp.flip of its inputs."
+            f"Site '{names[0]}' is in a scan with reverse=True. NumPyro's own objectives read the draws of "
+            f"such a site mirrored, those of ppl_ext.objectives do not, and {whose}. Use ppl_ext.infer.fit "
+            "with an objective of ppl_ext.objectives, or run the scan forward over jnp.flip of its inputs."
         )

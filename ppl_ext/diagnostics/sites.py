@@ -1,7 +1,7 @@
 """What a model's sites look like (kind, plates, shapes), and how to run it on whole plates.
 
-Diagnostics judge a fit on all of the data: a subsampled plate is therefore opened to its full size, so that no draw is
-scored on a minibatch of its own and no scale stands in for data that were not seen.
+Diagnostics judge a fit on all of the data: a subsampled plate is therefore opened to its full size, so that
+no draw is scored on a minibatch of its own and no scale stands in for data that were not seen.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -25,7 +25,9 @@ TIME = "_time"
 
 
 class PlateAxis(NamedTuple):
-    """A plate as a site sees it: its name, its axis counted from the right of the batch shape, its full size."""
+    """A plate as a site sees it: its name, its axis counted from the right of the batch shape, its full
+    size.
+    """
 
     name: str
     dim: int
@@ -36,11 +38,11 @@ class Site(NamedTuple):
     """One site of a model run on its full plates.
 
     ``kind``: "latent", "observed", "factor", "deterministic", "param" or "mutable".
-    ``shape``: of the value; ``batch_shape`` and ``event_ndim``: of the distribution at that value (for a deterministic
-    site the batch shape is what its plates span). A site of a ``scan`` has its steps as the leading axis, in the order of the inputs;
-    ``reversed``: the last of them runs first.
-    ``finite``: a latent site whose values can be listed. ``masked``: some mask is on it. ``event_dims``: names the user
-    gave the event's axes (``infer={"event_dims": [...]}``).
+    ``shape``: of the value; ``batch_shape`` and ``event_ndim``: of the distribution at that value (for a
+    deterministic site the batch shape is what its plates span). A site of a ``scan`` has its steps as the
+    leading axis, in the order of the inputs; ``reversed``: the last of them runs first.
+    ``finite``: a latent site whose values can be listed. ``masked``: some mask is on it. ``event_dims``:
+    names the user gave the event's axes (``infer={"event_dims": [...]}``).
     """
 
     name: str
@@ -58,7 +60,8 @@ class Site(NamedTuple):
 
 
 class FullPlates(Messenger):
-    """Run every plate on all of its indices, in order, whatever ``subsample_size`` it asks for; in ``scan`` too.
+    """Run every plate on all of its indices, in order, whatever ``subsample_size`` it asks for; in ``scan``
+    too.
 
     ``opened`` collects the names of the plates that were subsampled.
 
@@ -88,12 +91,15 @@ class FullPlates(Messenger):
             size, subsample_size = msg["args"]
             if subsample_size not in (None, size):
                 self.opened.add(msg["name"])
-            with jax.ensure_compile_time_eval():  # known numbers even where JAX traces, so that they index NumPy's arrays too
+            # known numbers even where JAX traces, so that they index NumPy's arrays too
+            with jax.ensure_compile_time_eval():
                 msg["args"], msg["value"] = (size, size), jnp.arange(size)
 
 
 class Unconditioned(Messenger):
-    """Draw observed sites anew instead of reading the data; in ``scan`` too, where NumPyro's handler does nothing."""
+    """Draw observed sites anew instead of reading the data; in ``scan`` too, where NumPyro's handler does
+    nothing.
+    """
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
@@ -127,10 +133,11 @@ class _Recorder(Messenger):
 
 
 def given(model: Callable, values: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Callable:
-    """The model with these latent sites and params imposed; other names in ``values`` (deterministic sites) are ignored.
+    """The model with these latent sites and params imposed; other names in ``values`` (deterministic sites)
+    are ignored.
 
-    The values of deterministic and observed sites are functions of the rest on the full plates, so stored ones may not
-    override them.
+    The values of deterministic and observed sites are functions of the rest on the full plates, so stored
+    ones may not override them.
     """
     model = Given(model, values)
     return substitute(model, data=dict(params)) if params else model
@@ -145,7 +152,11 @@ def is_factor(msg: Mapping[str, Any]) -> bool:
 
 
 def describe(
-    model: Callable, values: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], params: Mapping | None = None
+    model: Callable,
+    values: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping | None = None,
 ) -> dict[str, Site]:
     """The sites of a model on its full plates, by name and in order, without computing anything.
 
@@ -175,8 +186,8 @@ def describe(
 def _explain(record: "_Recorder", opened: set[str], error: Exception | None) -> None:
     """Say in the user's words why a model does not run on its full plates."""
     remedy = (
-        f" It subsamples {', '.join(map(repr, sorted(opened)))}; here it runs on all of it, so pass the whole data, and "
-        "give local latent sites a value for every index."
+        f" It subsamples {', '.join(map(repr, sorted(opened)))}; here it runs on all of it, so pass the "
+        "whole data, and give local latent sites a value for every index."
         if opened
         else ""
     )
@@ -184,11 +195,16 @@ def _explain(record: "_Recorder", opened: set[str], error: Exception | None) -> 
         if msg["type"] == "sample" and msg["is_observed"]:
             batch = np.shape(msg["value"])[: np.ndim(msg["value"]) - msg["fn"].event_dim]
             if not _fits(batch, msg, opened):
-                raise ModelError(f"Site '{name}' has batch shape {tuple(msg['fn'].batch_shape)}, but its data {batch}.{remedy}") from error
+                raise ModelError(
+                    f"Site '{name}' has batch shape {tuple(msg['fn'].batch_shape)}, but its data "
+                    f"{batch}.{remedy}"
+                ) from error
         elif msg["type"] == "sample":
             expected, got = tuple(msg["fn"].shape()), tuple(np.shape(msg["value"]))
             if expected != got:
-                raise ModelError(f"Site '{name}' has shape {expected} in the model, but its value {got}.{remedy}") from error
+                raise ModelError(
+                    f"Site '{name}' has shape {expected} in the model, but its value {got}.{remedy}"
+                ) from error
     if error is not None and opened and not isinstance(error, ModelError):
         raise ModelError(f"The model does not run on its full plates ({error}).{remedy}") from error
 
@@ -238,9 +254,15 @@ def _site(msg: dict, in_scan: bool, backward: bool) -> Site:
 
 
 def observations(
-    model: Callable, values: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], params: Mapping | None = None
+    model: Callable,
+    values: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The data a model sees on its full plates, and where each element is masked out (True), by observed site."""
+    """The data a model sees on its full plates, and where each element is masked out (True), by observed
+    site.
+    """
 
     @jax.jit
     def run(values, params):
@@ -266,8 +288,8 @@ def check_complete(sites: Mapping[str, Site], values: Container[str], whose: str
     lost = [f"'{s.name}'" for s in missing if not s.finite]
     if lost:
         raise ModelError(
-            f"{whose} no value for the latent site {', '.join(lost)}. Only sites with finitely many values can be summed "
-            "out: give it a value, or a site of that name in the guide."
+            f"{whose} no value for the latent site {', '.join(lost)}. Only sites with finitely many values "
+            "can be summed out: give it a value, or a site of that name in the guide."
         )
     return tuple(s.name for s in missing)
 
@@ -276,17 +298,20 @@ def refuse_series(names: Sequence[str]) -> None:
     """Observations that feed the next are independent of each other given nothing but the past."""
     if names:
         raise ModelError(
-            f"The observed site {', '.join(map(repr, sorted(names)))} has observations that the density of others reads, as in an "
-            "autoregression: its terms are log p(y_t | y_<t, parameters), one step ahead, which leave-one-out cannot use. See "
-            "ppl_ext.diagnostics.leave_future_out."
+            f"The observed site {', '.join(map(repr, sorted(names)))} has observations that the density of "
+            "others reads, as in an autoregression: its terms are log p(y_t | y_<t, parameters), one step "
+            "ahead, which leave-one-out cannot use. See ppl_ext.diagnostics.leave_future_out."
         )
 
 
 def refuse_chains(names: Sequence[str]) -> None:
-    """Finite sites inside ``scan`` are a chain: its observations are not independent given the other sites."""
+    """Finite sites inside ``scan`` are a chain: its observations are not independent given the other
+    sites.
+    """
     if names:
         raise ModelError(
-            f"The finite site {', '.join(map(repr, sorted(names)))} is in a scan: its steps depend on each other, so there is no log "
-            "p(y_t | parameters) apart from the other observations. Terms of that kind do not exist for a chain; only "
-            "log p(y_t | y_<t, parameters) does (units='one_step'), which leave-one-out cannot use."
+            f"The finite site {', '.join(map(repr, sorted(names)))} is in a scan: its steps depend on each "
+            "other, so there is no log p(y_t | parameters) apart from the other observations. Terms of that "
+            "kind do not exist for a chain; only log p(y_t | y_<t, parameters) does (units='one_step'), "
+            "which leave-one-out cannot use."
         )

@@ -1,4 +1,6 @@
-"""What is taken off the cost of a scored draw without changing the mean of its gradient: what other particles or elements cost."""
+"""What is taken off the cost of a scored draw without changing the mean of its gradient: what other particles
+or elements cost.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,29 +32,42 @@ def baselines(run, choices: Sequence[Choice], terms, base: Run, credit: list[Dep
 
         def one(k, inside=inside, without=without):
             sums = collected(inside, _shapes(base), without(k), credit)
-            return [jnp.zeros(base.laws[c.id].shape)[k] if x is None else x[k] for c, x in zip(inside, sums, strict=True)]
+            return [
+                jnp.zeros(base.laws[c.id].shape)[k] if x is None else x[k]
+                for c, x in zip(inside, sums, strict=True)
+            ]
 
-        # Each of the K runs holds the outputs of all K particles; all at once, thousands of particles would fill the memory.
-        every = partial(lax.map, batch_size=LEFT_OUT_AT_ONCE) if num > LEFT_OUT_AT_ONCE else lambda f, ks: jax.vmap(f)(ks)
+        # Each of the K runs holds the outputs of all K particles; all at once, thousands of particles would
+        # fill the memory.
+        every = (
+            partial(lax.map, batch_size=LEFT_OUT_AT_ONCE)
+            if num > LEFT_OUT_AT_ONCE
+            else lambda f, ks: jax.vmap(f)(ks)
+        )
         out |= {c.id: b for c, b in zip(inside, rolled(every, one, jnp.arange(num)), strict=True)}
     return out
 
 
 def others_mean(choices: Sequence[Choice], run: Run, terms, credit: list[Deps]) -> dict[str, jax.Array]:
-    """Mean cost of the other particles, element by element, for sites of which every cost belongs to one particle.
+    """Mean cost of the other particles, element by element, for sites of which every cost belongs to one
+    particle.
 
-    With a single particle, of the other elements of the same site, where their costs do not meet (slices of a plate).
+    With a single particle, of the other elements of the same site, where their costs do not meet (slices of a
+    plate).
     """
     particles = [c for c in choices if _leaves_out(c, run) and 0 in _apart(c, run, credit)]
-    single = {c.id: _apart(c, run, credit) for c in choices if _wants_others(c, run) and not _leaves_out(c, run)}
+    single = {
+        c.id: _apart(c, run, credit) for c in choices if _wants_others(c, run) and not _leaves_out(c, run)
+    }
     mine = particles + [c for c in choices if single.get(c.id)]
     out = {}
     for c, cost in zip(mine, collected(mine, _shapes(run), [_stop(t) for t in terms], credit), strict=True):
         if cost is None:
             continue
         if c.id in single:
-            # Elements are not alike as particles are. Dividing by n and not n - 1 shrinks towards zero: where the others say nothing
-            # about this one, the noise then grows by a quarter at worst (n = 2), not twofold.
+            # Elements are not alike as particles are. Dividing by n and not n - 1 shrinks towards zero: where
+            # the others say nothing about this one, the noise then grows by a quarter at worst (n = 2), not
+            # twofold.
             axes = single[c.id]
             out[c.id] = (cost.sum(axes, keepdims=True) - cost) / math.prod(cost.shape[a] for a in axes)
         else:
@@ -76,17 +91,27 @@ def _apart(choice: Choice, run: Run, credit: list[Deps]) -> tuple[int, ...]:
     """The axes of a site along which no cost feels two elements."""
     relations = [deps[choice.id] for deps in credit if choice.id in deps]
     shape = run.laws[choice.id].shape
-    return tuple(a for a in range(len(shape)) if shape[a] > 1 and all((r[a] or ("lost",))[0] == "at" for r in relations))
+    return tuple(
+        a
+        for a in range(len(shape))
+        if shape[a] > 1 and all((r[a] or ("lost",))[0] == "at" for r in relations)
+    )
 
 
-def collected(choices: Sequence[Choice], shapes: dict[str, tuple[int, ...]], terms, credit: list[Deps]) -> list[jax.Array | None]:
+def collected(
+    choices: Sequence[Choice], shapes: dict[str, tuple[int, ...]], terms, credit: list[Deps]
+) -> list[jax.Array | None]:
     """For each element of each site, the sum of the costs that feel it."""
-    alike: dict[tuple, tuple[jax.Array, Deps]] = {}  # costs that feel the same sites in the same way go together
+    # costs that feel the same sites in the same way go together
+    alike: dict[tuple, tuple[jax.Array, Deps]] = {}
     for cost, deps in zip(terms, credit, strict=True):
         same = (jnp.shape(cost), tuple((c.id, deps[c.id]) for c in choices if c.id in deps))
         alike[same] = (alike[same][0] + cost if same in alike else cost, deps)
     costs = list(alike.values())
-    wanted = [frozenset((n, deps[c.id], shapes[c.id]) for n, (_, deps) in enumerate(costs) if c.id in deps) for c in choices]
+    wanted = [
+        frozenset((n, deps[c.id], shapes[c.id]) for n, (_, deps) in enumerate(costs) if c.id in deps)
+        for c in choices
+    ]
     return shared_sums(wanted, lambda n, relation, shape: collect(costs[n][0], relation, shape))
 
 
@@ -98,7 +123,8 @@ def _without(run, node: str, outputs) -> Callable[[jax.Array], list[jax.Array]]:
             num = x.shape[0]
             mine = jnp.arange(num).reshape((num,) + (1,) * (x.ndim - 1)) == k
             if not jnp.issubdtype(x.dtype, jnp.inexact):
-                return jnp.where(mine, jnp.roll(x, 1, axis=0), x)  # integers have no mean: another particle's will do
+                # integers have no mean: another particle's will do
+                return jnp.where(mine, jnp.roll(x, 1, axis=0), x)
             others = jnp.where(mine, 0.0, x).sum(0) / (num - 1)
             return jnp.where(mine, others, x)
 

@@ -1,7 +1,8 @@
-"""Which sites are enumerated jointly, which are compared with alternatives, and in how many lanes: reruns of the program in one ``vmap``.
+"""Which sites are enumerated jointly, which are compared with alternatives, and in how many lanes: reruns of
+the program in one ``vmap``.
 
-Elements of a site whose costs never meet (a plate's slices, particles of a linear objective) share lanes; only those that meet multiply
-(joint enumeration) or come one after another (alternatives).
+Elements of a site whose costs never meet (a plate's slices, particles of a linear objective) share lanes;
+only those that meet multiply (joint enumeration) or come one after another (alternatives).
 """
 
 import math
@@ -40,7 +41,9 @@ class JointLanes(eqx.Module):
         return math.prod(self.sizes.values())
 
     def weights(self, terms, run: Run, credit: list[Deps]) -> list[jax.Array]:
-        """For each cost, the probability of this lane's assignment of the sites it feels; the others are averaged over."""
+        """For each cost, the probability of this lane's assignment of the sites it feels; the others are
+        averaged over.
+        """
         out = []
         for cost, deps in zip(terms, credit, strict=True):
             # A product and not a sum of logarithms: at probability 0 its derivative is right.
@@ -56,7 +59,9 @@ class JointLanes(eqx.Module):
 
 
 class LocalLanes(eqx.Module):
-    """Lanes in which one site takes one alternative: in all elements at once, or in one where their costs meet."""
+    """Lanes in which one site takes one alternative: in all elements at once, or in one where their costs
+    meet.
+    """
 
     choices: list[Choice] = eqx.field(static=True)
     shapes: dict[str, tuple[int, ...]] = eqx.field(static=True)
@@ -69,7 +74,9 @@ class LocalLanes(eqx.Module):
         return sum(self.counts.values())
 
     def replaced(self, lane: jax.Array) -> dict[str, Replaced]:
-        """The branch that each element of each site takes in a lane; lanes beyond the last leave everything as it was drawn."""
+        """The branch that each element of each site takes in a lane; lanes beyond the last leave everything
+        as it was drawn.
+        """
         out, first = {}, 0
         for c in self.choices:
             shape, count = self.shapes[c.id], self.counts[c.id]
@@ -95,9 +102,10 @@ def plan_lanes(base: Run, credit: list[Deps]) -> Plan:
     if everything.total > limit and joint:
         counts = ", ".join(f"'{c.name}': {everything.sizes[c.id]}" for c in joint)
         raise StrategyError(
-            f"Enumerating jointly needs {everything.total} assignments ({counts}), more than max_lanes={limit}. Elements whose costs meet "
-            "(particles of a nonlinear objective, a site summed over its plate, the steps of a scan) multiply. Use 'enumerate_locally' or "
-            "'score' for some of these sites, fewer particles, or Enumerate(max_lanes=...)."
+            f"Enumerating jointly needs {everything.total} assignments ({counts}), more than "
+            f"max_lanes={limit}. Elements whose costs meet (particles of a nonlinear objective, a site "
+            "summed over its plate, the steps of a scan) multiply. Use 'enumerate_locally' or 'score' for "
+            "some of these sites, fewer particles, or Enumerate(max_lanes=...)."
         )
     rest = [c for c in base.choices if c not in joint]
     local = _local_lanes(rest, base, credit)
@@ -112,7 +120,9 @@ def _joint_lanes(chosen: list[Choice], lanes: "_Count", base: Run) -> JointLanes
         stride *= size
         elements = [n if axis in joint else 1 for axis, n in enumerate(shape)]
         digits = code[:, None] // c.support_size ** np.arange(math.prod(elements)) % c.support_size
-        forced[c.id] = Assigned(jnp.broadcast_to(jnp.asarray(digits).reshape(-1, *elements), (lanes.total, *shape)))
+        forced[c.id] = Assigned(
+            jnp.broadcast_to(jnp.asarray(digits).reshape(-1, *elements), (lanes.total, *shape))
+        )
     return JointLanes(forced, lanes.sizes, lanes.joint)
 
 
@@ -129,7 +139,9 @@ def _local_lanes(choices: Sequence[Choice], base: Run, credit: list[Deps]) -> Lo
         meets[c.id] = _meeting_axes(c, shape, credit)
         alternatives[c.id] = len(law.coefficients) - 1
         felt = any(c.id in deps for deps in credit)
-        counts[c.id] = alternatives[c.id] * math.prod(shape[a] for a in meets[c.id]) if felt and 0 not in shape else 0
+        counts[c.id] = (
+            alternatives[c.id] * math.prod(shape[a] for a in meets[c.id]) if felt and 0 not in shape else 0
+        )
     budget = AUTOMATIC_SUPPORT
     for c in sorted(able, key=lambda c: counts[c.id]):
         budget -= counts[c.id]

@@ -48,9 +48,14 @@ class Objective(NumPyroELBO):
         try:
             bound = inspect.signature(self.body).bind(None, None, *args, **kwargs)
         except TypeError as error:
-            hint = "".join(f" {name} is an option of ELBO alone." for name in ("sum_sites", "multi_sample_guide") if name in kwargs)
+            hint = "".join(
+                f" {name} is an option of ELBO alone."
+                for name in ("sum_sites", "multi_sample_guide")
+                if name in kwargs
+            )
             raise ArgumentError(
-                f"{type(self).__name__}{inspect.signature(type(self))} does not take these options: {error}.{hint}"
+                f"{type(self).__name__}{inspect.signature(type(self))} does not take these options: "
+                f"{error}.{hint}"
             ) from None
         bound.apply_defaults()
         self.options = dict(list(bound.arguments.items())[2:])
@@ -65,18 +70,29 @@ class Objective(NumPyroELBO):
                 check_flag(f"{type(self).__name__}({name}=...)", value)
         if not callable(vectorize_particles) or isinstance(vectorize_particles, type):
             check_flag(
-                f"{type(self).__name__}(vectorize_particles=...), unless it is a function that maps as jax.lax.map does,",
+                f"{type(self).__name__}(vectorize_particles=...), unless it is a function that maps as "
+                "jax.lax.map does,",
                 vectorize_particles,
             )
-        super().__init__(num_particles=self.options.get("num_particles", 1), vectorize_particles=vectorize_particles)
+        super().__init__(
+            num_particles=self.options.get("num_particles", 1), vectorize_particles=vectorize_particles
+        )
 
     def __repr__(self) -> str:
         defaults = {name: p.default for name, p in inspect.signature(self.body).parameters.items()}
         # Flags are shown where they are not as usual, numbers always.
-        shown = {k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])}
-        words = [f"{k}=<{told(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}" for k, v in shown.items()]
+        shown = {
+            k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])
+        }
+        words = [
+            f"{k}=<{told(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}"
+            for k, v in shown.items()
+        ]
         if self.vectorize_particles is not True:
-            words.append(f"vectorize_particles={name_of(self.vectorize_particles) if self.vectorize_particles else False}")
+            words.append(
+                "vectorize_particles="
+                f"{name_of(self.vectorize_particles) if self.vectorize_particles else False}"
+            )
         return f"{type(self).__name__}({', '.join(words)})"
 
     def __eq__(self, other) -> bool:
@@ -106,9 +122,11 @@ class Objective(NumPyroELBO):
             value, state = self._estimated(rng_key, param_map, model, guide, args, kwargs)
         return {"loss": jax.tree.map(jnp.negative, value), "mutable_state": state or None}
 
-    def once(self, params: dict[str, Any], model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
-        """Run for what the run meets (:class:`ppl_ext.densities.by_plates.Numbers`), at these parameters; at initial values where there are
-        none.
+    def once(
+        self, params: dict[str, Any], model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> None:
+        """Run for what the run meets (:class:`ppl_ext.densities.by_plates.Numbers`), at these parameters; at
+        initial values where there are none.
         """
         key = random.key(0)
         started = self.initial_state(key, params, model, guide, *args, **kwargs)
@@ -123,7 +141,11 @@ class Objective(NumPyroELBO):
                 def of(fn: Callable):
                     return estimate(fn, rng_key, self.vectorize_particles, param_map)
 
-                return of(lambda: self(*programs())) if self.sums else estimate_by_site(of, lambda: self(*programs()))
+                return (
+                    of(lambda: self(*programs()))
+                    if self.sums
+                    else estimate_by_site(of, lambda: self(*programs()))
+                )
 
             return without_absent(estimated, model, guide, rng_key)
 
@@ -133,12 +155,14 @@ class Objective(NumPyroELBO):
         return bool(self.options.get("sum_sites", True))
 
     def __call__(self, model, guide):
-        """The objective of two programs that have their arguments, as part of another objective or of an expectation."""
+        """The objective of two programs that have their arguments, as part of another objective or of an
+        expectation.
+        """
         return type(self).body(model, guide, **self.options)
 
     def initial_state(self, rng_key, param_map, model, guide, *args, **kwargs) -> dict[str, Any]:
-        """What the objective carries from step to step (:func:`~ppl_ext.expectations.objective.carried`) before the first one; empty for
-        most.
+        """What the objective carries from step to step (:func:`~ppl_ext.expectations.objective.carried`)
+        before the first one; empty for most.
         """
         model = Program(substitute(model, data=param_map), args, kwargs)
         guide = Program(substitute(guide, data=param_map), args, kwargs)
@@ -157,10 +181,12 @@ class Objective(NumPyroELBO):
         return past_inner_jits(attempt)
 
     def carried_by(self, guide: Callable, model: Callable) -> Callable:
-        """The guide, with the objective's state as ``numpyro.mutable`` sites: what ``SVI`` takes for an objective that carries state.
+        """The guide, with the objective's state as ``numpyro.mutable`` sites: what ``SVI`` takes for an
+        objective that carries state.
 
-        ``SVI(model, objective.carried_by(guide, model), optim, objective)``. :func:`ppl_ext.infer.fit` does it by itself. (NumPyro's
-        ``SVI.evaluate`` passes no mutable state on, so it does not serve such objectives.)
+        ``SVI(model, objective.carried_by(guide, model), optim, objective)``. :func:`ppl_ext.infer.fit` does
+        it by itself. (NumPyro's ``SVI.evaluate`` passes no mutable state on, so it does not serve such
+        objectives.)
         """
         return _Carrier(guide, model, self)
 
@@ -173,8 +199,13 @@ class _Carrier(eqx.Module):
     def __call__(self, *args, **kwargs):
         output = self.program(*args, **kwargs)
         # Inside an objective its own body reads and writes the state; without a key this is no setting-up.
-        if not any(isinstance(h, Run) for h in _PYRO_STACK) and (key := prng_key() if _PYRO_STACK else None) is not None:
-            for name, init in self.objective.initial_state(key, {}, self.model, self.program, *args, **kwargs).items():
+        if (
+            not any(isinstance(h, Run) for h in _PYRO_STACK)
+            and (key := prng_key() if _PYRO_STACK else None) is not None
+        ):
+            for name, init in self.objective.initial_state(
+                key, {}, self.model, self.program, *args, **kwargs
+            ).items():
                 mutable(name, init)
         return output
 
@@ -182,12 +213,15 @@ class _Carrier(eqx.Module):
 def objective(body: Callable) -> type[Objective]:
     r"""Turn a short program over two programs into a variational objective that NumPyro's ``SVI`` takes.
 
-    ``body(model, guide, **options)`` returns a scalar or :class:`~ppl_ext.densities.log_density.LogDensity` whose expectation is to be
-    maximised; ``model`` and ``guide`` are programs that already have their arguments and parameters.
+    ``body(model, guide, **options)`` returns a scalar or :class:`~ppl_ext.densities.log_density.LogDensity`
+    whose expectation is to be maximised; ``model`` and ``guide`` are programs that already have their
+    arguments and parameters.
 
-    :return: a class: ``body.__name__(**options)`` is a ``numpyro.infer.elbo.ELBO``. Option names that start with ``num_`` are checked to be
-        positive integers, and those whose default is a float to be real numbers.
-    :raises ArgumentError: if the body does not take a model and a guide; by the class, for options that it does not have.
+    :return: a class: ``body.__name__(**options)`` is a ``numpyro.infer.elbo.ELBO``. Option names that start
+        with ``num_`` are checked to be positive integers, and those whose default is a float to be real
+        numbers.
+    :raises ArgumentError: if the body does not take a model and a guide; by the class, for options that it
+        does not have.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from ppl_ext import log_density, simulate
@@ -202,26 +236,34 @@ def objective(body: Callable) -> type[Objective]:
     check_function("objective: body", body)
     parameters = list(inspect.signature(body).parameters.values())
     if len(parameters) < 2:
-        raise ArgumentError(f"objective: body '{body.__name__}' must take a model and a guide, as body(model, guide, **options).")
+        raise ArgumentError(
+            f"objective: body '{body.__name__}' must take a model and a guide, as body(model, guide, "
+            "**options)."
+        )
     namespace: dict[str, Any] = {
         "body": staticmethod(body),
         "__doc__": body.__doc__,
         "__module__": body.__module__,
         "__qualname__": body.__qualname__,
     }
-    namespace["__signature__"] = inspect.Signature([p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters[2:]])
+    namespace["__signature__"] = inspect.Signature(
+        [p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters[2:]]
+    )
     return type(body.__name__, (Objective,), namespace)
 
 
 def carried(name: str, init: Any) -> dict[str, Any]:
-    """State that an objective carries from one step to the next, through the mutable state of NumPyro's ``SVI``.
+    """State that an objective carries from one step to the next, through the mutable state of NumPyro's
+    ``SVI``.
 
-    It returns a dict, as ``numpyro.mutable`` does: what the objective writes into it is what the next step reads. An unbiased estimate may
-    depend on the state of the steps before, and must not depend on what this step's own draws make of it.
+    It returns a dict, as ``numpyro.mutable`` does: what the objective writes into it is what the next step
+    reads. An unbiased estimate may depend on the state of the steps before, and must not depend on what this
+    step's own draws make of it.
 
     :param name: its name among the mutable state; no parameter may have the same.
     :param init: what it starts from: a dict of arrays, or a function that returns one and may sample.
-    :raises ArgumentError: if nobody started the state: see :meth:`ppl_ext.expectations.objective.Objective.carried_by`.
+    :raises ArgumentError: if nobody started the state: see
+        :meth:`ppl_ext.expectations.objective.Objective.carried_by`.
     :raises HandlerError: outside an objective, or inside :func:`replicate`.
 
     >>> import jax, numpyro, optax, jax.numpy as jnp, numpyro.distributions as dist, ppl_ext
@@ -232,7 +274,8 @@ def carried(name: str, init: Any) -> dict[str, Any]:
     ...     return -simulate(guide).log_density
     >>> from ppl_ext import simulate
     >>> program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))
-    >>> result = ppl_ext.infer.fit(jax.random.key(0), program, program, Counted(), optax.sgd(0.1), 5, progress_bar=False)
+    >>> result = ppl_ext.infer.fit(jax.random.key(0), program, program, Counted(), optax.sgd(0.1), 5,
+    ...     progress_bar=False)
     >>> float(result.params["count"]["steps"][0])
     5.0
     """

@@ -1,5 +1,5 @@
-"""Independent particles inside an expectation: :func:`replicate`, each a :class:`~ppl_ext.expectations.run.Run` within the run around
-it.
+"""Independent particles inside an expectation: :func:`replicate`, each a
+:class:`~ppl_ext.expectations.run.Run` within the run around it.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,19 @@ from ppl_ext.tracing.inner_jits import InsideError, rolled, trace_state
 def replicate(fn: Callable, num_particles: int, *, vectorize: bool | Callable | None = None):
     r"""Run ``fn`` independently ``num_particles`` times and stack what it returns along a new first axis.
 
-    :param fn: a function without arguments, with :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` or NumPyro sites inside.
+    :param fn: a function without arguments, with :func:`~ppl_ext.simulate`, :func:`~ppl_ext.log_density` or
+        NumPyro sites inside.
     :param num_particles: at least 1.
-    :param vectorize: by ``vmap``, or one after another to save memory, or a function such as ``jax.lax.map`` that maps a function over the
-        first axes of a tree; by default as the objective's ``vectorize_particles`` says: by ``vmap``.
-    :return: ``fn``'s output with a leading axis; a :class:`~ppl_ext.densities.log_density.LogDensity` over particles if it returns one.
+    :param vectorize: by ``vmap``, or one after another to save memory, or a function such as ``jax.lax.map``
+        that maps a function over the first axes of a tree; by default as the objective's
+        ``vectorize_particles`` says: by ``vmap``.
+    :return: ``fn``'s output with a leading axis; a :class:`~ppl_ext.densities.log_density.LogDensity` over
+        particles if it returns one.
     :raises HandlerError: outside an expectation.
 
     >>> import jax, ppl_ext, numpyro, numpyro.distributions as dist
-    >>> mean = ppl_ext.expectation(lambda: replicate(lambda: numpyro.sample("z", dist.Normal(3.0, 0.1)), 500).mean())
+    >>> mean = ppl_ext.expectation(lambda: replicate(lambda: numpyro.sample("z", dist.Normal(3.0, 0.1)),
+    ...     500).mean())
     >>> bool(abs(mean.value(jax.random.key(0)) - 3.0) < 0.1)
     True
     """
@@ -40,7 +44,10 @@ def replicate(fn: Callable, num_particles: int, *, vectorize: bool | Callable | 
 def replicated(run: Run, fn: Callable, num: int, vectorize: bool | Callable | None = None):
     """:func:`replicate` within ``run``, which need not be the one that handles sites now."""
     if trace_state() != run.state:
-        raise InsideError("replicate is called inside jax.vmap, jax.jit or another transformation within the program; put that inside.")
+        raise InsideError(
+            "replicate is called inside jax.vmap, jax.jit or another transformation within the program; put "
+            "that inside."
+        )
     node = run.unique("replicate")
     key = run.next_key() if num > 1 else run.key
     if node in run.outputs:
@@ -65,7 +72,8 @@ def replicated(run: Run, fn: Callable, num: int, vectorize: bool | Callable | No
     elif not run.tracing and callable(own := run.vectorize if vectorize is None else vectorize):
         out, laws, mutable, weight = _mapped(own, body, random.split(key, num), forced)
     elif run.tracing or not (run.vectorize if vectorize is None else vectorize):
-        # While tracing for credit, too: a scan without a carry shows the data flow that particles are independent.
+        # While tracing for credit, too: a scan without a carry shows the data flow that particles are
+        # independent.
         keys = key[None] if num == 1 else random.split(key, num)
         out, laws, mutable, weight = rolled(lax.map, lambda args: body(*args), (keys, forced))
     else:
@@ -82,7 +90,9 @@ def replicated(run: Run, fn: Callable, num: int, vectorize: bool | Callable | No
 
 
 def _mapped(own: Callable, body: Callable, keys, forced):
-    """By a map of the user's: ``own(fn, keys)``, or ``own(fn)(keys)`` if it is one of JAX's transformations, as ``jax.pmap``."""
+    """By a map of the user's: ``own(fn, keys)``, or ``own(fn)(keys)`` if it is one of JAX's transformations,
+    as ``jax.pmap``.
+    """
     fn, over = (lambda key: body(key, {}), keys) if not forced else (lambda x: body(*x), (keys, forced))
     return own(fn)(over) if own in (jax.pmap, jax.vmap) else own(fn, over)
 

@@ -1,4 +1,6 @@
-"""Baselines that are known before the draw: stated at the site, learned, or an average over earlier steps; and how the latter two go on."""
+"""Baselines that are known before the draw: stated at the site, learned, or an average over earlier steps;
+and how the latter two go on.
+"""
 
 from collections.abc import Sequence
 
@@ -35,10 +37,13 @@ def _state(choice: Choice, run: Run, shape: tuple[int, ...]) -> dict[str, jax.Ar
     if state is None:
         raise _undeclared(choice)
     kept = state["average"].shape
-    if len(kept) > len(shape) or any(k not in (1, n) for k, n in zip(reversed(kept), reversed(shape), strict=False)):
+    if len(kept) > len(shape) or any(
+        k not in (1, n) for k, n in zip(reversed(kept), reversed(shape), strict=False)
+    ):
         raise StrategyError(
-            f"Site '{choice.name}' has elements of shape {shape[len(shape) - len(kept) :]}, and the averages of its baseline are of shape "
-            f"{kept}: the site's shape changed between steps. Use batches of one size, or a plate with subsample_size."
+            f"Site '{choice.name}' has elements of shape {shape[len(shape) - len(kept) :]}, and the "
+            f"averages of its baseline are of shape {kept}: the site's shape changed between steps. Use "
+            "batches of one size, or a plate with subsample_size."
         )
     return state
 
@@ -46,9 +51,9 @@ def _state(choice: Choice, run: Run, shape: tuple[int, ...]) -> dict[str, jax.Ar
 def _undeclared(choice: Choice) -> StrategyError:
     kind = type(choice.baseline).__name__
     return StrategyError(
-        f"The baseline {kind} of site '{choice.name}' keeps numbers between steps, and nobody declared them. Put "
-        f"ppl_ext.handlers.gradient(guide, {{'{choice.name}': ScoreFunction(baseline={kind}(...))}}) around the whole guide, outside of "
-        "any scan."
+        f"The baseline {kind} of site '{choice.name}' keeps numbers between steps, and nobody declared "
+        f"them. Put ppl_ext.handlers.gradient(guide, {{'{choice.name}': "
+        f"ScoreFunction(baseline={kind}(...))}}) around the whole guide, outside of any scan."
     )
 
 
@@ -61,7 +66,9 @@ def targets(choices: Sequence[Choice], run: Run, terms, credit: list[Deps]) -> d
 
 
 def regression(choices: Sequence[Choice], run: Run, costs: dict[str, jax.Array]) -> jax.Array:
-    """Zero, with the gradient of minus half the squared errors of the learned baselines: summed over elements, averaged over particles."""
+    """Zero, with the gradient of minus half the squared errors of the learned baselines: summed over
+    elements, averaged over particles.
+    """
     total = jnp.zeros(())
     for c in choices:
         if isinstance(c.baseline, Learned):
@@ -71,7 +78,9 @@ def regression(choices: Sequence[Choice], run: Run, costs: dict[str, jax.Array])
     return total
 
 
-def moved(choices: Sequence[Choice], run: Run, costs: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+def moved(
+    choices: Sequence[Choice], run: Run, costs: dict[str, jax.Array]
+) -> dict[str, dict[str, jax.Array]]:
     """The mutable state after this step: of sites that share a name, each adds its cost in turn."""
     states = dict(run.mutable)
     for c in choices:

@@ -1,7 +1,7 @@
 r"""One unbiased estimate of a program's expectation whose derivatives are unbiased too.
 
-A program that samples is run once, and its cost L, a sum of terms, is turned into a *surrogate*: a number whose value estimates
-:math:`\mathbb{E} L` and whose derivatives estimate those of :math:`\mathbb{E} L`:
+A program that samples is run once, and its cost L, a sum of terms, is turned into a *surrogate*: a number
+whose value estimates :math:`\mathbb{E} L` and whose derivatives estimate those of :math:`\mathbb{E} L`:
 
 .. math::
 
@@ -10,11 +10,13 @@ A program that samples is run once, and its cost L, a sum of terms, is turned in
     \; - \sum_{s \in \text{scored}} \big[\exp(\log q_s - \overline{\log q_s}) - 1\big]\, \overline{b_s}
     \; + \sum_{s \in \text{local}} \sum_b \big(a_{s,b} - \overline{a_{s,b}}\big)\, \overline{K_s(x_b)}
 
-A bar stops gradients, :math:`s \to t` means that (an element of) cost t can feel (an element of) site s, as :mod:`ppl_ext.tracing.credit`
-finds, :math:`b_s` is a baseline that does not depend on the draw, and :math:`K_s(x_b)` the costs that feel s when it takes the alternative
-:math:`x_b` with coefficient :math:`a_{s,b}` (Foerster et al. 2018 for the form, Mao et al. 2019 for the baseline, Becker et al. 2024 for
-the mix). Reparameterised sites need no term. To enumerate, to compare alternatives, or to leave a particle out, the same Python program is
-run again under the same keys with the sites' values or the particles' outputs replaced, in one ``vmap``.
+A bar stops gradients, :math:`s \to t` means that (an element of) cost t can feel (an element of) site s, as
+:mod:`ppl_ext.tracing.credit` finds, :math:`b_s` is a baseline that does not depend on the draw, and
+:math:`K_s(x_b)` the costs that feel s when it takes the alternative :math:`x_b` with coefficient
+:math:`a_{s,b}` (Foerster et al. 2018 for the form, Mao et al. 2019 for the baseline, Becker et al. 2024 for
+the mix). Reparameterised sites need no term. To enumerate, to compare alternatives, or to leave a particle
+out, the same Python program is run again under the same keys with the sites' values or the particles' outputs
+replaced, in one ``vmap``.
 """
 
 import math
@@ -49,16 +51,24 @@ _NOT_CONCRETE = (
 
 
 def estimate(
-    fn: Callable[[], Any], rng_key: jax.Array, vectorize: bool | Callable = True, given: Mapping[str, Any] | None = None
+    fn: Callable[[], Any],
+    rng_key: jax.Array,
+    vectorize: bool | Callable = True,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """One unbiased estimate of ``E[fn()]``, differentiable as such, and the mutable state that the run left behind.
+    """One unbiased estimate of ``E[fn()]``, differentiable as such, and the mutable state that the run left
+    behind.
 
     :param given: the state that ``fn`` carries from step to step, if it may carry any.
     """
 
     def runner(concrete=None):
         def run(**options) -> tuple[list[jax.Array], Run]:
-            with (r := Run(rng_key, random.fold_in(rng_key, 0), vectorize=vectorize, concrete=concrete, **options)):
+            with (
+                r := Run(
+                    rng_key, random.fold_in(rng_key, 0), vectorize=vectorize, concrete=concrete, **options
+                )
+            ):
                 runs.append(r)
                 r.given = given
                 terms = _terms(fn())
@@ -79,7 +89,9 @@ def estimate(
 
 
 def _fork(runner, error: Exception) -> tuple[jax.Array, dict[str, Any]]:
-    """The program branches in Python on an enumerated value: run it once for each outcome, weighed by its probability."""
+    """The program branches in Python on an enumerated value: run it once for each outcome, weighed by its
+    probability.
+    """
     leaves: list[tuple[jax.Array, dict[str, Any]]] = []
     open_ends: list[dict[str, Any]] = [{}]
     while open_ends:
@@ -92,13 +104,14 @@ def _fork(runner, error: Exception) -> tuple[jax.Array, dict[str, Any]]:
             raise again from error
         if len(leaves) + len(open_ends) > AUTOMATIC_SUPPORT:
             raise StrategyError(
-                f"The program branches in Python on an enumerated value, and its enumerated sites have more than {AUTOMATIC_SUPPORT} joint "
-                "outcomes; each is a run of its own. Use numpyro.contrib.control_flow.cond or jnp.where, or 'score' for some of the sites."
+                "The program branches in Python on an enumerated value, and its enumerated sites have more "
+                f"than {AUTOMATIC_SUPPORT} joint outcomes; each is a run of its own. Use "
+                "numpyro.contrib.control_flow.cond or jnp.where, or 'score' for some of the sites."
             ) from error
     if any(mutable for _, mutable in leaves):
         raise StrategyError(
-            "The program branches in Python on an enumerated value and has numpyro.mutable state, which would be another on each branch. "
-            "Use numpyro.contrib.control_flow.cond or jnp.where instead."
+            "The program branches in Python on an enumerated value and has numpyro.mutable state, which "
+            "would be another on each branch. Use numpyro.contrib.control_flow.cond or jnp.where instead."
         ) from error
     return sum((value for value, _ in leaves), start=jnp.zeros(())), {}
 
@@ -114,22 +127,33 @@ def _estimate(run) -> tuple[jax.Array, dict[str, Any]]:
         local = _local(run, terms, base, credit, plan.local, lambda terms, run: terms, {})
         taken_off = baselines(run, plan.scored, terms, base, credit) | predictions(plan.scored, base)
         costs = targets(plan.scored, base, terms, credit)
-        total = _surrogate(terms, plan.scored, base, credit, taken_off) + local + regression(plan.scored, base, costs)
+        total = (
+            _surrogate(terms, plan.scored, base, credit, taken_off)
+            + local
+            + regression(plan.scored, base, costs)
+        )
         return total, moved(plan.scored, base, costs)
 
     def weighed(terms, r: Run):
         weights = plan.joint.weights(terms, r, credit)
-        return [jnp.where((w == 0) & ~jnp.isfinite(c), 0.0, c) * w for c, w in zip(terms, weights, strict=True)]
+        return [
+            jnp.where((w == 0) & ~jnp.isfinite(c), 0.0, c) * w for c, w in zip(terms, weights, strict=True)
+        ]
 
     def lane(forced):
         terms, r = run(forced=forced)
         terms = weighed(terms, r)
         local = _local(run, terms, r, credit, plan.local, weighed, forced)
-        # The lanes' costs add up to what is predicted. Any share of it may be taken off in a lane that no later draw decides: equal ones.
+        # The lanes' costs add up to what is predicted. Any share of it may be taken off in a lane that no
+        # later draw decides: equal ones.
         share = {id: b / lanes for id, b in predictions(plan.scored, r).items()}
         costs = {id: c * lanes for id, c in targets(plan.scored, r, terms, credit).items()}
         taken_off = others_mean(plan.scored, r, terms, credit) | share
-        total = _surrogate(terms, plan.scored, r, credit, taken_off) + local + regression(plan.scored, r, costs) / lanes
+        total = (
+            _surrogate(terms, plan.scored, r, credit, taken_off)
+            + local
+            + regression(plan.scored, r, costs) / lanes
+        )
         return total, {id: c / lanes for id, c in costs.items()}
 
     lanes = plan.joint.total
@@ -140,17 +164,27 @@ def _estimate(run) -> tuple[jax.Array, dict[str, Any]]:
 def _terms(out) -> list[jax.Array]:
     if isinstance(out, LogDensity):
         if out.batch_ndim:
-            raise ArgumentError("The program returns one value per particle; reduce them, for example by `.mean()` or `log_mean_exp`.")
+            raise ArgumentError(
+                "The program returns one value per particle; reduce them, for example by `.mean()` or "
+                "`log_mean_exp`."
+            )
         return list(out.terms)
     if not isinstance(out, int | float | np.ndarray | np.generic | jax.Array):
-        raise ArgumentTypeError(f"An expectation is taken of a number, but the program returned a {type(out).__name__}.")
+        raise ArgumentTypeError(
+            f"An expectation is taken of a number, but the program returned a {type(out).__name__}."
+        )
     if jnp.shape(out) != ():
-        raise ArgumentError(f"An expectation is taken of a number, but the program returned an array of shape {jnp.shape(out)}.")
+        raise ArgumentError(
+            "An expectation is taken of a number, but the program returned an array of shape "
+            f"{jnp.shape(out)}."
+        )
     return [jnp.asarray(out)]
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
-    """Of everything: those of one shape element by element first, since on a CPU each reduction costs more than an addition."""
+    """Of everything: those of one shape element by element first, since on a CPU each reduction costs more
+    than an addition.
+    """
     by_shape: dict[tuple[int, ...], jax.Array] = {}
     for t in terms:
         by_shape[t.shape] = by_shape[t.shape] + t if t.shape in by_shape else t
@@ -160,24 +194,32 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 
 def _surrogate(terms, choices: Sequence[Choice], run: Run, credit: list[Deps], baselines) -> jax.Array:
     log_probs = {c.id: run.laws[c.id].log_prob for c in choices}
-    felt = [frozenset((c.id, deps[c.id], cost.ndim) for c in choices if c.id in deps) for cost, deps in zip(terms, credit, strict=True)]
+    felt = [
+        frozenset((c.id, deps[c.id], cost.ndim) for c in choices if c.id in deps)
+        for cost, deps in zip(terms, credit, strict=True)
+    ]
     exponents = shared_sums(felt, lambda id, relation, ndim: spread(log_probs[id], relation, ndim))
     alike: dict[tuple, jax.Array] = {}  # costs that feel the same draws share their likelihood ratio
     ratios = dict(zip(felt, exponents, strict=True))
     for cost, keys in zip(terms, felt, strict=True):
         same = (keys, cost.shape)
         alike[same] = alike[same] + cost if same in alike else cost
-    total = _sum(cost if ratios[keys] is None else cost * _one(ratios[keys]) for (keys, _), cost in alike.items())
+    total = _sum(
+        cost if ratios[keys] is None else cost * _one(ratios[keys]) for (keys, _), cost in alike.items()
+    )
     for choice in choices:
         if (b := baselines.get(choice.id)) is not None:
-            # Without particle k the others may all be impossible (−inf): such a baseline is of no use, and any constant is unbiased.
+            # Without particle k the others may all be impossible (−inf): such a baseline is of no use, and
+            # any constant is unbiased.
             total -= _taken_off(log_probs[choice.id], _stop(jnp.where(jnp.isfinite(b), b, 0.0)))
     return total
 
 
 @jax.custom_jvp
 def _one(exponent: jax.Array) -> jax.Array:
-    """One; its derivatives of any order are those of a likelihood ratio. (log q may be −inf where a mask hides an element.)"""
+    """One; its derivatives of any order are those of a likelihood ratio. (log q may be −inf where a mask
+    hides an element.)
+    """
     return jnp.ones_like(exponent)
 
 
@@ -190,7 +232,9 @@ def _one_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _taken_off(log_prob: jax.Array, baseline: jax.Array) -> jax.Array:
-    """Zero, with the derivatives of the sum of ``(one(log_prob) - 1) * baseline``: nothing is left of it where no gradient is taken."""
+    """Zero, with the derivatives of the sum of ``(one(log_prob) - 1) * baseline``: nothing is left of it
+    where no gradient is taken.
+    """
     return jnp.zeros((), log_prob.dtype)
 
 
@@ -208,13 +252,21 @@ def _local(run, terms, base: Run, credit: list[Deps], lanes: LocalLanes, weighed
 
     def felt(terms) -> dict[str, jax.Array]:
         sums = collected(lanes.choices, lanes.shapes, [_stop(t) for t in terms], credit)
-        return {c.id: jnp.zeros(lanes.shapes[c.id]) if x is None else x for c, x in zip(lanes.choices, sums, strict=True)}
+        return {
+            c.id: jnp.zeros(lanes.shapes[c.id]) if x is None else x
+            for c, x in zip(lanes.choices, sums, strict=True)
+        }
 
     def lane(number) -> dict[str, jax.Array]:
-        """The costs that feel each site, at the elements and branches that this lane replaces; zero elsewhere."""
+        """The costs that feel each site, at the elements and branches that this lane replaces; zero
+        elsewhere.
+        """
         replaced = lanes.replaced(number)
         costs = felt(weighed(*run(forced={**forced, **replaced})))
-        return {id: jnp.where(replaced[id].branch == branches(id, cost.ndim), cost, 0.0) for id, cost in costs.items()}
+        return {
+            id: jnp.where(replaced[id].branch == branches(id, cost.ndim), cost, 0.0)
+            for id, cost in costs.items()
+        }
 
     def branches(id, ndim):
         return 1 + jnp.arange(lanes.alternatives[id]).reshape(-1, *[1] * ndim)

@@ -1,18 +1,18 @@
 """How one site's gradient is estimated, one strategy a file.
 
-==================== =================== ====================================== ===================================
-strategy             short form          serves                                 note
-==================== =================== ====================================== ===================================
-``Reparameterize``   "reparam"           differentiable samplers                default where it serves
-``Enumerate``        "enumerate"         finite discrete                        default for few joint assignments
-``EnumerateLocally`` "enumerate_locally" finite discrete                        default for few elements after that
-``ScoreFunction``    "score"             everything with a density              default otherwise, leave-one-out
-``MeasureValued``    "measure_valued"    the laws of its table                  first derivatives only
-``Constant``         (none)              everything                             the law is held fixed: on purpose only
-==================== =================== ====================================== ===================================
+==================== =================== ========================= ======================================
+strategy             short form          serves                    note
+==================== =================== ========================= ======================================
+``Reparameterize``   "reparam"           differentiable samplers   default where it serves
+``Enumerate``        "enumerate"         finite discrete           default for few joint assignments
+``EnumerateLocally`` "enumerate_locally" finite discrete           default for few elements after that
+``ScoreFunction``    "score"             everything with a density default otherwise, leave-one-out
+``MeasureValued``    "measure_valued"    the laws of its table     first derivatives only
+``Constant``         (none)              everything                the law is held fixed: on purpose only
+==================== =================== ========================= ======================================
 
-Baselines of ``ScoreFunction``: ``LeaveOneOut`` (default), ``MovingAverage``, ``Learned``, ``None``; or ``infer={"baseline": value}`` at the
-site.
+Baselines of ``ScoreFunction``: ``LeaveOneOut`` (default), ``MovingAverage``, ``Learned``, ``None``; or
+``infer={"baseline": value}`` at the site.
 """
 
 from numpyro.distributions import Distribution
@@ -68,8 +68,13 @@ def as_strategy(spec, site: str) -> Strategy:
     if isinstance(spec, str) and spec in SHORT_FORMS:
         return SHORT_FORMS[spec]
     if isinstance(spec, type) and issubclass(spec, Strategy):
-        raise StrategyError(f"The gradient strategy of '{site}' is a class; give an instance: {spec.__name__}().")
-    raise StrategyError(f"Unknown gradient strategy {spec!r} for '{site}'. Known: {', '.join(map(repr, SHORT_FORMS))}, or a Strategy.")
+        raise StrategyError(
+            f"The gradient strategy of '{site}' is a class; give an instance: {spec.__name__}()."
+        )
+    raise StrategyError(
+        f"Unknown gradient strategy {spec!r} for '{site}'. Known: {', '.join(map(repr, SHORT_FORMS))}, or a "
+        "Strategy."
+    )
 
 
 def available(fn: Distribution) -> list[str]:

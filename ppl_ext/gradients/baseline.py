@@ -1,11 +1,14 @@
-"""What may be taken off the cost of a scored draw: values that :class:`~ppl_ext.gradients.ScoreFunction` takes as ``baseline``.
+"""What may be taken off the cost of a scored draw: values that :class:`~ppl_ext.gradients.ScoreFunction`
+takes as ``baseline``.
 
-A baseline b changes no mean, since the score has mean zero and b does not depend on the draw that it is weighed by:
+A baseline b changes no mean, since the score has mean zero and b does not depend on the draw that it is
+weighed by:
 
-.. math:: \\mathbb{E}[(f(z) - b)\\, \\nabla_\\theta \\log q_\\theta(z)] = \\mathbb{E}[f(z)\\, \\nabla_\\theta \\log q_\\theta(z)]
+.. math:: \\mathbb{E}[(f(z) - b)\\, \\nabla_\\theta \\log q_\\theta(z)] = \\mathbb{E}[f(z)\\, \\nabla_\\theta
+\\log q_\\theta(z)]
 
-and it takes away the part of the noise that comes from the size of f. Those that keep something between steps (:class:`Kept`) have it
-declared by :class:`ppl_ext.handlers.gradient`, where ``SVI`` finds it.
+and it takes away the part of the noise that comes from the size of f. Those that keep something between steps
+(:class:`Kept`) have it declared by :class:`ppl_ext.handlers.gradient`, where ``SVI`` finds it.
 """
 
 from abc import ABC, abstractmethod
@@ -38,7 +41,9 @@ class Kept(Baseline, ABC):
     """
 
     @abstractmethod
-    def declare(self, site: str, shape: tuple[int, ...], kept: tuple[int, ...], draws: dict[str, jax.Array]) -> None:
+    def declare(
+        self, site: str, shape: tuple[int, ...], kept: tuple[int, ...], draws: dict[str, jax.Array]
+    ) -> None:
         """Within the program, after it ran: name what is kept for a site.
 
         :param shape: of the site's elements.
@@ -51,10 +56,11 @@ class Kept(Baseline, ABC):
 class LeaveOneOut(Baseline):
     r"""Baseline for particle k made from the other particles of :func:`ppl_ext.replicate`.
 
-    For objectives linear in the particles' costs it is the mean cost of the others, element by element. For any other objective F it is
-    F with particle k's output replaced by the mean of the others' outputs; for importance-weighted bounds that is VIMCO (Mnih and
-    Rezende 2016, eq. 8, geometric mean). With a single particle it is the costs of the other elements of the same site, where they do not
-    meet (the other slices of a plate): their sum over n and not n − 1, since they may be unlike. A lone element has no baseline.
+    For objectives linear in the particles' costs it is the mean cost of the others, element by element. For
+    any other objective F it is F with particle k's output replaced by the mean of the others' outputs; for
+    importance-weighted bounds that is VIMCO (Mnih and Rezende 2016, eq. 8, geometric mean). With a single
+    particle it is the costs of the other elements of the same site, where they do not meet (the other slices
+    of a plate): their sum over n and not n − 1, since they may be unlike. A lone element has no baseline.
 
     >>> from ppl_ext.gradients import ScoreFunction
     >>> ScoreFunction()  # at the site: infer={"gradient": ScoreFunction()}
@@ -64,17 +70,21 @@ class LeaveOneOut(Baseline):
 
 @dataclass(frozen=True)
 class MovingAverage(Kept):
-    r"""The mean cost of earlier steps, weighed down geometrically (Mnih and Gregor 2014, section 2.3; Kingma and Ba 2015, eq. 4).
+    r"""The mean cost of earlier steps, weighed down geometrically (Mnih and Gregor 2014, section 2.3; Kingma
+    and Ba 2015, eq. 4).
 
-    .. math:: m_t = \beta\, m_{t-1} + (1 - \beta)\, c_t, \qquad w_t = \beta\, w_{t-1} + (1 - \beta), \qquad b_{t+1} = m_t / w_t
+    .. math:: m_t = \beta\, m_{t-1} + (1 - \beta)\, c_t, \qquad w_t = \beta\, w_{t-1} + (1 - \beta), \qquad
+    b_{t+1} = m_t / w_t
 
-    where c is what the site's element is charged with, averaged over particles. One average for each element of a plate; in a subsampled
-    plate, where the same place holds another datum each time, one for all its elements. It is a ``numpyro.mutable`` site,
-    ``"<site>_baseline"``, that goes from step to step with the state of ``SVI`` or :func:`ppl_ext.infer.fit`. An
-    :func:`~ppl_ext.expectation` has no steps: there the average stays where it starts, at zero, and nothing is taken off.
+    where c is what the site's element is charged with, averaged over particles. One average for each element
+    of a plate; in a subsampled plate, where the same place holds another datum each time, one for all its
+    elements. It is a ``numpyro.mutable`` site, ``"<site>_baseline"``, that goes from step to step with the
+    state of ``SVI`` or :func:`ppl_ext.infer.fit`. An :func:`~ppl_ext.expectation` has no steps: there the
+    average stays where it starts, at zero, and nothing is taken off.
 
     :param decay: β, at least 0 and below 1.
-    :raises StrategyError: when the site is scored and no :class:`ppl_ext.handlers.gradient` around its program declared the state.
+    :raises StrategyError: when the site is scored and no :class:`ppl_ext.handlers.gradient` around its
+        program declared the state.
 
     >>> MovingAverage(decay=0.95)
     MovingAverage(decay=0.95)
@@ -85,7 +95,9 @@ class MovingAverage(Kept):
     def __post_init__(self):
         check_number("MovingAverage(decay=...)", self.decay, at_least=0.0)
         if not self.decay < 1:
-            raise ArgumentError(f"MovingAverage(decay=...) must be below 1, or no cost would ever count; got {self.decay}.")
+            raise ArgumentError(
+                f"MovingAverage(decay=...) must be below 1, or no cost would ever count; got {self.decay}."
+            )
 
     def declare(self, site, shape, kept, draws):
         mutable(site + SUFFIX, {"average": jnp.zeros(kept), "weight": jnp.zeros(())})
@@ -105,21 +117,26 @@ class MovingAverage(Kept):
 
 @dataclass(frozen=True)
 class Learned(Kept):
-    r"""A regression of the cost on what was drawn before, trained as the run goes (Mnih and Gregor 2014, eq. 9).
+    r"""A regression of the cost on what was drawn before, trained as the run goes (Mnih and Gregor 2014, eq.
+    9).
 
-    .. math:: b = f_\psi(x_{<s}), \qquad \psi \text{ ascends } -\tfrac12 \mathbb{E} \textstyle\sum_e (c_e - b_e)^2
+    .. math:: b = f_\psi(x_{<s}), \qquad \psi \text{ ascends } -\tfrac12 \mathbb{E} \textstyle\sum_e (c_e -
+    b_e)^2
 
-    The square's gradient reaches ψ alone and is added to the objective's own, in the same step by the same optimiser; the objective's
-    value does not change. ``fn``'s ``param`` sites (and flax or equinox modules) get the prefix ``"<site>_baseline/"``; its predictions
-    are a deterministic site ``"<site>_baseline"``.
+    The square's gradient reaches ψ alone and is added to the objective's own, in the same step by the same
+    optimiser; the objective's value does not change. ``fn``'s ``param`` sites (and flax or equinox modules)
+    get the prefix ``"<site>_baseline/"``; its predictions are a deterministic site ``"<site>_baseline"``.
 
-    :param fn: a function from a dict of the latent sites drawn before this one (for a site in a ``scan``: before the scan) to an array that
-        broadcasts to the site's elements (its batch and event axes), with a leading time axis in a ``scan``. It may use ``numpyro.param``.
-        Take what depends on parameters from the dict only, whose values are held fixed: what comes by closure would be trained by the
-        square too. Default: one constant for each element.
-    :raises StrategyError: when the site is scored and no :class:`ppl_ext.handlers.gradient` around its program declared the parameters.
+    :param fn: a function from a dict of the latent sites drawn before this one (for a site in a ``scan``:
+        before the scan) to an array that broadcasts to the site's elements (its batch and event axes), with a
+        leading time axis in a ``scan``. It may use ``numpyro.param``. Take what depends on parameters from
+        the dict only, whose values are held fixed: what comes by closure would be trained by the square too.
+        Default: one constant for each element.
+    :raises StrategyError: when the site is scored and no :class:`ppl_ext.handlers.gradient` around its
+        program declared the parameters.
 
-    >>> Learned(lambda draws: numpyro.param("a", 0.0) + numpyro.param("b", 0.0) * draws["x"])  # doctest: +ELLIPSIS
+    >>> Learned(lambda draws: numpyro.param("a", 0.0) + numpyro.param("b", 0.0) * draws[
+    ...     "x"])  # doctest: +ELLIPSIS
     Learned(fn=<function <lambda> at ...>)
     """
 
@@ -150,5 +167,6 @@ def fitted(site: str, value: Any, shape: tuple[int, ...], batch_ndim: int | None
         return jnp.broadcast_to(value, shape)
     except ValueError:
         raise StrategyError(
-            f"The baseline of site '{site}' has shape {value.shape}, which does not broadcast to the site's {tuple(shape)}."
+            f"The baseline of site '{site}' has shape {value.shape}, which does not broadcast to the site's "
+            f"{tuple(shape)}."
         ) from None

@@ -1,4 +1,6 @@
-"""Strategies that compare a draw with alternatives to it: what the law's change is worth, one site at a time."""
+"""Strategies that compare a draw with alternatives to it: what the law's change is worth, one site at a
+time.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -13,19 +15,22 @@ from ppl_ext.gradients.strategy import Strategy
 
 
 class LocalStrategy(Strategy):
-    r"""The derivative of an expectation by the law of one site, as a weighted sum of values of the rest of the program.
+    r"""The derivative of an expectation by the law of one site, as a weighted sum of values of the rest of
+    the program.
 
     .. math:: \int \partial q_\theta(x)\, K(x)\, dx = \sum_b \partial c_b(\theta)\; \mathbb{E}[K(x_b)], \qquad
         K(x) = \mathbb{E}[L \mid x_{<s}, x_s = x]
 
-    Branch 0 is the site's own draw, the other :math:`x_b` are alternatives to it. The program runs again for each of them under the same
-    keys, all in one ``vmap``; only derivatives of the :math:`c_b` are used. A law's elements come apart (plates and ``.to_event`` alike):
-    all at once where their costs do not meet, one at a time where they do.
+    Branch 0 is the site's own draw, the other :math:`x_b` are alternatives to it. The program runs again for
+    each of them under the same keys, all in one ``vmap``; only derivatives of the :math:`c_b` are used. A
+    law's elements come apart (plates and ``.to_event`` alike): all at once where their costs do not meet, one
+    at a time where they do.
 
     >>> import numpyro.distributions as dist
     >>> from ppl_ext.gradients import EnumerateLocally
     >>> law, x = dist.Bernoulli(0.25), jnp.array(1)
-    >>> [float(c) for c in EnumerateLocally().coefficients("x", law, x)]  # of the draw, and of the other outcome:
+    >>> # of the draw, and of the other outcome:
+    >>> [float(c) for c in EnumerateLocally().coefficients("x", law, x)]
     [0.25, 0.75]
     >>> [int(other) for other in EnumerateLocally().alternatives(law, None, x)]
     [0]
@@ -33,7 +38,9 @@ class LocalStrategy(Strategy):
 
     @abstractmethod
     def coefficients(self, site: str, law: Distribution, value: jax.Array) -> list[jax.Array]:
-        """:math:`c_b` for each branch, with the shape of the elements; differentiable by the law's parameters."""
+        """:math:`c_b` for each branch, with the shape of the elements; differentiable by the law's
+        parameters.
+        """
 
     @abstractmethod
     def alternatives(self, law: Distribution, rng_key: jax.Array, value: jax.Array) -> list[jax.Array]:
@@ -68,7 +75,8 @@ def _charged(site, coefficients, values):
 def _charged_jvp(site, primals, tangents):
     coefficients, values = primals
     once = _once(site, coefficients, values)
-    # An impossible alternative of probability zero has no say, as under joint enumeration; of a likely one the bound says −inf itself.
+    # An impossible alternative of probability zero has no say, as under joint enumeration; of a likely one
+    # the bound says −inf itself.
     once = [jnp.where(jnp.isfinite(k) | (c != 0), k, 0.0) for c, k in zip(coefficients, once, strict=True)]
     total = sum(dc * k for dc, k in zip(tangents[0], once, strict=True))
     return _charged(site, coefficients, values), jnp.sum(total).astype(coefficients[0].dtype)
@@ -82,14 +90,18 @@ def _once(site, coefficients, values):
 @_once.defjvp
 def _once_jvp(site, primals, tangents):
     raise StrategyError(
-        f"The gradient of site '{site}' is measure-valued or locally enumerated, which gives first derivatives only. "
-        "Use 'enumerate' or 'score' at this site for derivatives of higher order."
+        f"The gradient of site '{site}' is measure-valued or locally enumerated, which gives first "
+        "derivatives only. Use 'enumerate' or 'score' at this site for derivatives of higher order."
     )
 
 
 def held(site: str, parameter: str, remedy: str, x) -> jax.Array:
-    """``x`` itself; an error if anybody differentiates by it, since the strategy has no derivative for this parameter."""
-    return _held(f"MeasureValued has no derivative by the {parameter} of site '{site}'. {remedy}", jnp.asarray(x))
+    """``x`` itself; an error if anybody differentiates by it, since the strategy has no derivative for this
+    parameter.
+    """
+    return _held(
+        f"MeasureValued has no derivative by the {parameter} of site '{site}'. {remedy}", jnp.asarray(x)
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

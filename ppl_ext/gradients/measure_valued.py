@@ -1,4 +1,6 @@
-"""Measure-valued derivatives (Pflug 1989; Heidergott, Vázquez-Abad, Pflug, Farenhorst-Yuan 2010; Mohamed et al. 2020, table 1)."""
+"""Measure-valued derivatives (Pflug 1989; Heidergott, Vázquez-Abad, Pflug, Farenhorst-Yuan 2010; Mohamed et
+al. 2020, table 1).
+"""
 
 import math
 from collections.abc import Callable
@@ -19,9 +21,11 @@ from ppl_ext.gradients.strategy import unwrapped
 
 @dataclass(frozen=True)
 class MeasureValued(LocalStrategy):
-    r"""The derivative of a law by each parameter is a difference of two laws; the rest of the program is run on a draw of each.
+    r"""The derivative of a law by each parameter is a difference of two laws; the rest of the program is run
+    on a draw of each.
 
-    .. math:: \nabla_\theta \mathbb{E}_{x \sim q_\theta} K(x) = c_\theta \big(\mathbb{E} K(x^+) - \mathbb{E} K(x^-)\big)
+    .. math:: \nabla_\theta \mathbb{E}_{x \sim q_\theta} K(x) = c_\theta \big(\mathbb{E} K(x^+) - \mathbb{E}
+    K(x^-)\big)
 
     =========== =================== ====================== =====================================
     law         parameter           constant               x⁺ against x⁻ (X the draw)
@@ -37,16 +41,19 @@ class MeasureValued(LocalStrategy):
     Normal      scale σ             1/σ                    μ + σM against X = μ + σMU
     =========== =================== ====================== =====================================
 
-    R, M (Maxwell on both sides) and U (uniform) as in the sources; pairs share their noise, and the draw X serves as one of them where
-    it can. Needs no differentiable cost, and its noise does not grow with the number of sites that the cost does not couple. First
-    derivatives only. The concentration of a gamma has no such pair: differentiating by it is refused.
+    R, M (Maxwell on both sides) and U (uniform) as in the sources; pairs share their noise, and the draw X
+    serves as one of them where it can. Needs no differentiable cost, and its noise does not grow with the
+    number of sites that the cost does not couple. First derivatives only. The concentration of a gamma has no
+    such pair: differentiating by it is refused.
 
-    :raises StrategyError: for a law or a parameter that is not in the table, naming the site and what would serve; for second derivatives.
+    :raises StrategyError: for a law or a parameter that is not in the table, naming the site and what would
+        serve; for second derivatives.
 
     >>> MeasureValued.serves(dist.Poisson(2.0)), MeasureValued.serves(dist.Beta(1.0, 1.0))
     (True, False)
 
-    Source: Pflug 1989; Heidergott, Vázquez-Abad, Pflug, Farenhorst-Yuan 2010; Mohamed, Rosca, Figurnov, Mnih 2020, table 1.
+    Source: Pflug 1989; Heidergott, Vázquez-Abad, Pflug, Farenhorst-Yuan 2010; Mohamed, Rosca, Figurnov, Mnih
+    2020, table 1.
     """
 
     @staticmethod
@@ -55,7 +62,9 @@ class MeasureValued(LocalStrategy):
 
     @staticmethod
     def enumerates(fn: Distribution) -> bool:
-        """Whether this is local enumeration: the law is finite and its parameters are the probabilities of its outcomes."""
+        """Whether this is local enumeration: the law is finite and its parameters are the probabilities of
+        its outcomes.
+        """
         return _pair(fn) is _FINITE
 
     def coefficients(self, site: str, law: Distribution, value: jax.Array) -> list[jax.Array]:
@@ -72,7 +81,9 @@ class MeasureValued(LocalStrategy):
 
 
 class Pair(NamedTuple):
-    """``coefficients(site, law)``: of the draw and of each alternative; ``alternatives(law, key, draw)``: their values."""
+    """``coefficients(site, law)``: of the draw and of each alternative; ``alternatives(law, key, draw)``:
+    their values.
+    """
 
     coefficients: Callable
     alternatives: Callable
@@ -106,7 +117,9 @@ def _exponential(site, law):
 
 def _gamma(site, law):
     remedy = "Use 'reparam' or 'score' there, or hold the concentration fixed."
-    scaled = law.rate * _stop(law.concentration / law.rate) + 0 * held(site, "concentration", remedy, law.concentration)
+    scaled = law.rate * _stop(law.concentration / law.rate) + 0 * held(
+        site, "concentration", remedy, law.concentration
+    )
     return scaled, -scaled
 
 
@@ -135,7 +148,9 @@ _PAIRS: dict[type[Distribution], Pair] = {
     dist.BinomialLogits: Pair(_binomial, _one_trial_less),
     dist.GeometricProbs: Pair(_geometric, lambda law, key, x: [x + 1 + law.expand(x.shape).sample(key)]),
     dist.GeometricLogits: Pair(_geometric, lambda law, key, x: [x + 1 + law.expand(x.shape).sample(key)]),
-    dist.Exponential: Pair(_exponential, lambda law, key, x: [x + random.exponential(key, x.shape) / law.rate]),
+    dist.Exponential: Pair(
+        _exponential, lambda law, key, x: [x + random.exponential(key, x.shape) / law.rate]
+    ),
     dist.Gamma: Pair(_gamma, lambda law, key, x: [x + random.exponential(key, x.shape) / law.rate]),
     dist.Normal: Pair(_normal, _apart_and_wider),
 }

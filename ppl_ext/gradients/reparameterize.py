@@ -1,4 +1,6 @@
-"""Differentiate through the sample itself (Kingma and Welling 2014; implicitly: Figurnov, Mohamed, Mnih 2018)."""
+"""Differentiate through the sample itself (Kingma and Welling 2014; implicitly: Figurnov, Mohamed, Mnih
+2018).
+"""
 
 from dataclasses import dataclass
 
@@ -11,10 +13,12 @@ from ppl_ext.gradients.strategy import Strategy
 class Reparameterize(Strategy):
     r"""Write the draw as a differentiable function of noise, and let the chain rule do the rest.
 
-    .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}_\epsilon \nabla_\theta f(g_\theta(\epsilon))
+    .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}_\epsilon \nabla_\theta
+    f(g_\theta(\epsilon))
 
-    Serves every distribution whose sampler is differentiable in all its parameters (``has_rsample``), with implicit gradients for gamma,
-    beta, Dirichlet and their kin. Low variance; needs ``f`` to be differentiable almost everywhere and continuous.
+    Serves every distribution whose sampler is differentiable in all its parameters (``has_rsample``), with
+    implicit gradients for gamma, beta, Dirichlet and their kin. Low variance; needs ``f`` to be
+    differentiable almost everywhere and continuous.
 
     :raises StrategyError: for a site whose sampler is not differentiable, naming it and what would serve.
 
@@ -27,5 +31,6 @@ class Reparameterize(Strategy):
 
     @staticmethod
     def serves(fn: Distribution) -> bool:
-        # A distribution without parameters (arg_constraints empty) reports has_rsample even where it is discrete.
+        # A distribution without parameters (arg_constraints empty) reports has_rsample even where it is
+        # discrete.
         return fn.has_rsample and not fn.support.is_discrete

@@ -1,4 +1,6 @@
-"""The score-function estimator (Williams 1992), with a baseline that does not depend on the draw (:mod:`ppl_ext.gradients.baseline`)."""
+"""The score-function estimator (Williams 1992), with a baseline that does not depend on the draw
+(:mod:`ppl_ext.gradients.baseline`).
+"""
 
 from dataclasses import dataclass, field
 
@@ -16,18 +18,22 @@ from ppl_ext.runtime.arguments import told
 class ScoreFunction(Strategy):
     r"""Weigh the gradient of the log probability by the cost that the draw can still influence.
 
-    .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}[\nabla_\theta f(z) + (f(z) - b)\,\nabla_\theta \log q_\theta(z)]
+    .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}[\nabla_\theta f(z) + (f(z) -
+    b)\,\nabla_\theta \log q_\theta(z)]
 
-    Serves every distribution with a density whose support does not move with its parameters (so no Delta, Uniform or truncation, nor a
-    mixture of such or a half-line that is shifted) and whose draws have that density (so no censored one). Each element of the draw is
-    charged only with the cost terms it touches (an element of a plate with its own slice, a time step with the steps to come), as
-    :mod:`ppl_ext.tracing.credit` finds from the data flow. ``log q`` is never scaled or masked here; the costs are.
+    Serves every distribution with a density whose support does not move with its parameters (so no Delta,
+    Uniform or truncation, nor a mixture of such or a half-line that is shifted) and whose draws have that
+    density (so no censored one). Each element of the draw is charged only with the cost terms it touches (an
+    element of a plate with its own slice, a time step with the steps to come), as
+    :mod:`ppl_ext.tracing.credit` finds from the data flow. ``log q`` is never scaled or masked here; the
+    costs are.
 
     :param baseline: what is taken off the cost: :class:`~ppl_ext.gradients.LeaveOneOut` (default),
-        :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned` or ``None``. In place of the default, a site may
-        state a baseline of its own, ``infer={"baseline": b}``: an array that broadcasts to the site's batch shape, or a function from a
-        dict of the latent sites drawn before it to one. It is made before the draw and so cannot depend on it. In units of what the
-        program returns: under an average over K particles each draw is charged with a K-th of its particle's cost.
+        :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned` or ``None``. In place
+        of the default, a site may state a baseline of its own, ``infer={"baseline": b}``: an array that
+        broadcasts to the site's batch shape, or a function from a dict of the latent sites drawn before it to
+        one. It is made before the draw and so cannot depend on it. In units of what the program returns:
+        under an average over K particles each draw is charged with a K-th of its particle's cost.
     :raises StrategyError: for a site whose support moves with its parameters, naming it and what would serve.
 
     >>> ScoreFunction(baseline=None)
@@ -41,8 +47,9 @@ class ScoreFunction(Strategy):
     def __post_init__(self):
         if not (self.baseline is None or isinstance(self.baseline, Baseline)):
             raise ArgumentTypeError(
-                f"ScoreFunction(baseline=...) takes LeaveOneOut(), MovingAverage(), Learned() or None, got {told(self.baseline)}. A value "
-                "of your own goes to the site, as infer={'baseline': value}."
+                "ScoreFunction(baseline=...) takes LeaveOneOut(), MovingAverage(), Learned() or None, got "
+                f"{told(self.baseline)}. A value of your own goes to the site, as infer={{'baseline': "
+                f"value}}."
             )
 
     @staticmethod
@@ -51,7 +58,9 @@ class ScoreFunction(Strategy):
 
 
 def _support_moves(fn: Distribution) -> bool:
-    """Whether the support depends on real parameters: then the derivative of the density misses what crosses the boundary."""
+    """Whether the support depends on real parameters: then the derivative of the density misses what crosses
+    the boundary.
+    """
     fn = unwrapped(fn)
     if isinstance(fn, _MOVING) or "Truncated" in type(fn).__name__:
         return True
@@ -75,7 +84,12 @@ def _shifted(fn: dist.TransformedDistribution) -> bool:
 def _inside(fn: Distribution) -> list[Distribution]:
     """The laws that a law is made of: what it transforms, inflates or mixes."""
     parts = [fn.base_dist] if isinstance(fn, dist.TransformedDistribution) else list(vars(fn).values())
-    return [x for part in parts for x in (part if isinstance(part, list | tuple) else [part]) if isinstance(x, Distribution)]
+    return [
+        x
+        for part in parts
+        for x in (part if isinstance(part, list | tuple) else [part])
+        if isinstance(x, Distribution)
+    ]
 
 
 _MOVING = (dist.Delta, dist.Uniform, dist.Pareto, dist.ImproperUniform)

@@ -9,7 +9,8 @@ from ppl_ext.errors import StrategyError
 
 
 class Strategy(ABC):
-    """Immutable, hashable and comparable, so that it can stand in ``infer={"gradient": ...}`` and pass through ``jit`` as a constant.
+    """Immutable, hashable and comparable, so that it can stand in ``infer={"gradient": ...}`` and pass
+    through ``jit`` as a constant.
 
     :raises StrategyError: by :meth:`check`, if it does not serve the site.
 
@@ -19,7 +20,7 @@ class Strategy(ABC):
     (True, True, 2)
     >>> Enumerate().check("n", dist.Poisson(1.0))
     Traceback (most recent call last):
-    ppl_ext.errors.StrategyError: Enumerate(max_lanes=4096) cannot serve site 'n' (Poisson). Strategies that can: ...
+    ppl_ext.errors.StrategyError: Enumerate(max_lanes=4096) cannot serve site 'n' (Poisson). Strategies ...
     """
 
     @staticmethod
@@ -32,7 +33,9 @@ class Strategy(ABC):
         if not self.serves(fn):
             kind = type(unwrapped(fn)).__name__
             others = ", ".join(cls.__name__ for cls in _kinds(Strategy) if cls.serves(fn))
-            raise StrategyError(f"{self!r} cannot serve site '{name}' ({kind}). Strategies that can: {others}.")
+            raise StrategyError(
+                f"{self!r} cannot serve site '{name}' ({kind}). Strategies that can: {others}."
+            )
 
 
 def _kinds(cls) -> Iterator[type[Strategy]]:
@@ -45,6 +48,10 @@ def _kinds(cls) -> Iterator[type[Strategy]]:
 
 def unwrapped(fn: Distribution) -> Distribution:
     """The distribution below masks and expansions, for its type and properties."""
-    while hasattr(fn, "base_dist") and type(fn).__name__ in ("MaskedDistribution", "ExpandedDistribution", "Independent"):
+    while hasattr(fn, "base_dist") and type(fn).__name__ in (
+        "MaskedDistribution",
+        "ExpandedDistribution",
+        "Independent",
+    ):
         fn = fn.base_dist
     return fn

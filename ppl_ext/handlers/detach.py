@@ -9,14 +9,17 @@ from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 class detach(Handler):
-    """A program as a fixed distribution: neither its ``param`` sites (those of modules too) nor its draws carry gradients.
+    """A program as a fixed distribution: neither its ``param`` sites (those of modules too) nor its draws
+    carry gradients.
 
     An objective uses it to draw from a guide without differentiating the draw, as reweighted wake-sleep does.
 
     >>> import jax, numpyro
-    >>> float(jax.grad(lambda a: numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {"a": a})())(1.0))
+    >>> float(jax.grad(lambda a: numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {"a": a})(
+    ...     ))(1.0))
     2.0
-    >>> float(jax.grad(lambda a: detach(numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {"a": a}))())(1.0))
+    >>> float(jax.grad(lambda a: detach(numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {
+    ...     "a": a}))())(1.0))
     0.0
     """
 

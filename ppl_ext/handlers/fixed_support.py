@@ -1,4 +1,6 @@
-"""Draw a site whose support depends on other sites on the real line instead, by a transformation that follows the support."""
+"""Draw a site whose support depends on other sites on the real line instead, by a transformation that follows
+the support.
+"""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -29,14 +31,16 @@ class fixed_support(Handler):
 
     .. math:: x = T_{z}(u), \qquad p(u \mid z) = p(x \mid z)\, |T_{z}'(u)|
 
-    where :math:`T_z` is NumPyro's bijection from the real line to the support of x given the sites z before it. The site becomes
-    ``<name>_base``, and x, under its own name, a deterministic site. An automatic guide of NumPyro keeps the support that a site had when
-    the guide was set up; on the real line there is nothing to keep. The joint density of everything else is what it was, and NUTS, which
-    follows moving supports by itself, samples the same posterior.
+    where :math:`T_z` is NumPyro's bijection from the real line to the support of x given the sites z before
+    it. The site becomes ``<name>_base``, and x, under its own name, a deterministic site. An automatic guide
+    of NumPyro keeps the support that a site had when the guide was set up; on the real line there is nothing
+    to keep. The joint density of everything else is what it was, and NUTS, which follows moving supports by
+    itself, samples the same posterior.
 
     :param sites: a name, several, or patterns of a shell.
     :raises ArgumentTypeError: if ``sites`` is neither.
-    :raises ModelError: when the program runs and a name fits no sample site, or a site of one of the names is discrete.
+    :raises ModelError: when the program runs and a name fits no sample site, or a site of one of the names is
+        discrete.
 
     >>> import jax, numpyro.distributions as dist, ppl_ext
     >>> def model():
@@ -58,7 +62,9 @@ class fixed_support(Handler):
             output = self.program(*args, **kwargs)
         for pattern in self.sites:
             if not any(fnmatchcase(name, pattern) for name in messenger.met):
-                raise ModelError(f"fixed_support: '{pattern}' fits no sample site. There are: {listed(messenger.met)}.")
+                raise ModelError(
+                    f"fixed_support: '{pattern}' fits no sample site. There are: {listed(messenger.met)}."
+                )
         return output
 
 
@@ -68,14 +74,19 @@ class _FixedSupport(Messenger):
     def __init__(self, sites: tuple[str, ...], met: dict[str, None]):
         super().__init__()
         self.sites, self.met = sites, met
-        self.moved: str | None = None  # the site on the real line that is being drawn: a pattern may fit it too
+        # the site on the real line that is being drawn: a pattern may fit it too
+        self.moved: str | None = None
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             run_in_scan_body(self, msg, lambda _: _FixedSupport(self.sites, self.met))
         elif msg["type"] == "sample" and not msg.get("_control_flow_done") and msg["name"] != self.moved:
             self.met[msg["name"]] = None
-            if msg["value"] is None and not msg["is_observed"] and any(fnmatchcase(msg["name"], pattern) for pattern in self.sites):
+            if (
+                msg["value"] is None
+                and not msg["is_observed"]
+                and any(fnmatchcase(msg["name"], pattern) for pattern in self.sites)
+            ):
                 self._move(msg)
 
     def _move(self, msg) -> None:
@@ -85,12 +96,20 @@ class _FixedSupport(Messenger):
         if law.support.is_discrete and msg["name"] not in self.sites:
             return  # a pattern leaves it
         if law.support.is_discrete:
-            raise ModelError(f"fixed_support: site '{msg['name']}' ({type(law).__name__}) is discrete, and the real line is none for it.")
+            raise ModelError(
+                f"fixed_support: site '{msg['name']}' ({type(law).__name__}) is discrete, and the real line "
+                "is none for it."
+            )
         to_support = biject_to(law.support)
         base = TransformedDistribution(law, to_support.inv)
         # As NumPyro's reparam: the new site meets all handlers, and the old one is no random site any more.
         self.moved = f"{msg['name']}_base"
         u = numpyro.sample(self.moved, base if mask is None else base.mask(mask), infer=dict(msg["infer"]))
-        kept = {"type": "deterministic", "name": msg["name"], "value": to_support(u), "cond_indep_stack": msg["cond_indep_stack"]}
+        kept = {
+            "type": "deterministic",
+            "name": msg["name"],
+            "value": to_support(u),
+            "cond_indep_stack": msg["cond_indep_stack"],
+        }
         msg.clear()
         msg.update(kept)

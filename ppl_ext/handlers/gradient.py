@@ -19,11 +19,13 @@ from ppl_ext.tracing.vmapped_sites import sent_out, was_sent
 class gradient(Handler):
     """A program whose sites matching a pattern use the given gradient strategy.
 
-    It wins over ``infer={"gradient": ...}`` on the site, and an outer ``gradient`` over an inner one. Among the patterns of one handler the
-    first match counts. Patterns are those of a shell: ``*``, ``?`` and ``[...]``. Sites inside ``scan`` and ``cond`` are reached.
+    It wins over ``infer={"gradient": ...}`` on the site, and an outer ``gradient`` over an inner one. Among
+    the patterns of one handler the first match counts. Patterns are those of a shell: ``*``, ``?`` and
+    ``[...]``. Sites inside ``scan`` and ``cond`` are reached.
 
-    It also declares what the baselines of score-function sites keep between steps (:class:`~ppl_ext.gradients.MovingAverage`,
-    :class:`~ppl_ext.gradients.Learned`; chosen here or by annotation): sites ``"<site>_baseline"``, which ``SVI`` finds in the program.
+    It also declares what the baselines of score-function sites keep between steps
+    (:class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned`; chosen here or by
+    annotation): sites ``"<site>_baseline"``, which ``SVI`` finds in the program.
 
     :param program: a NumPyro program, usually the guide.
     :param strategies: dict from pattern to a strategy or its short form (see :mod:`ppl_ext.gradients`).
@@ -41,7 +43,9 @@ class gradient(Handler):
     def __init__(self, program: Callable, strategies: dict):
         check_mapping("gradient: strategies", strategies, "from name pattern to strategy")
         if not strategies:
-            raise ArgumentError("gradient: strategies is empty; give at least one pattern, such as {'z*': 'score'}.")
+            raise ArgumentError(
+                "gradient: strategies is empty; give at least one pattern, such as {'z*': 'score'}."
+            )
         self.program = program
         self.strategies = tuple((pattern, as_strategy(s, pattern)) for pattern, s in strategies.items())
 
@@ -55,7 +59,9 @@ class gradient(Handler):
         for pattern, _ in self.strategies:
             if pattern not in messenger.matched:
                 sites = ", ".join(f"'{s}'" for s in sorted(messenger.seen)) or "none"
-                raise ModelError(f"gradient: the pattern '{pattern}' matches no latent site. Latent sites: {sites}.")
+                raise ModelError(
+                    f"gradient: the pattern '{pattern}' matches no latent site. Latent sites: {sites}."
+                )
         messenger.keeping.declare()
         return output
 
@@ -93,7 +99,9 @@ class _Annotate(Messenger):
 
 
 class _AnnotateBody(Messenger):
-    """The same inside a scan's body or a branch of ``cond``, whose sites come out once more when it is over."""
+    """The same inside a scan's body or a branch of ``cond``, whose sites come out once more when it is
+    over.
+    """
 
     def __init__(self, outside: _Annotate):
         super().__init__()

@@ -1,7 +1,9 @@
-"""What a handler is here: an immutable value around a program, which opens a fresh NumPyro Messenger at each call.
+"""What a handler is here: an immutable value around a program, which opens a fresh NumPyro Messenger at each
+call.
 
-A Messenger opened with ``with`` lives on a global stack that a JIT cache cannot see. A value can be passed through ``jit``, ``vmap`` and
-``grad`` instead: its arrays are leaves, and it retraces only when its structure changes.
+A Messenger opened with ``with`` lives on a global stack that a JIT cache cannot see. A value can be passed
+through ``jit``, ``vmap`` and ``grad`` instead: its arrays are leaves, and it retraces only when its structure
+changes.
 """
 
 from abc import abstractmethod

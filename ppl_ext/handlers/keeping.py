@@ -1,6 +1,7 @@
 """Declare what baselines keep between steps, once the program that carries them has run.
 
-By then every site is known in full (plates around it, the time axis of a scan), and no plate or scan of the program is open.
+By then every site is known in full (plates around it, the time axis of a scan), and no plate or scan of the
+program is open.
 """
 
 from typing import Any
@@ -13,12 +14,16 @@ class Keeping:
     """The sites of one run of a program whose baselines are :class:`~ppl_ext.gradients.Kept`."""
 
     def __init__(self):
-        self.token = object()  # marks the sites that are ours: an outer handler that chooses another strategy puts its own in its place
+        # marks the sites that are ours: an outer handler that chooses another strategy puts its own in its
+        # place
+        self.token = object()
         self.wanted: dict[str, tuple[Kept, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {}
         self.draws: dict[str, Any] = {}
-        self.stacked: dict[str, Any] = {}  # draws of a scan that has just ended: none of them is earlier than all the others
+        # draws of a scan that has just ended: none of them is earlier than all the others
+        self.stacked: dict[str, Any] = {}
         self.subsampled: set[str] = set()
-        self.names: dict[int, str] = {}  # of messages under way, as the program knows them: handlers outside may put scopes in front
+        # of messages under way, as the program knows them: handlers outside may put scopes in front
+        self.names: dict[int, str] = {}
 
     def expect(self, msg) -> None:
         """Note a site on its way out. One inside a marginal is heard of here only."""

@@ -17,9 +17,9 @@ from ppl_ext.tracing.scan_bodies import run_in_scan_body
 class reparameterized(Handler):
     """A program all of whose draws are differentiable functions of noise; any other site is refused by name.
 
-    For objectives whose gradient estimator is right for such sites only. It looks at the strategy that a site will have after all handlers
-    inside it. Observed sites, masks and scales of other than plates are refused too: such an estimator takes log q for a normalised
-    density.
+    For objectives whose gradient estimator is right for such sites only. It looks at the strategy that a site
+    will have after all handlers inside it. Observed sites, masks and scales of other than plates are refused
+    too: such an estimator takes log q for a normalised density.
 
     :param objective: the name of who asks, for the message.
     :raises StrategyError: when the program runs and a site is not reparameterised.
@@ -30,7 +30,7 @@ class reparameterized(Handler):
     >>> guide = reparameterized(lambda p: numpyro.sample("b", dist.Bernoulli(p)), "MyObjective")
     >>> simulate(guide, 0.5, rng_key=jax.random.key(0))
     Traceback (most recent call last):
-    ppl_ext.errors.StrategyError: MyObjective differentiates through draws, and the gradient of site 'b' (BernoulliProbs) is ...
+    ppl_ext.errors.StrategyError: MyObjective differentiates through draws, and the gradient of site 'b' ...
     """
 
     objective: str = eqx.field(static=True)
@@ -58,14 +58,18 @@ class _Reparameterized(Messenger):
     def _check(self, msg):
         name = msg["name"]
         if msg["is_observed"]:
-            raise ModelError(f"{self.objective} takes no observed sites or factors in the guide, and '{name}' is one. Use IWELBO.")
+            raise ModelError(
+                f"{self.objective} takes no observed sites or factors in the guide, and '{name}' is one. "
+                "Use IWELBO."
+            )
         if msg["value"] is not None:
             return
         strategy, _, _ = resolve(msg)
         if not isinstance(strategy, Reparameterize):
             raise StrategyError(
-                f"{self.objective} differentiates through draws, and the gradient of site '{name}' ({type(msg['fn']).__name__}) is "
-                f"{strategy!r}. Use IWELBO or Renyi, which take every strategy, or reparameterise the site."
+                f"{self.objective} differentiates through draws, and the gradient of site '{name}' "
+                f"({type(msg['fn']).__name__}) is {strategy!r}. Use IWELBO or Renyi, which take every "
+                "strategy, or reparameterise the site."
             )
         of_plates = math.prod(self.scales.get(frame.name, 1.0) for frame in msg["cond_indep_stack"])
         scale = msg["scale"] if msg["scale"] is not None else 1.0
@@ -73,4 +77,7 @@ class _Reparameterized(Messenger):
         # Absent elements are no part of either program: what is left of the law is normalised.
         masked = element_mask(msg["fn"]) is not None and not msg["infer"].get("_ppl_ext_absent")
         if not even or masked:
-            raise ModelError(f"{self.objective} takes site '{name}' for a draw of a density that is neither masked nor scaled. Use IWELBO.")
+            raise ModelError(
+                f"{self.objective} takes site '{name}' for a draw of a density that is neither masked nor "
+                "scaled. Use IWELBO."
+            )

@@ -10,7 +10,8 @@ from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 class unobserved(Handler):
-    """A program whose observed sites are latent ones, inside ``scan`` and ``cond`` too. Factors stay as they are.
+    """A program whose observed sites are latent ones, inside ``scan`` and ``cond`` too. Factors stay as they
+    are.
 
     NumPyro's ``uncondition`` does not reach into ``scan`` and draws factors as well.
 
@@ -36,6 +37,8 @@ class _Unobserved(Messenger):
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             run_in_scan_body(self, msg, lambda _: _Unobserved(self.names))
-        elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(unmasked(msg["fn"]), dist.Unit):
+        elif (
+            msg["type"] == "sample" and msg["is_observed"] and not isinstance(unmasked(msg["fn"]), dist.Unit)
+        ):
             self.names.add(msg["name"])
             msg["is_observed"], msg["value"] = False, None

@@ -10,13 +10,14 @@ from ppl_ext.tracing.vmapped_sites import Outside
 class vmapped(Handler):
     """A program whose sites inside ``jax.vmap`` are ordinary sites, with the lanes as their leading axes.
 
-    NumPyro itself draws such a site with the same noise in all lanes, and loses it to an error about tracers. This library's own verbs,
-    objectives and handlers need no wrapper; ``SVI``, ``MCMC``, ``Predictive`` and ``numpyro.handlers`` do. Put it innermost, around the
-    function that uses ``vmap``: handlers inside of it meet single lanes.
+    NumPyro itself draws such a site with the same noise in all lanes, and loses it to an error about tracers.
+    This library's own verbs, objectives and handlers need no wrapper; ``SVI``, ``MCMC``, ``Predictive`` and
+    ``numpyro.handlers`` do. Put it innermost, around the function that uses ``vmap``: handlers inside of it
+    meet single lanes.
 
     :param program: a NumPyro program.
-    :raises ModelError: when the program runs, for a site inside another transformation (``jax.grad``, ``jax.lax.scan``), and for NumPyro's
-        ``scan`` and ``cond`` inside ``jax.vmap``.
+    :raises ModelError: when the program runs, for a site inside another transformation (``jax.grad``,
+        ``jax.lax.scan``), and for NumPyro's ``scan`` and ``cond`` inside ``jax.vmap``.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> program = vmapped(lambda: jax.vmap(lambda x: numpyro.sample("z", dist.Normal(x, 1.0)))(jnp.zeros(3)))

@@ -1,4 +1,6 @@
-"""Running inference: NumPyro's ``SVI`` and ``MCMC`` take what this library makes; :func:`fit` is ``SVI`` with restarts and a report."""
+"""Running inference: NumPyro's ``SVI`` and ``MCMC`` take what this library makes; :func:`fit` is ``SVI`` with
+restarts and a report.
+"""
 
 from ppl_ext.infer.chain_method import chains_over
 from ppl_ext.infer.particle_mcmc.particle_gibbs import ParticleGibbs, PathSweep

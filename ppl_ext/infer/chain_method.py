@@ -12,11 +12,11 @@ from ppl_ext.runtime.sharding import check_mesh, everywhere, placed
 
 
 def chains_over(mesh: Mesh) -> Callable[[Callable], Callable]:
-    """The ``chain_method`` of ``numpyro.infer.MCMC`` that spreads chains over a mesh: each device runs its share side by side and waits
-    for no other.
+    """The ``chain_method`` of ``numpyro.infer.MCMC`` that spreads chains over a mesh: each device runs its
+    share side by side and waits for no other.
 
-    NumPyro's ``"parallel"`` wants a device for each chain of one process; this takes any multiple of the devices, of several processes too.
-    Chains are those of ``"sequential"``, but for rounding.
+    NumPyro's ``"parallel"`` wants a device for each chain of one process; this takes any multiple of the
+    devices, of several processes too. Chains are those of ``"sequential"``, but for rounding.
 
     :param mesh: of one axis, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``.
     :raises ArgumentError: if the mesh has more axes; when run, if ``num_chains`` does not divide over it.
@@ -35,14 +35,18 @@ def chains_over(mesh: Mesh) -> Callable[[Callable], Callable]:
     (2, 10)
     """
     if mesh is None:
-        raise ArgumentTypeError(f"chains_over: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}.")
+        raise ArgumentTypeError(
+            f"chains_over: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}."
+        )
     check_mesh("chains_over", mesh)
     along = PartitionSpec(mesh.axis_names[0])
 
     def method(one_chain: Callable) -> Callable:
         def run(arguments: Any) -> Any:
             check_mesh("MCMC", mesh, len(jax.tree.leaves(arguments)[0]), "num_chains")
-            share = jax.shard_map(jax.vmap(one_chain), mesh=mesh, in_specs=along, out_specs=along, check_vma=False)
+            share = jax.shard_map(
+                jax.vmap(one_chain), mesh=mesh, in_specs=along, out_specs=along, check_vma=False
+            )
             return everywhere(jax.jit(share)(placed(mesh, arguments)))
 
         return run

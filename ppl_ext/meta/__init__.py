@@ -1,4 +1,6 @@
-"""Normal-Inverse-Wishart meta-learning: any episode model lifted into a hierarchy over a stream of episodes."""
+"""Normal-Inverse-Wishart meta-learning: any episode model lifted into a hierarchy over a stream of
+episodes.
+"""
 
 from ppl_ext.meta.arviz_report import adapted_to_arviz
 from ppl_ext.meta.distributions.niw import NIW

@@ -28,12 +28,13 @@ def fit_to_arviz(
     labels: Sequence[Any] | None = None,
     scores: Any = None,
 ) -> Any:
-    """The report of a fit over episodes: local sites by ``episode``, draws of the shared law, log likelihood by episode.
+    """The report of a fit over episodes: local sites by ``episode``, draws of the shared law, log likelihood
+    by episode.
 
-    ``posterior``: local sites (chain, draw, episode, ...) from each episode's q, ``mean`` and ``covariance`` (or ``variance``)
-    from q(μ, Σ), independent of those by construction, and shared latent sites and params, the same in every draw.
-    ``log_likelihood``: of each episode given its own sites, as one term. ``vi_trace``: the bound by step.
-    ``constant_data``: ``scores``, if given.
+    ``posterior``: local sites (chain, draw, episode, ...) from each episode's q, ``mean`` and ``covariance``
+    (or ``variance``) from q(μ, Σ), independent of those by construction, and shared latent sites and params,
+    the same in every draw. ``log_likelihood``: of each episode given its own sites, as one term.
+    ``vi_trace``: the bound by step. ``constant_data``: ``scores``, if given.
 
     :param labels: of the episodes, the subjects' names say; by default 0, 1, ...
     :raises ArgumentError: if there are not as many labels or scores as episodes.
@@ -44,17 +45,27 @@ def fit_to_arviz(
     stream = finite_stream("to_arviz", episodes)
     names = np.arange(len(stream)) if labels is None else np.asarray(labels)
     if names.shape != (len(stream),):
-        raise ArgumentError(f"to_arviz: labels must be one for each of the {len(stream)} episodes, got shape {names.shape}.")
+        raise ArgumentError(
+            f"to_arviz: labels must be one for each of the {len(stream)} episodes, got shape {names.shape}."
+        )
     if scores is not None and (not hasattr(scores, "nll") or len(scores.nll) != len(stream)):
-        raise ArgumentError(f"to_arviz: scores must be what evaluate returned for these {len(stream)} episodes, got {told(scores)}.")
+        raise ArgumentError(
+            f"to_arviz: scores must be what evaluate returned for these {len(stream)} episodes, got "
+            f"{told(scores)}."
+        )
     of_local, of_globals = jax.random.split(rng_key)
     q = fit.posteriors(stream)
     found = parts(fit.hierarchy, stream, stream.batch(np.arange(len(stream))))
-    sites, log_likelihood = jax.device_get(_drawn(fit.hierarchy, fit.state.shared, q, found, jax.random.split(of_local, num_samples)))
+    sites, log_likelihood = jax.device_get(
+        _drawn(fit.hierarchy, fit.state.shared, q, found, jax.random.split(of_local, num_samples))
+    )
     mean, covariance = fit.niw.sample(of_globals, (num_samples,))
     spread = "variance" if fit.niw.diagonal else "covariance"
     posterior = {name: x[None] for name, x in sites.items()}
-    posterior |= {_free("mean", posterior): np.asarray(mean)[None], _free(spread, posterior): np.asarray(covariance)[None]}
+    posterior |= {
+        _free("mean", posterior): np.asarray(mean)[None],
+        _free(spread, posterior): np.asarray(covariance)[None],
+    }
     dims = {name: ["episode"] for name in sites}
     for name, value in fit.shared.items():
         for path, x in jax.tree_util.tree_flatten_with_path(value)[0]:
@@ -64,7 +75,11 @@ def fit_to_arviz(
     if scores is not None:
         groups["constant_data"] = scores.by_name()
         dims |= {name: ["episode"] for name in scores.by_name()}
-    terms = {"episodes": Likelihood(log_likelihood[None], np.zeros(len(stream), bool), ("episodes",), ("episode",), False)}
+    terms = {
+        "episodes": Likelihood(
+            log_likelihood[None], np.zeros(len(stream), bool), ("episodes",), ("episode",), False
+        )
+    }
     attrs = {
         "model": name_of(fit.hierarchy.form.model),
         "local_solver": repr(fit.solver),
@@ -82,31 +97,51 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
     """The report of new episodes by label: local sites (chain, draw, episode, ...).
 
     :raises ArgumentError: if they have not as many draws each.
-    :param posteriors: by label of the episode, what :meth:`MetaFit.adapt` returned; all with the same sites and as many draws.
+    :param posteriors: by label of the episode, what :meth:`MetaFit.adapt` returned; all with the same sites
+        and as many draws.
     :raises ArgumentTypeError: if it is no such dict.
 
     >>> from ppl_ext.meta.adapt import Adapted
-    >>> draws = {name: np.full(50, level) for name, level in (("ann", 1.0), ("bob", 2.0))}  # in the place of fit.adapt(key, ...)
-    >>> report = adapted_to_arviz({name: Adapted({"level": x}, x[:, None], None, {}) for name, x in draws.items()})
+    >>> # in the place of fit.adapt(key, ...)
+    >>> draws = {name: np.full(50, level) for name, level in (("ann", 1.0), ("bob", 2.0))}
+    >>> report = adapted_to_arviz({name: Adapted({"level": x}, x[:, None], None, {}) for name,
+    ...     x in draws.items()})
     >>> report.posterior["level"].dims, report.posterior["level"].mean(("chain", "draw")).values.tolist()
     (('chain', 'draw', 'episode'), [1.0, 2.0])
     """
     if not isinstance(posteriors, Mapping):
-        raise ArgumentTypeError(f"adapted_to_arviz: posteriors must be a dict from labels to adapted posteriors, got {told(posteriors)}.")
+        raise ArgumentTypeError(
+            "adapted_to_arviz: posteriors must be a dict from labels to adapted posteriors, got "
+            f"{told(posteriors)}."
+        )
     if not posteriors:
         raise ArgumentError("adapted_to_arviz: there is no posterior.")
     for label, post in posteriors.items():
         if not (hasattr(post, "samples") and hasattr(post, "theta")):
-            raise ArgumentTypeError(f"adapted_to_arviz: '{label}' must be what adapt returned, got {told(post)}.")
+            raise ArgumentTypeError(
+                f"adapted_to_arviz: '{label}' must be what adapt returned, got {told(post)}."
+            )
     if len({len(p.theta) for p in posteriors.values()}) > 1:
-        raise ArgumentError(f"adapted_to_arviz: numbers of draws differ: {[len(p.theta) for p in posteriors.values()]}.")
+        raise ArgumentError(
+            f"adapted_to_arviz: numbers of draws differ: {[len(p.theta) for p in posteriors.values()]}."
+        )
     every = list(posteriors.values())
     if any(set(p.samples) != set(every[0].samples) for p in every):
-        raise ArgumentError(f"adapted_to_arviz: the posteriors have different sites: {[sorted(p.samples) for p in every]}.")
-    stacked = {name: np.stack([np.asarray(p.samples[name]) for p in every], axis=1)[None] for name in every[0].samples}
+        raise ArgumentError(
+            f"adapted_to_arviz: the posteriors have different sites: {[sorted(p.samples) for p in every]}."
+        )
+    stacked = {
+        name: np.stack([np.asarray(p.samples[name]) for p in every], axis=1)[None]
+        for name in every[0].samples
+    }
     labels = np.array([k if isinstance(k, int | float | str) else str(k) for k in posteriors])
     attrs = {**versions(), "arviz_version": arviz_version()}
-    return build_report({"posterior": stacked}, dims={n: ["episode"] for n in stacked}, coords={"episode": labels}, attrs=attrs)
+    return build_report(
+        {"posterior": stacked},
+        dims={n: ["episode"] for n in stacked},
+        coords={"episode": labels},
+        attrs=attrs,
+    )
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
@@ -114,13 +149,17 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 
 @eqx.filter_jit
-def _drawn(h: Hierarchy, shared, q: Gaussian, found: list[Part], keys: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+def _drawn(
+    h: Hierarchy, shared, q: Gaussian, found: list[Part], keys: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
     """Local sites and log likelihoods, draw by draw: (draw, episode, ...)."""
 
     def spread(covariance, noise):
         if isinstance(covariance, LowRank):
             return covariance.spread(noise[None])[0]
-        return noise * jnp.sqrt(covariance) if covariance.ndim == 1 else jnp.linalg.cholesky(covariance) @ noise
+        return (
+            noise * jnp.sqrt(covariance) if covariance.ndim == 1 else jnp.linalg.cholesky(covariance) @ noise
+        )
 
     def draw(key):
         noise = jax.random.normal(key, q.mean.shape, q.mean.dtype)

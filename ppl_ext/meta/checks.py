@@ -1,4 +1,6 @@
-"""What is wrong with an episode, in the user's words: its shapes before anything runs, its densities where a number breaks down."""
+"""What is wrong with an episode, in the user's words: its shapes before anything runs, its densities where a
+number breaks down.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +19,8 @@ from ppl_ext.runtime.explain import name_of
 
 
 def check_shapes(model, sites: Mapping[str, Mapping[str, Any]]) -> None:
-    """Data must have the shape of their distribution, and of the plates around it; NumPyro would silently spread one over the other.
+    """Data must have the shape of their distribution, and of the plates around it; NumPyro would silently
+    spread one over the other.
 
     :param sites: a trace of the episode model.
     :raises ModelError: naming the site.
@@ -38,13 +41,18 @@ def check_shapes(model, sites: Mapping[str, Mapping[str, Any]]) -> None:
             plates = ", ".join(f"'{f.name}' of size {f.size}" for f in site["cond_indep_stack"])
             inside = f", in plate {plates}" if plates else ""
             raise ModelError(
-                f"The episode model '{name_of(model)}': site '{name}' has data of shape {value}, but its distribution has shape {fn}"
-                f"{inside}. Arguments of one episode must agree in their rows."
+                f"The episode model '{name_of(model)}': site '{name}' has data of shape {value}, but its "
+                f"distribution has shape {fn}{inside}. Arguments of one episode must agree in their rows."
             )
 
 
 def check_new_episode(
-    where: str, form: EpisodeForm, shared: Mapping[str, Any], args: tuple, kwargs: dict, like: tuple[Layout, ...] | None
+    where: str,
+    form: EpisodeForm,
+    shared: Mapping[str, Any],
+    args: tuple,
+    kwargs: dict,
+    like: tuple[Layout, ...] | None,
 ) -> None:
     """A new episode against those trained on.
 
@@ -56,10 +64,16 @@ def check_new_episode(
     check_data(f"{where}: the episode model's", args, kwargs)
     if like and not kwargs:
         if len(args) != len(like):
-            raise ArgumentError(f"{where}: the episodes trained on had {len(like)} arguments, this one has {len(args)}.")
+            raise ArgumentError(
+                f"{where}: the episodes trained on had {len(like)} arguments, this one has {len(args)}."
+            )
         for i, (new, old) in enumerate(zip(args, like, strict=True)):
             _check_alike(f"{where}: argument {i}", new, old)
-        single = [(i, x, shapes[0]) for i, (x, (_, shapes)) in enumerate(zip(args, like, strict=True)) if len(shapes) == 1 and shapes[0]]
+        single = [
+            (i, x, shapes[0])
+            for i, (x, (_, shapes)) in enumerate(zip(args, like, strict=True))
+            if len(shapes) == 1 and shapes[0]
+        ]
         rows = [(i, jnp.shape(x)[0]) for i, x, shape in single if shape[0]]
         empty, full = [i for i, n in rows if n == 0], [i for i, n in rows if n]
         if empty and full:
@@ -69,7 +83,8 @@ def check_new_episode(
         sites = traced(program, args, kwargs, jax.random.key(0))
         if not observed_sites(sites):
             raise ModelError(
-                f"{where}: the episode model '{name_of(form.model)}' observes nothing with these arguments. Pass the new episode's data."
+                f"{where}: the episode model '{name_of(form.model)}' observes nothing with these arguments. "
+                "Pass the new episode's data."
             )
         check_shapes(form.model, sites)
 
@@ -86,8 +101,14 @@ def _check_alike(where: str, new: Any, old: Layout) -> None:
         raise ArgumentError(f"{where} has another structure than in the episodes trained on: {structure}.")
     for x, shape in zip(jax.tree.leaves(new), shapes, strict=True):
         if jnp.ndim(x) != len(shape) or jnp.shape(x)[1:] != shape[1:]:
-            wanted = ("(rows" + "".join(f", {n}" for n in shape[1:]) + ("," if len(shape) == 1 else "") + ")") if shape else "()"
-            raise ArgumentError(f"{where} has shape {jnp.shape(x)}; in the episodes trained on it was {wanted}.")
+            wanted = (
+                ("(rows" + "".join(f", {n}" for n in shape[1:]) + ("," if len(shape) == 1 else "") + ")")
+                if shape
+                else "()"
+            )
+            raise ArgumentError(
+                f"{where} has shape {jnp.shape(x)}; in the episodes trained on it was {wanted}."
+            )
 
 
 @eqx.filter_jit
@@ -96,7 +117,9 @@ def _by_site(form: EpisodeForm, shared, args, kwargs, rows, theta):
 
 
 def bad_site(loss: EpisodeLoss, theta: jax.Array) -> str | None:
-    """Which observed site or factor of an episode first has a density that is not finite at θ, and why; ``None`` if none has."""
+    """Which observed site or factor of an episode first has a density that is not finite at θ, and why;
+    ``None`` if none has.
+    """
     for name, value in _by_site(loss.form, loss.shared, loss.args, loss.kwargs, loss.rows, theta).items():
         if not np.isfinite(value):
             return f"the log density of site '{name}' is {value}. {_why(loss, theta, name)}"
@@ -124,13 +147,18 @@ def _why(loss: EpisodeLoss, theta: jax.Array, name: str) -> str:
     if isinstance(loss.rows, Rows) and site["cond_indep_stack"] and value.ndim:
         value = value[: int(loss.rows.length)]
     if value.dtype.kind == "f" and np.isnan(value).any():
-        return f"Its data hold {int(np.isnan(value).sum())} NaN of {value.size}: drop them, or mask them with numpyro.handlers.mask."
+        return (
+            f"Its data hold {int(np.isnan(value).sum())} NaN of {value.size}: drop them, or mask them with "
+            "numpyro.handlers.mask."
+        )
     try:
         outside = ~np.asarray(site["fn"].support(value))
     except (NotImplementedError, TypeError, ValueError, AttributeError):
         outside = np.zeros((), bool)
     if outside.any():
-        return f"Its data lie outside the support of {_law(site)} in {outside.sum()} of {outside.size} places."
+        return (
+            f"Its data lie outside the support of {_law(site)} in {outside.sum()} of {outside.size} places."
+        )
     return f"Look at the parameters that {_law(site)} gets there."
 
 

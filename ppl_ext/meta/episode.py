@@ -1,4 +1,6 @@
-"""One episode of a model as a function of a flat, unconstrained vector: its local sites, what it shares, the log likelihood of its data."""
+"""One episode of a model as a function of a flat, unconstrained vector: its local sites, what it shares, the
+log likelihood of its data.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +41,9 @@ class Site(eqx.Module):
 
 
 class EpisodeForm(eqx.Module):
-    """An episode model cut into its local vector θ, its shared values and its data; made by :func:`episode_form`."""
+    """An episode model cut into its local vector θ, its shared values and its data; made by
+    :func:`episode_form`.
+    """
 
     model: Callable = eqx.field(static=True)
     sites: tuple[Site, ...]
@@ -51,7 +55,9 @@ class EpisodeForm(eqx.Module):
     outside: Outside | None = eqx.field(static=True, default=None)
 
     def unchanged(self, where: str) -> None:
-        """:raises ModelError: if data that the model reads from outside of its arguments have changed since it was lifted."""
+        """:raises ModelError: if data that the model reads from outside of its arguments have changed since
+        it was lifted.
+        """
         if self.outside is not None:
             self.outside.check(where, self.model)
 
@@ -65,16 +71,24 @@ class EpisodeForm(eqx.Module):
         return {s.name: s.constrain(theta) for s in self.sites}
 
     def initial_shared(self) -> dict[str, Any]:
-        """Initial values, unconstrained: ``param`` sites by name (trees, for a module's), shared latent sites as one vector."""
+        """Initial values, unconstrained: ``param`` sites by name (trees, for a module's), shared latent sites
+        as one vector.
+        """
         return {"params": self.free(self.params), "latent": self.start}
 
     def free(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """``param`` sites by name, unconstrained."""
-        return {n: jax.tree.map(biject_to(self.constraints[n]).inv, x) if n in self.constraints else x for n, x in params.items()}
+        return {
+            n: jax.tree.map(biject_to(self.constraints[n]).inv, x) if n in self.constraints else x
+            for n, x in params.items()
+        }
 
     def params_of(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """``param`` sites by name, constrained."""
-        return {n: jax.tree.map(biject_to(self.constraints[n]), x) if n in self.constraints else x for n, x in shared["params"].items()}
+        return {
+            n: jax.tree.map(biject_to(self.constraints[n]), x) if n in self.constraints else x
+            for n, x in shared["params"].items()
+        }
 
     def shared_values(self, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Shared latent sites by name, in their own supports."""
@@ -89,28 +103,49 @@ class EpisodeForm(eqx.Module):
         return substitute(self.program(shared), data=dict(values))
 
     def by_site(
-        self, theta: jax.Array, shared: Mapping[str, Any], args: tuple, kwargs: dict, rows: "Rows | None" = None
+        self,
+        theta: jax.Array,
+        shared: Mapping[str, Any],
+        args: tuple,
+        kwargs: dict,
+        rows: "Rows | None" = None,
     ) -> dict[str, jax.Array]:
-        """The terms of :meth:`log_likelihood` by site; kept priors under the names of their sites, their Jacobian under ``"_jacobian"``."""
+        """The terms of :meth:`log_likelihood` by site; kept priors under the names of their sites, their
+        Jacobian under ``"_jacobian"``.
+        """
         program = self.program(shared)
         values = self.values(theta) | self.shared_values(shared)
         with block():  # a hierarchy as one model has sites of its own around this
-            terms = log_density(program if rows is None else Masked(program, rows), values, *args, **kwargs).by_site
+            terms = log_density(
+                program if rows is None else Masked(program, rows), values, *args, **kwargs
+            ).by_site
         local, given = {s.name for s in self.sites}, {s.name for s in self.shared_sites}
         left_out = given if self.keep_prior else given | local
         kept = {name: v for name, v in terms.items() if name not in left_out}
-        if rows is not None and not rows.plates:  # an episode that is not padded has rows, or it has nothing to say
-            kept = {name: v if name in local else jnp.where(rows.length > 0, v, 0.0) for name, v in kept.items()}
+        # an episode that is not padded has rows, or it has nothing to say
+        if rows is not None and not rows.plates:
+            kept = {
+                name: v if name in local else jnp.where(rows.length > 0, v, 0.0) for name, v in kept.items()
+            }
         return kept | {"_jacobian": self._log_jacobian(self.sites, theta)} if self.keep_prior else kept
 
     def log_likelihood(
-        self, theta: jax.Array, shared: Mapping[str, Any], args: tuple, kwargs: dict, rows: "Rows | None" = None
+        self,
+        theta: jax.Array,
+        shared: Mapping[str, Any],
+        args: tuple,
+        kwargs: dict,
+        rows: "Rows | None" = None,
     ) -> jax.Array:
-        """log p(D | θ, shared), over the real rows; the local sites' own priors are left out, or kept with their Jacobian."""
+        """log p(D | θ, shared), over the real rows; the local sites' own priors are left out, or kept with
+        their Jacobian.
+        """
         return sum(self.by_site(theta, shared, args, kwargs, rows).values(), start=jnp.zeros((), theta.dtype))
 
     def log_prior_of_shared(self, shared: Mapping[str, Any], args: tuple, kwargs: dict) -> jax.Array:
-        """log density of the shared latent sites in unconstrained space (their own priors, with the Jacobian)."""
+        """log density of the shared latent sites in unconstrained space (their own priors, with the
+        Jacobian).
+        """
         if not self.shared_sites:
             return jnp.zeros(())
         values = self.values(jnp.zeros(self.dim, shared["latent"].dtype)) | self.shared_values(shared)
@@ -128,7 +163,9 @@ class EpisodeForm(eqx.Module):
 
 
 class EpisodeLoss(eqx.Module):
-    """θ ↦ −log p(D | θ, shared) of one episode, and the same cut in two: the parameters of its observed distributions, and their loss."""
+    """θ ↦ −log p(D | θ, shared) of one episode, and the same cut in two: the parameters of its observed
+    distributions, and their loss.
+    """
 
     form: EpisodeForm
     shared: dict[str, Any]
@@ -160,7 +197,9 @@ class EpisodeLoss(eqx.Module):
 
         def loss(outputs):
             outputs = iter(outputs)
-            filled = jax.tree.unflatten(structure, [next(outputs) if r else x for x, r in zip(leaves, real, strict=True)])
+            filled = jax.tree.unflatten(
+                structure, [next(outputs) if r else x for x, r in zip(leaves, real, strict=True)]
+            )
             total = jnp.zeros((), theta.dtype)
             for fn, site in zip(filled, observed, strict=True):
                 scale = 1.0 if site["scale"] is None else site["scale"]
@@ -232,8 +271,8 @@ def episode_form(
 ) -> EpisodeForm:
     """Trace a model on one episode and lay its local sites out in a vector.
 
-    :raises ModelError: for a local site that is missing, observed, discrete or inside ``scan``; for a latent site that is neither local nor
-        shared; for a subsampled plate. The message names the site.
+    :raises ModelError: for a local site that is missing, observed, discrete or inside ``scan``; for a latent
+        site that is neither local nor shared; for a subsampled plate. The message names the site.
     """
     sites = traced(model, args, kwargs, rng_key)
     local = _expanded(local, sites)
@@ -245,27 +284,40 @@ def episode_form(
         raise ArgumentError(f"lift: name at least one local site; {who.lower()} has {listed}.")
     for name in local:
         if name in sites and name not in latent:
-            raise ModelError(f"{who}: local site '{name}' is {_what(sites[name])}, not a latent sample site. It has {listed}.")
+            raise ModelError(
+                f"{who}: local site '{name}' is {_what(sites[name])}, not a latent sample site. It has "
+                f"{listed}."
+            )
         if name not in sites:
-            raise ModelError(f"{who} has no site '{name}' to be local. It has {listed}. Sites inside scan or cond cannot be local.")
+            raise ModelError(
+                f"{who} has no site '{name}' to be local. It has {listed}. Sites inside scan or cond cannot "
+                "be local."
+            )
     wanted = set(shared) if shared is not None else set(latent) - set(local) | set(params)
     for name in sorted(set(shared or ()) & set(local)):
         raise ArgumentError(f"lift: site '{name}' is named both local and shared.")
     for name in sorted(wanted - set(latent) - set(params)):
-        raise ModelError(f"{who} has no latent or param site '{name}' to be shared. It has {listed}; params {sorted(params)}.")
+        raise ModelError(
+            f"{who} has no latent or param site '{name}' to be shared. It has {listed}; params "
+            f"{sorted(params)}."
+        )
     for name in latent + list(params):
         if name not in wanted and name not in local:
             raise ModelError(f"{who}: site '{name}' is neither local nor shared. Add it to one of the two.")
     for name, site in sites.items():
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
-            raise ModelError(f"{who}: plate '{name}' is subsampled. An episode is scored whole: leave subsample_size away.")
+            raise ModelError(
+                f"{who}: plate '{name}' is subsampled. An episode is scored whole: leave subsample_size away."
+            )
     return EpisodeForm(
         model=model,
         sites=_laid_out(sites, [n for n in latent if n in local], who),
         params={n: s["value"] for n, s in params.items()},
         constraints={n: s["kwargs"]["constraint"] for n, s in params.items() if "constraint" in s["kwargs"]},
         shared_sites=(laid := _laid_out(sites, [n for n in latent if n in wanted], who)),
-        start=jnp.concatenate([jnp.ravel(s.transform.inv(sites[s.name]["value"])) for s in laid]) if laid else jnp.zeros(0),
+        start=jnp.concatenate([jnp.ravel(s.transform.inv(sites[s.name]["value"])) for s in laid])
+        if laid
+        else jnp.zeros(0),
         keep_prior=keep_prior,
         outside=outside,
     )
@@ -290,8 +342,8 @@ def _laid_out(sites: dict[str, dict], names: Sequence[str], who: str) -> tuple[S
         fn, value = sites[name]["fn"], sites[name]["value"]
         if fn.support.is_discrete:
             raise ModelError(
-                f"{who}: site '{name}' is discrete ({type(fn).__name__}), and a Gaussian cannot stand for it. Sum it out, or enumerate it "
-                "inside an observed mixture."
+                f"{who}: site '{name}' is discrete ({type(fn).__name__}), and a Gaussian cannot stand for "
+                "it. Sum it out, or enumerate it inside an observed mixture."
             )
         with numpyro.validation_enabled(False):
             transform = biject_to(fn.support)

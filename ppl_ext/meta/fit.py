@@ -31,10 +31,14 @@ from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.sharding import check_mesh, gathered, is_first_process, placed
 
 CUBATURE_UP_TO = 64
-"""Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws`` antithetic pairs."""
+"""Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws``
+antithetic pairs.
+"""
 
 LOOK = 50
-"""Steps between two looks at the losses; the batches since the last one are kept, so that what breaks down can be named."""
+"""Steps between two looks at the losses; the batches since the last one are kept, so that what breaks down
+can be named.
+"""
 
 
 AHEAD = 4
@@ -63,11 +67,17 @@ class Trainer:
         return state._replace(optim=self.optim.init(state.shared))
 
     def step(self, state: State, batch: Batch, rng_key: jax.Array) -> tuple[State, Terms]:
-        """Local fits; then the shared values by a gradient at fixed local laws, and the shared law by a natural-gradient step."""
+        """Local fits; then the shared values by a gradient at fixed local laws, and the shared law by a
+        natural-gradient step.
+        """
         key = jax.random.fold_in(rng_key, state.step)
         of_fits, of_noise = jax.random.split(key)
         h, d = self.hierarchy, self.hierarchy.form.dim
-        noise = None if d <= self.cubature_up_to else jax.random.normal(of_noise, (self.num_draws, d), state.niw.loc.dtype)
+        noise = (
+            None
+            if d <= self.cubature_up_to
+            else jax.random.normal(of_noise, (self.num_draws, d), state.niw.loc.dtype)
+        )
         fits = h.fits(state.niw, state.shared, batch, self.solver, of_fits)
 
         def loss(shared):
@@ -84,7 +94,10 @@ class Trainer:
         shared = optax.apply_updates(state.shared, updates)
         niw = h.update(state.niw, q, self.rate(state.step))
         new = State(niw, shared, optim, state.step + 1)
-        finite = jnp.isfinite(terms.total) & jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((niw, shared))]).all()
+        finite = (
+            jnp.isfinite(terms.total)
+            & jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((niw, shared))]).all()
+        )
         state = jax.tree.map(partial(jnp.where, finite), new, state)
         return gathered(self.mesh, (state, terms._replace(loss=jnp.where(finite, terms.loss, jnp.nan))))
 
@@ -106,38 +119,46 @@ def fit(
 ) -> MetaFit:
     r"""Fit the shared law and the shared values of a lifted model to a stream of episodes.
 
-    Each step fits the episodes of a batch from m₀ (nothing is stored per episode, and nothing is differentiated through the fit), moves the
-    Normal-Inverse-Wishart law by a natural gradient, and the shared values by the optimiser. With the whole stream as one batch, an exact
-    local solver and nothing shared this is coordinate ascent.
+    Each step fits the episodes of a batch from m₀ (nothing is stored per episode, and nothing is
+    differentiated through the fit), moves the Normal-Inverse-Wishart law by a natural gradient, and the
+    shared values by the optimiser. With the whole stream as one batch, an exact local solver and nothing
+    shared this is coordinate ascent.
 
     :param hierarchy: of a lifted model over the stream (:meth:`Lifted.hierarchy`).
     :param rng_key: a JAX key.
     :param stream: the episodes.
     :param local_solver: default :class:`LaplaceGGN`.
     :param optim: an optax optimiser of the shared values; default ``optax.adam(1e-2)``.
-    :param num_steps: steps, at most as many as an :class:`ArrivingStream` has batches; ``None`` for all of those.
+    :param num_steps: steps, at most as many as an :class:`ArrivingStream` has batches; ``None`` for all of
+        those.
     :param batch_size: episodes a step; default all (needed for a simulator or a generator).
-    :param rate: of the natural-gradient step, in (0, 1], or a function of the step; default 1 for the whole stream, else (step + 1)^-0.7.
-        Shared features that keep moving want a constant, 0.05 say.
+    :param rate: of the natural-gradient step, in (0, 1], or a function of the step; default 1 for the whole
+        stream, else (step + 1)^-0.7. Shared features that keep moving want a constant, 0.05 say.
     :param num_draws: pairs of draws for expected losses where θ has more than 64 dimensions.
     :param init: an earlier fit to go on from.
-    :param checkpoint: a :class:`~ppl_ext.runtime.checkpoint.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the
-        file exists. ``num_steps`` then counts the steps made before, too. The file of a run on other episodes, or whose model read other
-        numbers from outside, is refused.
-    :param mesh: devices over which the episodes of a batch are spread, ``jax.make_mesh((8,), ("episodes",), axis_types=(AxisType.Auto,))``;
-        every batch is then a multiple of their number.
+    :param checkpoint: a :class:`~ppl_ext.runtime.checkpoint.Checkpoint`: save the run as it goes; go on from
+        there, to the last bit, if the file exists. ``num_steps`` then counts the steps made before, too. The
+        file of a run on other episodes, or whose model read other numbers from outside, is refused.
+    :param mesh: devices over which the episodes of a batch are spread,
+        ``jax.make_mesh((8,), ("episodes",), axis_types=(AxisType.Auto,))``; every batch is then a multiple of
+        their number.
     :return: :class:`MetaFit`.
     :raises ModelError: for :class:`ExactLinearGaussian` with a model that is not quadratic in θ.
-    :raises NonFiniteError: if the bound or a parameter stops being finite, naming episode and site; ``error.result`` is the last good fit.
+    :raises NonFiniteError: if the bound or a parameter stops being finite, naming episode and site;
+        ``error.result`` is the last good fit.
     """
     stream = as_stream("fit", stream)
     hierarchy.form.unchanged("fit")
-    _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size, num_draws, init, checkpoint, progress_bar)
+    _check_arguments(
+        rng_key, stream, local_solver, optim, num_steps, batch_size, num_draws, init, checkpoint, progress_bar
+    )
     check_mesh("fit", mesh)
     of_batches, of_steps = jax.random.split(rng_key)
     whole = isinstance(stream, EpisodeStream) and (batch_size is None or batch_size >= len(stream))
     solver = LaplaceGGN() if local_solver is None else local_solver
-    trainer = Trainer(hierarchy, solver, optax.adam(1e-2) if optim is None else optim, _rate(rate, whole), num_draws, mesh)
+    trainer = Trainer(
+        hierarchy, solver, optax.adam(1e-2) if optim is None else optim, _rate(rate, whole), num_draws, mesh
+    )
     state, losses = _resumed(trainer, init), np.zeros((3, 0))
     about = described(hierarchy) | {
         "local_solver": repr(solver),
@@ -168,11 +189,15 @@ def fit(
     if checkpoint is not None and finite and losses.shape[1] > saved:
         _save(checkpoint, run.state, losses, about)
     if not losses.size:
-        raise ArgumentError(f"fit: there are fewer episodes than batch_size, {batch_size}, so no step could be made.")
+        raise ArgumentError(
+            f"fit: there are fewer episodes than batch_size, {batch_size}, so no step could be made."
+        )
     result = MetaFit(hierarchy, solver, run.state, as_terms(losses), time.perf_counter() - started)
     if not finite and new is not None:
         at = int(np.argmin(np.isfinite(losses).all(0)))
-        error = NonFiniteError(f"The bound stopped being finite at step {at}: {run.why(at - (losses.shape[1] - new.shape[1]))}")
+        error = NonFiniteError(
+            f"The bound stopped being finite at step {at}: {run.why(at - (losses.shape[1] - new.shape[1]))}"
+        )
         error.result = replace(result, terms=as_terms(losses[:, :at]))
         raise error
     return result
@@ -192,8 +217,22 @@ def _save(checkpoint: Checkpoint, state: State, losses: np.ndarray, about: dict[
 class _Run:
     """Steps in the background, looked at every now and then."""
 
-    def __init__(self, trainer: Trainer, stream: Stream, state: State, rng_key: jax.Array, batches: Iterator[Batch], total: int | None):
-        self.trainer, self.stream, self.rng_key, self.batches, self.left = trainer, stream, rng_key, batches, total
+    def __init__(
+        self,
+        trainer: Trainer,
+        stream: Stream,
+        state: State,
+        rng_key: jax.Array,
+        batches: Iterator[Batch],
+        total: int | None,
+    ):
+        self.trainer, self.stream, self.rng_key, self.batches, self.left = (
+            trainer,
+            stream,
+            rng_key,
+            batches,
+            total,
+        )
         self.state = placed(trainer.mesh, state, leading=False)
         self.step: Callable[[State, Batch, jax.Array], tuple[State, Terms]]
         if trainer.hierarchy.pads or isinstance(stream, SimulatedStream) or not any(stream.ragged):
@@ -201,9 +240,10 @@ class _Run:
         else:
             if trainer.mesh is not None:
                 raise ModelError(
-                    f"fit: the episode model '{name_of(trainer.hierarchy.form.model)}' sees more of its rows than a plate over them does, "
-                    "so episodes of different lengths are not padded, and cannot be spread over a mesh. Leave mesh out, or have all that "
-                    "depends on the rows inside of numpyro.plate('rows', len(data))."
+                    f"fit: the episode model '{name_of(trainer.hierarchy.form.model)}' sees more of its "
+                    "rows than a plate over them does, so episodes of different lengths are not padded, and "
+                    "cannot be spread over a mesh. Leave mesh out, or have all that depends on the rows "
+                    "inside of numpyro.plate('rows', len(data))."
                 )
             self.step = Grouped(trainer, stream, stream[int(np.argmax(stream.lengths))]).step
         self.first = True
@@ -215,7 +255,11 @@ class _Run:
         while len(losses) < LOOK and self.left != 0 and (batch := next(self.batches, None)) is not None:
             check_mesh("fit", self.trainer.mesh, len(batch.numbers), "the number of episodes in a batch")
             if self.first and isinstance(self.trainer.solver, ExactLinearGaussian):
-                _check_quadratic(self.trainer.hierarchy, self.state, parts(self.trainer.hierarchy, self.stream, batch)[-1].batch)
+                _check_quadratic(
+                    self.trainer.hierarchy,
+                    self.state,
+                    parts(self.trainer.hierarchy, self.stream, batch)[-1].batch,
+                )
             with explained(self.trainer.hierarchy.form.model):
                 self.state, terms = self.step(self.state, placed(self.trainer.mesh, batch), self.rng_key)
             losses.append(terms)
@@ -223,13 +267,21 @@ class _Run:
                 jax.block_until_ready(losses[-1 - AHEAD])
             self.seen.append(batch)
             self.first, self.left = False, None if self.left is None else self.left - 1
-        return np.stack([np.stack([np.asarray(x) for x in terms]) for terms in losses], axis=1) if losses else None
+        return (
+            np.stack([np.stack([np.asarray(x) for x in terms]) for terms in losses], axis=1)
+            if losses
+            else None
+        )
 
     def why(self, at: int) -> str:
         """What broke down at a step since the last look; the state has stayed as it was before."""
         hierarchy, state = self.trainer.hierarchy, self.state
         found = bad_of_stream(hierarchy, state.shared, self.stream, self.seen[at], state.niw.loc)
-        found = found or "its gradient, or a shared parameter after the step, is not. Smaller steps, or a prior with more df, may help."
+        found = (
+            found
+            or "its gradient, or a shared parameter after the step, is not. Smaller steps, or a prior with "
+            "more df, may help."
+        )
         return f"{found} The last good state is in this error's `.result`."
 
 
@@ -239,12 +291,19 @@ def _resumed(trainer: Trainer, init: MetaFit | None) -> State:
         return state
     old = init.state if init.state.optim is not None else init.state._replace(optim=state.optim)
     wanted, got = (jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), s) for s in (state, old))
-    if {jax.tree.structure(wanted)} != {jax.tree.structure(got)} or jax.tree.leaves(wanted) != jax.tree.leaves(got):
-        raise ArgumentError("fit: init is of another hierarchy, or was trained with another kind of optimiser: their states differ.")
+    if {jax.tree.structure(wanted)} != {jax.tree.structure(got)} or jax.tree.leaves(
+        wanted
+    ) != jax.tree.leaves(got):
+        raise ArgumentError(
+            "fit: init is of another hierarchy, or was trained with another kind of optimiser: their states "
+            "differ."
+        )
     return old
 
 
-def _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size, num_draws, init, checkpoint, progress_bar) -> None:
+def _check_arguments(
+    rng_key, stream, local_solver, optim, num_steps, batch_size, num_draws, init, checkpoint, progress_bar
+) -> None:
     check_key("fit: rng_key, the first argument,", rng_key)
     if num_steps is not None or not isinstance(stream, ArrivingStream):
         check_count("fit: num_steps", num_steps)
@@ -255,13 +314,21 @@ def _check_arguments(rng_key, stream, local_solver, optim, num_steps, batch_size
     elif batch_size is not None:
         check_count("fit: batch_size", batch_size)
     if local_solver is not None and not isinstance(local_solver, LocalSolver):
-        raise ArgumentTypeError(f"fit: local_solver must be an instance such as LaplaceGGN(), got {told(local_solver)}.")
+        raise ArgumentTypeError(
+            f"fit: local_solver must be an instance such as LaplaceGGN(), got {told(local_solver)}."
+        )
     if optim is not None and not isinstance(optim, optax.GradientTransformation):
-        raise ArgumentTypeError(f"fit: optim must be an optimiser of optax such as optax.adam(0.01), got {told(optim)}.")
+        raise ArgumentTypeError(
+            f"fit: optim must be an optimiser of optax such as optax.adam(0.01), got {told(optim)}."
+        )
     if init is not None and not isinstance(init, MetaFit):
-        raise ArgumentTypeError(f"fit: init must be a MetaFit, what an earlier fit returned, got {told(init)}.")
+        raise ArgumentTypeError(
+            f"fit: init must be a MetaFit, what an earlier fit returned, got {told(init)}."
+        )
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}.")
+        raise ArgumentTypeError(
+            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}."
+        )
     refuse_open_handlers("fit")
 
 
@@ -279,7 +346,9 @@ def _rate(rate: Any, whole: bool) -> Callable[[jax.Array], jax.Array]:
 def _check_quadratic(hierarchy: Hierarchy, state: State, batch: Batch) -> None:
     """A quadratic is told from anything else by its slope: linear between any three points."""
     longest = int(np.argmax(batch.lengths))
-    loss = hierarchy.loss(state.shared, jax.tree.map(lambda x: x[longest], batch.args), batch.lengths[longest])
+    loss = hierarchy.loss(
+        state.shared, jax.tree.map(lambda x: x[longest], batch.args), batch.lengths[longest]
+    )
     a = state.niw.loc
     b = a + jax.random.normal(jax.random.key(1), a.shape, a.dtype)
     slopes = [np.asarray(jax.grad(loss)(x), np.float64) for x in (a, (a + b) / 2, b)]
@@ -288,8 +357,9 @@ def _check_quadratic(hierarchy: Hierarchy, state: State, batch: Batch) -> None:
     scale = max(float(np.abs(s).max()) for s in slopes)
     if not np.abs(slopes[0] + slopes[2] - 2 * slopes[1]).max() <= 1e-3 * scale + 1e-6:
         raise ModelError(
-            "ExactLinearGaussian serves episodes whose log likelihood is quadratic in the local sites (a Normal with fixed scale around a "
-            "linear function of real-valued sites); this one is not. Use LaplaceGGN()."
+            "ExactLinearGaussian serves episodes whose log likelihood is quadratic in the local sites (a "
+            "Normal with fixed scale around a linear function of real-valued sites); this one is not. Use "
+            "LaplaceGGN()."
         )
 
 

@@ -51,7 +51,11 @@ def saved_part(state: State) -> tuple:
 def described(hierarchy: Hierarchy) -> dict[str, Any]:
     """Which hierarchy a file is of."""
     sites = [f"{s.name}{list(s.shape)}" for s in hierarchy.form.sites]
-    return {"local sites": ", ".join(sites), "structure": hierarchy.prior.structure, "num_episodes": hierarchy.num_episodes}
+    return {
+        "local sites": ", ".join(sites),
+        "structure": hierarchy.prior.structure,
+        "num_episodes": hierarchy.num_episodes,
+    }
 
 
 def as_terms(losses: np.ndarray) -> Terms:
@@ -60,7 +64,9 @@ def as_terms(losses: np.ndarray) -> Terms:
 
 
 @eqx.filter_jit
-def _posteriors(hierarchy: Hierarchy, state: State, solver: LocalSolver, batch: Batch, keys: jax.Array) -> Gaussian:
+def _posteriors(
+    hierarchy: Hierarchy, state: State, solver: LocalSolver, batch: Batch, keys: jax.Array
+) -> Gaussian:
     fits = hierarchy.fits(state.niw, state.shared, batch, solver, keys)
     return jax.vmap(partial(closed_form, niw=state.niw))(fits)
 
@@ -69,8 +75,8 @@ def _posteriors(hierarchy: Hierarchy, state: State, solver: LocalSolver, batch: 
 class MetaFit:
     """What training returns: the fitted shared law and values.
 
-    ``niw``: q(μ, Σ), a :class:`~ppl_ext.meta.NIW`. ``shared``: the shared sites by name. ``losses``: the bound per episode, by step;
-    ``terms`` its parts.
+    ``niw``: q(μ, Σ), a :class:`~ppl_ext.meta.NIW`. ``shared``: the shared sites by name. ``losses``: the
+    bound per episode, by step; ``terms`` its parts.
     """
 
     hierarchy: Hierarchy
@@ -81,7 +87,10 @@ class MetaFit:
 
     def __repr__(self) -> str:
         last = f", loss={self.losses[-1]:.4g}" if self.losses.size else ""
-        return f"MetaFit({type(self.solver).__name__}, {self.niw.structure} NIW over {self.niw.dim}, num_steps={self.losses.size}{last})"
+        return (
+            f"MetaFit({type(self.solver).__name__}, {self.niw.structure} NIW over {self.niw.dim}, "
+            f"num_steps={self.losses.size}{last})"
+        )
 
     @property
     def niw(self) -> NIW:
@@ -94,10 +103,13 @@ class MetaFit:
     @property
     def shared(self) -> dict[str, jax.Array]:
         """``param`` sites and shared latent sites by name, constrained."""
-        return self.hierarchy.form.params_of(self.state.shared) | self.hierarchy.form.shared_values(self.state.shared)
+        return self.hierarchy.form.params_of(self.state.shared) | self.hierarchy.form.shared_values(
+            self.state.shared
+        )
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the shared law and values to a file, whole or not at all; :meth:`Lifted.load` reads it. Plain arrays, never pickled.
+        """Write the shared law and values to a file, whole or not at all; :meth:`Lifted.load` reads it. Plain
+        arrays, never pickled.
 
         The optimiser is not in it: to go on with a run to the last bit, give ``fit`` a ``checkpoint``.
         """
@@ -106,7 +118,8 @@ class MetaFit:
         return Path(path)
 
     def posteriors(self, stream: EpisodeStream, rng_key: jax.Array | None = None) -> Gaussian:
-        """Each episode's Gaussian over θ in a stream that was trained on: means (n, d), covariances (n, d, d) or (n, d).
+        """Each episode's Gaussian over θ in a stream that was trained on: means (n, d), covariances (n, d, d)
+        or (n, d).
 
         :raises NonFiniteError: if an episode's density is not finite, naming episode and site.
         """
@@ -117,18 +130,30 @@ class MetaFit:
         self.hierarchy.form.unchanged("posteriors")
         batch = stream.batch(np.arange(len(stream)))
         first = next(i for i, n in enumerate(stream.lengths) if n)
-        check_new_episode("posteriors", self.hierarchy.form, self.state.shared, stream[first], {}, self.hierarchy.like)
+        check_new_episode(
+            "posteriors", self.hierarchy.form, self.state.shared, stream[first], {}, self.hierarchy.like
+        )
         with explained(self.hierarchy.form.model):
             keys = jax.random.split(key, len(stream))
-            q = each(self.hierarchy, stream, batch, partial(_posteriors, self.hierarchy, self.state, self.solver), keys)
+            q = each(
+                self.hierarchy,
+                stream,
+                batch,
+                partial(_posteriors, self.hierarchy, self.state, self.solver),
+                keys,
+            )
         finite = all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(q))
         why = bad_of_stream(self.hierarchy, self.state.shared, stream, batch, self.niw.loc)
         if why is not None or not finite:
             raise NonFiniteError(f"posteriors: {why or 'a local fit is not finite'}")
         return q
 
-    def to_arviz(self, episodes: Any, rng_key: jax.Array | None = None, num_samples: int = 500, **options: Any) -> Any:
-        """The ArviZ report over the episodes trained on: :func:`ppl_ext.meta.arviz_report.fit_to_arviz`, which has the options."""
+    def to_arviz(
+        self, episodes: Any, rng_key: jax.Array | None = None, num_samples: int = 500, **options: Any
+    ) -> Any:
+        """The ArviZ report over the episodes trained on: :func:`ppl_ext.meta.arviz_report.fit_to_arviz`,
+        which has the options.
+        """
         from ppl_ext.meta.arviz_report import fit_to_arviz
 
         known = list(inspect.signature(fit_to_arviz).parameters)[4:]
@@ -145,7 +170,11 @@ class MetaFit:
         """
         form, shared = self.hierarchy.form, self.state.shared
         form.unchanged(where)
-        given = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, list | float | int) else x, (args, kwargs), is_leaf=_is_list)
+        given = jax.tree.map(
+            lambda x: np.asarray(x) if isinstance(x, list | float | int) else x,
+            (args, kwargs),
+            is_leaf=_is_list,
+        )
         args, kwargs = held(given)
         check_new_episode(where, form, shared, args, kwargs, self.hierarchy.like)
         args, kwargs = jax.tree.map(jnp.asarray, (args, kwargs))
@@ -154,15 +183,25 @@ class MetaFit:
             raise NonFiniteError(f"{where}: {why}")
         return loss
 
-    def adapt(self, rng_key: jax.Array, *args, prior: str = "student_t", num_samples: int = 1000, num_nodes: int = 64, **kwargs) -> Adapted:
+    def adapt(
+        self,
+        rng_key: jax.Array,
+        *args,
+        prior: str = "student_t",
+        num_samples: int = 1000,
+        num_nodes: int = 64,
+        **kwargs,
+    ) -> Adapted:
         r"""The posterior of the local sites on a new episode.
 
-        With ``prior="student_t"`` θ has the law that the fitted hierarchy predicts, a scale mixture of Gaussians
-        :math:`N(m_0, S/u),\; u \sim \mathrm{Gamma}(\nu/2, \nu/2)`: the local fit is combined in closed form with each of ``num_nodes``
-        values of u, weighed by the evidence each gives; exact (up to the nodes) for linear-Gaussian episodes. ``"mode"`` takes
-        :math:`N(m_0, V_0/(n_0+d+2))`, and so does ``"student_t"`` where n₀ is beyond any counting.
+        With ``prior="student_t"`` θ has the law that the fitted hierarchy predicts, a scale mixture of
+        Gaussians :math:`N(m_0, S/u),\; u \sim \mathrm{Gamma}(\nu/2, \nu/2)`: the local fit is combined in
+        closed form with each of ``num_nodes`` values of u, weighed by the evidence each gives; exact (up to
+        the nodes) for linear-Gaussian episodes. ``"mode"`` takes :math:`N(m_0, V_0/(n_0+d+2))`, and so does
+        ``"student_t"`` where n₀ is beyond any counting.
 
-        :param args: the new episode, as are all other keywords. Without rows (all its arrays empty) the posterior is the prior.
+        :param args: the new episode, as are all other keywords. Without rows (all its arrays empty) the
+            posterior is the prior.
         :raises ArgumentError: for an unknown prior, or arguments unlike those of the episodes trained on.
         :raises ModelError: for data that do not fit their distribution, naming the site.
         :raises NonFiniteError: for data whose density is not finite, naming the site.
@@ -186,7 +225,8 @@ def check_finite(where: str, law: Any) -> None:
     """:raises NonFiniteError: for the law of a new episode."""
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(law)):
         raise NonFiniteError(
-            f"{where}: the local fit is not finite. A solver with smaller or fewer steps, or a prior with more df, may help."
+            f"{where}: the local fit is not finite. A solver with smaller or fewer steps, or a prior with "
+            "more df, may help."
         )
 
 

@@ -1,4 +1,6 @@
-"""Episodes of one length run together, without padding: for models that see more of their rows than a plate over them does."""
+"""Episodes of one length run together, without padding: for models that see more of their rows than a plate
+over them does.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,7 +25,9 @@ class Part(NamedTuple):
 
 
 def parts(hierarchy: Hierarchy, stream: Any, batch: Batch) -> list[Part]:
-    """A batch of a stream as it is to be run: whole where nothing is padded or the padding is not seen, else by length, unpadded."""
+    """A batch of a stream as it is to be run: whole where nothing is padded or the padding is not seen, else
+    by length, unpadded.
+    """
     lengths = np.asarray(batch.lengths)
     if hierarchy.pads or not any(stream.ragged):
         return [Part(np.arange(len(lengths)), batch)]
@@ -44,7 +48,8 @@ def _by_length(ragged: Sequence[bool], batch: Batch, lengths: np.ndarray) -> Ite
 def together(found: Sequence[Any], order: Sequence[np.ndarray]) -> Any:
     """What parts of a batch gave, episode by episode, as the batch has them.
 
-    Factors of low rank have as many rows as an episode has outputs, and are filled with zeros to the most of them.
+    Factors of low rank have as many rows as an episode has outputs, and are filled with zeros to the most of
+    them.
     """
     if len(found) == 1:
         return found[0]
@@ -58,7 +63,10 @@ def _filled(found: Sequence[Any]) -> Sequence[Any]:
     if factors[0] is None:
         return found
     most = max(f.shape[1] for f in factors)
-    return [_with_factor(x, jnp.pad(f, ((0, 0), (0, most - f.shape[1]), (0, 0)))) for x, f in zip(found, factors, strict=True)]
+    return [
+        _with_factor(x, jnp.pad(f, ((0, 0), (0, most - f.shape[1]), (0, 0))))
+        for x, f in zip(found, factors, strict=True)
+    ]
 
 
 def _factor(x: Any) -> Any:
@@ -75,10 +83,17 @@ def _with_factor(x: Any, factor: jax.Array) -> Any:
 def each(hierarchy: Hierarchy, stream: Any, batch: Batch, run: Any, keys: jax.Array | None = None) -> Any:
     """``run(batch, keys)`` of every part of a batch, put together again."""
     found = parts(hierarchy, stream, batch)
-    return together([run(p.batch, None if keys is None else keys[p.places]) for p in found], [p.places for p in found])
+    return together(
+        [run(p.batch, None if keys is None else keys[p.places]) for p in found], [p.places for p in found]
+    )
 
 
-def bad_of_stream(hierarchy: Hierarchy, shared: Mapping[str, Any], stream: Any, batch: Batch, theta: jax.Array) -> str | None:
+def bad_of_stream(
+    hierarchy: Hierarchy, shared: Mapping[str, Any], stream: Any, batch: Batch, theta: jax.Array
+) -> str | None:
     """The first episode of a stream's batch with a density that is not finite at θ, and why."""
-    found = (bad_episode(partial(hierarchy.loss, shared), part.batch, theta) for part in parts(hierarchy, stream, batch))
+    found = (
+        bad_episode(partial(hierarchy.loss, shared), part.batch, theta)
+        for part in parts(hierarchy, stream, batch)
+    )
     return next((why for why in found if why), None)

@@ -14,9 +14,10 @@ def head(name: str, features: jax.Array, num_outputs: int | None = None) -> jax.
 
     .. math:: f = [\phi, 1]\, W, \qquad W \text{ of shape } (p + 1,) \text{ or } (p + 1, k)
 
-    With real-valued outputs and a Normal of fixed scale, the episode is linear-Gaussian in W, so that :class:`ExactLinearGaussian` is
-    exact, and with ``structure="full"`` the hierarchy learns the covariance of all of W: a kernel between the rows of features.
-    The features' network comes from ``numpyro.contrib.module``: ``nnx_module``, ``flax_module`` or ``eqx_module``; its weights are shared
+    With real-valued outputs and a Normal of fixed scale, the episode is linear-Gaussian in W, so that
+    :class:`ExactLinearGaussian` is exact, and with ``structure="full"`` the hierarchy learns the covariance
+    of all of W: a kernel between the rows of features. The features' network comes from
+    ``numpyro.contrib.module``: ``nnx_module``, ``flax_module`` or ``eqx_module``; its weights are shared
     params.
 
     :param name: of the site. Its own prior, a standard Normal, is what :func:`lift` replaces.
@@ -33,7 +34,9 @@ def head(name: str, features: jax.Array, num_outputs: int | None = None) -> jax.
     if not isinstance(name, str):
         raise ArgumentTypeError(f"head: name must be the name of a site, got {told(name)}.")
     if jnp.ndim(features) != 2:
-        raise ArgumentError(f"head: features of site '{name}' must have shape (rows, p), got {jnp.shape(features)}.")
+        raise ArgumentError(
+            f"head: features of site '{name}' must have shape (rows, p), got {jnp.shape(features)}."
+        )
     if num_outputs is not None:
         check_count("head: num_outputs", num_outputs)
     features = jnp.asarray(features)

@@ -16,7 +16,9 @@ from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, Quadratic, closed_
 from ppl_ext.meta.streams.stream import Batch
 
 POINT = 1e6
-"""How many episodes stand for infinitely many: the shared law is then a point, and its divergence from the prior weighs nothing."""
+"""How many episodes stand for infinitely many: the shared law is then a point, and its divergence from the
+prior weighs nothing.
+"""
 
 
 Layout = tuple[Any, tuple[tuple[int, ...], ...]]
@@ -29,7 +31,9 @@ def layout(arg: Any) -> Layout:
 
 
 class Terms(NamedTuple):
-    """The bound's parts, per episode: expected loss, expected divergence from the shared law, and what the globals cost."""
+    """The bound's parts, per episode: expected loss, expected divergence from the shared law, and what the
+    globals cost.
+    """
 
     loss: jax.Array
     divergence: jax.Array
@@ -41,10 +45,11 @@ class Terms(NamedTuple):
 
 
 class Hierarchy(eqx.Module):
-    """An episode model laid out over episodes: what :func:`lift` becomes once it has seen one. All its methods are pure.
+    """An episode model laid out over episodes: what :func:`lift` becomes once it has seen one. All its
+    methods are pure.
 
-    ``row_plates`` mask the padding of episodes of different lengths, if ``pads`` says that the model does not see it otherwise; where it
-    does, a batch is of one length, unpadded (:mod:`ppl_ext.meta.groups`).
+    ``row_plates`` mask the padding of episodes of different lengths, if ``pads`` says that the model does not
+    see it otherwise; where it does, a batch is of one length, unpadded (:mod:`ppl_ext.meta.groups`).
     """
 
     form: EpisodeForm
@@ -59,8 +64,12 @@ class Hierarchy(eqx.Module):
         rows = Rows(self.row_plates, length) if self.row_plates or not self.pads else None
         return EpisodeLoss(self.form, dict(shared), args, {}, rows)
 
-    def fits(self, niw: NIW, shared: Mapping[str, Any], batch: Batch, solver: LocalSolver, rng_key: jax.Array) -> Quadratic:
-        """A local fit of each episode of a batch, held fixed under differentiation; ``rng_key`` is one key, or one for each."""
+    def fits(
+        self, niw: NIW, shared: Mapping[str, Any], batch: Batch, solver: LocalSolver, rng_key: jax.Array
+    ) -> Quadratic:
+        """A local fit of each episode of a batch, held fixed under differentiation; ``rng_key`` is one key,
+        or one for each.
+        """
         niw, shared = jax.lax.stop_gradient((niw, dict(shared)))
         precision = niw.expected_precision()
         one_key = jnp.ndim(rng_key) == (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
@@ -75,10 +84,18 @@ class Hierarchy(eqx.Module):
         fits = jax.tree.map(lambda x: jnp.where(none.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x), fits)
         return jax.lax.stop_gradient(fits)
 
-    def terms(self, niw: NIW, shared: Mapping[str, Any], batch: Batch, fits: Quadratic, noise: jax.Array | None = None) -> Terms:
+    def terms(
+        self,
+        niw: NIW,
+        shared: Mapping[str, Any],
+        batch: Batch,
+        fits: Quadratic,
+        noise: jax.Array | None = None,
+    ) -> Terms:
         r"""The bound to be minimised, for each episode of a batch on average.
 
-        .. math:: \tfrac1B \sum_i \big[ \mathbb{E}_{q_i} \ell_i(\theta) + \mathbb{E}_q \mathrm{KL}(q_i \| N(\mu, \Sigma)) \big]
+        .. math:: \tfrac1B \sum_i \big[ \mathbb{E}_{q_i} \ell_i(\theta) + \mathbb{E}_q \mathrm{KL}(q_i \|
+        N(\mu, \Sigma)) \big]
             + \tfrac1N \big[ \mathrm{KL}(q(\mu, \Sigma) \| p(\mu, \Sigma)) - \log p(\text{shared}) \big]
 
         :math:`q_i` follows from the fits and ``niw`` in closed form, and gradients flow through that.
@@ -98,12 +115,18 @@ class Hierarchy(eqx.Module):
 
         :param args: of any episode: the priors of shared sites do not depend on it.
         """
-        cost = (niw.kl(self.prior) if math.isfinite(self.num_episodes) else 0.0) - self.form.log_prior_of_shared(shared, args, {})
+        cost = (
+            niw.kl(self.prior) if math.isfinite(self.num_episodes) else 0.0
+        ) - self.form.log_prior_of_shared(shared, args, {})
         return (1 / self.num_episodes if math.isfinite(self.num_episodes) else 0.0) * cost
 
     def update(self, niw: NIW, q: Gaussian, rate: jax.Array | float) -> NIW:
-        """A natural-gradient step of the shared law towards what these episodes, standing for all, would make of the prior."""
+        """A natural-gradient step of the shared law towards what these episodes, standing for all, would make
+        of the prior.
+        """
         total = min(self.num_episodes, POINT)
         # Of low rank only where the law is diagonal, which takes no more than the variances.
-        covariance = jax.vmap(LowRank.diagonal)(q.covariance) if isinstance(q.covariance, LowRank) else q.covariance
+        covariance = (
+            jax.vmap(LowRank.diagonal)(q.covariance) if isinstance(q.covariance, LowRank) else q.covariance
+        )
         return niw.towards(self.prior.posterior(q.mean, covariance, total), rate)

@@ -1,4 +1,6 @@
-"""Episodes of several kinds: a mixture of shared laws, told apart by variational EM on local fits already made."""
+"""Episodes of several kinds: a mixture of shared laws, told apart by variational EM on local fits already
+made.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +33,9 @@ SEEDS, TRIES = 3, 10
 class Kinds:
     """Several shared laws instead of one; what :func:`kinds` returns.
 
-    ``laws``: a :class:`NIW` of each kind. ``concentration``: (K,), of the Dirichlet posterior of their shares. ``memberships``: (n, K), how
-    probably each episode seen is of each kind. ``losses``: the bound per episode by round, up to a constant. ``fit`` has the shared values.
+    ``laws``: a :class:`NIW` of each kind. ``concentration``: (K,), of the Dirichlet posterior of their
+    shares. ``memberships``: (n, K), how probably each episode seen is of each kind. ``losses``: the bound per
+    episode by round, up to a constant. ``fit`` has the shared values.
     """
 
     fit: MetaFit
@@ -49,8 +52,11 @@ class Kinds:
         """Expected shares, shape (K,)."""
         return self.concentration / self.concentration.sum()
 
-    def adapt(self, rng_key: jax.Array, *args, num_samples: int = 1000, num_nodes: int = 64, **kwargs) -> Adapted:
-        """As :meth:`MetaFit.adapt`, under a mixture of each kind's Student-t: which kind the episode is of is averaged over.
+    def adapt(
+        self, rng_key: jax.Array, *args, num_samples: int = 1000, num_nodes: int = 64, **kwargs
+    ) -> Adapted:
+        """As :meth:`MetaFit.adapt`, under a mixture of each kind's Student-t: which kind the episode is of is
+        averaged over.
 
         :raises ArgumentError: for arguments unlike those of the episodes trained on.
         :raises ModelError: for data that do not fit their distribution, naming the site.
@@ -72,7 +78,9 @@ class Kinds:
 
     def law(self, loss: EpisodeLoss | None, rng_key: jax.Array, nodes: list[Nodes]) -> Mixture:
         """The law of a new episode's θ, pure; ``None`` stands for an episode without data."""
-        return _adapted(loss, self.fit.niw, self.fit.solver, rng_key, list(self.laws), jnp.log(self.shares), nodes)
+        return _adapted(
+            loss, self.fit.niw, self.fit.solver, rng_key, list(self.laws), jnp.log(self.shares), nodes
+        )
 
 
 @eqx.filter_jit
@@ -80,18 +88,30 @@ def _adapted(loss, niw, solver, rng_key, laws, log_shares, nodes) -> Mixture:
     return of_laws(local_fit(loss, niw, solver, rng_key), laws, log_shares, nodes)
 
 
-def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, num_rounds: int = 50, num_starts: int = 10) -> Kinds:
+def kinds(
+    fit: MetaFit,
+    rng_key: jax.Array,
+    episodes: Any,
+    num_kinds: int = 2,
+    num_rounds: int = 50,
+    num_starts: int = 10,
+) -> Kinds:
     r"""Tell apart the kinds of episode that one shared law has taken together.
 
-    .. math:: \pi \sim \mathrm{Dirichlet}(1, \dots, 1), \quad z_i \sim \pi, \quad \theta_i \mid z_i = k \sim N(\mu_k, \Sigma_k), \quad
+    .. math:: \pi \sim \mathrm{Dirichlet}(1, \dots, 1), \quad z_i \sim \pi, \quad \theta_i \mid z_i = k \sim
+    N(\mu_k, \Sigma_k), \quad
         (\mu_k, \Sigma_k) \sim \text{the hierarchy's prior}
 
-    The shared values stay those of ``fit``, and so do the local fits, a quadratic for each episode made under its law: exact for
-    linear-Gaussian episodes. Given these every update has a closed form: :math:`q(\theta_i \mid k)` against the law of kind k; memberships
-    :math:`r_{ik} \propto \exp(\mathbb{E} \log \pi_k - \mathbb{E}\,\ell_i - \mathbb{E}\,\mathrm{KL}(q_{ik} \| N(\mu_k, \Sigma_k)))`; and the
-    laws by conjugacy, each episode counted :math:`r_{ik}` times. The bound grows in every round.
+    The shared values stay those of ``fit``, and so do the local fits, a quadratic for each episode made under
+    its law: exact for linear-Gaussian episodes. Given these every update has a closed form:
+    :math:`q(\theta_i \mid k)` against the law of kind k; memberships
+    :math:`r_{ik} \propto \exp(\mathbb{E} \log \pi_k - \mathbb{E}\,\ell_i - \mathbb{E}\,\mathrm{KL}(q_{ik} \|
+    N(\mu_k,
+    \Sigma_k)))`; and the laws by conjugacy, each episode counted :math:`r_{ik}` times. The bound grows in
+    every round.
 
-    EM finds a local optimum. It starts ``num_starts`` times from laws of three random episodes each, and goes on from the best.
+    EM finds a local optimum. It starts ``num_starts`` times from laws of three random episodes each, and goes
+    on from the best.
 
     :param episodes: an ``EpisodeStream`` or a list of episodes, which stand for all N of the hierarchy.
     :raises ArgumentError: if the shared law is diagonal, or there are too few episodes.
@@ -109,7 +129,8 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     >>> two, sorted(round(float(law.loc[0])) for law in two.laws)
     (Kinds(2, shares=[0.5, 0.5]), [-9, 9])
 
-    Source: the variational mixture of Gaussians (Bishop 2006, section 10.2), with the θ themselves latent, as here.
+    Source: the variational mixture of Gaussians (Bishop 2006, section 10.2), with the θ themselves latent, as
+    here.
     """
     if not isinstance(fit, MetaFit):
         raise ArgumentTypeError(f"kinds: fit must be a MetaFit, got {told(fit)}.")
@@ -117,10 +138,15 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     for name, value in (("num_kinds", num_kinds), ("num_rounds", num_rounds), ("num_starts", num_starts)):
         check_count(f"kinds: {name}", value)
     if fit.niw.diagonal:
-        raise ArgumentError("kinds: the shared law is diagonal, with a scale for each coordinate; lift with structure='full' or 'block'.")
+        raise ArgumentError(
+            "kinds: the shared law is diagonal, with a scale for each coordinate; lift with "
+            "structure='full' or 'block'."
+        )
     stream, h, state = finite_stream("kinds", episodes), fit.hierarchy, fit.state
     if len(stream) < SEEDS * num_kinds:
-        raise ArgumentError(f"kinds: {num_kinds} kinds start from {SEEDS} episodes each; there are {len(stream)} in all.")
+        raise ArgumentError(
+            f"kinds: {num_kinds} kinds start from {SEEDS} episodes each; there are {len(stream)} in all."
+        )
     batch = stream.batch(np.arange(len(stream)))
     h.form.unchanged("kinds")
     if (why := bad_of_stream(h, state.shared, stream, batch, fit.niw.loc)) is not None:
@@ -128,13 +154,15 @@ def kinds(fit: MetaFit, rng_key: jax.Array, episodes: Any, num_kinds: int = 2, n
     of_fits, of_starts = jax.random.split(rng_key)
     keys = jax.random.split(of_fits, len(stream))
     run = eqx.filter_jit(h.fits)
-    fits = each(h, stream, batch, lambda batch, keys: run(state.niw, state.shared, batch, fit.solver, keys), keys)
+    fits = each(
+        h, stream, batch, lambda batch, keys: run(state.niw, state.shared, batch, fit.solver, keys), keys
+    )
     fits = fits._replace(precision=_dense(fits.precision))
     near = jax.vmap(partial(closed_form, niw=state.niw))(fits)
     em = _EM(fits, near, h.prior, min(h.num_episodes, POINT))
-    seeds = jax.vmap(lambda key: jax.random.permutation(key, len(stream))[: SEEDS * num_kinds].reshape(num_kinds, SEEDS))(
-        jax.random.split(of_starts, num_starts)
-    )
+    seeds = jax.vmap(
+        lambda key: jax.random.permutation(key, len(stream))[: SEEDS * num_kinds].reshape(num_kinds, SEEDS)
+    )(jax.random.split(of_starts, num_starts))
     laws, concentration = _tried(em, seeds)
     laws, concentration, memberships, losses = _run(em, laws, concentration, num_rounds)
     laws_of = tuple(jax.tree.map(lambda x, k=k: x[k], laws) for k in range(num_kinds))
@@ -150,7 +178,9 @@ def _dense(precision: jax.Array | Factored) -> jax.Array:
 
 
 class _EM(eqx.Module):
-    """Rounds of EM; stacked laws have a leading axis of kinds. ``near``: each episode's Gaussian under the one law."""
+    """Rounds of EM; stacked laws have a leading axis of kinds. ``near``: each episode's Gaussian under the
+    one law.
+    """
 
     fits: Quadratic
     near: Gaussian
@@ -160,7 +190,9 @@ class _EM(eqx.Module):
     def start(self, seeds: jax.Array) -> tuple[NIW, jax.Array]:
         """Laws of a few episodes each, (kind, episode), as if all N were like them."""
         means, covariances, count = self.near.mean, jnp.asarray(self.near.covariance), seeds.shape[0]
-        laws = jax.vmap(lambda s: self.prior.posterior(means[s], covariances[s], self.num_episodes / count))(seeds)
+        laws = jax.vmap(lambda s: self.prior.posterior(means[s], covariances[s], self.num_episodes / count))(
+            seeds
+        )
         return laws, jnp.full(count, 1 + self.num_episodes / count, means.dtype)
 
     def round(self, laws: NIW, concentration: jax.Array) -> tuple[NIW, jax.Array, jax.Array, jax.Array]:
@@ -175,19 +207,26 @@ class _EM(eqx.Module):
         return laws, 1 + self.num_episodes * memberships.mean(0), memberships, loss
 
     def _local(self, law: NIW) -> tuple[Gaussian, jax.Array]:
-        """Each episode's q against one law, and what it costs: E ℓ, up to a constant of the episode, and the divergence."""
+        """Each episode's q against one law, and what it costs: E ℓ, up to a constant of the episode, and the
+        divergence.
+        """
         q = jax.vmap(partial(closed_form, niw=law))(self.fits)
 
         def cost(fit, q, near):
-            # The loss from where the one law put the episode: whole losses are large, and their differences would be rounded away.
+            # The loss from where the one law put the episode: whole losses are large, and their differences
+            # would be rounded away.
             r = q.mean - near
-            loss = (fit.precision @ near - fit.linear) @ r + 0.5 * (r @ fit.precision @ r + jnp.trace(fit.precision @ q.covariance))
+            loss = (fit.precision @ near - fit.linear) @ r + 0.5 * (
+                r @ fit.precision @ r + jnp.trace(fit.precision @ q.covariance)
+            )
             return loss + law.expected_kl(q.mean, q.covariance)
 
         return q, jax.vmap(cost)(self.fits, q, self.near.mean)
 
     def _law(self, q: Gaussian, weights: jax.Array) -> NIW:
-        """The conjugate update, each episode counted as often as its weight: one episode with their moments stands for them all."""
+        """The conjugate update, each episode counted as often as its weight: one episode with their moments
+        stands for them all.
+        """
         share = weights / jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
         mean = share @ q.mean
         r = q.mean - mean

@@ -21,13 +21,18 @@ SAME = 2.0
 """Two modes are one if they lie within so many standard deviations of each other, as each sees it."""
 
 
-def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None, num_starts: int = 16, num_steps: int = 30) -> np.ndarray:
-    r"""The share of each episode's posterior that the mode used does not have: near 0 if one Gaussian will do, to be flagged above 0.05.
+def mass_elsewhere(
+    fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None, num_starts: int = 16, num_steps: int = 30
+) -> np.ndarray:
+    r"""The share of each episode's posterior that the mode used does not have: near 0 if one Gaussian will
+    do, to be flagged above 0.05.
 
-    .. math:: w_k \propto e^{-U(\theta_k)} |\nabla^2 U(\theta_k)|^{-1/2}, \qquad U = \ell + \tfrac12 (\theta - m_0)^\top P_0 (\theta - m_0)
+    .. math:: w_k \propto e^{-U(\theta_k)} |\nabla^2 U(\theta_k)|^{-1/2}, \qquad U = \ell + \tfrac12 (\theta -
+    m_0)^\top P_0 (\theta - m_0)
 
-    Modes are looked for by damped Gauss-Newton steps from m₀, where training starts, and from ``num_starts`` draws of the shared Gaussian;
-    each mode found gets its weight by Laplace's method. A mode that no start leads to is not seen.
+    Modes are looked for by damped Gauss-Newton steps from m₀, where training starts, and from ``num_starts``
+    draws of the shared Gaussian; each mode found gets its weight by Laplace's method. A mode that no start
+    leads to is not seen.
 
     :param fit: a fitted hierarchy.
     :param episodes: an ``EpisodeStream`` or a list of episodes.
@@ -42,7 +47,8 @@ def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None
     ...         numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
     >>> rows = [(np.zeros(2, np.float32), np.full(2, y, np.float32)) for y in (1.0, 2.0, 3.0)]
     >>> fit = lift(episode, ["level"]).untrained(rows, ExactLinearGaussian())  # .fit(key, rows) trains
-    >>> mass_elsewhere(fit, rows, num_starts=2, num_steps=2).round(3).tolist()  # Gaussian posteriors have one mode
+    >>> # Gaussian posteriors have one mode
+    >>> mass_elsewhere(fit, rows, num_starts=2, num_steps=2).round(3).tolist()
     [0.0, 0.0, 0.0]
 
     Source: Laplace's method, for instance Gelman et al. 2013, section 13.3, mixtures of normals at the modes.
@@ -54,13 +60,17 @@ def mass_elsewhere(fit: MetaFit, episodes: Any, rng_key: jax.Array | None = None
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key("mass_elsewhere: rng_key", rng_key)
     stream, h = finite_stream("mass_elsewhere", episodes), fit.hierarchy
-    check_new_episode("mass_elsewhere", h.form, fit.state.shared, stream[int(np.argmax(stream.lengths))], {}, h.like)
+    check_new_episode(
+        "mass_elsewhere", h.form, fit.state.shared, stream[int(np.argmax(stream.lengths))], {}, h.like
+    )
     batch = stream.batch(np.arange(len(stream)))
     h.form.unchanged("mass_elsewhere")
     if (why := bad_of_stream(h, fit.state.shared, stream, batch, fit.niw.loc)) is not None:
         raise NonFiniteError(f"mass_elsewhere: {why}")
     noise = jax.random.normal(rng_key, (num_starts, fit.niw.dim), fit.niw.loc.dtype)
-    return np.asarray(each(h, stream, batch, lambda batch, _: _elsewhere(h, fit.state, batch, noise, LaplaceGGN(num_steps))))
+    return np.asarray(
+        each(h, stream, batch, lambda batch, _: _elsewhere(h, fit.state, batch, noise, LaplaceGGN(num_steps)))
+    )
 
 
 @eqx.filter_jit

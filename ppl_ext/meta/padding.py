@@ -1,4 +1,6 @@
-"""Whether episodes of different lengths may be padded: only if their losses and slopes with padding are those without."""
+"""Whether episodes of different lengths may be padded: only if their losses and slopes with padding are those
+without.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,11 +23,13 @@ CLOSE = 2e-4
 
 
 def row_plates(form: EpisodeForm, loc: jax.Array, stream: Any, rng_key: jax.Array) -> tuple[str, ...] | None:
-    """The plates by which the padding of a ragged stream's episodes is masked; ``None`` if the model sees it nevertheless.
+    """The plates by which the padding of a ragged stream's episodes is masked; ``None`` if the model sees it
+    nevertheless.
 
-    Plates over rows mask the sites within them. What a model reads off its rows otherwise (their number, a mean, a factor over all of
-    them) no mask reaches. So three episodes are scored with padding and without, at several places; if that is not the same, no episode is
-    padded: those of one length are then run together (:mod:`ppl_ext.meta.groups`).
+    Plates over rows mask the sites within them. What a model reads off its rows otherwise (their number, a
+    mean, a factor over all of them) no mask reaches. So three episodes are scored with padding and without,
+    at several places; if that is not the same, no episode is padded: those of one length are then run
+    together (:mod:`ppl_ext.meta.groups`).
 
     :param loc: θ, about which episodes are scored.
     :param stream: an ``EpisodeStream`` or what has its ``lengths``, ``batch`` and ``ragged``.
@@ -44,7 +48,9 @@ def row_plates(form: EpisodeForm, loc: jax.Array, stream: Any, rng_key: jax.Arra
         return plates if all(_unseen(form, plates, stream, i, total, places) for i in chosen) else None
 
 
-def _growing(form: EpisodeForm, stream: Any, chosen: list[int], rows: int, rng_key: jax.Array) -> tuple[str, ...]:
+def _growing(
+    form: EpisodeForm, stream: Any, chosen: list[int], rows: int, rng_key: jax.Array
+) -> tuple[str, ...]:
     """The plates that have a place for each row."""
     sites = traced(form.model, stream[chosen[-1]], {}, rng_key)
     plates = [n for n, s in sites.items() if s["type"] == "plate" and s["args"][0] == rows]
@@ -54,7 +60,9 @@ def _growing(form: EpisodeForm, stream: Any, chosen: list[int], rows: int, rng_k
     return tuple(n for n in plates if n in again and again[n]["args"][0] == rows + 1)
 
 
-def _unseen(form: EpisodeForm, plates: tuple[str, ...], stream: Any, i: int, total: int, places: jax.Array) -> bool:
+def _unseen(
+    form: EpisodeForm, plates: tuple[str, ...], stream: Any, i: int, total: int, places: jax.Array
+) -> bool:
     """Whether an episode's losses and slopes are the same with padding as without."""
     length = int(stream.lengths[i])
     shared = jax.tree.map(jnp.asarray, form.initial_shared())
@@ -66,8 +74,13 @@ def _unseen(form: EpisodeForm, plates: tuple[str, ...], stream: Any, i: int, tot
         return jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)), in_axes=(0, None))(places, shared)
 
     quickly = {"xla_backend_optimization_level": 0}  # it runs once
-    wanted = jax.jit(lambda args: scored(args, None), compiler_options=quickly)(jax.tree.map(jnp.asarray, stream[i]))
-    padded = jax.jit(lambda args: scored(args, Rows(plates, jnp.asarray(length)) if plates else None), compiler_options=quickly)
+    wanted = jax.jit(lambda args: scored(args, None), compiler_options=quickly)(
+        jax.tree.map(jnp.asarray, stream[i])
+    )
+    padded = jax.jit(
+        lambda args: scored(args, Rows(plates, jnp.asarray(length)) if plates else None),
+        compiler_options=quickly,
+    )
     for args in _padded(stream, i, total):
         try:
             found = padded(args)
@@ -79,20 +92,27 @@ def _unseen(form: EpisodeForm, plates: tuple[str, ...], stream: Any, i: int, tot
 
 
 def _padded(stream: Any, i: int, total: int) -> list[tuple]:
-    """An episode with the padding that it gets in a batch, and with the rows of all episodes that are most unlike instead.
+    """An episode with the padding that it gets in a batch, and with the rows of all episodes that are most
+    unlike instead.
 
-    Copies of its last row would not show in a mean where all of its rows are alike, as in another episode they may not be.
+    Copies of its last row would not show in a mean where all of its rows are alike, as in another episode
+    they may not be.
     """
     batch, start = jax.tree.map(lambda x: x[0], stream.batch([i], pad_to=total).args), int(stream.lengths[i])
     episodes = [jax.tree.leaves(stream[j]) for j in range(len(stream.lengths)) if stream.lengths[j]]
     pools = [np.concatenate([e[k] for e in episodes]) if r else None for k, r in enumerate(stream.ragged)]
     chosen = np.resize(_unlike(pools), total - start)
-    filled = [x if p is None else x.at[start:].set(_moved(p)[chosen]) for x, p in zip(jax.tree.leaves(batch), pools, strict=True)]
+    filled = [
+        x if p is None else x.at[start:].set(_moved(p)[chosen])
+        for x, p in zip(jax.tree.leaves(batch), pools, strict=True)
+    ]
     return [batch, jax.tree.unflatten(jax.tree.structure(batch), filled)]
 
 
 def _unlike(pools: list[np.ndarray | None]) -> np.ndarray:
-    """Numbers of rows that stand out in one of the arrays; the same for all, for a row's numbers may belong together."""
+    """Numbers of rows that stand out in one of the arrays; the same for all, for a row's numbers may belong
+    together.
+    """
     found = dict[int, None]()
     for pool in pools:
         if pool is not None:
@@ -112,7 +132,9 @@ def _alike(found: Any, wanted: Any) -> bool:
     if not np.isfinite(np.asarray(losses_wanted)).all():
         return True  # the first step will say where
     pairs = zip(jax.tree.leaves(slopes), jax.tree.leaves(slopes_wanted), strict=True)
-    steep = max((float(np.abs(np.asarray(x)).max(initial=0.0)) for x in jax.tree.leaves(slopes_wanted)), default=0.0)
+    steep = max(
+        (float(np.abs(np.asarray(x)).max(initial=0.0)) for x in jax.tree.leaves(slopes_wanted)), default=0.0
+    )
     high = float(np.abs(np.asarray(losses_wanted)).max()) + 1e-2 * steep
     apart = [float(np.abs(np.asarray(x) - np.asarray(y)).max(initial=0.0)) for x, y in pairs]
     same = bool(np.abs(np.asarray(losses) - np.asarray(losses_wanted)).max() <= CLOSE * (high + 1e-2))
@@ -120,23 +142,27 @@ def _alike(found: Any, wanted: Any) -> bool:
 
 
 def _check_sites(form: EpisodeForm, short: tuple, long: tuple, rng_key: jax.Array) -> None:
-    """:raises ModelError: for a local or shared site whose shape or support, or a shared site whose prior, depends on the episode."""
+    """:raises ModelError: for a local or shared site whose shape or support, or a shared site whose prior,
+    depends on the episode.
+    """
     who = f"The episode model '{name_of(form.model)}'"
     sites = traced(form.model, short, {}, rng_key)
     for site in (*form.sites, *form.shared_sites):
         kind = "local" if site in form.sites else "shared"
         if site.name not in sites or not _same_support(site, sites[site.name], rng_key):
             raise ModelError(
-                f"{who}: the shape or the support of {kind} site '{site.name}' depends on the episode: episodes of different length have "
-                "different ones, and the hierarchy needs one for all. Take it out of plates over rows, and its support off the data."
+                f"{who}: the shape or the support of {kind} site '{site.name}' depends on the episode: "
+                "episodes of different length have different ones, and the hierarchy needs one for all. "
+                "Take it out of plates over rows, and its support off the data."
             )
     if form.shared_sites:
         priors = [_priors(form, args) for args in (short, long)]
         for name, value in priors[0].items():
             if not np.allclose(value, priors[1][name], rtol=1e-4, atol=1e-5):
                 raise ModelError(
-                    f"{who}: the prior of shared site '{name}' depends on the episode (its log density is {float(value):.4g} in one and "
-                    f"{float(priors[1][name]):.4g} in another), and all episodes have that site in common. Make its prior the same for all."
+                    f"{who}: the prior of shared site '{name}' depends on the episode (its log density is "
+                    f"{float(value):.4g} in one and {float(priors[1][name]):.4g} in another), and all "
+                    "episodes have that site in common. Make its prior the same for all."
                 )
 
 

@@ -29,11 +29,13 @@ def plot_episodes(
 ) -> np.ndarray:
     """Draw for each episode its rows, and the mean and band of the predictions after adapting to them.
 
-    The episode model's first argument is the horizontal axis, its last the data, which it must be able to do without.
+    The episode model's first argument is the horizontal axis, its last the data, which it must be able to do
+    without.
 
     :param episodes: new episodes, one panel each.
     :param at: (n,), where to predict, in the place of the first argument.
-    :param axes: Matplotlib axes, one for each episode; by default a new row of them, each with a scale of its own.
+    :param axes: Matplotlib axes, one for each episode; by default a new row of them, each with a scale of its
+        own.
     :param site: the observed site, if there are several.
     :param level: of the central band.
     :return: the axes, (episode,).
@@ -62,11 +64,18 @@ def plot_episodes(
     stream = finite_stream("plot_episodes", episodes)
     check_array("plot_episodes: at", at)
     at = np.asarray(at, np.float32)
-    check_call("plot_episodes: the episode model, called without its data,", fit.hierarchy.form.model, (at,), {})
+    check_call(
+        "plot_episodes: the episode model, called without its data,", fit.hierarchy.form.model, (at,), {}
+    )
     if at.ndim != 1 or not at.size or not 0 < level < 1:
-        raise ArgumentError(f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and {told(level)}.")
+        raise ArgumentError(
+            f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and "
+            f"{told(level)}."
+        )
     if labels is not None and len(labels) != len(stream):
-        raise ArgumentError(f"plot_episodes: {len(stream)} labels are needed, one for each episode, got {len(labels)}.")
+        raise ArgumentError(
+            f"plot_episodes: {len(stream)} labels are needed, one for each episode, got {len(labels)}."
+        )
     axes = several_axes(axes, len(stream), (max(4.5, 3.4 * len(stream)), 3.4), "episode")
     program = substitute(fit.hierarchy.form.model, data=fit.shared)
     order = np.argsort(at)
@@ -77,10 +86,21 @@ def plot_episodes(
         drawn = Predictive(program, posterior_samples=post.samples)(of_draws, at)
         found = {n: v for n, v in drawn.items() if n not in post.samples and v.shape[1:] == at.shape}
         if (name := next(iter(found), None) if site is None else site) not in found:
-            raise ArgumentError(f"plot_episodes: there is no observed site '{name}' with a value for each row; there are {sorted(found)}.")
+            raise ArgumentError(
+                f"plot_episodes: there is no observed site '{name}' with a value for each row; there are "
+                f"{sorted(found)}."
+            )
         values = np.asarray(found[name])[:, order]
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        ax.fill_between(at[order], low, high, color=colour(0), alpha=0.25, lw=0, label=f"{100 * level:.3g} % of predictions")
+        ax.fill_between(
+            at[order],
+            low,
+            high,
+            color=colour(0),
+            alpha=0.25,
+            lw=0,
+            label=f"{100 * level:.3g} % of predictions",
+        )
         ax.plot(at[order], values.mean(0), color=colour(0), lw=1.6, label="mean")
         ax.plot(x, y, "o", color=colour(6), ms=4, label="seen")
         tidy(ax, labels[i] if labels is not None else f"episode {i}", xlabel="x")

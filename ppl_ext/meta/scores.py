@@ -1,4 +1,6 @@
-"""How good the predictions for new episodes are: density, coverage, calibration and accuracy, episode by episode."""
+"""How good the predictions for new episodes are: density, coverage, calibration and accuracy, episode by
+episode.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +35,10 @@ class Scores:
 
     :param nll: (n,), the mean negative log predictive density of an episode's query rows, in nats.
     :param level: of the central predictive intervals.
-    :param pit: by episode, for real or ordered values, the share of predictive draws below each value (ties at random); uniform if
-        calibrated. ``None`` for classes.
-    :param confidence: by episode, for classes, the probability of the likeliest, and ``correct`` whether it was right.
+    :param pit: by episode, for real or ordered values, the share of predictive draws below each value (ties
+        at random); uniform if calibrated. ``None`` for classes.
+    :param confidence: by episode, for classes, the probability of the likeliest, and ``correct`` whether it
+        was right.
 
     >>> scores = Scores(np.array([1.2, 0.8]), 0.5, [np.array([0.5, 0.9]), np.array([0.3, 0.6])], None, None)
     >>> scores.coverage.tolist()  # 0.9 lies outside of the central half
@@ -58,37 +61,58 @@ class Scores:
     @property
     def accuracy(self) -> np.ndarray | None:
         """(n,), the share of right classes."""
-        return None if self.correct is None else np.array([c.mean() if c.size else np.nan for c in self.correct])
+        return (
+            None if self.correct is None else np.array([c.mean() if c.size else np.nan for c in self.correct])
+        )
 
     @property
     def calibration_error(self) -> np.ndarray:
-        """(n,), episode by episode; noisy where an episode has few rows: see :attr:`pooled_calibration_error`."""
+        """(n,), episode by episode; noisy where an episode has few rows: see
+        :attr:`pooled_calibration_error`.
+        """
         if self.pit is not None:
             return np.array([interval_error(u) for u in self.pit])
-        return np.array([expected_calibration_error(p, c) for p, c in zip(self.confidence or [], self.correct or [], strict=True)])
+        return np.array(
+            [
+                expected_calibration_error(p, c)
+                for p, c in zip(self.confidence or [], self.correct or [], strict=True)
+            ]
+        )
 
     @property
     def pooled_calibration_error(self) -> float:
-        """Over the rows of all episodes together: of classes, the expected calibration error; of numbers, that of intervals."""
+        """Over the rows of all episodes together: of classes, the expected calibration error; of numbers,
+        that of intervals.
+        """
         if self.pit is not None:
             return interval_error(np.concatenate(self.pit))
-        return expected_calibration_error(np.concatenate(self.confidence or []), np.concatenate(self.correct or []))
+        return expected_calibration_error(
+            np.concatenate(self.confidence or []), np.concatenate(self.correct or [])
+        )
 
     def by_name(self) -> dict[str, np.ndarray]:
         """What there is, each (n,)."""
-        found = {"nll": self.nll, "coverage": self.coverage, "accuracy": self.accuracy, "calibration_error": self.calibration_error}
+        found = {
+            "nll": self.nll,
+            "coverage": self.coverage,
+            "accuracy": self.accuracy,
+            "calibration_error": self.calibration_error,
+        }
         return {name: x for name, x in found.items() if x is not None}
 
     def print_summary(self) -> None:
         """Print means over episodes with their standard errors."""
         for name, x in self.by_name().items():
             x = x[np.isfinite(x)]
-            print(f"{name:<18} {x.mean():.3f} ± {x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan:.3f}")
+            print(
+                f"{name:<18} {x.mean():.3f} ± {x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan:.3f}"
+            )
         print(f"calibration error of all rows together {self.pooled_calibration_error:.3f}")
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 10) -> float:
-    r"""How far confidence and accuracy lie apart, over bins of confidence (Guo et al. 2017, eq. 3): :math:`\sum_b \tfrac{n_b}{n}
+    r"""How far confidence and accuracy lie apart, over bins of confidence (Guo et al. 2017, eq. 3):
+    :math:`\sum_b \tfrac{n_b}{n}
     |\mathrm{acc}_b - \mathrm{conf}_b|`.
 
     :param confidence: (n,), between 0 and 1.
@@ -104,7 +128,10 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_
     check_count("expected_calibration_error: num_bins", num_bins)
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     if confidence.shape != correct.shape or confidence.ndim != 1:
-        raise ArgumentError(f"expected_calibration_error: shapes must be equal and (n,), got {confidence.shape} and {correct.shape}.")
+        raise ArgumentError(
+            f"expected_calibration_error: shapes must be equal and (n,), got {confidence.shape} and "
+            f"{correct.shape}."
+        )
     if not confidence.size:
         return float("nan")
     bins = np.clip((confidence * num_bins).astype(int), 0, num_bins - 1)
@@ -113,7 +140,9 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_
 
 
 def interval_error(pit: np.ndarray) -> float:
-    """How far central intervals' coverage lies from their level, a mean over 19 levels; 0 if calibrated, up to noise."""
+    """How far central intervals' coverage lies from their level, a mean over 19 levels; 0 if calibrated, up
+    to noise.
+    """
     if not pit.size:
         return float("nan")
     return float(np.mean([abs(np.mean(np.abs(pit - 0.5) <= level / 2) - level) for level in LEVELS]))
@@ -133,14 +162,16 @@ def evaluate(
 ) -> Scores:
     r"""Adapt to the support of each new episode, and score the predictions for its query rows.
 
-    .. math:: \hat p(y \mid \text{support}) = \tfrac1S \sum_s p(y \mid \theta_s), \qquad \theta_s \sim \text{the adapted posterior}
+    .. math:: \hat p(y \mid \text{support}) = \tfrac1S \sum_s p(y \mid \theta_s), \qquad \theta_s \sim
+    \text{the adapted posterior}
 
     :param support: episodes, in the form of those trained on.
     :param query: as many, in the same order.
     :param level: of the predictive intervals whose coverage is taken.
     :param num_samples: S.
     :param batch_size: episodes at a time.
-    :return: :class:`Scores`. Of several observed sites, the density is that of all, the rest is taken from the first.
+    :return: :class:`Scores`. Of several observed sites, the density is that of all, the rest is taken from
+        the first.
     :raises ArgumentError: if there are not as many queries as supports, or for options out of range.
     :raises NonFiniteError: naming episode and site.
 
@@ -163,7 +194,10 @@ def evaluate(
         check_count(f"evaluate: {name}", value)
     check_number("evaluate: level", level)
     if not 0 < level < 1 or not isinstance(prior, str) or prior not in ("student_t", "mode"):
-        raise ArgumentError(f"evaluate: level must lie in (0, 1) and prior be 'student_t' or 'mode', got {told(level)} and {told(prior)}.")
+        raise ArgumentError(
+            f"evaluate: level must lie in (0, 1) and prior be 'student_t' or 'mode', got {told(level)} and "
+            f"{told(prior)}."
+        )
     known, asked = finite_stream("evaluate: support", support), finite_stream("evaluate: query", query)
     if len(known) != len(asked):
         raise ArgumentError(f"evaluate: there are {len(known)} supports and {len(asked)} queries.")
@@ -182,7 +216,9 @@ def evaluate(
                 raise NonFiniteError(f"evaluate: {why}")
         keys = jax.random.split(jax.random.fold_in(rng_key, start), len(index))
         for places, support_part, query_part in _pairs(h, (known, asked), pair):
-            found = jax.device_get(_scored(h, fit.state, fit.solver, support_part, query_part, keys[places], nodes, num_samples))
+            found = jax.device_get(
+                _scored(h, fit.state, fit.solver, support_part, query_part, keys[places], nodes, num_samples)
+            )
             for i, place in enumerate(places):
                 each[start + place] = jax.tree.map(lambda x, i=i: x[i], found)
     nll = np.array([-np.mean(p["log_prob"][p["real"]]) if p["real"].any() else np.nan for p in each])
@@ -194,23 +230,37 @@ def evaluate(
 
 
 def _pairs(h: Hierarchy, streams: tuple, pair: list[Batch]) -> Iterator[tuple[np.ndarray, Batch, Batch]]:
-    """Supports and queries that are run together, and their places in the batch: where nothing is padded, those alike in both lengths."""
+    """Supports and queries that are run together, and their places in the batch: where nothing is padded,
+    those alike in both lengths.
+    """
     for of_support in parts(h, streams[0], pair[0]):
         for of_query in parts(h, streams[1], pair[1]):
             places, i, j = np.intersect1d(of_support.places, of_query.places, return_indices=True)
             if len(places):
-                yield places, jax.tree.map(lambda x, i=i: x[i], of_support.batch), jax.tree.map(lambda x, j=j: x[j], of_query.batch)
+                yield (
+                    places,
+                    jax.tree.map(lambda x, i=i: x[i], of_support.batch),
+                    jax.tree.map(lambda x, j=j: x[j], of_query.batch),
+                )
 
 
 @eqx.filter_jit
-def _scored(h: Hierarchy, state, solver, known: Batch, asked: Batch, keys, nodes: Nodes | None, num_samples: int) -> dict[str, jax.Array]:
+def _scored(
+    h: Hierarchy, state, solver, known: Batch, asked: Batch, keys, nodes: Nodes | None, num_samples: int
+) -> dict[str, jax.Array]:
     def one(support, num_known, query, num_asked, key):
         of_fit, of_draws, of_values, of_ties = jax.random.split(key, 4)
         law = adapted(h.loss(state.shared, support, num_known), state.niw, solver, of_fit, nodes, num_known)
         theta = law.draw(of_draws, num_samples)
-        each = jax.vmap(lambda t, k: predicted(h, state.shared, t, query, num_asked, k))(theta, jax.random.split(of_values, num_samples))
+        each = jax.vmap(lambda t, k: predicted(h, state.shared, t, query, num_asked, k))(
+            theta, jax.random.split(of_values, num_samples)
+        )
         real, value = each.pop("real")[0], each.pop("value")[0]
-        out = {"real": real, "value": value, "log_prob": logsumexp(each["log_prob"], axis=0) - jnp.log(num_samples)}
+        out = {
+            "real": real,
+            "value": value,
+            "log_prob": logsumexp(each["log_prob"], axis=0) - jnp.log(num_samples),
+        }
         if "probs" in each:
             return out | {"probs": each["probs"].mean(0)}
         below, ties = (each["draw"] < value).mean(0), (each["draw"] == value).mean(0)
@@ -219,8 +269,12 @@ def _scored(h: Hierarchy, state, solver, known: Batch, asked: Batch, keys, nodes
     return jax.vmap(one)(known.args, known.lengths, asked.args, asked.lengths, keys)
 
 
-def predicted(h: Hierarchy, shared: Mapping[str, Any], theta: jax.Array, args: tuple, length: jax.Array, key: jax.Array) -> dict[str, Any]:
-    """What one θ says of the observed values, flat over elements: log densities, a draw or the classes' probabilities, which are real."""
+def predicted(
+    h: Hierarchy, shared: Mapping[str, Any], theta: jax.Array, args: tuple, length: jax.Array, key: jax.Array
+) -> dict[str, Any]:
+    """What one θ says of the observed values, flat over elements: log densities, a draw or the classes'
+    probabilities, which are real.
+    """
     form = h.form
     of_run, of_draw = jax.random.split(key)
     program = form.given(form.values(theta) | form.shared_values(shared), shared)
@@ -228,7 +282,9 @@ def predicted(h: Hierarchy, shared: Mapping[str, Any], theta: jax.Array, args: t
         sites = observed_sites(trace(seed(program, of_run)).get_trace(*args))
     sites = {n: s for n, s in sites.items() if type(s["fn"]).__name__ != "Unit"}
     if not sites:
-        raise ArgumentError("evaluate: the episode model observes no values, only factors; there is nothing to predict.")
+        raise ArgumentError(
+            "evaluate: the episode model observes no values, only factors; there is nothing to predict."
+        )
     out: dict[str, Any] = {}
     for site in sites.values():
         fn, value = site["fn"], jnp.asarray(site["value"])
@@ -243,7 +299,10 @@ def predicted(h: Hierarchy, shared: Mapping[str, Any], theta: jax.Array, args: t
             continue
         out = {"shape": log_prob.shape, "log_prob": log_prob.ravel(), "real": real.ravel(), "value": value}
         if fn.event_dim:
-            raise ArgumentError("evaluate: the first observed site has vectors as values; put its elements into a plate, without to_event.")
+            raise ArgumentError(
+                "evaluate: the first observed site has vectors as values; put its elements into a plate, "
+                "without to_event."
+            )
         if fn.is_discrete and fn.has_enumerate_support:
             support = fn.enumerate_support(expand=False)
             out["probs"] = jnp.exp(jax.vmap(fn.log_prob)(support)).reshape(support.shape[0], -1).T

@@ -18,20 +18,24 @@ HIGHEST = 60.0  # log of the largest power of a weight, beside the normaliser, t
 
 @objective
 def ChiUpperBound(model, guide, order: float = 2.0, num_particles: int = 8, decay: float = 0.9):
-    r"""Minus an upper bound on the evidence, so that maximising it brings the bound down; ``loss`` is the bound itself.
+    r"""Minus an upper bound on the evidence, so that maximising it brings the bound down; ``loss`` is the
+    bound itself.
 
     .. math:: \log p(y) \le \tfrac1n \log \mathbb{E}_{z \sim q}[w^n]
-        \le \tfrac1n \Big( \tfrac{1}{c} \, \mathbb{E}_{z_{1:K} \sim q} \Big[ \tfrac1K \sum_k w_k^n \Big] + \log c - 1 \Big), \qquad
-        w = \tfrac{p(y, z)}{q(z)}
+        \le \tfrac1n \Big( \tfrac{1}{c} \, \mathbb{E}_{z_{1:K} \sim q} \Big[ \tfrac1K \sum_k w_k^n \Big] +
+        \log c - 1 \Big), \qquad w = \tfrac{p(y, z)}{q(z)}
 
-    The middle is CUBO. A log of an average over K draws would err *downwards* and be no upper bound; the tangent of the logarithm at any
-    c > 0 is one, its value and gradient are unbiased, and it touches CUBO at :math:`c = \mathbb{E}[w^n]`. The objective carries a running
-    normaliser c of the draws of earlier steps (start it with ``carried_by`` in NumPyro's ``SVI``). The guide becomes one that covers
-    the posterior. Weights are powers: where the guide's tails are lighter than the posterior's, the variance is infinite. Should a weight
-    exceed c by a factor of :math:`e^{60}`, that step's c is raised to let it through, at the price of a bias in that step.
+    The middle is CUBO. A log of an average over K draws would err *downwards* and be no upper bound; the
+    tangent of the logarithm at any c > 0 is one, its value and gradient are unbiased, and it touches CUBO at
+    :math:`c = \mathbb{E}[w^n]`. The objective carries a running normaliser c of the draws of earlier steps
+    (start it with ``carried_by`` in NumPyro's ``SVI``). The guide becomes one that covers the posterior.
+    Weights are powers: where the guide's tails are lighter than the posterior's, the variance is infinite.
+    Should a weight exceed c by a factor of :math:`e^{60}`, that step's c is raised to let it through, at the
+    price of a bias in that step.
 
-    Serves every gradient strategy. Estimated densities that err to either side are fine, since powers of them err upwards. Taken element
-    by element over a plate that holds every site; subsampled plates are refused, for a minibatch has no normaliser of its own.
+    Serves every gradient strategy. Estimated densities that err to either side are fine, since powers of them
+    err upwards. Taken element by element over a plate that holds every site; subsampled plates are refused,
+    for a minibatch has no normaliser of its own.
 
     :param order: n, at least 1.
     :param num_particles: K, at least 1.
@@ -67,12 +71,15 @@ def ChiUpperBound(model, guide, order: float = 2.0, num_particles: int = 8, deca
         now = log_mean_exp(order * _stop(log_w))
         state = carried("ChiUpperBound", lambda: {"log_normaliser": now})
         log_c = jnp.maximum(state["log_normaliser"], order * _stop(log_w.max(0)) - HIGHEST)
-        state["log_normaliser"] = jnp.logaddexp(log_c + math.log(decay), now + math.log1p(-decay)) if decay else now
+        state["log_normaliser"] = (
+            jnp.logaddexp(log_c + math.log(decay), now + math.log1p(-decay)) if decay else now
+        )
         return (jnp.mean(jnp.exp(order * log_w - log_c), axis=0) + log_c - 1) / order
 
     log_weights = replicate(log_weight, num_particles)
     for plate in (p for label in log_weights.labels for p in label.plates if p.scale != 1):
         raise ModelError(
-            f"ChiUpperBound: plate '{plate.name}' is subsampled, and its elements have no running normaliser. Use the full data."
+            f"ChiUpperBound: plate '{plate.name}' is subsampled, and its elements have no running "
+            "normaliser. Use the full data."
         )
     return -upper_bound(per_element(tangent, log_weights, direction=powered(order)))

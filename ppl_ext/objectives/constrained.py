@@ -1,4 +1,6 @@
-"""Constraints on parts of an objective, with multipliers that are learned (Rezende and Viola 2018, algorithm 1, in additive form)."""
+"""Constraints on parts of an objective, with multipliers that are learned (Rezende and Viola 2018, algorithm
+1, in additive form).
+"""
 
 import inspect
 from collections.abc import Callable
@@ -19,10 +21,12 @@ from ppl_ext.runtime.arguments import check_count, check_function, check_number,
 class kl:
     r"""The divergence of guide and model at single sites, as a quantity to constrain, weigh or report.
 
-    .. math:: \mathbb{E}_{z \sim q} \sum_{s \text{ fits}} \big[\log q(z_s \mid z_{<s}) - \log p(z_s \mid \cdot)\big]
+    .. math:: \mathbb{E}_{z \sim q} \sum_{s \text{ fits}} \big[\log q(z_s \mid z_{<s}) - \log p(z_s \mid
+    \cdot)\big]
 
-    ``kl("z")(model, guide)`` is a :class:`~ppl_ext.densities.log_density.LogDensity` inside an objective or expectation. A divergence in
-    closed form is used where it is known (see :class:`~ppl_ext.objectives.ELBO`).
+    ``kl("z")(model, guide)`` is a :class:`~ppl_ext.densities.log_density.LogDensity` inside an objective or
+    expectation. A divergence in closed form is used where it is known (see
+    :class:`~ppl_ext.objectives.ELBO`).
 
     :param pattern: the sites, by a name pattern of the shell.
     :param num_particles: draws of the guide.
@@ -60,7 +64,9 @@ class kl:
                 return -log_ratio.split(latent)[0].select(self.pattern)
             except ModelError:
                 sites = ", ".join(f"'{name}'" for name in sorted(latent)) or "none"
-                raise ModelError(f"{self!r}: model and guide have no common latent site that fits. They have {sites}.") from None
+                raise ModelError(
+                    f"{self!r}: model and guide have no common latent site that fits. They have {sites}."
+                ) from None
 
         return replicate(terms, self.num_particles).mean()
 
@@ -79,19 +85,21 @@ def constrain(
     .. math:: \max_{\theta, \phi} \; O(\theta, \phi) \;\text{ subject to }\; \mathbb{E}[g] \le C: \qquad
         O - \lambda (\mathbb{E}[g] - C), \qquad \lambda \leftarrow \max(0, \lambda + \eta (\hat g - C))
 
-    The multiplier is state that the objective carries (start it with ``carried_by`` in NumPyro's ``SVI``), under the constraint as a name:
-    a :class:`~ppl_ext.result.Fit` has it as ``params["kl('z') <= 2.0"]["multiplier"]``. Value and gradient are unbiased for the Lagrangian
-    at the multiplier as it stands. Constraints nest.
+    The multiplier is state that the objective carries (start it with ``carried_by`` in NumPyro's ``SVI``),
+    under the constraint as a name: a :class:`~ppl_ext.result.Fit` has it as
+    ``params["kl('z') <= 2.0"]["multiplier"]``. Value and gradient are unbiased for the Lagrangian at the
+    multiplier as it stands. Constraints nest.
 
     :param objective: an objective, such as ``ELBO()``.
-    :param quantity: ``g(model, guide)``, a scalar or a :class:`~ppl_ext.densities.log_density.LogDensity`: :class:`kl` of a site, or your
-        own, which may simulate and score as an objective does.
+    :param quantity: ``g(model, guide)``, a scalar or a :class:`~ppl_ext.densities.log_density.LogDensity`:
+        :class:`kl` of a site, or your own, which may simulate and score as an objective does.
     :param at_most: C, as a bound from above.
     :param at_least: or as a bound from below.
     :param rate: η, how fast the multiplier learns.
     :param initial: its first value, at least 0.
     :raises ArgumentError: for both bounds or none, or a rate or multiplier below 0.
-    :raises ArgumentTypeError: for an objective that is a class and no instance, or a quantity that is no function.
+    :raises ArgumentTypeError: for an objective that is a class and no instance, or a quantity that is no
+        function.
 
     >>> from ppl_ext.objectives import IWELBO
     >>> constrain(IWELBO(8), kl("z"), at_most=2.0)
@@ -100,7 +108,10 @@ def constrain(
     Source: Rezende and Viola 2018, algorithm 1, in additive form.
     """
     if isinstance(objective, type) or not isinstance(objective, Objective):
-        raise ArgumentTypeError(f"constrain: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}.")
+        raise ArgumentTypeError(
+            "constrain: objective must be an instance such as ppl_ext.objectives.ELBO(), got "
+            f"{told(objective)}."
+        )
     check_function("constrain: quantity", quantity)
     if (at_most is None) == (at_least is None):
         raise ArgumentError("constrain takes either at_most=... or at_least=...")
@@ -108,7 +119,9 @@ def constrain(
     check_number("constrain: at_most or at_least", bound)
     check_number("constrain: rate", rate, at_least=0.0)
     check_number("constrain: initial", initial, at_least=0.0)
-    return _Constrained(objective=objective, quantity=quantity, at_most=at_most, at_least=at_least, rate=rate, initial=initial)
+    return _Constrained(
+        objective=objective, quantity=quantity, at_most=at_most, at_least=at_least, rate=rate, initial=initial
+    )
 
 
 class _Constrained(Objective):
@@ -124,7 +137,9 @@ class _Constrained(Objective):
         return objective(model, guide) - multiplier * excess
 
     def __repr__(self) -> str:
-        shown = {k: v for k, v in self.options.items() if k not in ("objective", "quantity") and v is not None}
+        shown = {
+            k: v for k, v in self.options.items() if k not in ("objective", "quantity") and v is not None
+        }
         numbers = ", ".join(f"{k}={v!r}" for k, v in shown.items())
         return f"constrain({self.options['objective']!r}, {self.options['quantity']!r}, {numbers})"
 

@@ -1,4 +1,6 @@
-"""Forward KL by self-normalised importance sampling: the wake phase of the guide (Bornschein and Bengio 2015, eq. 14)."""
+"""Forward KL by self-normalised importance sampling: the wake phase of the guide (Bornschein and Bengio 2015,
+eq. 14).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +16,17 @@ from ppl_ext.program import log_density, simulate
 
 @objective
 def ForwardKL(model, guide, num_particles: int = 8):
-    r"""Minus the divergence from the posterior to the guide, KL(p(z | y) ‖ q): a guide that covers the posterior.
+    r"""Minus the divergence from the posterior to the guide, KL(p(z | y) ‖ q): a guide that covers the
+    posterior.
 
-    .. math:: -\mathrm{KL} \approx -\sum_k \bar w_k \log \tfrac{p(y, z_k)}{q(z_k)} + \log \tfrac1K \sum_k w_k, \qquad
+    .. math:: -\mathrm{KL} \approx -\sum_k \bar w_k \log \tfrac{p(y, z_k)}{q(z_k)} + \log \tfrac1K \sum_k w_k,
+    \qquad
         w_k = \tfrac{p(y, z_k)}{q(z_k)}, \; \bar w_k = \tfrac{w_k}{\sum_j w_j}, \; z_k \sim q
 
-    Draws and weights are held fixed, so the gradient is :math:`\sum_k \bar w_k \nabla \log q(z_k)`: it trains the guide only, never
-    differentiates through a draw, and takes discrete sites as they are. Not a bound. Self-normalising biases it by O(1/K); K = 1 has no
-    signal of the posterior. Where every weight is zero the value is −inf and the gradient zero.
+    Draws and weights are held fixed, so the gradient is :math:`\sum_k \bar w_k \nabla \log q(z_k)`: it trains
+    the guide only, never differentiates through a draw, and takes discrete sites as they are. Not a bound.
+    Self-normalising biases it by O(1/K); K = 1 has no signal of the posterior. Where every weight is zero the
+    value is −inf and the gradient zero.
 
     :param num_particles: K, at least 1; use many.
     :raises ArgumentError: for a number of particles below 1.
@@ -48,5 +53,6 @@ def ForwardKL(model, guide, num_particles: int = 8):
 
     log_weights, log_q = replicate(particle, num_particles)
     weights = normalised(log_weights)
-    divergence = jnp.sum(weights * jnp.where(weights > 0, log_weights, 0.0)) - log_mean_exp(log_weights)  # of the fixed draws
+    # of the fixed draws
+    divergence = jnp.sum(weights * jnp.where(weights > 0, log_weights, 0.0)) - log_mean_exp(log_weights)
     return signal(weights, log_q) - divergence

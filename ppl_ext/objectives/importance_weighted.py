@@ -12,9 +12,9 @@ def IWELBO(model, guide, num_particles: int = 8):
 
     .. math:: \log p(y) \ge \mathbb{E}_{z_{1:K} \sim q} \log \tfrac1K \sum_k \tfrac{p(y, z_k)}{q(z_k)}
 
-    K = 1 is the ELBO; the bound tightens with K, while the gradient's signal for the guide weakens as 1/√K (Rainforth et al. 2018). Taken
-    element by element over a plate that holds every site. Score-function sites use VIMCO (see
-    :class:`~ppl_ext.gradients.LeaveOneOut`).
+    K = 1 is the ELBO; the bound tightens with K, while the gradient's signal for the guide weakens as 1/√K
+    (Rainforth et al. 2018). Taken element by element over a plate that holds every site. Score-function sites
+    use VIMCO (see :class:`~ppl_ext.gradients.LeaveOneOut`).
 
     :param num_particles: K, at least 1.
     :raises ArgumentError: for a number of particles below 1.
@@ -27,7 +27,8 @@ def IWELBO(model, guide, num_particles: int = 8):
     >>> def guide(y):  # the prior; log p(y) is -1.52
     ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
     >>> from ppl_ext.objectives import ELBO
-    >>> [round(-float(bound.loss(jax.random.key(0), {}, model, guide, 1.0)), 1) for bound in (ELBO(10_000), IWELBO(10_000))]
+    >>> [round(-float(bound.loss(jax.random.key(0), {}, model, guide, 1.0)), 1) for bound in (ELBO(10_000),
+    ...     IWELBO(10_000))]
     [-1.9, -1.5]
 
     Source: Burda, Grosse, Salakhutdinov 2016, eq. 8.

@@ -11,10 +11,12 @@ from ppl_ext.program import log_density, simulate
 def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
     r"""Bound of order α on the evidence, between the ELBO (α → 1) and the importance-weighted bound (α = 0).
 
-    .. math:: \tfrac{1}{1 - \alpha} \mathbb{E}_{z_{1:K} \sim q} \log \tfrac1K \sum_k \Big(\tfrac{p(y, z_k)}{q(z_k)}\Big)^{1 - \alpha}
+    .. math:: \tfrac{1}{1 - \alpha} \mathbb{E}_{z_{1:K} \sim q} \log \tfrac1K \sum_k \Big(\tfrac{p(y,
+    z_k)}{q(z_k)}\Big)^{1 - \alpha}
 
-    A lower bound for 0 ≤ α < 1 and any K. For α < 0 the exact Rényi divergence gives an upper bound, which K particles reach from below;
-    for α > 1 it is a lower bound that K particles reach from above. Taken element by element over a plate that holds every site.
+    A lower bound for 0 ≤ α < 1 and any K. For α < 0 the exact Rényi divergence gives an upper bound, which K
+    particles reach from below; for α > 1 it is a lower bound that K particles reach from above. Taken element
+    by element over a plate that holds every site.
 
     :param alpha: the order, not 1 (that is :class:`~ppl_ext.objectives.ELBO`).
     :param num_particles: K, at least 1.
@@ -27,7 +29,9 @@ def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
     ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
     >>> def guide(y):  # the posterior
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
-    >>> [round(-float(Renyi(alpha).loss(jax.random.key(0), {}, model, guide, 1.0)), 2) for alpha in (0.0, 0.5, 2.0)]  # log p(y)
+    >>> # log p(y)
+    >>> [round(-float(Renyi(alpha).loss(jax.random.key(0), {}, model, guide, 1.0)), 2) for alpha in (0.0,
+    ...     0.5, 2.0)]
     [-1.52, -1.52, -1.52]
 
     Source: Li and Turner 2016, eq. 9.

@@ -21,9 +21,11 @@ from ppl_ext.runtime.arguments import check_count
 
 @dataclass(frozen=True)
 class ConditionalImportanceSampling:
-    r"""Keep the retained draw, add K − 1 of the guide, choose among all K by weight (algorithm 2; Andrieu, Doucet, Holenstein 2010).
+    r"""Keep the retained draw, add K − 1 of the guide, choose among all K by weight (algorithm 2; Andrieu,
+    Doucet, Holenstein 2010).
 
-    .. math:: z' \sim \sum_k \bar w_k \delta_{z_k}, \qquad z_1 = z, \; z_{2:K} \sim q, \; w_k = \tfrac{p(y, z_k)}{q(z_k)}
+    .. math:: z' \sim \sum_k \bar w_k \delta_{z_k}, \qquad z_1 = z, \; z_{2:K} \sim q, \; w_k = \tfrac{p(y,
+    z_k)}{q(z_k)}
 
     It leaves the posterior unchanged for every K from 2 on; K = 2 moves least often.
 
@@ -33,7 +35,7 @@ class ConditionalImportanceSampling:
 
     >>> ConditionalImportanceSampling(1)
     Traceback (most recent call last):
-    ppl_ext.errors.ArgumentError: ConditionalImportanceSampling needs num_particles of at least 2: a single one is the retained draw.
+    ppl_ext.errors.ArgumentError: ConditionalImportanceSampling needs num_particles of at least 2: ...
     """
 
     num_particles: int = 8
@@ -41,28 +43,36 @@ class ConditionalImportanceSampling:
     def __post_init__(self):
         check_count("ConditionalImportanceSampling(num_particles=...)", self.num_particles)
         if self.num_particles < 2:
-            raise ArgumentError("ConditionalImportanceSampling needs num_particles of at least 2: a single one is the retained draw.")
+            raise ArgumentError(
+                "ConditionalImportanceSampling needs num_particles of at least 2: a single one is the "
+                "retained draw."
+            )
 
     def __call__(self, model, guide, values) -> Move:
         fresh = replicate(lambda: simulate(detach(guide)).values, self.num_particles - 1)
         particles = jax.tree.map(lambda old, new: jnp.concatenate([old[None], new]), values, fresh)
-        log_weights = jax.vmap(lambda z: _exact(log_density(model, z) - log_density(guide, z)).total)(particles)
+        log_weights = jax.vmap(lambda z: _exact(log_density(model, z) - log_density(guide, z)).total)(
+            particles
+        )
         index = random.categorical(prng_key(), log_weights)
         return Move(jax.tree.map(lambda x: x[index], particles), particles, normalised(log_weights))
 
 
 @objective
 def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportanceSampling(8)):
-    r"""Follow the score of the guide at the draws of a Markov chain that has the posterior as its law: KL(p(z | y) ‖ q) without the bias.
+    r"""Follow the score of the guide at the draws of a Markov chain that has the posterior as its law: KL(p(z
+    | y) ‖ q) without the bias.
 
     .. math:: \nabla_\phi \approx \sum_k \bar w_k \nabla_\phi \log q_\phi(z_k), \qquad
         \nabla_\theta \approx \sum_k \bar w_k \nabla_\theta \log p_\theta(y, z_k)
 
-    Self-normalised weights of fresh draws alone (:class:`~ppl_ext.objectives.ForwardKL`) are biased for every finite K. Here one draw is
-    retained from step to step, so that the particles are those of the posterior once the chain has reached it, and the gradients are then
-    unbiased at low K too: θ's is that of the log evidence (Fisher's identity). The retained draw is state that the objective carries
-    (start it with ``carried_by`` in NumPyro's ``SVI``); each chain of ``fit`` has its own. The value is minus the cross entropy,
-    :math:`\sum_k \bar w_k \log q(z_k)`; no bound. Draws are held fixed, so sites of every kind serve, and strategies have no say.
+    Self-normalised weights of fresh draws alone (:class:`~ppl_ext.objectives.ForwardKL`) are biased for every
+    finite K. Here one draw is retained from step to step, so that the particles are those of the posterior
+    once the chain has reached it, and the gradients are then unbiased at low K too: θ's is that of the log
+    evidence (Fisher's identity). The retained draw is state that the objective carries (start it with
+    ``carried_by`` in NumPyro's ``SVI``); each chain of ``fit`` has its own. The value is minus the cross
+    entropy, :math:`\sum_k \bar w_k \log q(z_k)`; no bound. Draws are held fixed, so sites of every kind
+    serve, and strategies have no say.
 
     :param kernel: a :class:`MarkovKernel`.
     :raises ModelError: if a plate of the guide is subsampled, or a density is only estimated.
@@ -74,7 +84,8 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
     ...     numpyro.sample("coin", dist.Bernoulli(numpyro.param("p", 0.5)))
     >>> key, objective = jax.random.key(0), MarkovScoreClimbing(ConditionalImportanceSampling(4))
     >>> state = objective.initial_state(key, {}, model, guide, 1.0)  # fit does this by itself
-    >>> round(float(objective.loss(key, state, model, guide, 1.0)), 3)  # the cross entropy with a fair coin: log 2
+    >>> # the cross entropy with a fair coin: log 2
+    >>> round(float(objective.loss(key, state, model, guide, 1.0)), 3)
     0.693
 
     Source: Naesseth, Lindsten, Blei 2020, algorithms 1 and 2.
@@ -85,7 +96,10 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
     values, particles, weights = fixed(kernel(detach(model), detach(guide), retained))
     state["retained"] = dict(values)
     particles = SiteValues(particles, fresh.auxiliary)
-    log_q, log_p = (jax.vmap(lambda z, program=program: _exact(log_density(program, z)).total)(particles) for program in (guide, model))
+    log_q, log_p = (
+        jax.vmap(lambda z, program=program: _exact(log_density(program, z)).total)(particles)
+        for program in (guide, model)
+    )
     return jnp.sum(jnp.where(weights > 0, weights * log_q, 0.0)) + signal(weights, log_p)
 
 
@@ -96,8 +110,8 @@ def _begin(guide) -> SiteValues:
     plates = {plate.name for label in draw.log_density.labels for plate in label.plates} & set(draw.values)
     if plates:
         raise ModelError(
-            f"MarkovScoreClimbing: plate '{min(plates)}' is subsampled, and the retained draw would meet another minibatch at each step. "
-            "Use the full data, or ReweightedWakeSleep."
+            f"MarkovScoreClimbing: plate '{min(plates)}' is subsampled, and the retained draw would meet "
+            "another minibatch at each step. Use the full data, or ReweightedWakeSleep."
         )
     return fixed(draw.values)
 
@@ -105,5 +119,8 @@ def _begin(guide) -> SiteValues:
 def _exact(density: LogDensity) -> LogDensity:
     for label in density.labels:
         if label.estimate.kind != "exact":
-            raise ModelError(f"MarkovScoreClimbing needs densities in closed form; that of '{label.site}' is estimated anew at each call.")
+            raise ModelError(
+                f"MarkovScoreClimbing needs densities in closed form; that of '{label.site}' is estimated "
+                "anew at each call."
+            )
     return density

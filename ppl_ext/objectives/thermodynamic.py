@@ -19,27 +19,34 @@ _stop = jax.lax.stop_gradient
 
 
 @objective
-def Thermodynamic(model, guide, num_particles: int = 8, num_partitions: int = 4, first: float = 0.1, covariance: bool = True):
-    r"""Lower bound: a left Riemann sum along the geometric path from the guide (β = 0) to the posterior (β = 1).
+def Thermodynamic(
+    model, guide, num_particles: int = 8, num_partitions: int = 4, first: float = 0.1, covariance: bool = True
+):
+    r"""Lower bound: a left Riemann sum along the geometric path from the guide (β = 0) to the posterior (β =
+    1).
 
     .. math:: \log p(y) = \int_0^1 \mathbb{E}_{\pi_\beta} \Big[\log \tfrac{p(y, z)}{q(z)}\Big] d\beta
-        \ge \sum_{t=0}^{T-1} (\beta_{t+1} - \beta_t) \, \mathbb{E}_{\pi_{\beta_t}}\Big[\log \tfrac{p(y, z)}{q(z)}\Big], \qquad
-        \pi_\beta \propto q^{1 - \beta} p^\beta
+        \ge \sum_{t=0}^{T-1} (\beta_{t+1} - \beta_t) \, \mathbb{E}_{\pi_{\beta_t}}\Big[\log \tfrac{p(y,
+        z)}{q(z)}\Big], \qquad \pi_\beta \propto q^{1 - \beta} p^\beta
 
-    The expectations are self-normalised over the same K draws of q, with weights :math:`w_k^\beta`. That makes it, for every K, the left
-    sum of the increasing derivative of :math:`\beta \mapsto \mathbb{E} \log \tfrac1K \sum_k w_k^\beta`: it lies between the ELBO and the
+    The expectations are self-normalised over the same K draws of q, with weights :math:`w_k^\beta`. That
+    makes it, for every K, the left sum of the increasing derivative of
+    :math:`\beta \mapsto \mathbb{E} \log \tfrac1K \sum_k w_k^\beta`: it lies between the ELBO and the
     importance-weighted bound of K particles. T = 1 is the ELBO.
 
     The covariance gradient needs no reparameterisation and takes discrete sites as they are:
 
-    .. math:: \nabla \mathbb{E}_{\pi_\beta}[f] = \mathbb{E}_{\pi_\beta}[\nabla f] + \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f]
-        , \quad f = \log \tfrac{p(y, z)}{q(z)}, \; \log \tilde\pi_\beta = \beta \log p(y, z) + (1 - \beta) \log q(z)
+    .. math:: \nabla \mathbb{E}_{\pi_\beta}[f] = \mathbb{E}_{\pi_\beta}[\nabla f] +
+    \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f]
+        , \quad f = \log \tfrac{p(y, z)}{q(z)}, \; \log \tilde\pi_\beta = \beta \log p(y, z) + (1 - \beta)
+        \log q(z)
 
-    It is that of the sum with exact expectations; self-normalising biases it by O(1/K). ``covariance=False`` gives the unbiased
-    gradient of the K-particle bound instead, through the gradient strategies of the sites.
+    It is that of the sum with exact expectations; self-normalising biases it by O(1/K). ``covariance=False``
+    gives the unbiased gradient of the K-particle bound instead, through the gradient strategies of the sites.
 
     :param num_particles: K, at least 1; with the covariance gradient use many.
-    :param num_partitions: T, the number of terms: β is 0, then T values from ``first`` to 1, evenly spaced in logarithms.
+    :param num_partitions: T, the number of terms: β is 0, then T values from ``first`` to 1, evenly spaced in
+        logarithms.
     :param first: the smallest β after 0, between 0 and 1.
     :raises ArgumentError: for ``first`` out of its range, or a count below 1.
     :raises ModelError: if model and guide do not have the same latent sites, with their names.
@@ -50,7 +57,8 @@ def Thermodynamic(model, guide, num_particles: int = 8, num_partitions: int = 4,
     ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
     >>> def guide(y):  # the posterior
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
-    >>> round(-float(Thermodynamic().loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # log p(y), as the whole path is the posterior
+    >>> # log p(y), as the whole path is the posterior
+    >>> round(-float(Thermodynamic().loss(jax.random.key(0), {}, model, guide, 1.0)), 2)
     -1.52
 
     Source: Masrani, Le, Wood 2019, eqs. 8 and 12.

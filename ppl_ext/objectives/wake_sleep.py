@@ -1,4 +1,6 @@
-"""Reweighted wake-sleep (Bornschein and Bengio 2015, algorithm 1; Le, Kosiorek, Siddharth, Teh, Wood 2019, section 3)."""
+"""Reweighted wake-sleep (Bornschein and Bengio 2015, algorithm 1; Le, Kosiorek, Siddharth, Teh, Wood 2019,
+section 3).
+"""
 
 from ppl_ext.densities.log_density import log_mean_exp, lower_bound, per_element
 from ppl_ext.errors import ArgumentError
@@ -12,22 +14,28 @@ from ppl_ext.program import log_density, simulate
 
 
 @objective
-def ReweightedWakeSleep(model, guide, num_particles: int = 8, sleep: float = 0.0, data: dict[str, str] | None = None):
-    r"""The importance-weighted bound for the model, KL from the posterior for the guide; no gradient goes through a draw.
+def ReweightedWakeSleep(
+    model, guide, num_particles: int = 8, sleep: float = 0.0, data: dict[str, str] | None = None
+):
+    r"""The importance-weighted bound for the model, KL from the posterior for the guide; no gradient goes
+    through a draw.
 
     .. math:: \nabla_\theta = \mathbb{E} \sum_k \bar w_k \nabla_\theta \log p_\theta(y, z_k), \qquad
         \nabla_\phi = (1 - s)\, \mathbb{E} \sum_k \bar w_k \nabla_\phi \log q_\phi(z_k)
-        + s\, \mathbb{E}_{(z, y') \sim p_\theta} \nabla_\phi \log q_\phi(z \mid y'), \qquad \bar w_k = \tfrac{w_k}{\sum_j w_j}
+        + s\, \mathbb{E}_{(z, y') \sim p_\theta} \nabla_\phi \log q_\phi(z \mid y'), \qquad \bar w_k =
+        \tfrac{w_k}{\sum_j w_j}
 
-    The value is :class:`~ppl_ext.objectives.IWELBO`, whose gradient :math:`\nabla_\theta` is. With s = 0 the guide learns awake only, with
-    s = 1 asleep only. Discrete sites are taken as they are, and more particles help the guide too. The wake gradient of the guide is
-    biased by O(1/K), because the weights are self-normalised; the other two are unbiased. A parameter that model and guide share gets
-    the sum. Weights are normalised element by element over a plate that holds every site.
+    The value is :class:`~ppl_ext.objectives.IWELBO`, whose gradient :math:`\nabla_\theta` is. With s = 0 the
+    guide learns awake only, with s = 1 asleep only. Discrete sites are taken as they are, and more particles
+    help the guide too. The wake gradient of the guide is biased by O(1/K), because the weights are
+    self-normalised; the other two are unbiased. A parameter that model and guide share gets the sum. Weights
+    are normalised element by element over a plate that holds every site.
 
     :param num_particles: K, at least 1; one has no wake signal of the posterior. As many dreams are drawn.
     :param sleep: the share s of :class:`~ppl_ext.objectives.Sleep` in the guide's gradient.
     :param data: as in :class:`~ppl_ext.objectives.Sleep`.
-    :raises ArgumentError: for a share out of its range, or a number of particles below 1; asleep, as :class:`~ppl_ext.objectives.Sleep`.
+    :raises ArgumentError: for a share out of its range, or a number of particles below 1; asleep, as
+        :class:`~ppl_ext.objectives.Sleep`.
     :raises ModelError: if model and guide do not have the same latent sites, with their names.
 
     >>> import jax, numpyro, numpyro.distributions as dist
@@ -35,7 +43,8 @@ def ReweightedWakeSleep(model, guide, num_particles: int = 8, sleep: float = 0.0
     ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
     >>> def guide(y):
     ...     numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.5) * y, 0.5**0.5))
-    >>> round(-float(ReweightedWakeSleep(sleep=0.5).loss(jax.random.key(0), {}, model, guide, 1.0)), 2)  # at the posterior log p(y)
+    >>> # at the posterior log p(y)
+    >>> round(-float(ReweightedWakeSleep(sleep=0.5).loss(jax.random.key(0), {}, model, guide, 1.0)), 2)
     -1.52
 
     Source: Bornschein and Bengio 2015, algorithm 1; Le, Kosiorek, Siddharth, Teh, Wood 2019, section 3.

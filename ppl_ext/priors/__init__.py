@@ -1,27 +1,31 @@
-"""Functional priors: say what functions a model should produce, tune the prior of its sites until its draws match.
+"""Functional priors: say what functions a model should produce, tune the prior of its sites until its draws
+match.
 
-================================ ==========================================================================================
-``lift_prior``                   a model with tunable priors on the latent sites that patterns choose
-``Gaussian``                     a family: Gaussians with tuned scales
-``ScaleMixture``                 a family: Gaussians with a random variance, inverse-gamma with tuned shape and scale
-``Flow``                         a family: planar flows over all of a layer
-``GaussianProcess``              a target, with a kernel of tinygp or any other, its hyperparameters fixed or random
-``NNGP``                         a target: the limit of wide networks; ``nngp_kernel`` is its covariance
-``StudentTProcess``              a target: a Gaussian one with a random scale
-``ModelTarget``                  a target: any NumPyro model
-``Conditioned``, ``Image``       a Gaussian target given, or seen through, a linear operator: ``values_at``, ``derivative_at``,
-                                 ``integral``, ``stacked``, or your own
-``SlicedWasserstein``            the default distance between function draws
-``Energy``, ``MMD``              distances from pairs of draws
-``GaussianW2``, ``GaussianKL``   distances of moments, exact over a linear Gaussian readout
-``Sinkhorn``                     entropic optimal transport, by ott-jax
-``CriticW1``                     Wasserstein-1 by a critic, as first published
-``match``                        tune a lifted prior to a target; gives an ordinary NumPyro model and a report
-``measurement_inputs``           where functions are compared: training inputs and points of their box
-``posterior_functions``          any fit read in function space: predictions, their scores, R-hat on them
-``student_t_posterior``          infinitely wide network with an inverse-gamma last-layer scale, given data: exact
-``scale_mixture_posterior``      the same with any prior of the scale, by importance sampling
-================================ ==========================================================================================
+============================== ===============================================================================
+``lift_prior``                 a model with tunable priors on the latent sites that patterns choose
+``Gaussian``                   a family: Gaussians with tuned scales
+``ScaleMixture``               a family: Gaussians with a random variance, inverse-gamma with tuned shape and
+                               scale
+``Flow``                       a family: planar flows over all of a layer
+``GaussianProcess``            a target, with a kernel of tinygp or any other, its hyperparameters fixed or
+                               random
+``NNGP``                       a target: the limit of wide networks; ``nngp_kernel`` is its covariance
+``StudentTProcess``            a target: a Gaussian one with a random scale
+``ModelTarget``                a target: any NumPyro model
+``Conditioned``, ``Image``     a Gaussian target given, or seen through, a linear operator: ``values_at``,
+                               ``derivative_at``, ``integral``, ``stacked``, or your own
+``SlicedWasserstein``          the default distance between function draws
+``Energy``, ``MMD``            distances from pairs of draws
+``GaussianW2``, ``GaussianKL`` distances of moments, exact over a linear Gaussian readout
+``Sinkhorn``                   entropic optimal transport, by ott-jax
+``CriticW1``                   Wasserstein-1 by a critic, as first published
+``match``                      tune a lifted prior to a target; gives an ordinary NumPyro model and a report
+``measurement_inputs``         where functions are compared: training inputs and points of their box
+``posterior_functions``        any fit read in function space: predictions, their scores, R-hat on them
+``student_t_posterior``        infinitely wide network with an inverse-gamma last-layer scale, given data:
+                               exact
+``scale_mixture_posterior``    the same with any prior of the scale, by importance sampling
+============================== ===============================================================================
 """
 
 from importlib import import_module
@@ -44,7 +48,14 @@ if TYPE_CHECKING:
     from ppl_ext.priors.matching.inputs import measurement_inputs
     from ppl_ext.priors.matching.match import match
     from ppl_ext.priors.matching.matched import Matched
-    from ppl_ext.priors.targets.conditioned import Conditioned, Image, derivative_at, integral, stacked, values_at
+    from ppl_ext.priors.targets.conditioned import (
+        Conditioned,
+        Image,
+        derivative_at,
+        integral,
+        stacked,
+        values_at,
+    )
     from ppl_ext.priors.targets.gaussian_process import NNGP, GaussianProcess
     from ppl_ext.priors.targets.model_target import ModelTarget
     from ppl_ext.priors.targets.nngp import nngp_kernel

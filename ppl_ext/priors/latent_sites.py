@@ -1,4 +1,6 @@
-"""The latent sites of a model that a prior can be lifted from: found without computing anything, chosen by pattern, put into layers."""
+"""The latent sites of a model that a prior can be lifted from: found without computing anything, chosen by
+pattern, put into layers.
+"""
 
 import math
 import re
@@ -19,7 +21,9 @@ from ppl_ext.runtime.explain import explained
 
 
 class Site(NamedTuple):
-    """A latent site: the shape of its value, and how many of the axes on the right are its distribution's event."""
+    """A latent site: the shape of its value, and how many of the axes on the right are its distribution's
+    event.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -57,7 +61,9 @@ class _Survey(Messenger):
             return
         fn = msg["fn"]
         shape = (*msg["kwargs"].get("sample_shape", ()), *fn.shape())
-        default = jnp.zeros(shape, jnp.int32 if fn.support is not None and fn.support.is_discrete else jnp.result_type(float))
+        default = jnp.zeros(
+            shape, jnp.int32 if fn.support is not None and fn.support.is_discrete else jnp.result_type(float)
+        )
         msg["value"] = self.values.get(msg["name"], default)
 
     def postprocess_message(self, msg):
@@ -79,7 +85,10 @@ def _problem(msg) -> str:
     if fn.support is not None and fn.support.is_discrete:
         return "is discrete: the families are over the reals"
     if not _is_real(fn.support):
-        return f"has support {fn.support}, and the families are over all reals: transform it in the model, or leave it out of the pattern"
+        return (
+            f"has support {fn.support}, and the families are over all reals: transform it in the model, or "
+            "leave it out of the pattern"
+        )
     if msg["kwargs"].get("sample_shape", ()):
         return "uses sample_shape: write numpyro.sample(name, fn.expand(shape)) instead"
     return ""
@@ -88,11 +97,15 @@ def _problem(msg) -> str:
 def _is_real(support: Any) -> bool:
     while isinstance(support, type(dist.constraints.independent(dist.constraints.real, 1))):
         support = support.base_constraint
-    return any(support is c for c in (dist.constraints.real, dist.constraints.real_vector, dist.constraints.real_matrix))
+    return any(
+        support is c
+        for c in (dist.constraints.real, dist.constraints.real_vector, dist.constraints.real_matrix)
+    )
 
 
 def survey(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Found]:
-    """The sample sites of the model at these arguments, in order, each with why its prior cannot be replaced, if so.
+    """The sample sites of the model at these arguments, in order, each with why its prior cannot be replaced,
+    if so.
 
     :raises ModelError: if the model keeps mutable state: a batch norm's statistics, a dropout's key.
     """
@@ -101,7 +114,11 @@ def survey(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> dict[str,
         record = _Survey(values)
 
         def last() -> str:
-            return f"after site '{next(reversed(record.found))}'" if record.found else "before its first sample site"
+            return (
+                f"after site '{next(reversed(record.found))}'"
+                if record.found
+                else "before its first sample site"
+            )
 
         with explained(model, last), numpyro.validation_enabled(False), block(), seed(rng_seed=0), record:
             model(*args, **kwargs)
@@ -117,8 +134,9 @@ def survey(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> dict[str,
     record = kept[0]
     if record.mutable:
         raise ModelError(
-            f"The model keeps mutable state in {_listed(record.mutable)}, which many draws of a function at once would overwrite for each "
-            "other. Leave out batch normalisation, dropout and the like, or use them in evaluation mode."
+            f"The model keeps mutable state in {_listed(record.mutable)}, which many draws of a function at "
+            "once would overwrite for each other. Leave out batch normalisation, dropout and the like, or "
+            "use them in evaluation mode."
         )
 
     def laws(**values):
@@ -127,10 +145,13 @@ def survey(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> dict[str,
     latent = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in record.latent.items()}
     found = dict(record.found)
     for name, sources in eval_provenance(laws, **latent).items() if latent else ():
-        parents = sorted(frozenset().union(*jax.tree.leaves(sources, is_leaf=lambda s: isinstance(s, frozenset))) - {name})
+        parents = sorted(
+            frozenset().union(*jax.tree.leaves(sources, is_leaf=lambda s: isinstance(s, frozenset))) - {name}
+        )
         if parents and not found[name].problem:
             found[name] = found[name]._replace(
-                problem=f"is hierarchical already: its prior depends on {_listed(parents)}. Give it a prior without them, or lift "
+                problem=f"is hierarchical already: its prior depends on {_listed(parents)}. Give it a prior "
+                "without them, or lift "
                 "that one instead"
             )
     return found
@@ -145,10 +166,11 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 def choose(found: Mapping[str, Found], patterns: Sequence[str]) -> dict[str, list[Site]]:
     """The sites of each pattern, in the model's order.
 
-    A name that is written out matches itself; otherwise ``*`` stands for any characters and ``?`` for one. Brackets are what they are,
-    since names such as ``net/layers[0].weight`` have them.
+    A name that is written out matches itself; otherwise ``*`` stands for any characters and ``?`` for one.
+    Brackets are what they are, since names such as ``net/layers[0].weight`` have them.
 
-    :raises ModelError: if a pattern matches nothing, two match one site, or a site's prior cannot be replaced.
+    :raises ModelError: if a pattern matches nothing, two match one site, or a site's prior cannot be
+        replaced.
     """
     chosen: dict[str, list[Site]] = {}
     taken: dict[str, str] = {}
@@ -156,13 +178,22 @@ def choose(found: Mapping[str, Found], patterns: Sequence[str]) -> dict[str, lis
     for pattern in patterns:
         names = [pattern] if pattern in found else [n for n in found if _glob(pattern).fullmatch(n)]
         if not names:
-            there = f"Latent sites that can be lifted: {_listed(latent)}." if latent else "The model has no latent site that can be lifted."
+            there = (
+                f"Latent sites that can be lifted: {_listed(latent)}."
+                if latent
+                else "The model has no latent site that can be lifted."
+            )
             raise ModelError(f"lift_prior: the pattern '{pattern}' matches no site. {there}")
         for name in names:
             if found[name].problem:
-                raise ModelError(f"lift_prior: the pattern '{pattern}' matches site '{name}', which {found[name].problem}.")
+                raise ModelError(
+                    f"lift_prior: the pattern '{pattern}' matches site '{name}', which {found[name].problem}."
+                )
             if name in taken:
-                raise ModelError(f"lift_prior: site '{name}' is matched by '{taken[name]}' and by '{pattern}'; make one of them narrower.")
+                raise ModelError(
+                    f"lift_prior: site '{name}' is matched by '{taken[name]}' and by '{pattern}'; make one "
+                    "of them narrower."
+                )
             taken[name] = pattern
         chosen[pattern] = [found[name].site for name in names]
     return chosen
@@ -185,10 +216,12 @@ def layer_of(name: str) -> str:
 def fan_in_of(site: Site) -> int:
     """How many inputs one output of this weight sums over, by the conventions of the libraries.
 
-    Flax's ``kernel`` is (..., in, out), convolutions included; the ``weight`` of an equinox module (out, in, ...). Any other name is taken
-    for a matrix (in, out), of a plain model. Vectors are biases or scales, and embeddings rows that are looked up: 1.
+    Flax's ``kernel`` is (..., in, out), convolutions included; the ``weight`` of an equinox module
+    (out, in, ...). Any other name is taken for a matrix (in, out), of a plain model. Vectors are biases or
+    scales, and embeddings rows that are looked up: 1.
 
-    >>> [fan_in_of(Site(n, s, 0)) for n, s in (("net/kernel", (3, 3, 4, 8)), ("net/weight", (8, 4, 3)), ("w", (5, 2)), ("net/bias", (8,)))]
+    >>> shapes = {"net/kernel": (3, 3, 4, 8), "net/weight": (8, 4, 3), "w": (5, 2), "net/bias": (8,)}
+    >>> [fan_in_of(Site(name, shape, 0)) for name, shape in shapes.items()]
     [36, 12, 5, 1]
     """
     last = name[-1] if (name := re.split(r"[./]", site.name)) else ""

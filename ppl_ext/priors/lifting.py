@@ -1,4 +1,6 @@
-"""Lift the prior of a model's sites: the same model, with priors of a family whose parameters can be tuned."""
+"""Lift the prior of a model's sites: the same model, with priors of a family whose parameters can be
+tuned.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -29,7 +31,10 @@ class Layout(NamedTuple):
 
     def values(self, raw: Raw) -> Raw:
         """Parameters as a reader wants them."""
-        return {pattern: {u.name: family.values(u, raw[pattern][u.name]) for u in units} for pattern, family, units in self.rules}
+        return {
+            pattern: {u.name: family.values(u, raw[pattern][u.name]) for u in units}
+            for pattern, family, units in self.rules
+        }
 
     def sites(self) -> list[str]:
         return [s.name for _, _, units in self.rules for u in units for s in u.sites]
@@ -38,14 +43,16 @@ class Layout(NamedTuple):
 def lift_prior(model: Callable, rules: Mapping[str, Family]) -> "Lifted":
     """Give latent sites of a model a family of priors, to be tuned by :func:`~ppl_ext.priors.match`.
 
-    The model is any NumPyro model: plain, or with modules of flax (linen and nnx) or equinox through ``random_flax_module``,
-    ``random_nnx_module`` and ``random_eqx_module``. The distributions that the sites have in it are replaced; their shapes stay.
+    The model is any NumPyro model: plain, or with modules of flax (linen and nnx) or equinox through
+    ``random_flax_module``, ``random_nnx_module`` and ``random_eqx_module``. The distributions that the sites
+    have in it are replaced; their shapes stay.
 
-    :param rules: from patterns of site names to families. ``*`` stands for any characters, ``?`` for one; a name written out stands for
-        itself. Sites that no pattern matches keep their priors.
+    :param rules: from patterns of site names to families. ``*`` stands for any characters, ``?`` for one; a
+        name written out stands for itself. Sites that no pattern matches keep their priors.
     :return: :class:`Lifted`, which is a NumPyro model too, at the families' starting values.
-    :raises ArgumentTypeError: if a rule is no family. What the patterns match is checked when the model first runs: a pattern that matches
-        nothing, or an observed, discrete, constrained or already hierarchical site, raises a :class:`~ppl_ext.errors.ModelError` there.
+    :raises ArgumentTypeError: if a rule is no family. What the patterns match is checked when the model first
+        runs: a pattern that matches nothing, or an observed, discrete, constrained or already hierarchical
+        site, raises a :class:`~ppl_ext.errors.ModelError` there.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from ppl_ext.priors import Gaussian
@@ -61,10 +68,15 @@ def lift_prior(model: Callable, rules: Mapping[str, Family]) -> "Lifted":
         raise ArgumentError("lift_prior: the model is lifted already; give all rules in one call.")
     check_mapping("lift_prior: rules", rules, "from patterns of site names to families such as Gaussian()")
     if not rules:
-        raise ArgumentError("lift_prior: rules is empty; give a pattern and a family, such as {'*': Gaussian()}.")
+        raise ArgumentError(
+            "lift_prior: rules is empty; give a pattern and a family, such as {'*': Gaussian()}."
+        )
     for pattern, family in rules.items():
         if not isinstance(family, Family):
-            raise ArgumentTypeError(f"lift_prior: the rule for '{pattern}' must be a family such as Gaussian(), got {told(family)}.")
+            raise ArgumentTypeError(
+                f"lift_prior: the rule for '{pattern}' must be a family such as Gaussian(), got "
+                f"{told(family)}."
+            )
     return Lifted(model, dict(rules))
 
 
@@ -84,7 +96,9 @@ class Lifted:
         self.rules = rules
 
     def __repr__(self) -> str:
-        return f"Lifted({getattr(self.program, '__name__', type(self.program).__name__)}, {sorted(self.rules)})"
+        return (
+            f"Lifted({getattr(self.program, '__name__', type(self.program).__name__)}, {sorted(self.rules)})"
+        )
 
     def layout(self, *args, **kwargs) -> Layout:
         """Which sites share which parameters, at these arguments of the model.
@@ -116,12 +130,15 @@ class Lifted:
 
 
 class Tuned:
-    """A NumPyro model whose tuned priors are constants of it: same arguments, same sites, and nothing that SVI could train.
+    """A NumPyro model whose tuned priors are constants of it: same arguments, same sites, and nothing that
+    SVI could train.
 
-    A scale mixture adds the latent sites of its variances, a flow the latent ``_base`` with the weights deterministic.
+    A scale mixture adds the latent sites of its variances, a flow the latent ``_base`` with the weights
+    deterministic.
     """
 
-    # A plain object, compared and hashed by identity: compiled runners keep one per model, and its arrays are constants to them.
+    # A plain object, compared and hashed by identity: compiled runners keep one per model, and its arrays are
+    # constants to them.
     def __init__(self, program: Callable, layout: Layout, raw: Raw):
         self.program = program
         self._layout = layout
@@ -142,7 +159,9 @@ class Tuned:
 
 
 class _Given(Messenger):
-    """Put the tuned laws and values in the place of the sites' own. Opened around the model, it meets names with all their scopes."""
+    """Put the tuned laws and values in the place of the sites' own. Opened around the model, it meets names
+    with all their scopes.
+    """
 
     def __init__(self, given: Mapping[str, Any]):
         super().__init__()
@@ -155,14 +174,17 @@ class _Given(Messenger):
         shape = new.shape() if isinstance(new, dist.Distribution) else new.shape
         if tuple(shape) != tuple(old.shape()):
             raise ModelError(
-                f"Site '{msg['name']}' has shape {tuple(old.shape())} with these arguments, but its prior was tuned for {tuple(shape)}. "
-                "Match the prior again with inputs of this width."
+                f"Site '{msg['name']}' has shape {tuple(old.shape())} with these arguments, but its prior "
+                f"was tuned for {tuple(shape)}. Match the prior again with inputs of this width."
             )
         if isinstance(new, dist.Distribution):
             msg["fn"] = new.mask(old._mask) if isinstance(old, dist.MaskedDistribution) else new
             return
         if msg["value"] is not None:
-            raise ModelError(f"Site '{msg['name']}' is a function of other sites under its tuned prior, so no value can be given for it.")
+            raise ModelError(
+                f"Site '{msg['name']}' is a function of other sites under its tuned prior, so no value can "
+                "be given for it."
+            )
         msg["type"], msg["value"] = "deterministic", new
         for key in [k for k in msg if k not in ("type", "name", "value", "cond_indep_stack")]:
             del msg[key]  # as NumPyro's own reparam does: a deterministic site has no distribution

@@ -6,11 +6,12 @@ from jax import lax
 
 
 def cholesky(matrix: jax.Array, most: float = 1e-2) -> jax.Array:
-    r"""Lower Cholesky factor of :math:`A + \epsilon\, \bar d I`, with :math:`\bar d` the mean of A's diagonal and the least ε that will do.
+    r"""Lower Cholesky factor of :math:`A + \epsilon\, \bar d I`, with :math:`\bar d` the mean of A's diagonal
+    and the least ε that will do.
 
-    ε starts at the size of A's rounding errors and grows tenfold until the factor is finite, up to ``most``; what cannot be factored then
-    is NaN. Covariances of smooth functions at close or equal inputs are singular to single precision, which is why ε is relative and
-    searched.
+    ε starts at the size of A's rounding errors and grows tenfold until the factor is finite, up to ``most``;
+    what cannot be factored then is NaN. Covariances of smooth functions at close or equal inputs are singular
+    to single precision, which is why ε is relative and searched.
 
     >>> float(cholesky(jnp.ones((3, 3)))[0, 0])
     1.0

@@ -1,4 +1,6 @@
-"""Checks of arguments at the public edge: what was expected, what came, what to do. Each names the argument, and costs microseconds."""
+"""Checks of arguments at the public edge: what was expected, what came, what to do. Each names the argument,
+and costs microseconds.
+"""
 
 import inspect
 import math
@@ -41,8 +43,11 @@ def _dtype_name(x) -> str:
 
 def check_program(where: str, program: Any) -> None:
     """``where`` names the call and the argument, as ``"fit: model"``."""
-    if not callable(program) or isinstance(program, type | ELBO):  # an objective of ours can be called, but by another objective
-        raise ArgumentTypeError(f"{where} must be a NumPyro program (a callable with sample sites), got {told(program)}.")
+    # an objective of ours can be called, but by another objective
+    if not callable(program) or isinstance(program, type | ELBO):
+        raise ArgumentTypeError(
+            f"{where} must be a NumPyro program (a callable with sample sites), got {told(program)}."
+        )
 
 
 def check_function(where: str, fn: Any) -> None:
@@ -60,7 +65,9 @@ def check_call(where: str, program: Callable, args: tuple, kwargs: Mapping[str, 
         signature.bind(*args, **kwargs)
     except TypeError as error:
         name = getattr(program, "__name__", type(program).__name__)
-        raise ArgumentError(f"{where} '{name}' takes {signature}, which the arguments given do not fit: {error}.") from None
+        raise ArgumentError(
+            f"{where} '{name}' takes {signature}, which the arguments given do not fit: {error}."
+        ) from None
 
 
 def check_key(where: str, key: Any) -> None:
@@ -108,17 +115,26 @@ def check_values(where: str, values: Any) -> None:
     check_mapping(where, values, "from site names to arrays")
     for name, value in values.items():
         if not _is_numeric(value):
-            raise ArgumentTypeError(f"{where}: the value of site '{name}' must be an array of numbers, got {_told_inside(value)}.")
+            raise ArgumentTypeError(
+                f"{where}: the value of site '{name}' must be an array of numbers, got {_told_inside(value)}."
+            )
 
 
 def check_array(where: str, value: Any, tables: bool = False) -> None:
-    """One array of real numbers, or what becomes one: a number, or a regular list of numbers. A tracer is fine.
+    """One array of real numbers, or what becomes one: a number, or a regular list of numbers. A tracer is
+    fine.
 
     :param tables: so is a column of a table of pandas.
     """
-    value = value.to_numpy() if tables and hasattr(value, "to_numpy") and not isinstance(value, type) else value
+    value = (
+        value.to_numpy() if tables and hasattr(value, "to_numpy") and not isinstance(value, type) else value
+    )
     array = hasattr(value, "dtype") or isinstance(value, bool | int | float | list | tuple)
-    if not array or not _is_numeric(value) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.complexfloating)):
+    if (
+        not array
+        or not _is_numeric(value)
+        or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.complexfloating))
+    ):
         raise ArgumentTypeError(f"{where} must be an array of numbers, got {_told_inside(value)}.")
 
 
@@ -126,7 +142,9 @@ def _is_numeric(value: Any) -> bool:
     if isinstance(value, type):  # a class has its objects' attributes, unbound
         return False
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return not hasattr(value, "to_numpy") and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)
+        return not hasattr(value, "to_numpy") and (
+            jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool
+        )
     if isinstance(value, bool | int | float | complex):
         return True
     if isinstance(value, list | tuple):
@@ -135,21 +153,38 @@ def _is_numeric(value: Any) -> bool:
         except Exception:  # ragged, or a list of tracers: look inside
             pass
     leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
-    return bool(leaves) and all(leaf is not value and _is_numeric(leaf) for leaf in leaves) and not isinstance(value, list | tuple)
+    return (
+        bool(leaves)
+        and all(leaf is not value and _is_numeric(leaf) for leaf in leaves)
+        and not isinstance(value, list | tuple)
+    )
 
 
 def _told_inside(value: Any) -> str:
-    return told(value) if not isinstance(value, list | tuple) else f"a {type(value).__name__} that is no regular array of numbers"
+    return (
+        told(value)
+        if not isinstance(value, list | tuple)
+        else f"a {type(value).__name__} that is no regular array of numbers"
+    )
 
 
 def check_data(where: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """Arguments of a program must be what JAX can trace; tables of pandas and arrays of objects are not, and fail far from here."""
-    for which, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"argument '{k}'", v) for k, v in kwargs.items())]:
+    """Arguments of a program must be what JAX can trace; tables of pandas and arrays of objects are not, and
+    fail far from here.
+    """
+    for which, value in [
+        *((f"argument {i}", a) for i, a in enumerate(args)),
+        *((f"argument '{k}'", v) for k, v in kwargs.items()),
+    ]:
         for leaf in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "to_numpy")):
             if hasattr(leaf, "to_numpy"):
-                raise ArgumentTypeError(f"{where} {which} is {told(leaf)}, which JAX cannot trace; pass .to_numpy() instead.")
+                raise ArgumentTypeError(
+                    f"{where} {which} is {told(leaf)}, which JAX cannot trace; pass .to_numpy() instead."
+                )
             if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "biufcV":
-                raise ArgumentTypeError(f"{where} {which} is {told(leaf)}, which JAX cannot trace; pass an array of numbers.")
+                raise ArgumentTypeError(
+                    f"{where} {which} is {told(leaf)}, which JAX cannot trace; pass an array of numbers."
+                )
 
 
 def check_positive(where: str, value: Any) -> None:

@@ -1,4 +1,6 @@
-"""Save a run as it goes, and go on from there to the last bit: a file of plain arrays, replaced whole or not at all."""
+"""Save a run as it goes, and go on from there to the last bit: a file of plain arrays, replaced whole or not
+at all.
+"""
 
 import hashlib
 import json
@@ -25,7 +27,9 @@ VERSIONS, PROGRAM = "versions", "program, with the numbers that it reads from ou
 
 
 def program(fn: Callable, *args: Any) -> dict[str, str]:
-    """What a run computes, for ``about``: its fingerprint, which another version may change, and the versions."""
+    """What a run computes, for ``about``: its fingerprint, which another version may change, and the
+    versions.
+    """
     try:
         own = version("ppl_ext")
     except PackageNotFoundError:  # run from its source
@@ -47,18 +51,20 @@ def digest(arrays: Iterable[Any]) -> str:
 class Checkpoint:
     """Where a run saves its state, and every how many steps at least.
 
-    If the file exists, the run continues from it; to begin anew, delete it. The state (parameters, optimiser, keys, losses) is stored as
-    plain arrays, never pickled, and written to a file beside it that then takes its place, so that a kill at any moment leaves a whole one.
+    If the file exists, the run continues from it; to begin anew, delete it. The state (parameters, optimiser,
+    keys, losses) is stored as plain arrays, never pickled, and written to a file beside it that then takes
+    its place, so that a kill at any moment leaves a whole one.
 
     :param path: the file.
     :param every: steps between two saves; the run saves at the end, too.
-    :raises ArgumentError: if ``every`` is below 1, or the path is a folder or in one that does not exist; when loaded, if the file is
-        damaged or of another run.
+    :raises ArgumentError: if ``every`` is below 1, or the path is a folder or in one that does not exist;
+        when loaded, if the file is damaged or of another run.
     :raises ArgumentTypeError: if the path is no name of a file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     checkpoint = Checkpoint(Path(folder) / "run.npz", every=100)  # fit(..., checkpoint=checkpoint) saves and loads by itself
+    ...     checkpoint = Checkpoint(Path(folder) / "run.npz",
+    ...         every=100)  # fit(..., checkpoint=checkpoint) saves and loads by itself
     ...     checkpoint.save({"loc": jnp.ones(2)}, losses=np.array([3.0, 1.0]), about={"model": "level"})
     ...     state, losses = checkpoint.load({"loc": jnp.zeros(2)}, about={"model": "level"})
     >>> state["loc"].tolist(), losses.tolist()
@@ -74,9 +80,13 @@ class Checkpoint:
             raise ArgumentTypeError(f"Checkpoint: path must be the name of a file, got {told(self.path)}.")
         path = Path(self.path)
         if path.is_dir():
-            raise ArgumentError(f"Checkpoint: path '{path}' is a folder; name a file in it, such as '{path / 'run.npz'}'.")
+            raise ArgumentError(
+                f"Checkpoint: path '{path}' is a folder; name a file in it, such as '{path / 'run.npz'}'."
+            )
         if not path.parent.is_dir():
-            raise ArgumentError(f"Checkpoint: path '{path}' is in a folder that does not exist; make '{path.parent}' first.")
+            raise ArgumentError(
+                f"Checkpoint: path '{path}' is in a folder that does not exist; make '{path.parent}' first."
+            )
 
     def save(self, state: Any, losses: np.ndarray, about: dict[str, Any]) -> None:
         """Replace the file by this state; ``about`` describes the run, for :meth:`load` to compare."""
@@ -97,7 +107,8 @@ class Checkpoint:
     def load(self, like: Any, about: dict[str, Any]) -> tuple[Any, np.ndarray] | None:
         """The saved state, in the structure of ``like``, and the losses so far; ``None`` if there is no file.
 
-        :raises ArgumentError: if the file is damaged, of something else, or of another run; it says what differs.
+        :raises ArgumentError: if the file is damaged, of something else, or of another run; it says what
+            differs.
         """
         path = Path(self.path)
         if not path.exists():
@@ -110,19 +121,28 @@ class Checkpoint:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise ArgumentError(
-                f"'{path}' is no whole checkpoint of a run ({type(error).__name__}: {error}). Delete it to begin anew."
+                f"'{path}' is no whole checkpoint of a run ({type(error).__name__}: {error}). Delete it to "
+                "begin anew."
             ) from error
         structure = _structure(like)
-        missing, extra = [x for x in structure if x not in header["structure"]], [x for x in header["structure"] if x not in structure]
+        missing, extra = (
+            [x for x in structure if x not in header["structure"]],
+            [x for x in header["structure"] if x not in structure],
+        )
         old = header["about"]
         skipped = (VERSIONS, PROGRAM) if old.get(VERSIONS) != about.get(VERSIONS) else ()
         differences = [(key, old.get(key), value) for key, value in about.items() if key not in skipped]
         differences.append(
-            ("state", ", ".join(extra[:3]) or "smaller", ", ".join(missing[:3]) or "smaller") if missing or extra else ("", 0, 0)
+            ("state", ", ".join(extra[:3]) or "smaller", ", ".join(missing[:3]) or "smaller")
+            if missing or extra
+            else ("", 0, 0)
         )
         for what, saved, wanted in differences:
             if saved != wanted:
-                raise ArgumentError(f"'{path}' is of another run: its {what} is {saved}, here {wanted}. Delete it or take another path.")
+                raise ArgumentError(
+                    f"'{path}' is of another run: its {what} is {saved}, here {wanted}. Delete it or take "
+                    "another path."
+                )
         leaves, treedef = jax.tree.flatten(like)
         restored = [_array(arrays[f"leaf_{i}"], x) for i, x in enumerate(leaves)]
         return jax.tree.unflatten(treedef, restored), arrays["losses"]
@@ -141,7 +161,11 @@ def _structure(state: Any) -> list[str]:
 def _numbers(x: jax.Array) -> np.ndarray:
     numbers = np.asarray(jax.random.key_data(x) if _is_key(x) else x)
     # bfloat16 and its kin mean nothing to npz; they go by their bits.
-    return np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}") if numbers.dtype.kind == "V" else numbers
+    return (
+        np.ascontiguousarray(numbers).view(f"u{numbers.dtype.itemsize}")
+        if numbers.dtype.kind == "V"
+        else numbers
+    )
 
 
 def _array(numbers: np.ndarray, like: jax.Array) -> jax.Array:

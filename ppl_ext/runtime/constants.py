@@ -1,8 +1,10 @@
-"""Which arguments of a program are traced, and which are constants of the compilation: one rule for every verb.
+"""Which arguments of a program are traced, and which are constants of the compilation: one rule for every
+verb.
 
-Arrays and real numbers are traced, so that other values do not compile again. Everything else (sizes, flags, strings, functions, objects,
-arrays of strings) is a constant, told apart by its content. If Python needs the value of a traced argument (a size read off data by
-``int(np.max(labels)) + 1``, ``if rate == 0.0``), as few of them as will do become constants too, as they all are in NumPyro's ``SVI.run``.
+Arrays and real numbers are traced, so that other values do not compile again. Everything else (sizes, flags,
+strings, functions, objects, arrays of strings) is a constant, told apart by its content. If Python needs the
+value of a traced argument (a size read off data by ``int(np.max(labels)) + 1``, ``if rate == 0.0``), as few
+of them as will do become constants too, as they all are in NumPyro's ``SVI.run``.
 """
 
 import dataclasses
@@ -25,13 +27,16 @@ from ppl_ext.runtime.explain import is_foreign
 from ppl_ext.runtime.outside import Outside
 
 _DEEP = 16  # levels of objects that are looked into
-_TRIALS = 16  # traced arguments that are tried, one by one, whether they may stay so; of more, the smallest are held
+# traced arguments that are tried, one by one, whether they may stay so; of more, the smallest are held
+_TRIALS = 16
 _NUMERIC = "biufcV"
-_WANTED = ("Tracer", "concrete", "Traced<")  # how errors of JAX, and Python's about its objects, tell that a value is not known
+# how errors of JAX, and Python's about its objects, tell that a value is not known
+_WANTED = ("Tracer", "concrete", "Traced<")
 
 
 class Constants:
-    """The arguments that are not traced, and where they stand: a static argument of a ``jit``, equal where their contents are.
+    """The arguments that are not traced, and where they stand: a static argument of a ``jit``, equal where
+    their contents are.
 
     >>> import dataclasses
     >>> Config = dataclasses.make_dataclass("Config", ["width"])  # has no hash
@@ -43,17 +48,25 @@ class Constants:
 
     def __init__(self, structure: Any, leaves: list, held: frozenset[int]):
         self.structure, self.leaves, self.held = structure, leaves, held
-        self._key = (held, _hashable(structure), tuple([(i, content(x)) for i, x in enumerate(leaves) if x is not None]))
+        self._key = (
+            held,
+            _hashable(structure),
+            tuple([(i, content(x)) for i, x in enumerate(leaves) if x is not None]),
+        )
         self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Constants) and self._hash == other._hash and self._key == other._key)
+        return self is other or (
+            isinstance(other, Constants) and self._hash == other._hash and self._key == other._key
+        )
 
     def __hash__(self) -> int:
         return self._hash
 
 
-def split(args: tuple, kwargs: Mapping[str, Any], held: frozenset[int] = frozenset(), numbers: bool = False) -> tuple[list, Constants]:
+def split(
+    args: tuple, kwargs: Mapping[str, Any], held: frozenset[int] = frozenset(), numbers: bool = False
+) -> tuple[list, Constants]:
     """What is traced, with None where nothing is, and the rest.
 
     :param held: places of arguments (among the leaves) that are constants though they could be traced.
@@ -74,7 +87,9 @@ def _split(leaves: list, structure: Any, held: frozenset[int], numbers: bool) ->
 
 def join(data: list, constants: Constants) -> tuple[tuple, dict]:
     """The arguments and the keywords that :func:`split` took apart."""
-    return jax.tree.unflatten(constants.structure, [c if d is None else d for d, c in zip(data, constants.leaves, strict=True)])
+    return jax.tree.unflatten(
+        constants.structure, [c if d is None else d for d, c in zip(data, constants.leaves, strict=True)]
+    )
 
 
 _ALWAYS: set[type] = {float}
@@ -106,20 +121,27 @@ def taken(
     numbers: bool = False,
     fixed: int = 0,
 ) -> Any:
-    """``run(data, constants)`` with as little held as the program allows; what that is is remembered with its outside.
+    """``run(data, constants)`` with as little held as the program allows; what that is is remembered with its
+    outside.
 
     :param run: compiles a program's run, and runs it.
     :param look: only traces it, to find out what must be held; ``run`` by default.
-    :param numbers: see :func:`split`; then only numbers of Python are ever held, since the rest is what the stream observes.
+    :param numbers: see :func:`split`; then only numbers of Python are ever held, since the rest is what the
+        stream observes.
     :param fixed: so many of the first leaves are traced whatever comes: there is a gradient by them.
     """
     leaves, structure = jax.tree.flatten((args, kwargs))
     plans = _plans.setdefault(outside, {})
-    held = plans.get(_kind(leaves, structure, numbers), _NONE) if plans else _NONE  # most programs need nothing to be held
+    # most programs need nothing to be held
+    held = plans.get(_kind(leaves, structure, numbers), _NONE) if plans else _NONE
     try:
         return run(*_split(leaves, structure, held, numbers))
     except Exception as error:
-        may = {i for i, x in enumerate(leaves) if i >= fixed and i not in held and _traceable(x, numbers) and _known(x)}
+        may = {
+            i
+            for i, x in enumerate(leaves)
+            if i >= fixed and i not in held and _traceable(x, numbers) and _known(x)
+        }
         if numbers:
             may = {i for i in may if not hasattr(leaves[i], "dtype")}
         if not may or not wants_values(error):
@@ -131,13 +153,20 @@ def taken(
 
 
 def _kind(leaves: list, structure: Any, numbers: bool) -> tuple:
-    return _hashable(structure), numbers, tuple(np.shape(x) if hasattr(x, "dtype") else type(x) for x in leaves)
+    return (
+        _hashable(structure),
+        numbers,
+        tuple(np.shape(x) if hasattr(x, "dtype") else type(x) for x in leaves),
+    )
 
 
-def _least(look: Callable, parts: Callable, held: frozenset[int], may: set[int], leaves: list, error: Exception) -> frozenset[int]:
+def _least(
+    look: Callable, parts: Callable, held: frozenset[int], may: set[int], leaves: list, error: Exception
+) -> frozenset[int]:
     """A set of arguments to hold of which none can be left out, the largest arrays tried first.
 
-    :raises Exception: the first error, if it does not help to hold them all: then it is another value that Python asks for.
+    :raises Exception: the first error, if it does not help to hold them all: then it is another value that
+        Python asks for.
     """
     held = held | may
     try:
@@ -153,8 +182,12 @@ def _least(look: Callable, parts: Callable, held: frozenset[int], may: set[int],
     return held
 
 
-def _fewest(look: Callable, parts: Callable, held: frozenset[int], may: set[int], leaves: list, error: Exception) -> frozenset[int]:
-    """The same for a stream, where what is observed must not be held: the fewest that will do, flags and integers before real numbers."""
+def _fewest(
+    look: Callable, parts: Callable, held: frozenset[int], may: set[int], leaves: list, error: Exception
+) -> frozenset[int]:
+    """The same for a stream, where what is observed must not be held: the fewest that will do, flags and
+    integers before real numbers.
+    """
     order = sorted(may, key=lambda i: (not isinstance(leaves[i], bool), isinstance(leaves[i], float)))
     subsets = (frozenset(some) for n in range(1, len(order) + 1) for some in itertools.combinations(order, n))
     for some in itertools.islice(subsets, 2 * _TRIALS):
@@ -176,7 +209,9 @@ def wants_values(error: BaseException | None, before: BaseException | None = Non
             error, jax.errors.UnexpectedTracerError
         ):
             return True
-        if isinstance(error, TypeError | ValueError | IndexError | KeyError | AttributeError) and any(w in str(error) for w in _WANTED):
+        if isinstance(error, TypeError | ValueError | IndexError | KeyError | AttributeError) and any(
+            w in str(error) for w in _WANTED
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -187,27 +222,46 @@ def _known(x: Any) -> bool:
 
 
 class compiled:
-    """``jax.jit`` of a function that runs a program on arguments of its, among others: ``fn(outside, ..., args, kwargs, ...)``.
+    """``jax.jit`` of a function that runs a program on arguments of its, among others:
+    ``fn(outside, ..., args, kwargs, ...)``.
 
     :param at: the place of ``args``; ``kwargs`` come next, and the first argument is the program's outside.
     :param static_argnums: places of other constants.
     :param donate: the place of an argument whose memory may be reused.
-    :param slices: what is made of the traced arguments of one time of a stream, where an integer or a flag is data like any other.
+    :param slices: what is made of the traced arguments of one time of a stream, where an integer or a flag is
+        data like any other.
     """
 
     def __init__(
-        self, fn: Callable, at: int, static_argnums: tuple[int, ...] = (), donate: int | None = None, slices: Callable | None = None
+        self,
+        fn: Callable,
+        at: int,
+        static_argnums: tuple[int, ...] = (),
+        donate: int | None = None,
+        slices: Callable | None = None,
     ):
         self._fn, self._at, self._slices, self._plain = fn, at, slices, slices is not None
-        places = [2 + (i if i < at else i - 2) for i in (*static_argnums, *(() if donate is None else (donate,)))]
+        places = [
+            2 + (i if i < at else i - 2) for i in (*static_argnums, *(() if donate is None else (donate,)))
+        ]
         given = () if donate is None else (places[-1],)
-        self._jit = jax.jit(self._joined, static_argnums=(0, 2, *places[: len(static_argnums)]), donate_argnums=given)
+        self._jit = jax.jit(
+            self._joined, static_argnums=(0, 2, *places[: len(static_argnums)]), donate_argnums=given
+        )
         if slices is not None:
-            self._as_it_is = jax.jit(self._sliced, static_argnums=(0, *static_argnums), donate_argnums=() if donate is None else (donate,))
+            self._as_it_is = jax.jit(
+                self._sliced,
+                static_argnums=(0, *static_argnums),
+                donate_argnums=() if donate is None else (donate,),
+            )
 
     def __call__(self, outside: Outside, *rest):
         given = (outside, *rest)
-        args, kwargs, others = given[self._at], given[self._at + 1], (*given[: self._at], *given[self._at + 2 :])
+        args, kwargs, others = (
+            given[self._at],
+            given[self._at + 1],
+            (*given[: self._at], *given[self._at + 2 :]),
+        )
         # A stream steps too often for more than this.
         if self._plain and all(_traceable(x, True) for x in jax.tree.leaves((args, kwargs))):
             try:
@@ -220,7 +274,14 @@ class compiled:
         def look(data, constants):
             return self._jit.eval_shape(constants, data, *others)
 
-        return taken(outside, lambda data, constants: self._jit(constants, data, *others), args, kwargs, look, self._slices is not None)
+        return taken(
+            outside,
+            lambda data, constants: self._jit(constants, data, *others),
+            args,
+            kwargs,
+            look,
+            self._slices is not None,
+        )
 
     def arguments(self, outside: Outside, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
         """Those that the function is called with."""
@@ -234,14 +295,17 @@ class compiled:
 
     def _sliced(self, *given):
         assert self._slices is not None
-        return self._fn(*given[: self._at], *self._slices(given[self._at : self._at + 2]), *given[self._at + 2 :])
+        return self._fn(
+            *given[: self._at], *self._slices(given[self._at : self._at + 2]), *given[self._at + 2 :]
+        )
 
 
 class odd_data_blamed:
     """Where a program fails in a library, what is no number among its arguments is a likely cause, and told.
 
-    :raises ArgumentTypeError: for a table of pandas or an array of objects, which few programs can read; for a series of pandas at once: as
-        a constant it would compile anew for each that comes, and its ``to_numpy()`` is data.
+    :raises ArgumentTypeError: for a table of pandas or an array of objects, which few programs can read; for
+        a series of pandas at once: as a constant it would compile anew for each that comes, and its
+        ``to_numpy()`` is data.
     """
 
     def __init__(self, where: str, args: tuple, kwargs: Mapping[str, Any]):
@@ -253,7 +317,9 @@ class odd_data_blamed:
                 check_data(self.where, self.args, self.kwargs)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, Exception) or (not isinstance(error, ProgramError | Warning) and not is_foreign(error)):
+        if not isinstance(error, Exception) or (
+            not isinstance(error, ProgramError | Warning) and not is_foreign(error)
+        ):
             return
         try:
             check_data(self.where, self.args, self.kwargs)
@@ -264,9 +330,14 @@ class odd_data_blamed:
 
 
 def _odd(args: tuple, kwargs: Mapping[str, Any], error: str) -> str | None:
-    """The first argument that is neither an array nor a likely setting; a string is one, unless the error speaks of strings."""
+    """The first argument that is neither an array nor a likely setting; a string is one, unless the error
+    speaks of strings.
+    """
     settings = callable if "'str'" in error else lambda x: isinstance(x, str) or callable(x)
-    for which, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"argument '{k}'", v) for k, v in kwargs.items())]:
+    for which, value in [
+        *((f"argument {i}", a) for i, a in enumerate(args)),
+        *((f"argument '{k}'", v) for k, v in kwargs.items()),
+    ]:
         for leaf in jax.tree.leaves(value):
             if not _traceable(leaf, True) and not settings(leaf) and not dataclasses.is_dataclass(leaf):
                 return f"{which} is {told(leaf)}"
@@ -287,10 +358,11 @@ class Same:
 
 
 def content(x: Any, _within: tuple[int, ...] = ()) -> Any:
-    """What stands for a constant: two of the same type and content are the same constant, though one of them is new.
+    """What stands for a constant: two of the same type and content are the same constant, though one of them
+    is new.
 
-    Arrays count by their bytes; dataclasses, containers and objects without an order of their own by their parts; functions, classes and
-    what cannot be looked into by identity.
+    Arrays count by their bytes; dataclasses, containers and objects without an order of their own by their
+    parts; functions, classes and what cannot be looked into by identity.
     """
     kind = type(x)
     if x is None or kind in (bool, int, str, bytes) or isinstance(x, Enum):
@@ -299,7 +371,12 @@ def content(x: Any, _within: tuple[int, ...] = ()) -> Any:
         return kind, repr(x)
     if isinstance(x, np.ndarray | np.generic | jax.Array) and _known(x):
         return _of_array(x)
-    if isinstance(x, type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType | functools.partial) or len(_within) > _DEEP:
+    if (
+        isinstance(
+            x, type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType | functools.partial
+        )
+        or len(_within) > _DEEP
+    ):
         return Same(x)
     if id(x) in _within:
         return "within", _within.index(id(x))
@@ -326,7 +403,12 @@ def _of_array(x: Any) -> tuple:
         return "key", _of_array(jax.random.key_data(x))
     array = np.asarray(x)
     held = repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
-    return type(x) if isinstance(x, np.generic) else "array", array.shape, array.dtype.str, hashlib.sha256(held).digest()
+    return (
+        type(x) if isinstance(x, np.generic) else "array",
+        array.shape,
+        array.dtype.str,
+        hashlib.sha256(held).digest(),
+    )
 
 
 def _hashable(x: Any) -> Any:

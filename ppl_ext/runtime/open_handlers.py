@@ -1,4 +1,6 @@
-"""Handlers that are open around a compiled call: a cached compilation would ignore them, or keep them for good."""
+"""Handlers that are open around a compiled call: a cached compilation would ignore them, or keep them for
+good.
+"""
 
 from numpyro.primitives import _PYRO_STACK
 
@@ -14,6 +16,7 @@ def refuse_open_handlers(what: str, but: type | tuple[type, ...] = ()) -> None:
     """
     if handlers := [type(h).__name__ for h in _PYRO_STACK if not isinstance(h, but)]:
         raise HandlerError(
-            f"{what} is compiled, and NumPyro handlers are open around the call ({', '.join(handlers)}): a cached compilation would ignore "
-            "them. Wrap the model or guide instead, for example numpyro.handlers.scale(model, scale=2.0)."
+            f"{what} is compiled, and NumPyro handlers are open around the call ({', '.join(handlers)}): a "
+            "cached compilation would ignore them. Wrap the model or guide instead, for example "
+            "numpyro.handlers.scale(model, scale=2.0)."
         )

@@ -1,12 +1,14 @@
-"""What programs read from outside of their arguments: the part of a compilation's key that arguments do not show.
+"""What programs read from outside of their arguments: the part of a compilation's key that arguments do not
+show.
 
-A model may read data from its object, a closure's cell, a global, a default or a ``partial``. What was compiled has them baked in, so it
-serves only as long as they are what they were. :func:`reading` gives each state of a program's outside a value that can be hashed, the same
-one whenever that state is met again; :func:`structure` is the part of it that is plain to see, by which objectives are told apart.
+A model may read data from its object, a closure's cell, a global, a default or a ``partial``. What was
+compiled has them baked in, so it serves only as long as they are what they were. :func:`reading` gives each
+state of a program's outside a value that can be hashed, the same one whenever that state is met again;
+:func:`structure` is the part of it that is plain to see, by which objectives are told apart.
 
-JAX's arrays cannot change and count by identity; NumPy's can, and count by content; numbers and strings by value; functions, lists, dicts
-and objects by identity, and what is read from them. What a program changes itself while it runs (a counter, a cache, an autoguide's
-prototype) is no part of it.
+JAX's arrays cannot change and count by identity; NumPy's can, and count by content; numbers and strings by
+value; functions, lists, dicts and objects by identity, and what is read from them. What a program changes
+itself while it runs (a counter, a cache, an autoguide's prototype) is no part of it.
 """
 
 import weakref
@@ -25,8 +27,8 @@ STATES = 8  # of one program's outside that are remembered, at most
 PROGRAMS = 256  # whose outsides are remembered, at most
 
 REMEDY = (
-    ", and what was found before does not speak of it. Put it back to ask further, or run again; data that change are best passed as "
-    "arguments."
+    ", and what was found before does not speak of it. Put it back to ask further, or run again; data that "
+    "change are best passed as arguments."
 )
 _NUMBERS = count()
 _watched: "OrderedDict[tuple, _Watch]" = OrderedDict()
@@ -34,8 +36,8 @@ _watched: "OrderedDict[tuple, _Watch]" = OrderedDict()
 
 @jax.tree_util.register_static
 class Outside:
-    """One state of what some programs read from outside; equal to itself alone, so that it can be a static argument of a ``jit``, or a part
-    without arrays of what one carries along.
+    """One state of what some programs read from outside; equal to itself alone, so that it can be a static
+    argument of a ``jit``, or a part without arrays of what one carries along.
 
     :param here: whether it is of this process, and not of one that saved it.
     """
@@ -57,11 +59,15 @@ class Outside:
         return self
 
     def holds(self, walk: Walk) -> bool:
-        """Whether all that this walk met is as it was; what died meanwhile may have passed its identity on."""
+        """Whether all that this walk met is as it was; what died meanwhile may have passed its identity
+        on.
+        """
         if any(ref() is None for ref in self._alive):
             return False
         edges = self.edges
-        return len(walk.edges) <= len(edges) and all(edges.get(edge, _unknown) == value for edge, value in walk.edges.items())
+        return len(walk.edges) <= len(edges) and all(
+            edges.get(edge, _unknown) == value for edge, value in walk.edges.items()
+        )
 
     def check(self, where: str, *programs: Any, remedy: str = REMEDY) -> None:
         """Whether what these programs read is still what it was when this was made.
@@ -90,7 +96,8 @@ class _Watch:
 
     def __init__(self):
         self.states: list[Outside] = []
-        self.skip: dict[Edge, Any] = {}  # changed by the programs themselves, while they ran; and the owners, weakly
+        # changed by the programs themselves, while they ran; and the owners, weakly
+        self.skip: dict[Edge, Any] = {}
 
     def find(self, programs: tuple) -> tuple[Outside, bool]:
         """The state now, and whether it is new."""
@@ -156,8 +163,8 @@ def reading(*programs: Any) -> Iterator[Outside]:
 
 
 def seen_by(state: Any, *programs: Any) -> Any:
-    """The context in which a stream's next step is compiled: nothing new, if its state says in which state of the outside it began; else,
-    after another process saved it, the present one."""
+    """The context in which a stream's next step is compiled: nothing new, if its state says in which state of
+    the outside it began; else, after another process saved it, the present one."""
     return nullcontext(state) if state is not None and state.here else reading(*programs)
 
 
@@ -167,15 +174,18 @@ def still_there(where: str, state: Outside | None, *programs: Any) -> None:
     :raises ModelError: naming what has changed.
     """
     if state is not None:
-        state.check(where, *programs, remedy=" the stream began. Put it back to go on, or begin another stream.")
+        state.check(
+            where, *programs, remedy=" the stream began. Put it back to go on, or begin another stream."
+        )
 
 
 def structure(*things: Any) -> tuple:
-    """What can be seen of things without looking into them: numbers by value, NumPy's arrays by content, functions and objects by identity,
-    tuples, frozen values and objectives by their parts.
+    """What can be seen of things without looking into them: numbers by value, NumPy's arrays by content,
+    functions and objects by identity, tuples, frozen values and objectives by their parts.
 
     >>> import numpy as np
-    >>> structure(np.zeros(2000), 1) == structure(np.zeros(2000), 1), structure(np.zeros(2000)) == structure(np.ones(2000))
+    >>> structure(np.zeros(2000), 1) == structure(np.zeros(2000), 1), structure(np.zeros(2000)) == structure(
+    ...     np.ones(2000))
     (True, False)
     """
     walk = Walk({}, ())

@@ -1,7 +1,7 @@
 """Random words, and keys, coins and normal numbers made of them, faster than by ``jax.random`` on a CPU.
 
-JAX runs the rounds of its hash as a loop over arrays there; written out they are one pass. Kinds of keys other than threefry, and
-precisions other than single, go JAX's way.
+JAX runs the rounds of its hash as a loop over arrays there; written out they are one pass. Kinds of keys
+other than threefry, and precisions other than single, go JAX's way.
 """
 
 import math
@@ -17,7 +17,9 @@ _LOWEST = np.nextafter(np.float32(-1.0), np.float32(0.0))
 
 
 def threefry(key: jax.Array, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw 2011, section 4.2) of counters of two words, under a key of two words."""
+    """Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw 2011, section 4.2) of counters of two words,
+    under a key of two words.
+    """
     keys = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA)
     first, second = first + keys[0], second + keys[1]
     for group in range(5):
@@ -37,8 +39,8 @@ def _threefry_words(rng_key: jax.Array) -> jax.Array | None:
 
 
 def random_words(rng_key: jax.Array, num: int, block: int | jax.Array = 0) -> tuple[jax.Array, jax.Array]:
-    """Two arrays of ``num`` random words of 32 bits, others for each ``block``. JAX would use half of each hash, so that arrays can be
-    split over devices."""
+    """Two arrays of ``num`` random words of 32 bits, others for each ``block``. JAX would use half of each
+    hash, so that arrays can be split over devices."""
     if (key := _threefry_words(rng_key)) is None:
         bits = random.bits(random.fold_in(rng_key, block), (2, num))
         return bits[0], bits[1]
@@ -60,13 +62,16 @@ def split(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def sampled(law: dist.Distribution, rng_key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
-    """A draw of a law: as configured by default, its own; that of coins in one pass, since loops over coins do little else.
+    """A draw of a law: as configured by default, its own; that of coins in one pass, since loops over coins
+    do little else.
 
     >>> key = random.key(0)
     >>> bool((sampled(dist.Bernoulli(0.3), key, (5,)) == dist.Bernoulli(0.3).sample(key, (5,))).all())
     True
     """
-    coins = type(law) in (dist.BernoulliLogits, dist.BernoulliProbs) and jnp.result_type(law.probs) == jnp.float32
+    coins = (
+        type(law) in (dist.BernoulliLogits, dist.BernoulliProbs) and jnp.result_type(law.probs) == jnp.float32
+    )
     if not coins or _threefry_words(rng_key) is None:
         return law(rng_key=rng_key, sample_shape=sample_shape)
     shape = sample_shape + law.batch_shape
@@ -99,7 +104,8 @@ def to_unit(words: jax.Array) -> jax.Array:
 
 
 def to_index(words: jax.Array, num: int) -> jax.Array:
-    """In 0, ..., num - 1: the upper word of the product with ``num``, put together from halves. Indices differ in probability by 2⁻³².
+    """In 0, ..., num - 1: the upper word of the product with ``num``, put together from halves. Indices
+    differ in probability by 2⁻³².
 
     >>> [int(i) for i in to_index(jnp.array([0, 2**31, 2**32 - 1], jnp.uint32), 100_000)]
     [0, 50000, 99999]

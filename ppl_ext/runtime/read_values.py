@@ -1,4 +1,6 @@
-"""How what a program reads counts: as a value, by its content, by its parts, or by its identity and what is read from it."""
+"""How what a program reads counts: as a value, by its content, by its parts, or by its identity and what is
+read from it.
+"""
 
 import dataclasses
 import hashlib
@@ -68,7 +70,11 @@ def parts_of(x: Any) -> Iterable[Any]:
 
 
 def _sorted(value: Any) -> Any:
-    return tuple(sorted(value.items())) if isinstance(value, dict) and all(isinstance(k, str) for k in value) else value
+    return (
+        tuple(sorted(value.items()))
+        if isinstance(value, dict) and all(isinstance(k, str) for k in value)
+        else value
+    )
 
 
 def content_of(key: Callable[[Any], Any], x: np.ndarray) -> tuple:
@@ -76,5 +82,7 @@ def content_of(key: Callable[[Any], Any], x: np.ndarray) -> tuple:
         return "masked", content_of(key, np.asarray(x.data)), content_of(key, np.ma.getmaskarray(x))
     if x.dtype.hasobject:
         return "array", x.shape, tuple(key(v) for v in x.ravel().tolist())
-    digest = hashlib.blake2b(np.ascontiguousarray(x).view(np.uint8).data if x.size else b"", digest_size=16).digest()
+    digest = hashlib.blake2b(
+        np.ascontiguousarray(x).view(np.uint8).data if x.size else b"", digest_size=16
+    ).digest()
     return "array", x.shape, x.dtype.str, digest

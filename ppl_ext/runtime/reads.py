@@ -1,4 +1,6 @@
-"""What a Python program reads: a walk over the functions and objects that it can reach, by the names that its code loads."""
+"""What a Python program reads: a walk over the functions and objects that it can reach, by the names that its
+code loads.
+"""
 
 import contextvars
 import dis
@@ -25,15 +27,46 @@ Edge = tuple[int, tuple[str, Any]]
 _MOST = 100_000  # parts that a walk follows; of more, no state is ever taken for another's
 _DEEP = 16  # levels of tuples and frozen values
 _DYNAMIC = {"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple", "fields"}
-_NOT_DATA = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl", "__slots__"}
+_NOT_DATA = {
+    "__dict__",
+    "__weakref__",
+    "__doc__",
+    "__module__",
+    "__annotations__",
+    "__abstractmethods__",
+    "_abc_impl",
+    "__slots__",
+}
 _OF_MAKING = {"__init__", "__new__", "__post_init__"}
-_NOT_IMPLIED = {"__repr__", "__str__", "__del__", "__init_subclass__", "__set_name__", "__getstate__", "__setstate__", "__reduce__"}
+_NOT_IMPLIED = {
+    "__repr__",
+    "__str__",
+    "__del__",
+    "__init_subclass__",
+    "__set_name__",
+    "__getstate__",
+    "__setstate__",
+    "__reduce__",
+}
 _WRAPPED: dict[type, str] = {UserDict: "data", UserList: "data", ChainMap: "maps"}
 """Python's own containers that keep what they hold in an attribute."""
 _STANDARD = sysconfig.get_path("stdlib")
 _INSTALLED = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # ppl_ext itself
-_CORE = {"jax", "jaxlib", "numpy", "numpyro", "scipy", "flax", "optax", "equinox", "pandas", "ml_dtypes", "jaxtyping", "funsor"}
+_CORE = {
+    "jax",
+    "jaxlib",
+    "numpy",
+    "numpyro",
+    "scipy",
+    "flax",
+    "optax",
+    "equinox",
+    "pandas",
+    "ml_dtypes",
+    "jaxtyping",
+    "funsor",
+}
 
 
 class Code(NamedTuple):
@@ -66,7 +99,9 @@ def names_in(code: types.CodeType) -> Code:
                 attributes.add(step.argval)
             elif step.opname.startswith("LOAD_") and ("GLOBAL" in step.opname or "NAME" in step.opname):
                 found[step.argval] = None
-    return Code(tuple(found), frozenset(attributes), tuple(modules), bool(_DYNAMIC & (attributes | set(found))))
+    return Code(
+        tuple(found), frozenset(attributes), tuple(modules), bool(_DYNAMIC & (attributes | set(found)))
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -84,13 +119,18 @@ def package_of(file: str | None) -> str | None:
         return "python"
     for name in _CORE:
         module = sys.modules.get(name)
-        if module is not None and (home := getattr(module, "__file__", None)) and file.startswith(os.path.dirname(home) + os.sep):
+        if (
+            module is not None
+            and (home := getattr(module, "__file__", None))
+            and file.startswith(os.path.dirname(home) + os.sep)
+        ):
             return name
     return None
 
 
 class Walk:
-    """All that ``roots`` read from outside: ``edges`` from the identity and part of what is read to its value, or its identity.
+    """All that ``roots`` read from outside: ``edges`` from the identity and part of what is read to its
+    value, or its identity.
 
     :param skip: edges that are not followed.
     """
@@ -105,10 +145,13 @@ class Walk:
         self._dynamic = False
         self._by_name: dict[int, tuple[Any, set[Any]]] = {}
         roots = tuple(roots)
-        self._own = {p for r in roots if (p := _home(r)) is not None and p not in _CORE | {"python", "ppl_ext"}}
+        self._own = {
+            p for r in roots if (p := _home(r)) is not None and p not in _CORE | {"python", "ppl_ext"}
+        }
         try:
             self._follow(roots)
-        except Exception:  # a user's object that does not let itself be looked at: no two states of it are the same
+        # a user's object that does not let itself be looked at: no two states of it are the same
+        except Exception:
             self.countable = False
 
     def _follow(self, roots: tuple) -> None:
@@ -242,7 +285,9 @@ class Walk:
         if not own and (kind is types.SimpleNamespace or package_of(_file(kind)) == "python"):
             self._by_name[id(x)] = (x, set())
             return
-        if own and all(c in own or c.__module__ in ("abc", "typing", "builtins", "collections") for c in classes):
+        if own and all(
+            c in own or c.__module__ in ("abc", "typing", "builtins", "collections") for c in classes
+        ):
             self._by_name[id(x)] = (x, set())
             return
         for name in list(getattr(x, "__dict__", ())):
@@ -256,13 +301,19 @@ class Walk:
                     self._edge(c, "attribute", name, value)
 
     def _named(self) -> bool:
-        """Follow the attributes whose names the code reads; whether there was one that had not been followed."""
+        """Follow the attributes whose names the code reads; whether there was one that had not been
+        followed.
+        """
         before = len(self.edges), len(self._todo)
         for x, done in list(self._by_name.values()):
             found = getattr(x, "__dict__", {})
-            slots = () if isinstance(x, type | types.ModuleType | types.FunctionType) else _slots(type(x).__mro__)
+            slots = (
+                () if isinstance(x, type | types.ModuleType | types.FunctionType) else _slots(type(x).__mro__)
+            )
             # A node of JAX's trees is read by the function that takes it apart.
-            whole = not isinstance(x, types.ModuleType) and (self._dynamic or not jax.tree_util.all_leaves([x]))
+            whole = not isinstance(x, types.ModuleType) and (
+                self._dynamic or not jax.tree_util.all_leaves([x])
+            )
             wanted = (set(found) | set(slots)) if whole else self._names
             new = [n for n in (*found, *slots) if n in wanted and n not in done and n not in _NOT_DATA]
             done.update(new)
@@ -275,7 +326,11 @@ class Walk:
                 if c is not object and not self._library(c):
                     self.classes[id(c)] = c
                     for name, value in list(vars(c).items()):
-                        read = name in wanted or name in self._names or _is_implied(name, value, isinstance(x, type))
+                        read = (
+                            name in wanted
+                            or name in self._names
+                            or _is_implied(name, value, isinstance(x, type))
+                        )
                         if read and (c, name) not in done and name not in _NOT_DATA:
                             done.add((c, name))
                             self._edge(c, "attribute", name, value)
@@ -283,9 +338,13 @@ class Walk:
 
 
 def _is_implied(name: str, value: Any, of_class: bool) -> bool:
-    """Whether an attribute of a class is read though no code says so: operators, ``with``, ``for``, ``__getattr__``, descriptors; what
-    makes an object only where the class itself is at hand."""
-    if not (name.startswith("__") and name.endswith("__")) or name in _NOT_IMPLIED or (name in _OF_MAKING and not of_class):
+    """Whether an attribute of a class is read though no code says so: operators, ``with``, ``for``,
+    ``__getattr__``, descriptors; what makes an object only where the class itself is at hand."""
+    if (
+        not (name.startswith("__") and name.endswith("__"))
+        or name in _NOT_IMPLIED
+        or (name in _OF_MAKING and not of_class)
+    ):
         return False
     code = getattr(getattr(value, "__func__", value), "__code__", None)
     return code is not None and code.co_filename != "<string>"  # made by ``dataclass``, it reads every field
@@ -304,7 +363,9 @@ def wording(edge: Edge, walk: Walk) -> str:
         "module": f"the module '{name}' that '{of}' imports",
         "argument": f"the argument {name!r} in the partial of '{of}'",
         "attribute": f"attribute '{name}' of {of}, which the program reads,",
-        "item": f"the item {name[-1]!r} of a dict that the program reads" if isinstance(name, tuple) else "an item of a dict",
+        "item": f"the item {name[-1]!r} of a dict that the program reads"
+        if isinstance(name, tuple)
+        else "an item of a dict",
         "items": "a list that the program reads",
         "keys": "a dict that the program reads",
     }
@@ -319,7 +380,11 @@ def _from(thing: type | types.ModuleType) -> str:
     module = thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__)
     file = getattr(module, "__file__", None)
     if file is None:
-        built_in = module is not None and module.__name__ in sys.builtin_module_names and module.__name__ != "__main__"
+        built_in = (
+            module is not None
+            and module.__name__ in sys.builtin_module_names
+            and module.__name__ != "__main__"
+        )
         package = "python" if built_in else "yours"
     else:
         package = package_of(file) or "yours"

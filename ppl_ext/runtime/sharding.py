@@ -1,8 +1,10 @@
-"""Work spread over devices along a leading axis (chains, particles, episodes), by JAX's own SPMD; nothing else here knows of devices.
+"""Work spread over devices along a leading axis (chains, particles, episodes), by JAX's own SPMD; nothing
+else here knows of devices.
 
-A mesh of one axis holds the devices, of one process or of several (``jax.distributed``). What has a leading axis is placed along it, and
-the compiler does the rest: each device works on its share, and sums over the axis talk to the others. Random numbers depend on an element's
-place in the whole axis, so that results do not depend on the devices but for rounding.
+A mesh of one axis holds the devices, of one process or of several (``jax.distributed``). What has a leading
+axis is placed along it, and the compiler does the rest: each device works on its share, and sums over the
+axis talk to the others. Random numbers depend on an element's place in the whole axis, so that results do not
+depend on the devices but for rounding.
 """
 
 from functools import lru_cache
@@ -28,21 +30,25 @@ def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") 
     if mesh is None:
         return
     if not isinstance(mesh, Mesh):
-        raise ArgumentTypeError(f"{where}: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}.")
+        raise ArgumentTypeError(
+            f"{where}: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}."
+        )
     if len(mesh.axis_names) != 1:
         raise ArgumentError(
-            f"{where}: mesh must have one axis, and this one has {len(mesh.axis_names)}, {mesh.axis_names}. All of its devices share one "
-            "leading axis: jax.make_mesh((number of devices,), ('devices',), axis_types=(AxisType.Auto,))."
+            f"{where}: mesh must have one axis, and this one has {len(mesh.axis_names)}, {mesh.axis_names}. "
+            "All of its devices share one leading axis: jax.make_mesh((number of devices,), ('devices',), "
+            "axis_types=(AxisType.Auto,))."
         )
     if mesh.axis_types[0] != AxisType.Auto:
         raise ArgumentError(
-            f"{where}: the mesh's axis must be of type AxisType.Auto, so that the compiler may share out the work, and this one is of type "
-            f"{mesh.axis_types[0].name}: jax.make_mesh(..., axis_types=(AxisType.Auto,))."
+            f"{where}: the mesh's axis must be of type AxisType.Auto, so that the compiler may share out "
+            f"the work, and this one is of type {mesh.axis_types[0].name}: jax.make_mesh(..., "
+            "axis_types=(AxisType.Auto,))."
         )
     if count is not None and count % mesh.size:
         raise ArgumentError(
-            f"{where}: {what}={count} does not divide over the {mesh.size} devices of the mesh's axis '{mesh.axis_names[0]}'. Take a "
-            f"multiple of {mesh.size}."
+            f"{where}: {what}={count} does not divide over the {mesh.size} devices of the mesh's axis "
+            f"'{mesh.axis_names[0]}'. Take a multiple of {mesh.size}."
         )
     if mesh.is_multi_process:
         _meet(mesh)
@@ -50,14 +56,20 @@ def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") 
 
 @lru_cache(maxsize=8)
 def _meet(mesh: Mesh) -> None:
-    """Processes talk to each other before anything takes long: the first time, Gloo waits no more than 30 seconds for the others."""
+    """Processes talk to each other before anything takes long: the first time, Gloo waits no more than 30
+    seconds for the others.
+    """
     everywhere(placed(mesh, np.zeros(mesh.size)))
     agreed(0.0)
 
 
 def along(mesh: Mesh | None, tree: Any) -> Any:
     """Within a trace: every leaf's leading axis is spread over the mesh."""
-    return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+    return (
+        tree
+        if mesh is None
+        else lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+    )
 
 
 def gathered(mesh: Mesh | None, tree: Any) -> Any:
@@ -66,7 +78,8 @@ def gathered(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def placed(mesh: Mesh | None, tree: Any, leading: bool = True) -> Any:
-    """Outside of a trace: put a tree on the devices, along its leading axes or, if not ``leading``, all of it on each.
+    """Outside of a trace: put a tree on the devices, along its leading axes or, if not ``leading``, all of it
+    on each.
 
     In several processes each has the same tree and keeps its own part.
     """
@@ -86,7 +99,8 @@ def placed(mesh: Mesh | None, tree: Any, leading: bool = True) -> Any:
 
 
 def everywhere(tree: Any) -> Any:
-    """The same where this process has it all; else every process gets the others' parts. All of them must ask.
+    """The same where this process has it all; else every process gets the others' parts. All of them must
+    ask.
 
     :raises ProcessError: if another process is gone.
     """
@@ -95,11 +109,14 @@ def everywhere(tree: Any) -> Any:
     if not meshes:
         return tree
     try:
-        return jax.block_until_ready(jax.jit(lambda x: x, out_shardings=NamedSharding(meshes[0], PartitionSpec()))(tree))
+        return jax.block_until_ready(
+            jax.jit(lambda x: x, out_shardings=NamedSharding(meshes[0], PartitionSpec()))(tree)
+        )
     except jax.errors.JaxRuntimeError as error:
         raise ProcessError(
-            f"Process {jax.process_index()} of {jax.process_count()} lost another one: {str(error).splitlines()[0]} "
-            "Start all of them anew; a run with a checkpoint goes on from there."
+            f"Process {jax.process_index()} of {jax.process_count()} lost another one: "
+            f"{str(error).splitlines()[0]} Start all of them anew; a run with a checkpoint goes on from "
+            "there."
         ) from error
 
 
@@ -118,4 +135,8 @@ def agreed(number: float) -> float:
     >>> agreed(0.25)
     0.25
     """
-    return number if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(number)))
+    return (
+        number
+        if jax.process_count() == 1
+        else float(multihost_utils.broadcast_one_to_all(np.float32(number)))
+    )

@@ -1,18 +1,21 @@
-r"""Additive functionals: sums over time of a function of neighbouring states, whose smoothed expectation is carried along.
+r"""Additive functionals: sums over time of a function of neighbouring states, whose smoothed expectation is
+carried along.
 
 .. math:: h_T(x_{0:T}) = \tilde h_0(x_0) + \sum_{t=1}^{T} \tilde h_t(x_{t-1}, x_t)
 
-A functional is a function ``(t, x_prev, x)`` of the step's number, counted from 0, and of the carry before and after it, to an array or a
-pytree; or one of those made here. Of a scan that runs backward t is the number of the input, and ``x_prev`` what the step received, the
-state of t + 1.
+A functional is a function ``(t, x_prev, x)`` of the step's number, counted from 0, and of the carry before
+and after it, to an array or a pytree; or one of those made here. Of a scan that runs backward t is the number
+of the input, and ``x_prev`` what the step received, the state of t + 1.
 
-============================ ==============================================================================================
-``score()``                  the gradient of the log likelihood in the unconstrained parameters (Fisher's identity)
-``sufficient_statistics(f)`` sums of ``f(x_prev, x, inputs)``, where ``inputs`` is what the scan hands to the step
+============================ =================================================================================
+``score()``                  the gradient of the log likelihood in the unconstrained parameters (Fisher's
+                             identity)
+``sufficient_statistics(f)`` sums of ``f(x_prev, x, inputs)``, where ``inputs`` is what the scan hands to the
+step
 ``moments()``                sums of x and of x xᵀ
 ``lag_covariances()``        sums of x₋ x₋ᵀ, x₋ xᵀ and x xᵀ, for the state before (x₋) and after
 ``transition_counts(K)``     expected numbers of moves between K states
-============================ ==============================================================================================
+============================ =================================================================================
 """
 
 from abc import ABC, abstractmethod
@@ -101,14 +104,15 @@ class Score(Additive):
 def score() -> Additive:
     r"""The score of the parameters, by Fisher's identity.
 
-    .. math:: \nabla_\theta \log p_\theta(y_{1:T}) = \mathbb{E}\Bigl[\nabla_\theta \log p_\theta(x_0) + \sum_t \nabla_\theta
+    .. math:: \nabla_\theta \log p_\theta(y_{1:T}) = \mathbb{E}\Bigl[\nabla_\theta \log p_\theta(x_0) + \sum_t
+    \nabla_\theta
         \log m_\theta(x_{t-1}, x_t) \, g_\theta(x_t, y_t) \Bigm| y_{1:T}\Bigr]
 
-    with θ NumPyro's unconstrained parameters (``biject_to`` of each site's support); the prior and its Jacobian are not in it.
-    Source: Cappé, Moulines, Rydén 2005, equation 10.29.
+    with θ NumPyro's unconstrained parameters (``biject_to`` of each site's support); the prior and its
+    Jacobian are not in it. Source: Cappé, Moulines, Rydén 2005, equation 10.29.
 
-    :raises ModelError: when smoothing begins, if the state follows from sites and parameters together (a non-centred model): then
-        holding the states fixed is not holding the sites fixed.
+    :raises ModelError: when smoothing begins, if the state follows from sites and parameters together (a
+        non-centred model): then holding the states fixed is not holding the sites fixed.
 
     Where y ~ N(m, 1) whatever the state, the score of m is the sum of y - m:
 
@@ -122,7 +126,8 @@ def score() -> Additive:
     ...         numpyro.sample("y", dist.Normal(m, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, 0.0, y)
-    >>> found = smooth(model, {"score": score()}, 2).run(jax.random.key(0), jnp.array([3.0, 0.5]), params={"m": 1.0})
+    >>> found = smooth(model, {"score": score()}, 2).run(jax.random.key(0), jnp.array([3.0, 0.5]), params={
+    ...     "m": 1.0})
     >>> round(float(found.expectations["score"]["m"]), 3)
     1.5
     """
@@ -136,8 +141,8 @@ def sufficient_statistics(fn: Callable) -> Additive:
 
     :class:`~ppl_ext.smoothing.OnlineEM` has an example of its use.
 
-    :param fn: s, a function ``(x_prev, x, inputs)`` of the carry before and after and of what the scan hands to the step, to an array or
-        a pytree of numbers.
+    :param fn: s, a function ``(x_prev, x, inputs)`` of the carry before and after and of what the scan hands
+        to the step, to an array or a pytree of numbers.
     :raises ArgumentTypeError: if ``fn`` is no function of three arguments.
 
     >>> sufficient_statistics(lambda x_prev, x, y_t: {"xx": x * x, "xy": x * y_t})
@@ -155,7 +160,8 @@ def moments() -> Additive:
 
     :return: under ``"x"`` (D,) and ``"xx"`` (D, D), for the carry flattened to a vector of D numbers.
 
-    >>> {name: sums.tolist() for name, sums in moments().fn(1, 0.0, 2.0).items()}  # one term of the sums, for a state of 2
+    >>> # one term of the sums, for a state of 2
+    >>> {name: sums.tolist() for name, sums in moments().fn(1, 0.0, 2.0).items()}
     {'x': [2.0], 'xx': [[4.0]]}
     """
     return _Plain(lambda t, x_prev, x: {"x": _flat(x), "xx": jnp.outer(_flat(x), _flat(x))})
@@ -166,15 +172,21 @@ def lag_covariances() -> Additive:
 
     .. math:: \sum_t x_{t-1} x_{t-1}^\top, \qquad \sum_t x_{t-1} x_t^\top, \qquad \sum_t x_t x_t^\top
 
-    :return: under ``"before"``, ``"cross"`` (rows before, columns after) and ``"after"``, (D, D) each, of the carry flattened to D numbers.
+    :return: under ``"before"``, ``"cross"`` (rows before, columns after) and ``"after"``, (D, D) each, of the
+        carry flattened to D numbers.
 
-    >>> lag_covariances().fn(1, 2.0, 3.0)["cross"].tolist()  # one term of the sum, for a state that went from 2 to 3
+    >>> # one term of the sum, for a state that went from 2 to 3
+    >>> lag_covariances().fn(1, 2.0, 3.0)["cross"].tolist()
     [[6.0]]
     """
 
     def fn(t, x_prev, x):
         before, after = _flat(x_prev), _flat(x)
-        return {"before": jnp.outer(before, before), "cross": jnp.outer(before, after), "after": jnp.outer(after, after)}
+        return {
+            "before": jnp.outer(before, before),
+            "cross": jnp.outer(before, after),
+            "after": jnp.outer(after, after),
+        }
 
     return _Plain(fn)
 
@@ -192,13 +204,19 @@ def transition_counts(num_states: int) -> Additive:
     [[0.0, 1.0], [0.0, 0.0]]
     """
     check_count("transition_counts: num_states", num_states)
-    return _Plain(lambda t, x_prev, x: jax.nn.one_hot(_state(x_prev), num_states)[:, None] * jax.nn.one_hot(_state(x), num_states))
+    return _Plain(
+        lambda t, x_prev, x: (
+            jax.nn.one_hot(_state(x_prev), num_states)[:, None] * jax.nn.one_hot(_state(x), num_states)
+        )
+    )
 
 
 def _state(x: Any) -> jax.Array:
     leaves = jax.tree.leaves(x)
     if len(leaves) != 1 or jnp.ndim(leaves[0]) or jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating):
-        raise ArgumentTypeError("transition_counts needs a state that is one integer; the carry of this model's scan is not.")
+        raise ArgumentTypeError(
+            "transition_counts needs a state that is one integer; the carry of this model's scan is not."
+        )
     return leaves[0]
 
 
@@ -213,7 +231,8 @@ def as_additive(where: str, functionals: Any) -> dict[str, Additive]:
     for name, fn in functionals.items():
         if not isinstance(fn, Additive) and (not callable(fn) or isinstance(fn, type)):
             raise ArgumentTypeError(
-                f"{where}: '{name}' must be a function (t, x_prev, x) or one of ppl_ext.smoothing.additive's, got {told(fn)}."
+                f"{where}: '{name}' must be a function (t, x_prev, x) or one of "
+                f"ppl_ext.smoothing.additive's, got {told(fn)}."
             )
         if not isinstance(fn, Additive):
             check_call(f"{where}: '{name}', called with (t, x_prev, x):", fn, (0, 0.0, 0.0), {})
@@ -231,7 +250,10 @@ def joined(functionals: Mapping[str, Additive], context: Context) -> Functional 
         return {name: _run(name, fn.step, inputs, carry, particle) for name, fn in bound.items()}
 
     def initial(particle):
-        return {name: None if fn.initial is None else _run(name, fn.initial, particle) for name, fn in bound.items()}
+        return {
+            name: None if fn.initial is None else _run(name, fn.initial, particle)
+            for name, fn in bound.items()
+        }
 
     return Functional(initial, step)
 
@@ -244,19 +266,24 @@ def _run(name: str, term: Callable, *args: Any) -> Any:
         if not is_foreign(error):
             raise
         raise ProgramError(
-            f"The functional '{name}' failed: {in_one_line(error)} It is traced for one particle, whose state is the scan's carry: write "
-            "it with jax.numpy, without Python's `if` on values."
+            f"The functional '{name}' failed: {in_one_line(error)} It is traced for one particle, whose "
+            "state is the scan's carry: write it with jax.numpy, without Python's `if` on values."
         ) from error
     leaves = jax.tree.leaves(values, is_leaf=lambda x: x is None)
     if not leaves or not all(_is_real(x) for x in leaves):
-        raise ArgumentTypeError(f"The functional '{name}' must return real numbers, an array or a pytree of them, got {told(values)}.")
+        raise ArgumentTypeError(
+            f"The functional '{name}' must return real numbers, an array or a pytree of them, got "
+            f"{told(values)}."
+        )
     return _floating(values)
 
 
 def _is_real(x: Any) -> bool:
     if not hasattr(x, "dtype"):
         return isinstance(x, bool | int | float)
-    return x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.number) and not jnp.issubdtype(x.dtype, jnp.complexfloating))
+    return x.dtype == bool or (
+        jnp.issubdtype(x.dtype, jnp.number) and not jnp.issubdtype(x.dtype, jnp.complexfloating)
+    )
 
 
 def _floating(values: Any) -> Any:
@@ -267,7 +294,10 @@ def unconstrained(lowered: StateSpace) -> dict[str, jax.Array]:
     """The parameters on the whole real line, as NumPyro's samplers see them."""
     supports = {name: site.fn.support for name, site in lowered.parameter_sites.items()}
     if finite := [name for name, support in supports.items() if support.is_discrete]:
-        raise ModelError(f"Parameter '{finite[0]}' is finite, so it has no gradient. Sum it out, or give it as an argument of the model.")
+        raise ModelError(
+            f"Parameter '{finite[0]}' is finite, so it has no gradient. Sum it out, or give it as an "
+            "argument of the model."
+        )
     return {name: biject_to(supports[name]).inv(jnp.asarray(x)) for name, x in lowered.parameters.items()}
 
 
@@ -287,13 +317,16 @@ def refuse_moving_carries(context: Context, free: Mapping[str, jax.Array]) -> No
         at = context.lower(constrained(lowered, theta))
         start = at.initial(first).particle
         # The carry before a step counts as given: for a Markov model it does not reach the new one.
-        return start.carry, at.step(Particle(lowered.initial(first).particle.carry, {}), values, x).particle.carry
+        return start.carry, at.step(
+            Particle(lowered.initial(first).particle.carry, {}), values, x
+        ).particle.carry
 
     traced, out = jax.make_jaxpr(carries, return_shape=True)(dict(free), first, values)
     used = uses(traced, [True] * len(jax.tree.leaves(out)))
     names = [name for name in sorted(free) for _ in jax.tree.leaves(free[name])]
     if moving := [name for name, is_used in zip(names, used, strict=False) if is_used]:
         raise ModelError(
-            f"The state depends on parameter '{moving[0]}' beyond the sites that are sampled (a non-centred model), so the score of "
-            "given states is not the score of given sites. Sample the state itself: dist.Normal(loc, scale) instead of loc + scale * noise."
+            f"The state depends on parameter '{moving[0]}' beyond the sites that are sampled (a non-centred "
+            "model), so the score of given states is not the score of given sites. Sample the state itself: "
+            "dist.Normal(loc, scale) instead of loc + scale * noise."
         )

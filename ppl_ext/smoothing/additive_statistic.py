@@ -3,7 +3,8 @@ r"""Additive functionals, carried along with the particles: τ, one value each.
 .. math:: \tau_t^i = \int B_t(i, dj) \, (\tau_{t-1}^j + \tilde h_t(x_{t-1}^j, x_t^i)), \qquad
     \mathbb{E}[h_T \mid y_{1:T}] \approx \sum_i \bar\omega_T^i \tau_T^i
 
-How the integral is taken is the backward kernel's business (Olsson and Westerborn 2017, algorithm 2, for draws).
+How the integral is taken is the backward kernel's business (Olsson and Westerborn 2017, algorithm 2, for
+draws).
 """
 
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from ppl_ext.state_space.resampling import any_left, shares, weights_of
 class Statistic(NamedTuple):
     """Values of the particles, less a part that all of them share.
 
-    The values of a sum over T steps grow as T while their spread stays; kept together they would lose the spread, and then the
-    increments, to rounding. So their weighted mean moves into ``shared``, which is summed with compensation.
+    The values of a sum over T steps grow as T while their spread stays; kept together they would lose the
+    spread, and then the increments, to rounding. So their weighted mean moves into ``shared``, which is
+    summed with compensation.
 
     :param values: leaves (N, ...).
     :param shared: leaves (...).
@@ -40,9 +42,16 @@ def start(values: Any) -> Statistic:
 
 
 def advance(
-    rng_key: jax.Array, statistic: Statistic, kernel: BackwardKernel, pairs: Pairs, increment: Callable, num_draws: int
+    rng_key: jax.Array,
+    statistic: Statistic,
+    kernel: BackwardKernel,
+    pairs: Pairs,
+    increment: Callable,
+    num_draws: int,
 ) -> tuple[Statistic, Tally]:
-    """One step: ``increment(j, i)`` is the functional's new term, leaves beginning with the shape of the two index arrays."""
+    """One step: ``increment(j, i)`` is the functional's new term, leaves beginning with the shape of the two
+    index arrays.
+    """
 
     def value(j, i):
         return jax.tree.map(lambda tau, term: tau[j] + term, statistic.values, increment(j, i))
@@ -56,7 +65,12 @@ def centre(statistic: Statistic, log_weights: jax.Array) -> Statistic:
     mean = average(statistic.values, log_weights)
     sums = [
         plus(Sum(total, rest), x)
-        for total, rest, x in zip(jax.tree.leaves(statistic.shared), jax.tree.leaves(statistic.rest), jax.tree.leaves(mean), strict=True)
+        for total, rest, x in zip(
+            jax.tree.leaves(statistic.shared),
+            jax.tree.leaves(statistic.rest),
+            jax.tree.leaves(mean),
+            strict=True,
+        )
     ]
     values = jax.tree.map(jnp.subtract, statistic.values, mean)
     tree = jax.tree.structure(mean)

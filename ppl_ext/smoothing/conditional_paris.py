@@ -1,7 +1,8 @@
 r"""Conditional PaRIS: particles with one of them frozen on a path, estimates from all, and a new path.
 
-If the frozen path is a draw from the smoothing law, then the estimates are unbiased and the new path is again such a draw, for
-any number of particles from 2 on (Cardoso, Janati El Idrissi, Le Corff, Moulines, Olsson 2023, theorem 1 and algorithm 2).
+If the frozen path is a draw from the smoothing law, then the estimates are unbiased and the new path is again
+such a draw, for any number of particles from 2 on (Cardoso, Janati El Idrissi, Le Corff, Moulines, Olsson
+2023, theorem 1 and algorithm 2).
 """
 
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ class Sweep(NamedTuple):
     :param estimates: of the functionals, leaves (...); None without functionals.
     :param renewed: (T + 1,) whether the new path left the old one at that time.
     :param log_evidence: log of the estimated evidence; under a frozen path it is biased.
-    :param ess: (T + 1,) effective sample size of the weights: 0 where no lane survives, not the frozen one either. What comes after it,
-        the path and the estimates are then NaN.
+    :param ess: (T + 1,) effective sample size of the weights: 0 where no lane survives, not the frozen one
+        either. What comes after it, the path and the estimates are then NaN.
     :param tally: of the backward draws.
     """
 
@@ -55,8 +56,8 @@ def conditional_paris(
     num_draws: int = 2,
     functional: Functional | None = None,
 ) -> Sweep:
-    """One sweep given ``path``: lane 0 runs along it, the other lanes are resampled multinomially from all lanes, and every lane
-    draws backward, the frozen one as well.
+    """One sweep given ``path``: lane 0 runs along it, the other lanes are resampled multinomially from all
+    lanes, and every lane draws backward, the frozen one as well.
 
     :param inputs: leaves (T, ...).
     :param num_particles: N, at least 2.
@@ -78,7 +79,9 @@ def conditional_paris(
         tally = nothing = Tally(jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf))
         if functional is not None:
             pairs = pairs_of(space, kernel, carry, particles, given, log_weights, ancestors)
-            statistic, tally = advance(draw_key, statistic, kernel, pairs, terms(functional.step, given, carry, particles), num_draws)
+            statistic, tally = advance(
+                draw_key, statistic, kernel, pairs, terms(functional.step, given, carry, particles), num_draws
+            )
             tally = Tally(tally.fallbacks.astype(nothing.fallbacks.dtype), tally.excess)
         ran = carry, particles, log_weights, ancestors, tally, new_log_weights, alive
         statistic = centre(statistic, jnp.where(alive, new_log_weights, jnp.nan))
@@ -86,7 +89,9 @@ def conditional_paris(
 
     keys = jax.random.split(scan_key, num_steps)
     begun = first.carry, log_weights, centre(statistic, log_weights), any_left(log_weights)
-    state, (carries, clouds, before, ancestors, tallies, after, survived) = jax.lax.scan(forward, begun, (keys, inputs, path.steps))
+    state, (carries, clouds, before, ancestors, tallies, after, survived) = jax.lax.scan(
+        forward, begun, (keys, inputs, path.steps)
+    )
     all_log_weights = jnp.concatenate([log_weights[None], after])
     _, log_weights, statistic, alive = state
 
@@ -99,7 +104,9 @@ def conditional_paris(
         return drawn[0, 0].astype(index.dtype), (index, tally.excess)
 
     keys = jax.random.split(back_key, num_steps)
-    index, (indices, excess) = jax.lax.scan(backward, last, (keys, carries, clouds, inputs, before, ancestors), reverse=True)
+    index, (indices, excess) = jax.lax.scan(
+        backward, last, (keys, carries, clouds, inputs, before, ancestors), reverse=True
+    )
     steps = jax.tree.map(lambda x: jax.vmap(lambda cloud, i: cloud[i])(x, indices), clouds)
     ess = jax.vmap(effective)(all_log_weights)
     return Sweep(
@@ -108,15 +115,18 @@ def conditional_paris(
         renewed=jnp.concatenate([index[None], indices]) != 0,
         log_evidence=jax.vmap(log_mean_exp)(all_log_weights).sum(),
         ess=jnp.where(jnp.concatenate([jnp.ones(1, bool), survived]), ess, jnp.nan),
-        tally=Tally(tallies.fallbacks.sum(), jnp.maximum(tallies.excess.max(initial=-jnp.inf), excess.max(initial=-jnp.inf))),
+        tally=Tally(
+            tallies.fallbacks.sum(),
+            jnp.maximum(tallies.excess.max(initial=-jnp.inf), excess.max(initial=-jnp.inf)),
+        ),
     )
 
 
 def others(rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
     """Ancestors (N,): lane 0 its own, the others independent draws by weight from all lanes.
 
-    Independent, not stratified: only then is the law of the others, given the frozen one, the one that a path drawn from the
-    smoothing law leaves behind.
+    Independent, not stratified: only then is the law of the others, given the frozen one, the one that a path
+    drawn from the smoothing law leaves behind.
     """
     return invert(weights_of(log_weights), jax.random.uniform(rng_key, log_weights.shape)).at[0].set(0)
 

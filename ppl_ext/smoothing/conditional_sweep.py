@@ -29,19 +29,24 @@ from ppl_ext.state_space.resampling import multinomial
 def _reversible(where: str, backward: str | BackwardKernel) -> BackwardKernel:
     kernel = backward_kernel(f"{where}: backward", backward)
     if not isinstance(kernel, Dense | Hybrid | Path):
-        raise ArgumentError(f"{where}: backward must be 'dense', 'hybrid' or 'path', whose sweeps are reversible, got {told(backward)}.")
+        raise ArgumentError(
+            f"{where}: backward must be 'dense', 'hybrid' or 'path', whose sweeps are reversible, got "
+            f"{told(backward)}."
+        )
     return kernel
 
 
 class SweptParticleFilter(Algorithm):
-    r"""A particle filter's draw, moved on by conditional sweeps: ``normalize(ssm, {}, SweptParticleFilter(20, num_sweeps=10))``.
+    r"""A particle filter's draw, moved on by conditional sweeps:
+    ``normalize(ssm, {}, SweptParticleFilter(20, num_sweeps=10))``.
 
     .. math:: x^0, \hat Z \sim \text{filter}, \quad x^k \sim K(x^{k-1}, \cdot), \quad
         \mathbb{E}[\hat Z f(x^k)] = \int f(x) \, p(x, y) \, dx
 
-    The sweeps K leave the posterior unchanged and are reversible (Chopin and Singh 2015), so that the filter's :math:`\hat Z` is a proper
-    weight of the path that they end at, as in annealed importance sampling (Neal 2001): the draw comes closer to the posterior with every
-    sweep, and p(x, y) / Ẑ still estimates its density. A given path is scored the way back: sweeps, and then a conditional filter through
+    The sweeps K leave the posterior unchanged and are reversible (Chopin and Singh 2015), so that the
+    filter's :math:`\hat Z` is a proper weight of the path that they end at, as in annealed importance
+    sampling (Neal 2001): the draw comes closer to the posterior with every sweep, and p(x, y) / Ẑ still
+    estimates its density. A given path is scored the way back: sweeps, and then a conditional filter through
     where they end. As an evidence it is the filter alone.
 
     :param num_particles: N, at least 2.
@@ -49,8 +54,8 @@ class SweptParticleFilter(Algorithm):
     :param backward: ``"dense"``, ``"hybrid"`` or ``"path"``.
     :param proposal: with ``initial_proposal``, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
     :raises ModelError: when run, as :class:`~ppl_ext.algorithms.ParticleFilter`.
-    :raises StrategyError: where an expectation asks for gradients of its draws; hold them fixed (``ppl_ext.handlers.detach``), or use
-        ParticleFilter.
+    :raises StrategyError: where an expectation asks for gradients of its draws; hold them fixed
+        (``ppl_ext.handlers.detach``), or use ParticleFilter.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -79,11 +84,18 @@ class SweptParticleFilter(Algorithm):
         check_count("SweptParticleFilter: num_sweeps", self.num_sweeps)
         _reversible("SweptParticleFilter", self.backward)
         if self.num_particles < 2:
-            raise ArgumentError("SweptParticleFilter: num_particles must be at least 2: one of them is frozen on the path.")
+            raise ArgumentError(
+                "SweptParticleFilter: num_particles must be at least 2: one of them is frozen on the path."
+            )
 
     def _filter(self) -> ParticleFilter:
         return ParticleFilter(
-            self.num_particles, "multinomial", 1.0, proposal=self.proposal, initial_proposal=self.initial_proposal, gradient="fisher"
+            self.num_particles,
+            "multinomial",
+            1.0,
+            proposal=self.proposal,
+            initial_proposal=self.initial_proposal,
+            gradient="fisher",
         )
 
     def evidence(self, target: Target) -> jax.Array:
@@ -98,19 +110,22 @@ class SweptParticleFilter(Algorithm):
             self._check_fixed(target, space)
         index, possible = target.pick(run.state.log_weights)
         before = paths(space, run, index)
-        # From where nothing was possible no sweep leads on; the weight is zero, and what has it must be a number.
+        # From where nothing was possible no sweep leads on; the weight is zero, and what has it must be a
+        # number.
         moved = self._sweep(target, space, before)
         values = {name: jnp.where(possible, moved[name], x) for name, x in before.items()}
         log_density = target.log_density(values).total
         return values, log_quotient(log_density, space.log_prior + run.state.log_evidence.value, possible)
 
     def _check_fixed(self, target: Target, space: StateSpace) -> None:
-        """Within an expectation draws have gradients, and a sweep's have none: the handlers outside must hold them fixed."""
+        """Within an expectation draws have gradients, and a sweep's have none: the handlers outside must hold
+        them fixed.
+        """
         for name in (*space.initial_sites, *space.step_sites):
             if not isinstance(target.annotations(name, dist.Normal(), {}).get("gradient"), Constant):
                 raise StrategyError(
-                    f"The draws of SweptParticleFilter (site '{name}') have no gradient. Hold them fixed, ppl_ext.handlers.detach(program) "
-                    "around the normalized program, or use ParticleFilter."
+                    f"The draws of SweptParticleFilter (site '{name}') have no gradient. Hold them fixed, "
+                    "ppl_ext.handlers.detach(program) around the normalized program, or use ParticleFilter."
                 )
 
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
@@ -135,7 +150,9 @@ class SweptParticleFilter(Algorithm):
 
 
 class Moved(NamedTuple):
-    """What a step of :class:`~ppl_ext.objectives.MarkovScoreClimbing`'s chain returns; see ``ppl_ext.objectives.Move``."""
+    """What a step of :class:`~ppl_ext.objectives.MarkovScoreClimbing`'s chain returns; see
+    ``ppl_ext.objectives.Move``.
+    """
 
     values: Any
     particles: Any
@@ -144,17 +161,20 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class ConditionalSweep:
-    """The chain of :class:`~ppl_ext.objectives.MarkovScoreClimbing` for a state-space model: one conditional particle sweep a step.
+    """The chain of :class:`~ppl_ext.objectives.MarkovScoreClimbing` for a state-space model: one conditional
+    particle sweep a step.
 
-    ``MarkovScoreClimbing(ConditionalSweep(20))`` follows the guide's score at smoothing draws, where importance sampling of whole paths
-    would need ever more particles as the series grows. The guide has the latent sites of the model's scan and no others; parameters are
-    ``numpyro.param``.
+    ``MarkovScoreClimbing(ConditionalSweep(20))`` follows the guide's score at smoothing draws, where
+    importance sampling of whole paths would need ever more particles as the series grows. The guide has the
+    latent sites of the model's scan and no others; parameters are ``numpyro.param``.
 
     :param num_particles: N, at least 2.
     :param backward: how the new path is drawn.
-    :param guided: move the particles by the guide, which must be a ``scan`` itself; by default they move by the model.
+    :param guided: move the particles by the guide, which must be a ``scan`` itself; by default they move by
+        the model.
     :raises ArgumentError: for fewer than 2 particles, or an unknown kernel.
-    :raises ModelError: when run, if the guide's sites are not those of the model's scan, or its states do not suffice for backward draws.
+    :raises ModelError: when run, if the guide's sites are not those of the model's scan, or its states do not
+        suffice for backward draws.
 
     >>> from ppl_ext.objectives import MarkovScoreClimbing
     >>> MarkovScoreClimbing(ConditionalSweep(20, backward="dense"))
@@ -172,14 +192,19 @@ class ConditionalSweep:
         check_flag("ConditionalSweep: guided", self.guided)
         backward_kernel("ConditionalSweep: backward", self.backward)
         if self.num_particles < 2:
-            raise ArgumentError("ConditionalSweep: num_particles must be at least 2: one of them is frozen on the path.")
+            raise ArgumentError(
+                "ConditionalSweep: num_particles must be at least 2: one of them is frozen on the path."
+            )
 
     def __call__(self, model, guide, values) -> Moved:
         key, kernel = prng_key(), backward_kernel("", self.backward)
         lowered = lower(model, initial="rest", gaps="refuse")
         names = {*lowered.initial_sites, *lowered.step_sites}
         if set(values) != names:
-            raise ModelError(f"ConditionalSweep moves the sites {sorted(names)} of the model's scan, but the guide has {sorted(values)}.")
+            raise ModelError(
+                f"ConditionalSweep moves the sites {sorted(names)} of the model's scan, but the guide has "
+                f"{sorted(values)}."
+            )
         if lowered.not_markov and not isinstance(kernel, Path):
             raise ModelError(f"{lowered.not_markov} Backward draws need it to; backward='path' does not.")
         space: Any
@@ -190,6 +215,11 @@ class ConditionalSweep:
         else:
             space = ModelSpace(lowered)
             path, inputs = path_of(lowered, given), lowered.xs
-        drawn = lowered.ordered_values(values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path))
-        new = type(values)({name: jnp.asarray(drawn[name], jnp.result_type(x)) for name, x in values.items()}, values.auxiliary)
+        drawn = lowered.ordered_values(
+            values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path)
+        )
+        new = type(values)(
+            {name: jnp.asarray(drawn[name], jnp.result_type(x)) for name, x in values.items()},
+            values.auxiliary,
+        )
         return Moved(new, jax.tree.map(lambda x: x[None], new), jnp.ones(1))

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-_AT_LOCATION = dist.Normal | dist.MultivariateNormal | dist.LowRankMultivariateNormal | dist.Laplace | dist.StudentT | dist.Cauchy
+_AT_LOCATION = (
+    dist.Normal
+    | dist.MultivariateNormal
+    | dist.LowRankMultivariateNormal
+    | dist.Laplace
+    | dist.StudentT
+    | dist.Cauchy
+)
 
 
 def log_peak(fn: dist.Distribution) -> jax.Array | None:
@@ -18,7 +25,8 @@ def log_peak(fn: dist.Distribution) -> jax.Array | None:
     match fn:
         case dist.MaskedDistribution() if fn.has_enumerate_support:
             peak = log_peak(fn.base_dist)
-            return None if peak is None else jnp.maximum(peak, 0.0)  # an outcome counts one where it is masked
+            # an outcome counts one where it is masked
+            return None if peak is None else jnp.maximum(peak, 0.0)
         case dist.MaskedDistribution() | dist.ExpandedDistribution():
             peak = log_peak(fn.base_dist)
             return None if peak is None else jnp.broadcast_to(peak, fn.batch_shape)
@@ -26,7 +34,9 @@ def log_peak(fn: dist.Distribution) -> jax.Array | None:
             peak = log_peak(fn.base_dist)
             return None if peak is None else peak.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
         case dist.CategoricalProbs() | dist.CategoricalLogits():
-            logits = jnp.log(fn.probs) if isinstance(fn, dist.CategoricalProbs) else jax.nn.log_softmax(fn.logits)
+            logits = (
+                jnp.log(fn.probs) if isinstance(fn, dist.CategoricalProbs) else jax.nn.log_softmax(fn.logits)
+            )
             return logits.max(-1)
         case dist.BernoulliProbs() | dist.BernoulliLogits():
             return jnp.log(jnp.maximum(fn.probs, 1.0 - fn.probs))

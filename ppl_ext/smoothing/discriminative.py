@@ -1,18 +1,20 @@
-r"""The discriminative Kalman filter: linear-Gaussian states, observed through a regression of the state on the observation.
+r"""The discriminative Kalman filter: linear-Gaussian states, observed through a regression of the state on
+the observation.
 
 .. math:: x_t \mid x_{t-1} \sim \mathcal{N}(A x_{t-1}, \Gamma), \qquad
-    p(y_t \mid x_t) \propto \frac{\mathcal{N}(x_t;\, f(y_t), Q(y_t))}{\mathcal{N}(x_t;\, 0, S)}, \qquad S = A S A^\top + \Gamma
+    p(y_t \mid x_t) \propto \frac{\mathcal{N}(x_t;\, f(y_t), Q(y_t))}{\mathcal{N}(x_t;\, 0, S)}, \qquad S = A
+    S A^\top + \Gamma
 
-By Bayes' rule the right-hand side is what p(x | y) from a regression says of p(y | x), with the stationary law of the states as its
-prior. With the one-step prediction N(ν, M) the filter's update is then closed:
+By Bayes' rule the right-hand side is what p(x | y) from a regression says of p(y | x), with the stationary
+law of the states as its prior. With the one-step prediction N(ν, M) the filter's update is then closed:
 
 .. math:: \Sigma_t = (Q^{-1} + M^{-1} - S^{-1})^{-1}, \qquad \mu_t = \Sigma_t (Q^{-1} f(y_t) + M^{-1} \nu)
 
-Where Q⁻¹ − S⁻¹ is not positive semidefinite (a regression that is less sure than the prior) the division is left out:
-Σ_t = (Q⁻¹ + M⁻¹)⁻¹.
+Where Q⁻¹ − S⁻¹ is not positive semidefinite (a regression that is less sure than the prior) the division is
+left out: Σ_t = (Q⁻¹ + M⁻¹)⁻¹.
 
-Source: Burkhart, Brandman, Franco, Hochberg, Harrison 2020, "The discriminative Kalman filter for Bayesian filtering with nonlinear
-and non-Gaussian observation models", Neural Computation 32(5).
+Source: Burkhart, Brandman, Franco, Hochberg, Harrison 2020, "The discriminative Kalman filter for Bayesian
+filtering with nonlinear and non-Gaussian observation models", Neural Computation 32(5).
 """
 
 from typing import Any, NamedTuple
@@ -28,10 +30,12 @@ from ppl_ext.runtime.arguments import check_array, told
 
 
 class DiscriminativeResult(NamedTuple):
-    """``mean`` (T, d) and ``covariance`` (T, d, d) of the states given the observations up to their own time; ``guarded`` (T,): where the
-    prior was not divided out; ``mean_0`` and ``covariance_0`` of the state before them.
+    """``mean`` (T, d) and ``covariance`` (T, d, d) of the states given the observations up to their own time;
+    ``guarded`` (T,): where the prior was not divided out; ``mean_0`` and ``covariance_0`` of the state before
+    them.
 
-    >>> found = DiscriminativeResult(np.zeros((3, 2)), np.tile(4.0 * np.eye(2), (3, 1, 1)), np.zeros(3, bool), np.zeros(2), np.eye(2))
+    >>> found = DiscriminativeResult(np.zeros((3, 2)), np.tile(4.0 * np.eye(2), (3, 1, 1)), np.zeros(3,
+    ...     bool), np.zeros(2), np.eye(2))
     >>> np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2)).tolist()  # standard deviations, (T, d)
     [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """
@@ -44,10 +48,12 @@ class DiscriminativeResult(NamedTuple):
 
 
 def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> None:
-    r"""A factor for a step of a model: log N(x; f, Q) − log N(x; 0, S), up to a constant that the state does not enter.
+    r"""A factor for a step of a model: log N(x; f, Q) − log N(x; 0, S), up to a constant that the state does
+    not enter.
 
-    With it the same state-space model goes to particle filters, to ``smooth`` and to NUTS. Its evidence is known up to a factor of the
-    observations alone. Where Q⁻¹ − S⁻¹ is not positive semidefinite the second term is left out. NaN in ``mean``: nothing was seen.
+    With it the same state-space model goes to particle filters, to ``smooth`` and to NUTS. Its evidence is
+    known up to a factor of the observations alone. Where Q⁻¹ − S⁻¹ is not positive semidefinite the second
+    term is left out. NaN in ``mean``: nothing was seen.
 
     :param name: of the factor site.
     :param x: (d,) the state.
@@ -65,7 +71,8 @@ def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> N
     ...         discriminative_factor("seen", x, *at, jnp.eye(2))
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(jnp.zeros(2), 1.0).to_event(1)), (f, Q))
-    >>> run = smooth(model, backward="exact").run(jax.random.key(0), jnp.ones((3, 2)), jnp.tile(0.5 * jnp.eye(2), (3, 1, 1)))
+    >>> run = smooth(model, backward="exact").run(jax.random.key(0), jnp.ones((3, 2)), jnp.tile(0.5 * jnp.eye(
+    ...     2), (3, 1, 1)))
     >>> run.filtered().keys()
     dict_keys(['x'])
     """
@@ -77,7 +84,9 @@ def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> N
     numpyro.factor(name, jnp.where(seen, -0.5 * x @ precision @ x + shift @ x, 0.0))
 
 
-def discriminative_kalman(means, covariances, transition, noise, prior_covariance=None, initial=None) -> DiscriminativeResult:
+def discriminative_kalman(
+    means, covariances, transition, noise, prior_covariance=None, initial=None
+) -> DiscriminativeResult:
     """Filter the outputs of a regression.
 
     :param means: (T, d), f(y_t); NaN where nothing was seen.
@@ -99,7 +108,8 @@ def discriminative_kalman(means, covariances, transition, noise, prior_covarianc
     length, d = means.shape
     if covariances.shape not in ((d, d), (length, d, d)):
         raise ArgumentError(
-            f"discriminative_kalman: covariances must be {(length, d, d)}, or {(d, d)} for all times, got shape {covariances.shape}."
+            f"discriminative_kalman: covariances must be {(length, d, d)}, or {(d, d)} for all times, got "
+            f"shape {covariances.shape}."
         )
     covariances = jnp.broadcast_to(covariances, (length, d, d))
     for name, array in (("transition", transition), ("noise", noise)):
@@ -111,9 +121,16 @@ def discriminative_kalman(means, covariances, transition, noise, prior_covarianc
         (prior,) = _arrays("discriminative_kalman", {"prior_covariance": prior_covariance})
     _check("discriminative_kalman", jnp.zeros(d), prior_covariance=prior)
     start = (jnp.zeros(d), prior) if initial is None else _initial(initial, d)
-    for name, array in (("covariances", covariances), ("noise", noise), ("prior_covariance", prior), ("initial", start[1])):
+    for name, array in (
+        ("covariances", covariances),
+        ("noise", noise),
+        ("prior_covariance", prior),
+        ("initial", start[1]),
+    ):
         if not isinstance(array, jax.core.Tracer) and not (np.linalg.eigvalsh(np.asarray(array)) > 0).all():
-            raise ArgumentError(f"discriminative_kalman: {name} holds a matrix that is not positive definite.")
+            raise ArgumentError(
+                f"discriminative_kalman: {name} holds a matrix that is not positive definite."
+            )
 
     def step(state, at):
         mean, covariance = state
@@ -123,7 +140,10 @@ def discriminative_kalman(means, covariances, transition, noise, prior_covarianc
         precision, shift, guarded = _information(jnp.where(seen, f, 0.0), q, prior)
         before = _inverse(spread)
         updated = _inverse(before + precision)
-        new = jnp.where(seen, updated @ (before @ predicted + shift), predicted), jnp.where(seen, updated, spread)
+        new = (
+            jnp.where(seen, updated @ (before @ predicted + shift), predicted),
+            jnp.where(seen, updated, spread),
+        )
         return new, (*new, guarded & seen)
 
     _, (mean, covariance, guarded) = jax.lax.scan(step, start, (means, covariances))
@@ -136,9 +156,13 @@ def stationary_covariance(transition, noise) -> jax.Array:
     :raises ArgumentError: if an eigenvalue of A has modulus one or more, outside of a trace.
     """
     d = len(transition)
-    if not isinstance(transition, jax.core.Tracer) and not (worst := float(jnp.abs(jnp.linalg.eigvals(transition)).max())) < 1.0:
+    if (
+        not isinstance(transition, jax.core.Tracer)
+        and not (worst := float(jnp.abs(jnp.linalg.eigvals(transition)).max())) < 1.0
+    ):
         raise ArgumentError(
-            f"The states have no stationary law: the transition has an eigenvalue of modulus {worst:.3g}. Pass prior_covariance."
+            f"The states have no stationary law: the transition has an eigenvalue of modulus {worst:.3g}. "
+            "Pass prior_covariance."
         )
     flat = jnp.linalg.solve(jnp.eye(d * d) - jnp.kron(transition, transition), noise.reshape(-1))
     covariance = flat.reshape(d, d)
@@ -183,4 +207,7 @@ def _check(where: str, x: jax.Array, **others: jax.Array) -> None:
         shape = (d, d) if "covariance" in name else (d,)
         if array.shape != shape or not d:
             wanted = shape if d else "(d,)"
-            raise ArgumentError(f"{where}: {name} must have the shape {wanted}, got {array.shape}; write a scalar state as (1,).")
+            raise ArgumentError(
+                f"{where}: {name} must have the shape {wanted}, got {array.shape}; write a scalar state as "
+                "(1,)."
+            )

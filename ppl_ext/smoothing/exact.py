@@ -1,6 +1,8 @@
-r"""Smoothing without error, where a model allows it: finite states, or linear-Gaussian ones (:mod:`ppl_ext.state_space.exact`).
+r"""Smoothing without error, where a model allows it: finite states, or linear-Gaussian ones
+(:mod:`ppl_ext.state_space.exact`).
 
-Functionals of finite states are summed over all pairs of neighbours. Of Gaussian ones only those of degree two have a closed form,
+Functionals of finite states are summed over all pairs of neighbours. Of Gaussian ones only those of degree
+two have a closed form,
 
 .. math:: \mathbb{E}\, h(z) = h(\mu) + \tfrac12 \operatorname{tr}(\nabla^2 h \; \Sigma), \qquad
     z = (x_{t-1}, x_t) \sim \mathcal{N}(\mu, \Sigma)
@@ -69,7 +71,9 @@ class Exact:
 
         def mean(probs, before, particles, x):
             values = jax.vmap(lambda a: jax.vmap(lambda b: functional.step(x, a, b))(particles))(before)
-            return jax.tree.map(lambda v: jnp.tensordot(probs, jnp.where(_beside(probs, v) > 0, v, 0), 2), values)
+            return jax.tree.map(
+                lambda v: jnp.tensordot(probs, jnp.where(_beside(probs, v) > 0, v, 0), 2), values
+            )
 
         x0 = ss.inputs(0)
         before = jax.vmap(self.initial, axis_size=len(smoothed.first_pairs))(first)  # type: ignore[arg-type]  # of finite states, so it is there
@@ -86,7 +90,9 @@ class Exact:
             particles = after(x)
             return (_added(total, mean(probs, carry, particles, x)), particles.carry), None
 
-        (total, _), _ = jax.lax.scan(body, (total, states), (smoothed.pairs, jax.tree.map(lambda a: a[1:], ss.xs)))
+        (total, _), _ = jax.lax.scan(
+            body, (total, states), (smoothed.pairs, jax.tree.map(lambda a: a[1:], ss.xs))
+        )
         return _sums(total), {}
 
     def _gaussian(self, functional: Functional):
@@ -108,7 +114,9 @@ class Exact:
 
         x0, x = ss.inputs(0), jax.tree.map(lambda a: a[1:], ss.xs)
         x_before = jax.tree.map(lambda a: a[:-1], ss.xs)
-        mean_0, cov_0 = _joint(s.initial_mean, s.mean[0], s.initial_covariance, s.covariance[0], s.first_cross)
+        mean_0, cov_0 = _joint(
+            s.initial_mean, s.mean[0], s.initial_covariance, s.covariance[0], s.first_cross
+        )
         _refuse_curved(at_first, mean_0, x0)
         first, bad = _quadratic(at_first, mean_0, cov_0, x0)
         total, wrong = _begun(first), bad
@@ -145,7 +153,9 @@ class Exact:
 
         last_key, first_key, back_key = jax.random.split(rng_key, 3)
         last = _choose(last_key, s.probs[-1])  # type: ignore[index]  # of finite states, so it is there
-        index, rest = jax.lax.scan(back, last, (jax.random.split(back_key, ss.num_steps - 1), s.pairs), reverse=True)
+        index, rest = jax.lax.scan(
+            back, last, (jax.random.split(back_key, ss.num_steps - 1), s.pairs), reverse=True
+        )
         indices = jnp.concatenate([index[None], rest])
         start = _choose(first_key, s.first_pairs[:, index])  # type: ignore[index]  # of finite states, so it is there
         return jax.tree.map(lambda v: v[start], first) | jax.tree.map(lambda v: v[indices], later)
@@ -163,7 +173,9 @@ class Exact:
         keys = jax.random.split(back_key, ss.num_steps - 1)
         given = (keys, s.mean[:-1], s.covariance[:-1], s.cross, s.mean[1:], s.covariance[1:])
         x1, rest = jax.lax.scan(back, last, given, reverse=True)
-        x0 = _conditional(first_key, x1, s.initial_mean, s.initial_covariance, s.first_cross, s.mean[0], s.covariance[0])
+        x0 = _conditional(
+            first_key, x1, s.initial_mean, s.initial_covariance, s.first_cross, s.mean[0], s.covariance[0]
+        )
         states = jnp.concatenate([x1[None], rest])
         return {**steps.unravel_initial(x0), **jax.vmap(steps.unravel_state)(states)}
 
@@ -174,9 +186,15 @@ class Exact:
             spread = jnp.sqrt(jnp.diagonal(s.filtered_covariance, axis1=1, axis2=2))
             flat = s.filtered_mean + jax.scipy.special.ndtri(levels)[:, None, None] * spread
         else:
-            flat = jnp.moveaxis(jax.vmap(lambda p: weighted_quantiles(s.points, p, levels))(s.filtered_probs), 1, 0)  # type: ignore[arg-type]  # of finite states, so it is there
+            assert s.points is not None  # of finite states
+            points = s.points
+            flat = jnp.moveaxis(
+                jax.vmap(lambda p: weighted_quantiles(points, p, levels))(s.filtered_probs), 1, 0
+            )
         unknown = jnp.isnan(s.filtered_mean).any(1)
-        return jax.vmap(lambda series: self.lowered.ordered_values(jax.vmap(self._state)(series, unknown)))(flat)
+        return jax.vmap(lambda series: self.lowered.ordered_values(jax.vmap(self._state)(series, unknown)))(
+            flat
+        )
 
     def _state(self, flat, unknown) -> dict[str, jax.Array]:
         return lost(self.steps.unravel_state(flat), unknown)
@@ -211,7 +229,9 @@ def _conditional(key, later, mean, covariance, cross, mean_after, covariance_aft
 
 
 def weighted_quantiles(values: jax.Array, weights: jax.Array, levels: jax.Array) -> jax.Array:
-    """Of values (N, d) with weights (N,): (levels, d). The least value whose weight, with those below, reaches the level."""
+    """Of values (N, d) with weights (N,): (levels, d). The least value whose weight, with those below,
+    reaches the level.
+    """
 
     def one(column):
         order = jnp.argsort(column)
@@ -229,20 +249,27 @@ def _joint(mean_a, mean_b, cov_a, cov_b, cross):
 def _refuse_curved(fn, point, inputs) -> None:
     """:raises ModelError: if a second derivative of a functional depends on the state."""
     closed = jax.make_jaxpr(lambda z: jax.hessian(lambda z: fn(z, inputs))(z))(point)
-    names = [name for name, values in sorted(jax.eval_shape(lambda z: fn(z, inputs), point).items()) for _ in jax.tree.leaves(values)]
+    names = [
+        name
+        for name, values in sorted(jax.eval_shape(lambda z: fn(z, inputs), point).items())
+        for _ in jax.tree.leaves(values)
+    ]
     if curved := [name for name, moves in zip(names, depends(closed, [True]), strict=True) if moves]:
         raise ModelError(no_closed_form(curved[0]))
 
 
 def no_closed_form(name: str) -> str:
     return (
-        f"The functional '{name}' has no closed form: the model is linear-Gaussian, and it is no polynomial of degree two in the states "
-        "before and after a step. Use another backward kernel, such as backward='mcmc'."
+        f"The functional '{name}' has no closed form: the model is linear-Gaussian, and it is no polynomial "
+        "of degree two in the states before and after a step. Use another backward kernel, such as "
+        "backward='mcmc'."
     )
 
 
 def _quadratic(fn, mean, covariance, inputs) -> tuple[Any, dict[str, jax.Array]]:
-    """The expectation of a functional, if it is a quadratic function of a Gaussian state, and by name whether it is not."""
+    """The expectation of a functional, if it is a quadratic function of a Gaussian state, and by name whether
+    it is not.
+    """
     value, slope, curve = fn(mean, inputs), jax.jacobian(fn)(mean, inputs), jax.hessian(fn)(mean, inputs)
     found = jax.tree.map(lambda v, h: v + 0.5 * jnp.tensordot(h, covariance, 2), value, curve)
     noise = jax.random.normal(jax.random.key(0), (8, len(mean))) * jnp.array([1.0, 3.0] * 4)[:, None]
@@ -257,7 +284,8 @@ def _quadratic(fn, mean, covariance, inputs) -> tuple[Any, dict[str, jax.Array]]
         return {name: jnp.any(jnp.stack(jax.tree.leaves(flags))) for name, flags in leaves.items()}
 
     wrong = jax.vmap(differs)(noise @ _root(covariance).T)
-    known = ~jnp.isnan(mean).any()  # of data that are impossible nothing is known, which is no fault of the functional
+    # of data that are impossible nothing is known, which is no fault of the functional
+    known = ~jnp.isnan(mean).any()
     return found, {name: flags.any() & known for name, flags in wrong.items()}
 
 
@@ -274,7 +302,9 @@ def _added(total: Any, values: Any) -> Any:
     if isinstance(total, Sum):
         return total if values is None else plus(total, values)
     if isinstance(total, dict):
-        return {name: _added(part, None if values is None else values.get(name)) for name, part in total.items()}
+        return {
+            name: _added(part, None if values is None else values.get(name)) for name, part in total.items()
+        }
     leaves, tree = jax.tree.flatten(total, is_leaf=lambda x: isinstance(x, Sum))
     given = [None] * len(leaves) if values is None else jax.tree.leaves(values)
     return jax.tree.unflatten(tree, [_added(part, value) for part, value in zip(leaves, given, strict=True)])

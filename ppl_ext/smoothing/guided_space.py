@@ -14,9 +14,11 @@ from ppl_ext.state_space.particle_keys import LaneKeys
 
 
 class GuidedSpace:
-    """Carries are pairs: of the model, and of the guide along the same path. Weights are model over guide; the backward law is the model's.
+    """Carries are pairs: of the model, and of the guide along the same path. Weights are model over guide;
+    the backward law is the model's.
 
-    :raises ModelError: if guide and model differ in their sites or their number of steps, or the guide observes something.
+    :raises ModelError: if guide and model differ in their sites or their number of steps, or the guide
+        observes something.
     """
 
     def __init__(self, model: StateSpace, guide: StateSpace):
@@ -24,11 +26,16 @@ class GuidedSpace:
             ours, theirs = set(getattr(guide, which)), set(getattr(model, which))
             if ours != theirs:
                 where = "before the scan" if which == "initial_sites" else "in a step"
-                raise ModelError(f"The guide has the sites {sorted(ours)} {where} and the model {sorted(theirs)}; they must be the same.")
+                raise ModelError(
+                    f"The guide has the sites {sorted(ours)} {where} and the model {sorted(theirs)}; they "
+                    "must be the same."
+                )
         if guide.num_steps != model.num_steps:
             raise ModelError(f"The guide's scan has {guide.num_steps} steps, the model's {model.num_steps}.")
         if guide.reverse != model.reverse:
-            raise ModelError("Of the guide's scan and the model's one runs backward; both must run the same way.")
+            raise ModelError(
+                "Of the guide's scan and the model's one runs backward; both must run the same way."
+            )
         if guide.initial_observed or guide.step_observed:
             raise ModelError("The guide observes something; it must only draw.")
         self.model, self.guide, self._plain = model, guide, ModelSpace(model)
@@ -63,11 +70,17 @@ class GuidedSpace:
 
         def one(carry, sites):
             terms = self.model.step_terms(Particle(carry[0], {}), sites, x)[1]
-            return terms.observed + terms.latent - self.guide.step_terms(Particle(carry[1], {}), sites, x_guide)[1].latent
+            return (
+                terms.observed
+                + terms.latent
+                - self.guide.step_terms(Particle(carry[1], {}), sites, x_guide)[1].latent
+            )
 
         return jax.vmap(one)(carry, particles.sites)
 
-    def log_pair(self, carry: Any, particles: Particles, inputs: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def log_pair(
+        self, carry: Any, particles: Particles, inputs: Any
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         return self._plain.log_pair(carry[0], Particles(particles.carry[0], particles.sites), inputs[0])
 
     def log_bound(self, carry: Any, inputs: Any) -> jax.Array | None:

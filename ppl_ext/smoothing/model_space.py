@@ -19,10 +19,12 @@ BOOTSTRAP = Rules(1, multinomial, 1.0)
 
 
 class ModelSpace:
-    """The state-space form of a model as a :class:`~ppl_ext.smoothing.space.Space`. Like that form, it lives inside one trace.
+    """The state-space form of a model as a :class:`~ppl_ext.smoothing.space.Space`. Like that form, it lives
+    inside one trace.
 
     :param log_bound: of the transition density, where the user knows one.
-    :param rules: with a proposal, particles move by it (:class:`~ppl_ext.algorithms.ParticleFilter` says how it is written).
+    :param rules: with a proposal, particles move by it (:class:`~ppl_ext.algorithms.ParticleFilter` says how
+        it is written).
     """
 
     def __init__(self, lowered: StateSpace, log_bound: Any = None, rules: Rules = BOOTSTRAP):
@@ -37,16 +39,22 @@ class ModelSpace:
         return Particles(jax.vmap(lambda v: self.lowered.initial(v).particle.carry)(values), values)
 
     def weigh_initial(self, particles: Particles) -> jax.Array:
-        terms = jax.vmap(self.lowered.initial_terms, axis_size=len(jax.tree.leaves(particles)[0]))(particles.sites)[1]
+        terms = jax.vmap(self.lowered.initial_terms, axis_size=len(jax.tree.leaves(particles)[0]))(
+            particles.sites
+        )[1]
         if self._rules.initial_proposal is None:
             return terms.observed + terms.rescaled
-        log_q = jax.vmap(lambda sites: propose_initial(self.lowered, self._rules, sites, None)[1])(particles.sites)
+        log_q = jax.vmap(lambda sites: propose_initial(self.lowered, self._rules, sites, None)[1])(
+            particles.sites
+        )
         return terms.observed + terms.latent - log_q
 
     def move(self, rng_key: jax.Array, carry: Any, inputs: Any) -> Particles:
         keys = LaneKeys(rng_key, len(jax.tree.leaves(carry)[0]))
         if self._rules.proposal is None:
-            particle, _ = keys.each(lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs), carry)
+            particle, _ = keys.each(
+                lambda key, c: self.lowered.propagate(key, Particle(c, {}), inputs), carry
+            )
             return Particles(particle.carry, particle.sites)
 
         def one(key, c):
@@ -56,7 +64,9 @@ class ModelSpace:
         return keys.each(one, carry)
 
     def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
-        terms = jax.vmap(lambda c, sites: self.lowered.step_terms(Particle(c, {}), sites, inputs)[1])(carry, particles.sites)
+        terms = jax.vmap(lambda c, sites: self.lowered.step_terms(Particle(c, {}), sites, inputs)[1])(
+            carry, particles.sites
+        )
         if self._rules.proposal is None:
             return terms.observed + terms.rescaled
 
@@ -65,10 +75,16 @@ class ModelSpace:
 
         return terms.observed + terms.latent - jax.vmap(log_q)(carry, particles.sites)
 
-    def log_pair(self, carry: Any, particles: Particles, inputs: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def log_pair(
+        self, carry: Any, particles: Particles, inputs: Any
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         def one(carry, sites):
             step = self.lowered.step(Particle(carry, {}), sites, inputs)
-            return step.log_transition + step.log_emission if self.lowered.emission_uses_carry else step.log_transition
+            return (
+                step.log_transition + step.log_emission
+                if self.lowered.emission_uses_carry
+                else step.log_transition
+            )
 
         def log_m(j, i):
             return jax.vmap(one)(rows(carry, j.ravel()), rows(particles.sites, i.ravel())).reshape(j.shape)
@@ -92,7 +108,8 @@ class ModelSpace:
 
         one = jax.tree.map(lambda x: x[0], carry)
         used = uses(jax.make_jaxpr(peak)(anywhere, one), [True])
-        # A law whose width depends on another site of the same step has a peak for each of that site's values.
+        # A law whose width depends on another site of the same step has a peak for each of that site's
+        # values.
         if not known or any(used[: len(anywhere)]):
             return None
         return jax.vmap(lambda c: peak(anywhere, c))(carry).max()

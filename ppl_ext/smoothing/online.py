@@ -82,11 +82,17 @@ def step(
     statistic, tally = state.statistic, state.tally
     if functional is not None:
         back_key = jax.random.fold_in(old.key, 0xB4C)  # the filter splits this key in three
-        pairs = pairs_of(space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors)
+        pairs = pairs_of(
+            space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors
+        )
         increments = terms(functional.step, inputs, old.particles.carry, particles)
         statistic, seen = advance(back_key, statistic, how.backward, pairs, increments, how.num_backward)
-        statistic = centre(statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights)
-        tally = Tally(tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess))
+        statistic = centre(
+            statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights
+        )
+        tally = Tally(
+            tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess)
+        )
     return SmootherState(new, state.params, statistic, tally, state.seen), info, particles
 
 
@@ -103,7 +109,8 @@ class OnlineResult(NamedTuple):
     :param num_steps: t.
     :param fallbacks: backward rows that were zero throughout.
 
-    >>> result = OnlineResult(jnp.array(-9.5), {"square": jnp.array(12.0)}, jnp.array(4), jnp.array(0))  # of OnlineSmoother.result
+    >>> # of OnlineSmoother.result
+    >>> result = OnlineResult(jnp.array(-9.5), {"square": jnp.array(12.0)}, jnp.array(4), jnp.array(0))
     >>> float(result.expectations["square"] / result.num_steps)  # additive functionals grow with t
     3.0
     """
@@ -115,30 +122,36 @@ class OnlineResult(NamedTuple):
 
 
 class OnlineSmoother:
-    r"""Filter a stream and carry smoothed expectations of additive functionals along, in memory that does not grow.
+    r"""Filter a stream and carry smoothed expectations of additive functionals along, in memory that does not
+    grow.
 
     .. math:: \mathbb{E}\Bigl[\sum_{s \le t} \tilde h_s(x_{s-1}, x_s) \Bigm| y_{1:t}\Bigr]
 
-    The model is the batch model; it is called with one time slice after another, each a series of length one. A scan that runs backward
-    begins at the last observation, which a stream does not have: it is refused.
+    The model is the batch model; it is called with one time slice after another, each a series of length one.
+    A scan that runs backward begins at the last observation, which a stream does not have: it is refused.
 
     :param model: a NumPyro model with one ``scan``, whose data arguments are series.
-    :param functionals: by name, functions ``(t, x_prev, x)`` of the carry before and after a step, or those of
-        :mod:`ppl_ext.smoothing.additive`.
+    :param functionals: by name, functions ``(t, x_prev, x)`` of the carry before and after a step, or those
+        of :mod:`ppl_ext.smoothing.additive`.
     :param num_particles: N.
-    :param backward: ``"mcmc"``, ``"dense"``, ``"hybrid"``, ``"path"``, or a kernel of :mod:`ppl_ext.smoothing.backward`.
+    :param backward: ``"mcmc"``, ``"dense"``, ``"hybrid"``, ``"path"``, or a kernel of
+        :mod:`ppl_ext.smoothing.backward`.
     :param num_backward: backward draws a particle and step; with one the variance grows as with ``"path"``.
     :param resampling: a scheme of :mod:`ppl_ext.state_space.resampling`.
     :param ess_threshold: resample where the effective sample size is below this share of N.
     :param log_bound: of the log transition density, for ``"hybrid"``, if the model's laws do not give it.
-    :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites, given a particle's carry and
-        the scan's input; the backward law does not depend on it.
+    :param proposal: guided filter: a program ``proposal(parameters, carry, x)`` that draws the step's sites,
+        given a particle's carry and the scan's input; the backward law does not depend on it.
     :param initial_proposal: the same for the initial sites, of parameters.
-    :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at p(y_t | carry).
-    :param mesh: devices over which the particles are spread, ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is
-        then a multiple of their number.
-    :raises ArgumentError: for options out of range; from :meth:`init`, for parameters that are not the model's or outside of their support.
-    :raises ModelError: from :meth:`init`, if the model has no state-space form, or its states do not suffice for a backward kernel.
+    :param look_ahead: auxiliary filter: ``look_ahead(parameters, carry, x)``, the log of a positive guess at
+        p(y_t | carry).
+    :param mesh: devices over which the particles are spread,
+        ``jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))``; N is then a multiple of their
+        number.
+    :raises ArgumentError: for options out of range; from :meth:`init`, for parameters that are not the
+        model's or outside of their support.
+    :raises ModelError: from :meth:`init`, if the model has no state-space form, or its states do not suffice
+        for a backward kernel.
 
     Source: Olsson and Westerborn 2017, algorithm 2 (PaRIS).
 
@@ -175,18 +188,32 @@ class OnlineSmoother:
         look_ahead: Callable | None = None,
         mesh: Mesh | None = None,
     ):
-        how = (num_particles, backward, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
+        how = (
+            num_particles,
+            backward,
+            num_backward,
+            resampling,
+            ess_threshold,
+            log_bound,
+            proposal,
+            initial_proposal,
+            look_ahead,
+            mesh,
+        )
         self._how = settings("OnlineSmoother", model, functionals, *how)
         self._begin = compiled(self._first, 3, slices=time_slice)
         self._step = compiled(self._next, 2, donate=1, slices=time_slice)
         self._result = jax.jit(expectations)
 
-    def init(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        """The state before the first observation. What the model reads from outside of its arguments is read here; if it changes while
-        a stream goes on, this stream goes on with what was read, and one that begins later with what is there then.
+    def init(
+        self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """The state before the first observation. What the model reads from outside of its arguments is read
+        here; if it changes while a stream goes on, this stream goes on with what was read, and one that
+        begins later with what is there then.
 
-        :param args: with ``kwargs``, one time slice as :meth:`step` takes it, for its shapes. Without it the particles are
-            made by the first step.
+        :param args: with ``kwargs``, one time slice as :meth:`step` takes it, for its shapes. Without it the
+            particles are made by the first step.
         :param params: constrained values of the sites before the scan that are not part of the state.
         """
         check_key("OnlineSmoother.init: rng_key", rng_key)
@@ -200,13 +227,16 @@ class OnlineSmoother:
         return state._replace(seen=seen)
 
     def step(self, state: Any, *args: Any, **kwargs: Any) -> SmootherState:
-        """The state with one time slice more. ``state`` is donated: its memory is reused, so it cannot be used again.
+        """The state with one time slice more. ``state`` is donated: its memory is reused, so it cannot be
+        used again.
 
-        :raises ModelError: if what the model reads from outside has changed since the stream began, and steps on data of this shape were
-            not compiled before.
+        :raises ModelError: if what the model reads from outside has changed since the stream began, and steps
+            on data of this shape were not compiled before.
         """
         if not isinstance(state, SmootherState | _Waiting):
-            raise ArgumentTypeError(f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}.")
+            raise ArgumentTypeError(
+                f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}."
+            )
         with odd_data_blamed("OnlineSmoother.step:", args, kwargs):
             if isinstance(state, _Waiting):
                 state = self.init(state.rng_key, *args, params=state.params, **kwargs)
@@ -214,12 +244,15 @@ class OnlineSmoother:
                 return self._step(seen, state._replace(seen=seen), args, kwargs)
 
     def result(self, state: SmootherState) -> OnlineResult:
-        """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0 and expectations are NaN.
+        """Estimates so far. After a step that no particle survived, which a warning names, the evidence is 0
+        and expectations are NaN.
 
         :raises ArgumentError: if the bound on the transition density turned out to be too low.
         """
         if not isinstance(state, SmootherState):
-            raise ArgumentTypeError(f"OnlineSmoother.result: state must be what step returned, got {told(state)}.")
+            raise ArgumentTypeError(
+                f"OnlineSmoother.result: state must be what step returned, got {told(state)}."
+            )
         check_excess(state.tally)
         if is_extinct(state.log_evidence):
             died, num = int(state.filter.died), self._how.num_particles
@@ -234,7 +267,11 @@ class OnlineSmoother:
     def _next(self, seen: Outside, state: SmootherState, args, kwargs):
         still_there("OnlineSmoother.step", seen, self._how)
         space, functional = self._how.begin(state.params, args, kwargs)
-        return jax.lax.scan(lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None), state, space.lowered.xs)[0]
+        return jax.lax.scan(
+            lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None),
+            state,
+            space.lowered.xs,
+        )[0]
 
 
 class _Waiting(NamedTuple):
@@ -245,7 +282,9 @@ class _Waiting(NamedTuple):
 
 
 def expectations(state: SmootherState) -> dict[str, Any]:
-    """Of the functionals; NaN where a bound was exceeded, for those who run it inside a trace, where nothing can be raised."""
+    """Of the functionals; NaN where a bound was exceeded, for those who run it inside a trace, where nothing
+    can be raised.
+    """
     found = estimate(state.statistic, state.filter.log_weights) or {}
     return jax.tree.map(lambda x: jnp.where(state.tally.excess > TOLERANCE, jnp.nan, x), found)
 
@@ -254,6 +293,7 @@ def check_excess(tally: Tally) -> None:
     """:raises ArgumentError: if a pair had a density above its bound."""
     if not isinstance(tally.excess, jax.core.Tracer) and float(tally.excess) > TOLERANCE:
         raise ArgumentError(
-            f"The bound on the log transition density is too low: a pair exceeded it by {float(tally.excess):.3g} nats, so backward draws "
-            "are not from their law. Pass a larger log_bound, or use backward='mcmc'."
+            "The bound on the log transition density is too low: a pair exceeded it by "
+            f"{float(tally.excess):.3g} nats, so backward draws are not from their law. Pass a larger "
+            "log_bound, or use backward='mcmc'."
         )

@@ -1,9 +1,10 @@
-r"""PaRIS particle Gibbs: conditional PaRIS again and again, each sweep frozen on the path that the last one drew.
+r"""PaRIS particle Gibbs: conditional PaRIS again and again, each sweep frozen on the path that the last one
+drew.
 
 .. math:: \hat h = \frac{1}{k - k_0} \sum_{\ell = k_0 + 1}^{k} \hat h_\ell
 
-As the paths forget where they began the estimates' bias falls geometrically, and their average keeps the variance of PaRIS (Cardoso,
-Janati El Idrissi, Le Corff, Moulines, Olsson 2023, algorithm 3 and theorem 2).
+As the paths forget where they began the estimates' bias falls geometrically, and their average keeps the
+variance of PaRIS (Cardoso, Janati El Idrissi, Le Corff, Moulines, Olsson 2023, algorithm 3 and theorem 2).
 """
 
 from collections.abc import Callable, Mapping
@@ -53,13 +54,17 @@ def sweeps(
 
 
 def in_order(lowered: StateSpace, sweep: Sweep) -> Sweep:
-    """A sweep with what it has by time in the order of the inputs, that before the first step still in front."""
+    """A sweep with what it has by time in the order of the inputs, that before the first step still in
+    front.
+    """
 
     def turned(x):
         return jnp.concatenate([x[:1], lowered.ordered(x[1:])])
 
     steps = sweep.path.steps
-    path = sweep.path._replace(steps=Particles(lowered.ordered(steps.carry), lowered.ordered_values(steps.sites)))
+    path = sweep.path._replace(
+        steps=Particles(lowered.ordered(steps.carry), lowered.ordered_values(steps.sites))
+    )
     return sweep._replace(path=path, renewed=turned(sweep.renewed), ess=turned(sweep.ess))
 
 
@@ -71,10 +76,11 @@ class ParisParticleGibbs:
     :param num_sweeps: k.
     :param burn_in: k₀ < k, sweeps whose estimates are left out.
     :raises ArgumentError: for fewer than 2 particles, or a ``burn_in`` that leaves no sweep.
-    :raises ModelError: when run, if the model has no state-space form, or its states do not suffice for a backward kernel.
+    :raises ModelError: when run, if the model has no state-space form, or its states do not suffice for a
+        backward kernel.
 
-    The other arguments are those of :class:`~ppl_ext.smoothing.OnlineSmoother`. It has less bias than one run with k N particles only
-    where N is large enough to renew the path: see ``renewal`` of the result.
+    The other arguments are those of :class:`~ppl_ext.smoothing.OnlineSmoother`. It has less bias than one run
+    with k N particles only where N is large enough to renew the path: see ``renewal`` of the result.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -85,7 +91,8 @@ class ParisParticleGibbs:
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
-    >>> ppg = ParisParticleGibbs(model, {"s10": lambda t, x_prev, x: x_prev * x}, num_particles=20, num_sweeps=30, burn_in=5)
+    >>> ppg = ParisParticleGibbs(model, {"s10": lambda t, x_prev, x: x_prev * x}, num_particles=20,
+    ...     num_sweeps=30, burn_in=5)
     >>> result = ppg.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]), params={"phi": 0.9})
     >>> result.expectations["s10"].shape, result.trajectories["x"].shape, bool((result.renewal > 0.5).all())
     ((), (1, 25, 3), True)
@@ -106,24 +113,49 @@ class ParisParticleGibbs:
         proposal: Callable | None = None,
         initial_proposal: Callable | None = None,
     ):
-        how = (num_particles, backward, num_backward, "systematic", 0.5, log_bound, proposal, initial_proposal)
+        how = (
+            num_particles,
+            backward,
+            num_backward,
+            "systematic",
+            0.5,
+            log_bound,
+            proposal,
+            initial_proposal,
+        )
         self.how = settings("ParisParticleGibbs", model, functionals, *how)
         if num_particles < 2:
-            raise ArgumentError("ParisParticleGibbs: num_particles must be at least 2: one of them is frozen on the path.")
+            raise ArgumentError(
+                "ParisParticleGibbs: num_particles must be at least 2: one of them is frozen on the path."
+            )
         check_count("ParisParticleGibbs: num_sweeps", num_sweeps)
-        if isinstance(burn_in, bool) or not isinstance(burn_in, int | np.integer) or not 0 <= burn_in < num_sweeps:
-            raise ArgumentError(f"ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got {told(burn_in)}.")
+        if (
+            isinstance(burn_in, bool)
+            or not isinstance(burn_in, int | np.integer)
+            or not 0 <= burn_in < num_sweeps
+        ):
+            raise ArgumentError(
+                "ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got "
+                f"{told(burn_in)}."
+            )
         self.num_sweeps, self.burn_in = int(num_sweeps), int(burn_in)
         self._run = compiled(self._chain, 3, (5, 6))
 
     def run(
-        self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, num_chains: int = 1, **kwargs: Any
+        self,
+        rng_key: jax.Array,
+        *args: Any,
+        params: Mapping[str, Any] | None = None,
+        num_chains: int = 1,
+        **kwargs: Any,
     ) -> "ParticleGibbsSmoothing":
         """Smooth one series; chains are independent, each from a path of a filter of its own.
 
-        A sweep in which no particle survives a step, not the frozen one either, is NaN from there on, and a warning names it.
+        A sweep in which no particle survives a step, not the frozen one either, is NaN from there on, and a
+        warning names it.
 
-        :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward kernel.
+        :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward
+            kernel.
         """
         check_key("ParisParticleGibbs: rng_key", rng_key)
         check_count("ParisParticleGibbs: num_chains", num_chains)
@@ -131,15 +163,22 @@ class ParisParticleGibbs:
         refuse_open_handlers("ParisParticleGibbs.run")
         params = parameters("ParisParticleGibbs", params)
         with odd_data_blamed("ParisParticleGibbs:", args, kwargs), reading(self.how) as seen:
-            every, misplaced = self._run(seen, rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs))
+            every, misplaced = self._run(
+                seen, rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs)
+            )
         check_inside("ParisParticleGibbs", misplaced, params)
         check_excess(jax.tree.map(jnp.max, every.tally))
-        if not isinstance(every.ess, jax.core.Tracer) and (dead := np.argwhere(np.asarray(every.ess) == 0)).size:
+        if (
+            not isinstance(every.ess, jax.core.Tracer)
+            and (dead := np.argwhere(np.asarray(every.ess) == 0)).size
+        ):
             if not without_gaps(args, kwargs):
                 refuse_raw("ParisParticleGibbs", lambda: self.how.begin(params, args, kwargs)[0].lowered)
             chain, sweep, step = map(int, dead[0])
             place = f"step {step - 1}" if step else "what is observed before the scan"
-            warn_extinct("ParisParticleGibbs", f"{place} in sweep {sweep} of chain {chain}", self.how.num_particles)
+            warn_extinct(
+                "ParisParticleGibbs", f"{place} in sweep {sweep} of chain {chain}", self.how.num_particles
+            )
         kept = jax.tree.map(lambda x: x[:, self.burn_in :], every)
         wrong = every.tally.excess.max() > TOLERANCE  # within a trace nothing is raised
         estimates = jax.tree.map(lambda x: jnp.where(wrong, jnp.nan, x), kept.estimates or {})
@@ -160,7 +199,9 @@ class ParisParticleGibbs:
             outside=seen,
         )
 
-    def _chain(self, seen: Outside, rng_key, params, args, kwargs, num_chains: int, whole: bool) -> tuple[Sweep, dict[str, jax.Array]]:
+    def _chain(
+        self, seen: Outside, rng_key, params, args, kwargs, num_chains: int, whole: bool
+    ) -> tuple[Sweep, dict[str, jax.Array]]:
         how = self.how._replace(whole=whole)
         space, functional = how.begin(params, args, kwargs)
 
@@ -168,7 +209,9 @@ class ParisParticleGibbs:
             path_key, filter_key, sweep_key = jax.random.split(key, 3)
             path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, how, params, space, 1)[0])
             settings = self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
-            return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(sweeps(sweep_key, space, space.lowered.xs, path, *settings))
+            return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(
+                sweeps(sweep_key, space, space.lowered.xs, path, *settings)
+            )
 
         return jax.vmap(one)(jax.random.split(rng_key, num_chains)), outside(space.lowered)
 
@@ -179,14 +222,17 @@ class ParticleGibbsSmoothing:
 
     :param expectations: of the functionals, averaged over sweeps and chains.
     :param estimates: before that, (chain, sweep, ...).
-    :param trajectories: the paths, by latent site: (chain, sweep, ...), those of the steps (chain, sweep, time, ...).
+    :param trajectories: the paths, by latent site: (chain, sweep, ...), those of the steps (chain, sweep,
+        time, ...).
     :param renewal: (T + 1,) how often a sweep changed the path, by time, that before the first step included.
     :param renewed: the same before averaging, (chain, sweep, T + 1), and ``ess``, the effective sample sizes.
     :param fallbacks: backward rows in which no particle before could have led to the one after.
     :param initial_names: the sites before the scan among the trajectories'.
 
-    >>> renewed = np.array([[[True, True], [False, True]]])  # of one chain, two sweeps, one time and the one before it
-    >>> numbers = {"renewal": renewed.mean((0, 1)), "renewed": renewed, "ess": np.full((1, 2, 2), 3.0), "fallbacks": 0}
+    >>> # of one chain, two sweeps, one time and the one before it
+    >>> renewed = np.array([[[True, True], [False, True]]])
+    >>> numbers = {"renewal": renewed.mean((0, 1)), "renewed": renewed, "ess": np.full((1, 2, 2), 3.0),
+    ...     "fallbacks": 0}
     >>> ParticleGibbsSmoothing({}, {}, {}, model=None, args=(), kwargs={}, params={}, **numbers)
     ParticleGibbsSmoothing(renewal=0.5..1, {})
     """
@@ -207,14 +253,20 @@ class ParticleGibbsSmoothing:
     outside: Outside | None = None
 
     def __repr__(self) -> str:
-        return f"ParticleGibbsSmoothing(renewal={float(np.min(self.renewal)):.2g}..{float(np.max(self.renewal)):.2g}, {self.how})"
+        low, high = float(np.min(self.renewal)), float(np.max(self.renewal))
+        return f"ParticleGibbsSmoothing(renewal={low:.2g}..{high:.2g}, {self.how})"
 
     def to_arviz(self) -> Any:
-        """The ArviZ report: ``posterior`` with the paths (chain, draw, time); ``sample_stats`` with ``ess`` and ``renewed`` by time; the
-        renewal rate before the first step is the attribute ``renewal_initial``."""
+        """The ArviZ report: ``posterior`` with the paths (chain, draw, time); ``sample_stats`` with ``ess``
+        and ``renewed`` by time; the renewal rate before the first step is the attribute
+        ``renewal_initial``."""
         if self.outside is not None:
             self.outside.check("to_arviz", self.model)
         values = {name: np.asarray(x) for name, x in self.trajectories.items()}
         stats = {"ess": np.asarray(self.ess)[..., 1:], "renewed": np.asarray(self.renewed)[..., 1:]}
-        attrs = {"backward_fallbacks": int(self.fallbacks), "renewal_initial": float(self.renewal[0]), **self.how}
+        attrs = {
+            "backward_fallbacks": int(self.fallbacks),
+            "renewal_initial": float(self.renewal[0]),
+            **self.how,
+        }
         return report_of(self.model, self.args, self.kwargs, self.params, values, stats, attrs)

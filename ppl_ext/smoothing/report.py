@@ -19,10 +19,13 @@ class SmoothingResult:
 
     :param log_evidence: the estimated log p(y_1, ..., y_T); its exponential is unbiased.
     :param expectations: smoothed expectations by functional.
-    :param ess: (T,) effective sample size of the weights after each step, 0 where no particle survives; None where the answer is exact.
-    :param resampled: (T,) whether the particles were resampled before that step; None where the answer is exact.
-    :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of what is observed before the scan.
-        What is by time is in the order of the inputs; of a scan that runs backward the increment is log p(y_t | y_>t).
+    :param ess: (T,) effective sample size of the weights after each step, 0 where no particle survives; None
+        where the answer is exact.
+    :param resampled: (T,) whether the particles were resampled before that step; None where the answer is
+        exact.
+    :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of
+        what is observed before the scan. What is by time is in the order of the inputs; of a scan that runs
+        backward the increment is log p(y_t | y_>t).
     :param fallbacks: backward rows in which no particle before could have led to the one after.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -58,11 +61,13 @@ class SmoothingResult:
 
     def __repr__(self) -> str:
         num_steps = len(self.log_evidence_increments)
-        return f"SmoothingResult(log_evidence={float(self.log_evidence):.4g}, num_steps={num_steps}, {self.how})"
+        return (
+            f"SmoothingResult(log_evidence={float(self.log_evidence):.4g}, num_steps={num_steps}, {self.how})"
+        )
 
     def sample(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> dict[str, jax.Array]:
-        """Whole trajectories from the smoothing law, drawn backward through the particles of this run, which is repeated for
-        it with everything kept: memory grows as N T.
+        """Whole trajectories from the smoothing law, drawn backward through the particles of this run, which
+        is repeated for it with everything kept: memory grows as N T.
 
         :raises ModelError: if data that the model reads from outside of its arguments have changed since.
         :return: by latent site (draw, ...), those of the steps (draw, time, ...).
@@ -74,7 +79,8 @@ class SmoothingResult:
         return self.draw(rng_key, self.rng_key, self.params, self.args, self.kwargs, int(num_samples))
 
     def filtered(self, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> dict[str, jax.Array]:
-        """Quantiles of each state given the observations up to its own time, element by element: by site of a step (levels, T, ...).
+        """Quantiles of each state given the observations up to its own time, element by element: by site of a
+        step (levels, T, ...).
 
         The particles of this run are made once more for it; nothing of them is kept.
         """
@@ -87,9 +93,10 @@ class SmoothingResult:
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> Any:
         """The ArviZ report, one chain.
 
-        ``posterior``: smoothed trajectories, (chain, draw, time). ``sample_stats``: ``ess``, ``resampled`` and
-        ``log_evidence_increment`` by time, the same for every draw; ``lp``, the log joint density of a trajectory and the
-        observations. ``log_predictive_one_step``: log p(y_t | y_<t), which leave-one-out must not use. ``observed_data``.
+        ``posterior``: smoothed trajectories, (chain, draw, time). ``sample_stats``: ``ess``, ``resampled``
+        and ``log_evidence_increment`` by time, the same for every draw; ``lp``, the log joint density of a
+        trajectory and the observations. ``log_predictive_one_step``: log p(y_t | y_<t), which leave-one-out
+        must not use. ``observed_data``.
         """
         values = {name: np.asarray(x)[None] for name, x in self.sample(rng_key, num_samples).items()}
 
@@ -99,8 +106,21 @@ class SmoothingResult:
         stats = {"log_evidence_increment": each(self.log_evidence_increments)}
         if self.ess is not None:
             stats |= {"ess": each(self.ess), "resampled": each(self.resampled)}
-        attrs = {"log_evidence": float(self.log_evidence), "backward_fallbacks": int(self.fallbacks), **self.how}
-        return report_of(self.model, self.args, self.kwargs, self.params, values, stats, attrs, stats["log_evidence_increment"])
+        attrs = {
+            "log_evidence": float(self.log_evidence),
+            "backward_fallbacks": int(self.fallbacks),
+            **self.how,
+        }
+        return report_of(
+            self.model,
+            self.args,
+            self.kwargs,
+            self.params,
+            values,
+            stats,
+            attrs,
+            stats["log_evidence_increment"],
+        )
 
 
 def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) -> Any:
@@ -116,9 +136,13 @@ def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) 
     from ppl_ext.diagnostics.sites import describe, observations
 
     if any(not x.shape[-1] for x in stats.values()):
-        raise ModelError("The series is empty, so there is nothing to report by time; the results themselves are in the fields.")
+        raise ModelError(
+            "The series is empty, so there is nothing to report by time; the results themselves are in the "
+            "fields."
+        )
     one = {name: x[0, 0] for name, x in values.items()}
-    if any(np.isnan(x).any() for x in one.values()):  # where nothing survived, of integers too: the model is only asked what it looks like
+    # where nothing survived, of integers too: the model is only asked what it looks like
+    if any(np.isnan(x).any() for x in one.values()):
         lowered = lower(model, args, kwargs, params)
         known = lowered.initial_sites | lowered.step_sites
         one = {name: np.nan_to_num(x).astype(known[name].dtype) for name, x in one.items()}
@@ -128,10 +152,16 @@ def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) 
     observed = [name for name, site in sites.items() if site.kind == "observed" and site.in_scan]
     if observed and one_step is not None:
         # All that a step observes goes into one term, under the name of the first.
-        terms[observed[0]] = Terms(one_step, np.zeros(one_step.shape[2:], bool), tuple(observed), (TIME,), True)
+        terms[observed[0]] = Terms(
+            one_step, np.zeros(one_step.shape[2:], bool), tuple(observed), (TIME,), True
+        )
     given = {f"param_{name}": np.asarray(x) for name, x in params.items()}
     return build_report(
-        {"posterior": values, "sample_stats": stats, "observed_data": observations(model, one, args, kwargs, {})[0]},
+        {
+            "posterior": values,
+            "sample_stats": stats,
+            "observed_data": observations(model, one, args, kwargs, {})[0],
+        },
         terms=terms,
         dims={**site_dims(sites), **{name: ["time"] for name in stats}},
         attrs={"model": name_of(model), **attrs, **given, **versions(), "arviz_version": arviz_version()},

@@ -25,15 +25,19 @@ from ppl_ext.state_space.model import lower
 
 
 class ScoreAscent:
-    """Maximum likelihood by stochastic ascent: each step one conditional PaRIS sweep on the path that the last one drew.
+    """Maximum likelihood by stochastic ascent: each step one conditional PaRIS sweep on the path that the
+    last one drew.
 
-    The path is kept warm, so that a few particles give a score with little bias from the second step on (Cardoso et al. 2023, section 4).
+    The path is kept warm, so that a few particles give a score with little bias from the second step on
+    (Cardoso et al. 2023, section 4).
 
     :param optimizer: an optax transformation; it is given minus the score.
     :param num_particles: N, at least 2.
-    :param average_from: the share of the steps after which iterates are averaged (Polyak and Ruppert); 1 for the last iterate alone.
+    :param average_from: the share of the steps after which iterates are averaged (Polyak and Ruppert); 1 for
+        the last iterate alone.
     :param prior: whether the log prior, in constrained space, is ascended too.
-    :raises ArgumentError: for fewer than 2 particles, or a share outside of [0, 1]; see :meth:`run` for the rest.
+    :raises ArgumentError: for fewer than 2 particles, or a share outside of [0, 1]; see :meth:`run` for the
+        rest.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
     >>> from numpyro.contrib.control_flow import scan
@@ -60,19 +64,37 @@ class ScoreAscent:
         average_from: float = 0.5,
         prior: bool = False,
     ):
-        self._how = settings("ScoreAscent", model, {"score": score()}, num_particles, backward, num_backward, "systematic", 0.5, None)
+        self._how = settings(
+            "ScoreAscent",
+            model,
+            {"score": score()},
+            num_particles,
+            backward,
+            num_backward,
+            "systematic",
+            0.5,
+            None,
+        )
         if num_particles < 2:
-            raise ArgumentError("ScoreAscent: num_particles must be at least 2: one of them is frozen on the path.")
+            raise ArgumentError(
+                "ScoreAscent: num_particles must be at least 2: one of them is frozen on the path."
+            )
         if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-            raise ArgumentTypeError(f"ScoreAscent: optimizer must be an optax transformation, got {told(optimizer)}.")
+            raise ArgumentTypeError(
+                f"ScoreAscent: optimizer must be an optax transformation, got {told(optimizer)}."
+            )
         check_number("ScoreAscent: average_from", average_from, at_least=0.0)
         if average_from > 1.0:
-            raise ArgumentError(f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}.")
+            raise ArgumentError(
+                f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}."
+            )
         check_flag("ScoreAscent: prior", prior)
         self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
         self._run = compiled(self._ascend, 3, (5, 6))
 
-    def run(self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any) -> "Learned":
+    def run(
+        self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any
+    ) -> "Learned":
         """Ascend from ``params``, constrained values of all parameters.
 
         :raises NonFiniteError: if a score is not finite.
@@ -85,7 +107,9 @@ class ScoreAscent:
         params = parameters("ScoreAscent", params, floating=True)
         whole = without_gaps(args, kwargs)
         with odd_data_blamed("ScoreAscent:", args, kwargs), reading(self._how, self._optimizer) as seen:
-            (iterates, scores, final), misplaced = self._run(seen, rng_key, params, args, kwargs, int(num_steps), whole)
+            (iterates, scores, final), misplaced = self._run(
+                seen, rng_key, params, args, kwargs, int(num_steps), whole
+            )
         check_inside("ScoreAscent", misplaced, params)
         for name, x in scores.items():
             if not np.isfinite(x).all():
@@ -93,8 +117,9 @@ class ScoreAscent:
                     refuse_raw("ScoreAscent", lambda: lower(self._how.model, args, kwargs, params))
                 at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
                 raise NonFiniteError(
-                    f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller learning rate. (Where no particle "
-                    "survives the data, ppl_ext.smoothing.smooth at the parameters of that step says which of them.)"
+                    f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller "
+                    "learning rate. (Where no particle survives the data, ppl_ext.smoothing.smooth at the "
+                    "parameters of that step says which of them.)"
                 )
         return Learned(final, iterates, scores)
 
@@ -104,17 +129,30 @@ class ScoreAscent:
         theta = unconstrained(at_start)
         path_key, filter_key, sweep_key = jax.random.split(rng_key, 3)
         space, _ = how.begin(params, args, kwargs)
-        values = jax.tree.map(lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)[0]))
+        values = jax.tree.map(
+            lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)[0])
+        )
 
         def body(state, key):
             theta, optimizer, values = state
             params = constrained(at_start, theta)
             space, functional = how.begin(params, args, kwargs)
             path = path_of(space.lowered, values)
-            sweep = conditional_paris(key, space, space.lowered.xs, path, how.num_particles, how.backward, how.num_backward, functional)
+            sweep = conditional_paris(
+                key,
+                space,
+                space.lowered.xs,
+                path,
+                how.num_particles,
+                how.backward,
+                how.num_backward,
+                functional,
+            )
             slope = sweep.estimates["score"]
             if self._prior:
-                prior = jax.grad(lambda theta: lower(model, args, kwargs, constrained(at_start, theta)).log_prior)(theta)
+                prior = jax.grad(
+                    lambda theta: lower(model, args, kwargs, constrained(at_start, theta)).log_prior
+                )(theta)
                 slope = jax.tree.map(jnp.add, slope, prior)
             updates, optimizer = self._optimizer.update(jax.tree.map(jnp.negative, slope), optimizer, theta)
             theta = optax.apply_updates(theta, updates)
@@ -124,7 +162,9 @@ class ScoreAscent:
         _, (thetas, slopes) = jax.lax.scan(body, start, jax.random.split(sweep_key, num_steps))
         begun = min(int(self._average_from * num_steps), num_steps - 1)
         final = constrained(at_start, jax.tree.map(lambda x: x[begun:].mean(0), thetas))
-        return (jax.vmap(lambda theta: constrained(at_start, theta))(thetas), slopes, final), outside(at_start)
+        return (jax.vmap(lambda theta: constrained(at_start, theta))(thetas), slopes, final), outside(
+            at_start
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +175,10 @@ class Learned:
     :param iterates: by step, (num_steps, ...).
     :param scores: in unconstrained parameters.
 
-    >>> found = Learned({"mean": jnp.array(2.0)}, {"mean": jnp.array([0.0, 1.5, 2.5])}, {"mean": jnp.array([3.0, 0.5, -0.5])})
-    >>> bool(found.iterates["mean"][1:].mean() == found.params["mean"])  # as ScoreAscent.run with average_from=1/3 returns it
+    >>> found = Learned({"mean": jnp.array(2.0)}, {"mean": jnp.array([0.0, 1.5, 2.5])}, {"mean": jnp.array([
+    ...     3.0, 0.5, -0.5])})
+    >>> # as ScoreAscent.run with average_from=1/3 returns it
+    >>> bool(found.iterates["mean"][1:].mean() == found.params["mean"])
     True
     """
 

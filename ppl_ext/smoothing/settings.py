@@ -20,7 +20,9 @@ from ppl_ext.state_space.resampling import Scheme, scheme_of
 
 
 class Settings(NamedTuple):
-    """How to smooth: what :class:`OnlineSmoother` and :func:`~ppl_ext.smoothing.smooth` are given, checked."""
+    """How to smooth: what :class:`OnlineSmoother` and :func:`~ppl_ext.smoothing.smooth` are given,
+    checked.
+    """
 
     model: Callable
     functionals: dict[str, Additive]
@@ -37,9 +39,15 @@ class Settings(NamedTuple):
 
     def told(self) -> dict[str, Any]:
         """For a report."""
-        return {"num_particles": self.num_particles, "backward": type(self.backward).__name__, "num_backward": self.num_backward}
+        return {
+            "num_particles": self.num_particles,
+            "backward": type(self.backward).__name__,
+            "num_backward": self.num_backward,
+        }
 
-    def begin(self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> tuple[ModelSpace, Functional | None]:
+    def begin(
+        self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[ModelSpace, Functional | None]:
         """The model at these parameters, within a trace.
 
         :raises ModelError: if the model's states do not suffice for a backward kernel.
@@ -77,7 +85,10 @@ def settings(
     check_count(f"{where}: num_backward", num_backward)
     check_number(f"{where}: ess_threshold", ess_threshold, at_least=0.0)
     if ess_threshold > 1.0:
-        raise ArgumentError(f"{where}: ess_threshold must be a share from 0 (never resample) to 1 (always), got {ess_threshold}.")
+        raise ArgumentError(
+            f"{where}: ess_threshold must be a share from 0 (never resample) to 1 (always), got "
+            f"{ess_threshold}."
+        )
     if log_bound is not None:
         check_number(f"{where}: log_bound", log_bound)
     for name, fn, args in (
@@ -93,7 +104,9 @@ def settings(
     return Settings(
         model,
         as_additive(f"{where}: functionals", {} if functionals is None else functionals),
-        filtering.Rules(int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead, mesh=mesh),
+        filtering.Rules(
+            int(num_particles), scheme, threshold, proposal, initial_proposal, look_ahead, mesh=mesh
+        ),
         backward_kernel(f"{where}: backward", backward, ("exact",) if where == "smooth" else ()),
         int(num_backward),
         log_bound,
@@ -104,10 +117,13 @@ def check_bound(space: ModelSpace) -> None:
     """:raises ArgumentError: if a kernel needs a bound and nothing gives one."""
     lowered = space.lowered
     x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), lowered.xs)
-    first = lowered.initial({n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}).particle.carry
+    first = lowered.initial(
+        {n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}
+    ).particle.carry
     if space.log_bound(jax.tree.map(lambda a: a[None], first), x) is None:
         raise ArgumentError(
-            "backward='hybrid' needs a bound on the log transition density. It follows for Normal, MultivariateNormal, categorical and "
-            "a few other laws, if neither their scale depends on another site of the step nor the emission on the state before. Pass "
-            "log_bound=, or use backward='mcmc'."
+            "backward='hybrid' needs a bound on the log transition density. It follows for Normal, "
+            "MultivariateNormal, categorical and a few other laws, if neither their scale depends on "
+            "another site of the step nor the emission on the state before. Pass log_bound=, or use "
+            "backward='mcmc'."
         )

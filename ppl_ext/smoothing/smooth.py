@@ -35,12 +35,14 @@ class smooth:
     """Filter a series and smooth additive functionals of its states: arguments as for
     :class:`~ppl_ext.smoothing.OnlineSmoother`, and the same results to the last bit.
 
-    ``backward="exact"`` takes no particles: finite states are smoothed by forward-backward sums (up to 4096 joint states, any functional),
-    linear-Gaussian ones by Kalman's recursions (functionals of degree two at most, such as scores, moments and lag covariances). Which it
-    is, is read off the model; the result is of the same type, without what only particles have (``ess`` and ``resampled`` are None).
+    ``backward="exact"`` takes no particles: finite states are smoothed by forward-backward sums (up to 4096
+    joint states, any functional), linear-Gaussian ones by Kalman's recursions (functionals of degree two at
+    most, such as scores, moments and lag covariances). Which it is, is read off the model; the result is of
+    the same type, without what only particles have (``ess`` and ``resampled`` are None).
 
-    A scan with ``reverse=True`` is run from its last inputs to its first, and everything by time is returned in the order of the inputs, as
-    NumPyro stacks it; a functional's ``t`` is the number of the input, and ``x_prev`` the state that the step received, that of t + 1.
+    A scan with ``reverse=True`` is run from its last inputs to its first, and everything by time is returned
+    in the order of the inputs, as NumPyro stacks it; a functional's ``t`` is the number of the input, and
+    ``x_prev`` the state that the step received, that of t + 1.
 
     :raises ArgumentError: for options out of range; see :meth:`run` for what the model may lack.
 
@@ -79,33 +81,52 @@ class smooth:
         self.exact = isinstance(backward, str) and backward == "exact"
         kernel = "path" if self.exact else backward
         if self.exact and mesh is not None:
-            raise ArgumentError("smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out.")
-        how = (num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, proposal, initial_proposal, look_ahead, mesh)
+            raise ArgumentError(
+                "smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out."
+            )
+        how = (
+            num_particles,
+            kernel,
+            num_backward,
+            resampling,
+            ess_threshold,
+            log_bound,
+            proposal,
+            initial_proposal,
+            look_ahead,
+            mesh,
+        )
         self.how = settings("smooth", model, functionals, *how)
-        # What the programs read from outside is an argument of what is compiled, so that it is compiled anew when that changes.
+        # What the programs read from outside is an argument of what is compiled, so that it is compiled anew
+        # when that changes.
         self._run = compiled(self._exactly if self.exact else self._forward, 3, (5,))
         self._sample = compiled(self._backward, 4, (6, 7))
         self._quantiles = compiled(self._filtered, 3, (6,))
 
-    def run(self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> SmoothingResult:
+    def run(
+        self, rng_key: jax.Array, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> SmoothingResult:
         """Smooth one series.
 
         :param args: with ``kwargs``, the arguments of the model.
         :param params: constrained values of the sites before the scan that are not part of the state.
-        Where no particle survives a step, a warning names it: the evidence is 0, ``ess`` is 0 there, and everything that follows from it is
-        NaN (integers are handed out as real numbers then; inside a trace, as the least integer).
+        Where no particle survives a step, a warning names it: the evidence is 0, ``ess`` is 0 there, and
+        everything that follows from it is NaN (integers are handed out as real numbers then; inside a trace,
+        as the least integer).
 
-        :raises ModelError: if the model has no state-space form, its states do not suffice for a backward kernel, or ``"exact"`` has no
-            exact answer for the model or for a functional of it.
-        :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition density is missing or
-            turned out to be too low.
+        :raises ModelError: if the model has no state-space form, its states do not suffice for a backward
+            kernel, or ``"exact"`` has no exact answer for the model or for a functional of it.
+        :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition
+            density is missing or turned out to be too low.
         """
         check_key("smooth: rng_key", rng_key)
         check_call("smooth: model", self.how.model, args, kwargs)
         refuse_open_handlers("smooth.run")
         params = parameters("smooth", params)
         with odd_data_blamed("smooth:", args, kwargs), reading(self.how) as seen:
-            found, misplaced, tally, inexact, num_nan = self._run(seen, rng_key, params, args, kwargs, without_gaps(args, kwargs))
+            found, misplaced, tally, inexact, num_nan = self._run(
+                seen, rng_key, params, args, kwargs, without_gaps(args, kwargs)
+            )
         check_inside("smooth", misplaced, params)
         check_excess(tally)
         for name, is_wrong in inexact.items():
@@ -139,19 +160,27 @@ class smooth:
         if self.exact and space.imputed and exact_form(space)[1] is None and bool(space.has_gap()):
             raise ModelError(no_exact_answer(next(iter(space.imputed))))
 
-    def draw(self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int) -> dict[str, jax.Array]:
+    def draw(
+        self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int
+    ) -> dict[str, jax.Array]:
         """Trajectories drawn backward through the particles of the run that began with ``filter_key``; see
         :meth:`~ppl_ext.smoothing.report.SmoothingResult.sample`."""
         check_count("sample: num_samples", num_samples)
         seen.check("sample", self.how)
-        values, tally = self._sample(seen, rng_key, filter_key, params, args, kwargs, num_samples, without_gaps(args, kwargs))
+        values, tally = self._sample(
+            seen, rng_key, filter_key, params, args, kwargs, num_samples, without_gaps(args, kwargs)
+        )
         check_excess(tally)
         return shown(values)
 
-    def quantiles(self, seen: Outside, filter_key, params, args, kwargs, levels: jax.Array) -> dict[str, jax.Array]:
+    def quantiles(
+        self, seen: Outside, filter_key, params, args, kwargs, levels: jax.Array
+    ) -> dict[str, jax.Array]:
         """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
         seen.check("filtered", self.how)
-        return shown(self._quantiles(seen, filter_key, params, args, kwargs, levels, without_gaps(args, kwargs)))
+        return shown(
+            self._quantiles(seen, filter_key, params, args, kwargs, levels, without_gaps(args, kwargs))
+        )
 
     def _lowered(self, params, args, kwargs, whole: bool):
         return lower(self.how.model, args, kwargs, params, whole=whole)
@@ -164,7 +193,10 @@ class smooth:
             return at.for_sums() if exact.lowered.imputed else at.as_observed()
 
         found, wrong = exact.expectations(joined(self.how.functionals, Context(lowered, exact.space)))
-        found = {n: jax.tree.map(lambda v, n=n: jnp.where(wrong.get(n, False), jnp.nan, v), x) for n, x in found.items()}
+        found = {
+            n: jax.tree.map(lambda v, n=n: jnp.where(wrong.get(n, False), jnp.nan, v), x)
+            for n, x in found.items()
+        }
         s = exact.smoothed
         fields = {
             "log_evidence": s.log_evidence,
@@ -192,7 +224,9 @@ class smooth:
             "ess": infos.ess,
             "resampled": infos.resampled,
         }
-        return gathered(self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}, state.filter.num_nan))
+        return gathered(
+            self.how.rules.mesh, (fields, outside(space.lowered), state.tally, {}, state.filter.num_nan)
+        )
 
     def _filtered(self, seen: Outside, filter_key, params, args, kwargs, levels, whole: bool):
         if self.exact:

@@ -1,4 +1,6 @@
-"""What smoothing asks of a state-space model: particles to move and to weigh, and the density of one state after another."""
+"""What smoothing asks of a state-space model: particles to move and to weigh, and the density of one state
+after another.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -11,14 +13,18 @@ from ppl_ext.smoothing.backward.kernel import rows
 
 
 class Particles(NamedTuple):
-    """States of a step, every leaf (N, ...): ``carry`` is what the next step sees of them, ``sites`` what was sampled."""
+    """States of a step, every leaf (N, ...): ``carry`` is what the next step sees of them, ``sites`` what was
+    sampled.
+    """
 
     carry: Any
     sites: Any
 
 
 class Space(Protocol):
-    """A model with its parameters and a proposal. ``inputs`` are what a step is given from outside, its observations among them."""
+    """A model with its parameters and a proposal. ``inputs`` are what a step is given from outside, its
+    observations among them.
+    """
 
     def initial(self, rng_key: jax.Array, num: int) -> Particles:
         """Draw the states before the first step."""
@@ -30,9 +36,13 @@ class Space(Protocol):
         """Draw each particle's next state."""
 
     def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
-        """Log incremental weights (N,): transition times emission over proposal, at ``particles`` that came from ``carry``."""
+        """Log incremental weights (N,): transition times emission over proposal, at ``particles`` that came
+        from ``carry``.
+        """
 
-    def log_pair(self, carry: Any, particles: Particles, inputs: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def log_pair(
+        self, carry: Any, particles: Particles, inputs: Any
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """``(j, i)`` to log m(carry_j, particle_i), with the emission where that depends on the carry."""
 
     def log_bound(self, carry: Any, inputs: Any) -> jax.Array | None:
@@ -40,8 +50,9 @@ class Space(Protocol):
 
 
 class Functional(NamedTuple):
-    """Terms of an additive functional, of one pair of states: ``step(inputs, carry, particle)``, and ``initial(particle)`` of the state
-    before the first step. None instead of ``initial`` or of a subtree of what it returns stands for zeros."""
+    """Terms of an additive functional, of one pair of states: ``step(inputs, carry, particle)``, and
+    ``initial(particle)`` of the state before the first step. None instead of ``initial`` or of a subtree of
+    what it returns stands for zeros."""
 
     initial: Callable[[Particles], Any] | None
     step: Callable[[Any, Any, Particles], Any]
@@ -61,13 +72,19 @@ def first_values(functional: Functional | None, space: Space, particles: Particl
     values = None if functional.initial is None else jax.vmap(functional.initial)(particles)
 
     def filled(value, shape):
-        return jax.tree.map(lambda s: jnp.zeros((num, *s.shape[1:]), s.dtype), shape) if value is None else value
+        return (
+            jax.tree.map(lambda s: jnp.zeros((num, *s.shape[1:]), s.dtype), shape) if value is None else value
+        )
 
     return jax.tree.map(filled, values, shapes, is_leaf=lambda x: x is None)
 
 
-def terms(step: Callable, inputs: Any, carry: Any, particles: Particles) -> Callable[[jax.Array, jax.Array], Any]:
-    """A functional's step for pairs: ``(j, i)`` to leaves that begin with the shape of the two index arrays."""
+def terms(
+    step: Callable, inputs: Any, carry: Any, particles: Particles
+) -> Callable[[jax.Array, jax.Array], Any]:
+    """A functional's step for pairs: ``(j, i)`` to leaves that begin with the shape of the two index
+    arrays.
+    """
 
     def increment(j, i):
         earlier, later = rows(carry, j.ravel()), rows(particles, i.ravel())

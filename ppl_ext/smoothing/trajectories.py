@@ -1,4 +1,6 @@
-"""Whole trajectories: drawn backward through the clouds of a filter, or rebuilt from the values of their sites."""
+"""Whole trajectories: drawn backward through the clouds of a filter, or rebuilt from the values of their
+sites.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +20,8 @@ from ppl_ext.state_space.model import Particle, StateSpace
 
 def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], space: ModelSpace, num: int):
     """``num`` trajectories, drawn backward through the particles of the filter whose key is ``filter_key``: a
-    :class:`ParticlePath` of leaves (num, ...), those of the steps (num, T, ...), and the tally of the draws. Nothing but NaN where no
-    particle survived."""
+    :class:`ParticlePath` of leaves (num, ...), those of the steps (num, T, ...), and the tally of the draws.
+    Nothing but NaN where no particle survived."""
     state, first, _ = begin(filter_key, dict(params), how, space, None)
 
     def forward(state: SmootherState, x: Any):
@@ -35,7 +37,10 @@ def trajectories(rng_key, filter_key, how: Settings, params: Mapping[str, Any], 
         key, (carry, log_weights, particles, ancestors), x = at
         pairs = pairs_of(space, how.backward, carry, particles, x, log_weights, ancestors)
         drawn, tally = how.backward.draw(key, pairs, index, 1)
-        return drawn.reshape(index.shape).astype(index.dtype), (jax.tree.map(lambda leaf: leaf[index], particles), tally)
+        return drawn.reshape(index.shape).astype(index.dtype), (
+            jax.tree.map(lambda leaf: leaf[index], particles),
+            tally,
+        )
 
     keys = jax.random.split(back_key, space.lowered.num_steps)
     index, (steps, tallies) = jax.lax.scan(back, last, (keys, clouds, xs), reverse=True)
@@ -51,7 +56,9 @@ def values_of(path: ParticlePath) -> dict[str, jax.Array]:
 
 
 def path_of(lowered: StateSpace, values: Mapping[str, jax.Array]) -> ParticlePath:
-    """The trajectory whose latent sites have these values, in the order of the run: its states follow from them and the parameters."""
+    """The trajectory whose latent sites have these values, in the order of the run: its states follow from
+    them and the parameters.
+    """
     initial = {name: values[name] for name in lowered.initial_sites}
     sites = {name: values[name] for name in lowered.step_sites}
     start = lowered.initial(initial).particle.carry

@@ -12,18 +12,22 @@ from ppl_ext.tracing.jaxprs import uses
 
 
 class Uses(NamedTuple):
-    """What depends on what, as far as the traced program shows. Entries of the carry are numbered as JAX flattens it."""
+    """What depends on what, as far as the traced program shows. Entries of the carry are numbered as JAX
+    flattens it.
+    """
 
     reaches_init: frozenset[str]  # initial sites that the first carry depends on
     leaks: frozenset[str]  # initial sites that a step uses without the carry, or parameters' laws use
     carry: bool  # the new carry depends on the old carry, beyond the step's sites and what is known
     emission: bool  # the emission does
     handed_on: frozenset[str]  # observed sites whose value the new carry or another site depends on
-    known: tuple[int, ...]  # entries of the carry that no latent value reaches: at each time the same for all particles
+    # entries of the carry that no latent value reaches: at each time the same for all particles
+    known: tuple[int, ...]
 
 
 def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callable[[str], bool]) -> Uses:
-    """From the run up to the scan and one step, by eliminating what an output does not need. ``free`` are the sites without a value.
+    """From the run up to the scan and one step, by eliminating what an output does not need. ``free`` are the
+    sites without a value.
 
     :param is_drawn: whether an observed site that is handed on may have gaps, which are drawn.
     """
@@ -38,7 +42,8 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
         carry, _, step = run_step(scan, carry, x, {**values, **seen})
         terms = step.as_given().terms(latent, {})
         inits, carries = (
-            {f"{what}/{i}.": leaf for i, leaf in enumerate(jax.tree.leaves(c))} for what, c in (("init", scan.init), ("new", carry))
+            {f"{what}/{i}.": leaf for i, leaf in enumerate(jax.tree.leaves(c))}
+            for what, c in (("init", scan.init), ("new", carry))
         )
         return {"rest": (scan.xs, prior, terms.latent), "emission": terms.observed, **inits, **carries}
 
@@ -70,12 +75,25 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
         known = _known(inits, news, free_sites, drawn)
         carries -= {f"carry/{i}" for i in known}
         new = frozenset[str]().union(*(used for i, used in enumerate(news) if i not in known))
-    return Uses(init & free_sites, of_steps & free_sites, bool(carries & new), bool(carries & emission), handed_on, known)
+    return Uses(
+        init & free_sites,
+        of_steps & free_sites,
+        bool(carries & new),
+        bool(carries & emission),
+        handed_on,
+        known,
+    )
 
 
 def idle_sites(rerun: Callable, first: Before, candidates: list[str]) -> tuple[str, ...]:
-    """Of the sites before the scan that reach nothing of it, those that no other site's law depends on either; their own sums to one."""
-    counted = [n for n in candidates if first.sites[n]["scale"] is None and element_mask(first.sites[n]["fn"]) is None]
+    """Of the sites before the scan that reach nothing of it, those that no other site's law depends on
+    either; their own sums to one.
+    """
+    counted = [
+        n
+        for n in candidates
+        if first.sites[n]["scale"] is None and element_mask(first.sites[n]["fn"]) is None
+    ]
     if not counted:
         return ()
 
@@ -94,8 +112,8 @@ def idle_sites(rerun: Callable, first: Before, candidates: list[str]) -> tuple[s
 
 
 def _known(inits: list, news: list, free: frozenset[str], drawn: set[str]) -> tuple[int, ...]:
-    """The largest set of entries that begin without a free site, and follow without a drawn value from themselves alone. (A free site that
-    a step uses without the carry is refused.)"""
+    """The largest set of entries that begin without a free site, and follow without a drawn value from
+    themselves alone. (A free site that a step uses without the carry is refused.)"""
     known = {i for i, used in enumerate(inits) if not used & free}
     while True:
         others = drawn | {f"carry/{i}" for i in range(len(news)) if i not in known}

@@ -1,14 +1,18 @@
-r"""Exact evidence and smoothing of a state-space model, where its densities allow: finite states, or linear-Gaussian ones.
+r"""Exact evidence and smoothing of a state-space model, where its densities allow: finite states, or
+linear-Gaussian ones.
 
-Which of the two it is, is read off the model. Every latent site has a finite support: sums over the joint states (forward-backward). Every
-latent site is real, and the second derivatives of the log density of a step are *constants* of the traced program: then the step is
+Which of the two it is, is read off the model. Every latent site has a finite support: sums over the joint
+states (forward-backward). Every latent site is real, and the second derivatives of the log density of a step
+are *constants* of the traced program: then the step is
 
-.. math:: \log m(b \mid a)\, g = -\tfrac12 \begin{pmatrix} a \\ b \end{pmatrix}^\top J \begin{pmatrix} a \\ b \end{pmatrix}
+.. math:: \log m(b \mid a)\, g = -\tfrac12 \begin{pmatrix} a \\ b \end{pmatrix}^\top J \begin{pmatrix} a \\ b
+\end{pmatrix}
           + h^\top \begin{pmatrix} a \\ b \end{pmatrix} + c
 
-in the states a before and b after it, whatever distributions and factors it was written with, missing observations included. Messages
-forward and backward are then quadratic forms too (the information form of the Kalman filter and of the two-filter
-smoother), and so is the joint of neighbours, which gives lag-one covariances.
+in the states a before and b after it, whatever distributions and factors it was written with, missing
+observations included. Messages forward and backward are then quadratic forms too (the information form of the
+Kalman filter and of the two-filter smoother), and so is the joint of neighbours, which gives lag-one
+covariances.
 """
 
 import math
@@ -57,13 +61,19 @@ def kind_of(ss: StateSpace) -> str | None:
 
 
 def exact_form(ss: StateSpace) -> tuple[StateSpace | Lagged, str | None]:
-    """The state-space form that an exact answer is made of, and which kind it is. Where the steps of a finite chain read two or three
-    states back, its state is that of as many steps.
+    """The state-space form that an exact answer is made of, and which kind it is. Where the steps of a finite
+    chain read two or three states back, its state is that of as many steps.
 
-    Gaps that are handed on belong to the state. Where the model has an exact answer only without them, and nobody knows yet whether there
-    are any, it is taken as if there were none: :meth:`StateSpace.has_gap` tells, and then the evidence is NaN.
+    Gaps that are handed on belong to the state. Where the model has an exact answer only without them, and
+    nobody knows yet whether there are any, it is taken as if there were none: :meth:`StateSpace.has_gap`
+    tells, and then the evidence is NaN.
     """
-    if (kind := kind_of(ss)) is None and ss.imputed and not any(ss.imputed.values()) and (other := kind_of(ss.as_observed())):
+    if (
+        (kind := kind_of(ss)) is None
+        and ss.imputed
+        and not any(ss.imputed.values())
+        and (other := kind_of(ss.as_observed()))
+    ):
         return ss.as_observed(), other
     if kind is None and ss.not_markov is not None and (longer := lagged(ss)) is not None:
         return longer, "finite"
@@ -73,29 +83,45 @@ def exact_form(ss: StateSpace) -> tuple[StateSpace | Lagged, str | None]:
 def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
     """The exact evidence and the moments of the states given all data, by time in the order of the inputs.
 
-    Of a chain whose steps read more than one state back the moments are those of the steps' own states, and the probabilities those of the
-    joint states of as many steps.
+    Of a chain whose steps read more than one state back the moments are those of the steps' own states, and
+    the probabilities those of the joint states of as many steps.
 
-    :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than ``max_states``.
+    :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than
+        ``max_states``.
     """
     found = smooth_run(ss, max_states)
     if isinstance(form := exact_form(ss)[0], Lagged):
         found = _of_steps(found, form.own_columns())
-    by_time = ("mean", "covariance", "cross", "log_increments", "filtered_mean", "filtered_covariance", "probs", "filtered_probs", "pairs")
+    by_time = (
+        "mean",
+        "covariance",
+        "cross",
+        "log_increments",
+        "filtered_mean",
+        "filtered_covariance",
+        "probs",
+        "filtered_probs",
+        "pairs",
+    )
     return found._replace(**{name: ss.ordered(getattr(found, name)) for name in by_time})
 
 
 def _of_steps(s: Smoothed, own: list[int]) -> Smoothed:
     square = jnp.ix_(jnp.array(own), jnp.array(own))
     means, squares = ("mean", "filtered_mean"), ("covariance", "cross", "filtered_covariance")
-    parts = {name: getattr(s, name)[:, jnp.array(own)] for name in means} | {name: getattr(s, name)[:, *square] for name in squares}
+    parts = {name: getattr(s, name)[:, jnp.array(own)] for name in means} | {
+        name: getattr(s, name)[:, *square] for name in squares
+    }
     return s._replace(**parts, first_cross=s.first_cross[:, jnp.array(own)])
 
 
 def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
     """The same by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
-        raise ModelError("The series is empty, so there is nothing to smooth exactly. Use a particle method, which then says so much.")
+        raise ModelError(
+            "The series is empty, so there is nothing to smooth exactly. Use a particle method, which then "
+            "says so much."
+        )
     form, kind = exact_form(ss)
     if kind == "finite":
         return _known(ss, form, smooth_finite(form, max_states))
@@ -105,12 +131,14 @@ def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
         raise ModelError(no_exact_answer(gone[0]))
     if ss.step_sites and all(site.fn.has_enumerate_support for site in ss.step_sites.values()):
         raise ModelError(
-            f"No exact answer for this model: {ss.not_markov} A chain of finite states may read up to {max(ORDERS)} steps back, if each of "
-            "these states is an entry of its own in the scan's carry, and the first ones are known numbers. Else use a particle filter."
+            f"No exact answer for this model: {ss.not_markov} A chain of finite states may read up to "
+            f"{max(ORDERS)} steps back, if each of these states is an entry of its own in the scan's carry, "
+            "and the first ones are known numbers. Else use a particle filter."
         )
     raise ModelError(
-        "No exact answer for this model: its latent sites are neither all finite, nor all real with a log density that is quadratic in "
-        "them (or part of its state follows from the past without noise). Use a particle filter."
+        "No exact answer for this model: its latent sites are neither all finite, nor all real with a log "
+        "density that is quadratic in them (or part of its state follows from the past without noise). Use "
+        "a particle filter."
     )
 
 
@@ -123,12 +151,18 @@ def _known(given: StateSpace, served: StateSpace | Lagged, s: Smoothed) -> Smoot
 
 
 def _told_where_lost(s: Smoothed) -> Smoothed:
-    """Where no state allows a step's observations, what the filter conditions on them is NaN. (The smoother's moments are already.)"""
+    """Where no state allows a step's observations, what the filter conditions on them is NaN. (The smoother's
+    moments are already.)
+    """
     dead = jnp.cumsum(jnp.isneginf(jnp.concatenate([s.log_initial[None], s.log_increments]))) > 0
     so_far, before = dead[1:], dead[:-1]
 
     def unknown(x, when):
-        return None if x is None else jnp.where(when.reshape(when.shape + (1,) * (x.ndim - when.ndim)), jnp.nan, x)
+        return (
+            None
+            if x is None
+            else jnp.where(when.reshape(when.shape + (1,) * (x.ndim - when.ndim)), jnp.nan, x)
+        )
 
     filtered = ("filtered_mean", "filtered_covariance", "filtered_probs")
     return s._replace(
@@ -138,7 +172,8 @@ def _told_where_lost(s: Smoothed) -> Smoothed:
 
 
 def exact_evidence(ss: StateSpace, max_states: int = 4096) -> jax.Array:
-    """The evidence alone, compiled as one: whoever asks outside of ``jit`` would wait for each operation to be compiled by itself.
+    """The evidence alone, compiled as one: whoever asks outside of ``jit`` would wait for each operation to
+    be compiled by itself.
 
     :raises ModelError: as :func:`smooth_exactly`.
     """
@@ -153,7 +188,9 @@ def _is_real(fn) -> bool:
 
 
 def _flat(sites: dict) -> tuple[jax.Array, Any]:
-    return ravel_pytree({n: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)) for n, s in sites.items()})
+    return ravel_pytree(
+        {n: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)) for n, s in sites.items()}
+    )
 
 
 class Steps:
@@ -227,7 +264,11 @@ def _integrate(form: Form, keep: slice, out: slice) -> Form:
 
 
 def _plus(form: Form, other: Form, where: slice) -> Form:
-    return Form(form.precision.at[where, where].add(other.precision), form.shift.at[where].add(other.shift), form.constant + other.constant)
+    return Form(
+        form.precision.at[where, where].add(other.precision),
+        form.shift.at[where].add(other.shift),
+        form.constant + other.constant,
+    )
 
 
 def _moments(form: Form) -> tuple[jax.Array, jax.Array]:
@@ -243,7 +284,9 @@ def _gaussian(ss: StateSpace) -> Smoothed:
     start = _form(steps.initial, steps.zero_initial)
     first = _form(lambda a, b: steps.first(a, b, x0), steps.zero_initial, steps.zero_state)
     pairs = jax.tree.map(lambda a: a[:-1], ss.xs), jax.tree.map(lambda a: a[1:], ss.xs)
-    later = jax.vmap(lambda x, y: _form(lambda a, b: steps.later(a, b, x, y), steps.zero_state, steps.zero_state))(*pairs)
+    later = jax.vmap(
+        lambda x, y: _form(lambda a, b: steps.later(a, b, x, y), steps.zero_state, steps.zero_state)
+    )(*pairs)
 
     def forth(state, form):
         """Constants are summed apart, so that none is lost among many."""
@@ -256,10 +299,13 @@ def _gaussian(ss: StateSpace) -> Smoothed:
     state: tuple[Form, Sum] = (message._replace(constant=jnp.zeros(())), plus(zero(), message.constant))
     (last, total), (forward, constants) = lax.scan(forth, state, later)
     messages = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), forward, last)
-    # What each message integrates to is, with the constants so far, the evidence of the series up to its time.
+    # What each message integrates to is, with the constants so far, the evidence of the series up to its
+    # time.
     masses = jax.vmap(lambda form: _integrate(form, slice(0, 0), slice(0, n)).constant)(messages)
     evidence = plus(total, masses[-1]).value
-    increments = jnp.concatenate([(message.constant - log_first)[None], constants]) + jnp.diff(masses, prepend=0.0)
+    increments = jnp.concatenate([(message.constant - log_first)[None], constants]) + jnp.diff(
+        masses, prepend=0.0
+    )
     filtered_mean, filtered_covariance = jax.vmap(_moments)(messages)
 
     def back(message, inputs):

@@ -1,7 +1,8 @@
 """What is handed out where no particle survives: all weights are zero, and nothing that follows is a number.
 
-The estimate of the evidence is then 0, as it should be (it is unbiased, and its log is minus infinity). The law of the states given these
-data is estimated by nothing at all: effective sample sizes, draws and expectations are NaN from there on, and a warning says where.
+The estimate of the evidence is then 0, as it should be (it is unbiased, and its log is minus infinity). The
+law of the states given these data is estimated by nothing at all: effective sample sizes, draws and
+expectations are NaN from there on, and a warning says where.
 """
 
 import warnings
@@ -26,11 +27,18 @@ def nothing_like(x: Any) -> jax.Array:
 
 def lost(tree: Any, where: jax.Array) -> Any:
     """The tree, or nothing in its place."""
-    return jax.tree.map(lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.where(where, nothing_like(x), x), tree)
+    return jax.tree.map(
+        lambda x: (
+            x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.where(where, nothing_like(x), x)
+        ),
+        tree,
+    )
 
 
 def shown(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as a user reads them: integers among which :func:`nothing_like` stands become real numbers with NaN in its place."""
+    """Values as a user reads them: integers among which :func:`nothing_like` stands become real numbers with
+    NaN in its place.
+    """
     return {name: _shown(x) for name, x in values.items()}
 
 
@@ -48,7 +56,9 @@ def is_extinct(log_evidence: Any) -> bool:
 
 def is_broken(log_evidence: Any) -> bool:
     """Whether it is known, and zero or NaN."""
-    return not isinstance(log_evidence, jax.core.Tracer) and not bool((np.asarray(log_evidence) > -np.inf).all())
+    return not isinstance(log_evidence, jax.core.Tracer) and not bool(
+        (np.asarray(log_evidence) > -np.inf).all()
+    )
 
 
 def where_lost(log_initial: Any, log_increments: Any) -> str:
@@ -58,14 +68,28 @@ def where_lost(log_initial: Any, log_increments: Any) -> str:
     return f"step {int(np.argmax(np.isneginf(np.asarray(log_increments))))}"
 
 
-def warn_extinct(what: str, place: str, how_many: int | None = None, num_nan: int = 0, remedy: str = "") -> None:
+def warn_extinct(
+    what: str, place: str, how_many: int | None = None, num_nan: int = 0, remedy: str = ""
+) -> None:
     """Say where and what to do; ``how_many`` particles, or None where the answer is exact."""
     if how_many is None:
         cause = f"no state allows {place}: the evidence is 0 (log evidence -inf)"
     else:
-        cause = f"no particle survives {place}: all {how_many} weights are zero, so the evidence is estimated as 0 (log evidence -inf)"
-    nans = f" {num_nan} densities were NaN, which counts as zero: look at the parameters that the laws get there." if num_nan else ""
+        cause = (
+            f"no particle survives {place}: all {how_many} weights are zero, so the evidence is estimated "
+            "as 0 (log evidence -inf)"
+        )
+    nans = (
+        f" {num_nan} densities were NaN, which counts as zero: look at the parameters that the laws get "
+        "there."
+        if num_nan
+        else ""
+    )
     if not remedy:
         remedy = "Look at the data there, and whether the support of their law has them"
-        remedy += "." if how_many is None else "; if they are possible, use more particles, or a proposal= that looks at them."
+        remedy += (
+            "."
+            if how_many is None
+            else "; if they are possible, use more particles, or a proposal= that looks at them."
+        )
     warnings.warn(f"{what}: {cause}, and what follows from it is NaN.{nans} {remedy}", stacklevel=3)

@@ -1,22 +1,25 @@
 r"""Particle filters, one step at a time: what all of them share.
 
-With weights W before the step (normalised), first-stage weights V, proposal q, transition m and emission g, a step with resampling is
+With weights W before the step (normalised), first-stage weights V, proposal q, transition m and emission g, a
+step with resampling is
 
 .. math:: A_i \sim V, \quad x_i \sim q(\cdot \mid c_{A_i}), \quad
-          \omega_i = \frac{W_{A_i}}{N V_{A_i}} \, \frac{m(x_i \mid c_{A_i})\, g(y \mid c_{A_i}, x_i)}{q(x_i \mid c_{A_i})}, \quad
-          \hat p(y_t \mid y_{<t}) = \sum_i \omega_i
+          \omega_i = \frac{W_{A_i}}{N V_{A_i}} \, \frac{m(x_i \mid c_{A_i})\, g(y \mid c_{A_i}, x_i)}{q(x_i
+          \mid c_{A_i})}, \quad \hat p(y_t \mid y_{<t}) = \sum_i \omega_i
 
-and :math:`\hat Z`, the product of these sums, has mean Z for every N. Without resampling the first factor is :math:`W_i`. The bootstrap
-filter has q = m and V = W, the guided filter another q, the auxiliary filter :math:`V \propto W \eta` with a look-ahead η (Pitt and
-Shephard 1999).
+and :math:`\hat Z`, the product of these sums, has mean Z for every N. Without resampling the first factor is
+:math:`W_i`. The bootstrap filter has q = m and V = W, the guided filter another q, the auxiliary filter
+:math:`V \propto W \eta` with a look-ahead η (Pitt and Shephard 1999).
 
-:class:`State` is all that a filter remembers, of size O(N). :func:`begin` makes it, :func:`advance` takes one step, and the batch form
-(:func:`run_filter`) scans that. Gradients: with :class:`Keyed` draws, the derivative of log Ẑ is Fisher's identity on the particles' own
-paths,
+:class:`State` is all that a filter remembers, of size O(N). :func:`begin` makes it, :func:`advance` takes one
+step, and the batch form (:func:`run_filter`) scans that. Gradients: with :class:`Keyed` draws, the derivative
+of log Ẑ is Fisher's identity on the particles' own paths,
 
-.. math:: \nabla \log \hat Z = \sum_i W_i \nabla \log p(x^i_{0:T}, y), \qquad \mathbb{E} \nabla \hat Z = \nabla Z,
+.. math:: \nabla \log \hat Z = \sum_i W_i \nabla \log p(x^i_{0:T}, y), \qquad \mathbb{E} \nabla \hat Z =
+\nabla Z,
 
-since draws are held fixed, and weights keep the factors m / (m held fixed) and W / (V held fixed) that are 1 in value.
+since draws are held fixed, and weights keep the factors m / (m held fixed) and W / (V held fixed) that are 1
+in value.
 """
 
 from collections.abc import Callable
@@ -40,10 +43,11 @@ _stop = lax.stop_gradient
 
 
 class State(NamedTuple):
-    """A filter after t steps. ``particles`` have a leading axis N; ``log_weights`` (N,) are normalised; ``log_evidence`` is log Ẑ so far.
-    ``num_nan`` counts particles whose density was NaN: they have weight zero. ``died`` is t after the first step that no particle
-    survived, 0 if that is what is observed before the scan, and -1 while there are survivors: then all weights are zero, and after
-    that step they are NaN."""
+    """A filter after t steps. ``particles`` have a leading axis N; ``log_weights`` (N,) are normalised;
+    ``log_evidence`` is log Ẑ so far. ``num_nan`` counts particles whose density was NaN: they have weight
+    zero. ``died`` is t after the first step that no particle survived, 0 if that is what is observed before
+    the scan, and -1 while there are survivors: then all weights are zero, and after that step they are
+    NaN."""
 
     key: jax.Array
     particles: Particle
@@ -55,8 +59,9 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """A step in numbers: ``ancestors`` (N,), ``log_increment`` = log p̂(y_t | y_<t), ``ess`` of the weights after it, ``resampled`` or
-    not. Where no particle survives the increment is minus infinity and ``ess`` is 0; later ones are NaN."""
+    """A step in numbers: ``ancestors`` (N,), ``log_increment`` = log p̂(y_t | y_<t), ``ess`` of the weights
+    after it, ``resampled`` or not. Where no particle survives the increment is minus infinity and ``ess`` is
+    0; later ones are NaN."""
 
     ancestors: jax.Array
     log_increment: jax.Array
@@ -65,7 +70,9 @@ class Info(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What kind of filter: see :class:`~ppl_ext.algorithms.particle_filter.ParticleFilter`, which checks the parts."""
+    """What kind of filter: see :class:`~ppl_ext.algorithms.particle_filter.ParticleFilter`, which checks the
+    parts.
+    """
 
     num_particles: int
     scheme: Scheme
@@ -84,7 +91,9 @@ class Draws(Protocol):
 
     def ancestors(self, key, log_weights: jax.Array, num: int) -> jax.Array: ...
 
-    def values(self, one: Callable, keys: LaneKeys, names, *particles, frozen=None) -> tuple[dict[str, jax.Array], jax.Array]: ...
+    def values(
+        self, one: Callable, keys: LaneKeys, names, *particles, frozen=None
+    ) -> tuple[dict[str, jax.Array], jax.Array]: ...
 
 
 class Keyed:
@@ -99,27 +108,36 @@ class Keyed:
         return self.scheme(key, log_weights, num)
 
     def values(self, one, keys, names, *particles, frozen=None):
-        """The lanes' values, and the log density that they were drawn with. ``one(given, key, *particle)`` runs a lane and returns both and
-        the sites of the run; ``frozen`` holds the values that the first lane gets instead."""
+        """The lanes' values, and the log density that they were drawn with. ``one(given, key, *particle)``
+        runs a lane and returns both and the sites of the run; ``frozen`` holds the values that the first lane
+        gets instead."""
         values, log_q = keys.each(lambda *lane: one({}, *lane)[:2], *particles)
         if frozen is not None:
-            values = jax.tree.map(lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen)
+            values = jax.tree.map(
+                lambda x, z: jnp.concatenate([jnp.asarray(z, x.dtype)[None], x[1:]]), values, frozen
+            )
             log_q = keys.each(lambda key, given, *particle: one(given, key, *particle)[1], values, *particles)
         return _stop(values), log_q
 
 
 @jax.custom_jvp
 def only_gradient(x: jax.Array) -> jax.Array:
-    """Zero, with the derivatives of x. (``x - stop_gradient(x)`` would be computed where nothing is differentiated.)"""
-    # Not a bare zeros_like: under vmap it has no batch axis where its tangent has one, which JAX 0.10 cannot join in a scan.
+    """Zero, with the derivatives of x. (``x - stop_gradient(x)`` would be computed where nothing is
+    differentiated.)
+    """
+    # Not a bare zeros_like: under vmap it has no batch axis where its tangent has one, which JAX 0.10 cannot
+    # join in a scan.
     return jnp.where(jnp.ones_like(x, bool), jnp.zeros_like(x), x)
 
 
 only_gradient.defjvp(lambda primals, tangents: (only_gradient(primals[0]), tangents[0]))
 
 
-def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=None) -> tuple[State, dict[str, jax.Array], Info]:
-    """A filter before its first step, the initial sites of its particles, and the numbers of what is observed before the scan.
+def begin(
+    ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=None
+) -> tuple[State, dict[str, jax.Array], Info]:
+    """A filter before its first step, the initial sites of its particles, and the numbers of what is observed
+    before the scan.
 
     :param frozen: initial sites of the first lane, in a conditional run."""
     draws = Keyed(rules.scheme) if draws is None else draws
@@ -129,21 +147,43 @@ def begin(ss: StateSpace, rules: Rules, key, draws: Draws | None = None, frozen=
     def one(given, key):
         return propose_initial(ss, rules, given, key)
 
-    values, log_q = draws.values(one, LaneKeys(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen)
+    values, log_q = draws.values(
+        one, LaneKeys(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen
+    )
     particles, terms = jax.vmap(ss.initial_terms, axis_size=rules.num_particles)(values)
-    particles, log_ratio = _spread(rules, particles, _log_ratio(terms, log_q, program is not None, draws.fixed))
+    particles, log_ratio = _spread(
+        rules, particles, _log_ratio(terms, log_q, program is not None, draws.fixed)
+    )
     log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
     log_weights, increment, num_nan = normalised(log_uniform + log_ratio)
     died = jnp.where(jnp.isneginf(increment), 0, -1).astype(jnp.int32)
-    state = State(key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32), died)
-    return state, values, Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool))
+    state = State(
+        key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32), died
+    )
+    return (
+        state,
+        values,
+        Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool)),
+    )
 
 
-def propose_initial(ss: StateSpace, rules: Rules, given: dict[str, Any], key) -> tuple[dict[str, jax.Array], jax.Array, dict]:
-    """One lane's initial sites, drawn but where ``given``; the log density they were drawn with, and the sites of the run."""
+def propose_initial(
+    ss: StateSpace, rules: Rules, given: dict[str, Any], key
+) -> tuple[dict[str, jax.Array], jax.Array, dict]:
+    """One lane's initial sites, drawn but where ``given``; the log density they were drawn with, and the
+    sites of the run.
+    """
     if rules.initial_proposal is None:
         return _ran(ss.run_initial(given, key), ss.initial_sites)
-    args = ("initial_proposal", rules.initial_proposal, (ss.parameters,), given, key, ss.initial_sites, rules.params)
+    args = (
+        "initial_proposal",
+        rules.initial_proposal,
+        (ss.parameters,),
+        given,
+        key,
+        ss.initial_sites,
+        rules.params,
+    )
     return _ran(run_proposal(*args), ss.initial_sites)
 
 
@@ -151,9 +191,14 @@ def propose_step(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, 
     """The same for the latent sites of a step."""
     if rules.proposal is None:
         return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
-    args, own = (ss.parameters, particle.carry, x_t.x), {n: s for n, s in ss.step_sites.items() if n not in ss.imputed}
+    args, own = (
+        (ss.parameters, particle.carry, x_t.x),
+        {n: s for n, s in ss.step_sites.items() if n not in ss.imputed},
+    )
     proposed = {n: v for n, v in given.items() if n in own}
-    values, log_q, sites = _ran(run_proposal("proposal", rules.proposal, args, proposed, key, own, rules.params), own)
+    values, log_q, sites = _ran(
+        run_proposal("proposal", rules.proposal, args, proposed, key, own, rules.params), own
+    )
     if not ss.imputed:
         return values, log_q, sites
     # What was not seen is drawn from its law at the proposed states, whatever the proposal says of these.
@@ -169,18 +214,27 @@ def _ran(record, wanted):
 
 
 def advance(
-    ss: StateSpace, rules: Rules, state: State, x_t: Inputs, draws: Draws | None = None, frozen: dict[str, jax.Array] | None = None
+    ss: StateSpace,
+    rules: Rules,
+    state: State,
+    x_t: Inputs,
+    draws: Draws | None = None,
+    frozen: dict[str, jax.Array] | None = None,
 ) -> tuple[State, Info]:
-    """One step of the filter: resample if need be, propose, weigh. Pure: the same state and inputs give the same step to the last bit.
+    """One step of the filter: resample if need be, propose, weigh. Pure: the same state and inputs give the
+    same step to the last bit.
 
-    :param frozen: latent sites of the first lane, in a conditional run: it is its own ancestor, and the others are drawn independently.
+    :param frozen: latent sites of the first lane, in a conditional run: it is its own ancestor, and the
+        others are drawn independently.
     """
     draws = Keyed(rules.scheme) if draws is None else draws
     num = rules.num_particles
     state = whole_weights(rules, state)
     key, for_ancestors, for_lanes = random.split(state.key, 3)
     log_first = first_stage(ss, rules, state, x_t)
-    resampled, ancestors, log_before = resample(rules, draws, for_ancestors, state.log_weights, log_first, num, frozen is not None)
+    resampled, ancestors, log_before = resample(
+        rules, draws, for_ancestors, state.log_weights, log_first, num, frozen is not None
+    )
     ancestors, log_before = gathered(rules.mesh, (ancestors, log_before))
     old = jax.tree.map(lambda x: x[ancestors], state.particles)
     particles, log_ratio = propose(ss, rules, draws, LaneKeys(for_lanes, num), old, x_t, frozen)
@@ -195,8 +249,9 @@ def advance(
 
 
 def whole_weights(rules: Rules, state: State) -> State:
-    """With all of the weights on each device. What a loop carries lies where the compiler thinks best, for what is done after the loop,
-    say; spread, every running sum that ancestors are read off would send its parts from device to device."""
+    """With all of the weights on each device. What a loop carries lies where the compiler thinks best, for
+    what is done after the loop, say; spread, every running sum that ancestors are read off would send its
+    parts from device to device."""
     return state._replace(log_weights=gathered(rules.mesh, state.log_weights))
 
 
@@ -207,11 +262,14 @@ def first_stage(ss: StateSpace, rules: Rules, state: State, x_t: Inputs) -> jax.
     look = rules.look_ahead
     log_first = state.log_weights + jax.vmap(lambda p: look(ss.parameters, p.carry, x_t.x))(state.particles)
     log_first, total, _ = normalised(log_first)
-    return jnp.where(jnp.isneginf(total), -jnp.log(rules.num_particles), log_first)  # a guess that excludes everyone is none
+    # a guess that excludes everyone is none
+    return jnp.where(jnp.isneginf(total), -jnp.log(rules.num_particles), log_first)
 
 
 def resample(rules: Rules, draws: Draws, key, log_weights, log_first, num: int, through: bool = False):
-    """Whether, whom, and log(W / N V) of the chosen. ``through``: the first lane keeps its ancestor, the first."""
+    """Whether, whom, and log(W / N V) of the chosen. ``through``: the first lane keeps its ancestor, the
+    first.
+    """
 
     def drawn():
         if not through:
@@ -246,8 +304,8 @@ def propose(
 
 
 def _spread(rules: Rules, particles: Particle, log_ratio: jax.Array) -> tuple[Particle, jax.Array]:
-    """Each device moves and weighs its own particles. Every one gets all of the weights, N numbers, so that their sum and the ancestors are
-    worked out alike wherever the particles lie."""
+    """Each device moves and weighs its own particles. Every one gets all of the weights, N numbers, so that
+    their sum and the ancestors are worked out alike wherever the particles lie."""
     return along(rules.mesh, particles), gathered(rules.mesh, log_ratio)
 
 
@@ -257,16 +315,22 @@ def _log_ratio(terms: Terms, log_q, proposed: bool, fixed: bool) -> jax.Array:
     return terms.observed + terms.rescaled + (only_gradient(terms.drawn) if fixed else 0.0)
 
 
-def normalised(log_weights: jax.Array, alive: jax.Array | bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalised log weights, the log of their sum, and how many were NaN. If none is positive all stay zero; where none was before
-    (not ``alive``), there is nothing to weigh, and weights and sum are NaN."""
+def normalised(
+    log_weights: jax.Array, alive: jax.Array | bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalised log weights, the log of their sum, and how many were NaN. If none is positive all stay zero;
+    where none was before (not ``alive``), there is nothing to weigh, and weights and sum are NaN."""
     wrong = jnp.isnan(log_weights)
     log_weights = jnp.where(wrong, -jnp.inf, log_weights)
     possible = log_weights.max() > -jnp.inf
     safe = jnp.where(possible, log_weights, 0.0)
     total = logsumexp(safe)
     shift, total = jnp.where(possible, total, jnp.inf), jnp.where(possible, total, -jnp.inf)
-    return safe - jnp.where(alive, shift, jnp.nan), jnp.where(alive, total, jnp.nan), wrong.sum(dtype=jnp.int32)
+    return (
+        safe - jnp.where(alive, shift, jnp.nan),
+        jnp.where(alive, total, jnp.nan),
+        wrong.sum(dtype=jnp.int32),
+    )
 
 
 def ess(log_weights: jax.Array) -> jax.Array:
@@ -276,8 +340,9 @@ def ess(log_weights: jax.Array) -> jax.Array:
 
 
 class Run(NamedTuple):
-    """A filter over a whole series. ``info`` has a leading axis of T + 1 times, the first being that before the scan; ``history`` the
-    particles and their log weights at these times, if asked for. Times are those of the run, for a reversed scan as well."""
+    """A filter over a whole series. ``info`` has a leading axis of T + 1 times, the first being that before
+    the scan; ``history`` the particles and their log weights at these times, if asked for. Times are those of
+    the run, for a reversed scan as well."""
 
     state: State
     initial: dict[str, jax.Array]
@@ -297,9 +362,9 @@ def run_filter(
 ) -> Run:
     """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs.
 
-    :param through: a path (initial sites, and step sites in the order of the inputs) that the first lane follows: a conditional run. The
-        other lanes are then resampled independently (multinomial), whatever the scheme, as its law wants (Andrieu, Doucet, Holenstein
-        2010, § 4.3).
+    :param through: a path (initial sites, and step sites in the order of the inputs) that the first lane
+        follows: a conditional run. The other lanes are then resampled independently (multinomial), whatever
+        the scheme, as its law wants (Andrieu, Doucet, Holenstein 2010, § 4.3).
     :param loop: ``jax.lax.scan``, or NumPyro's, where the draws are sites.
     """
     start_at = series = None
@@ -316,12 +381,16 @@ def run_filter(
 
     start = (first, (state.particles, state.log_weights) if keep_history else None)
     state, later = loop(step, state, (ss.xs, series))
-    info, history = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), start, later)
+    info, history = jax.tree.map(
+        lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), start, later
+    )
     return Run(state, initial, info, history)
 
 
 def paths(ss: StateSpace, run: Run, index: jax.Array) -> dict[str, Any]:
-    """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites in the order of the inputs."""
+    """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites in
+    the order of the inputs.
+    """
     assert run.history is not None
 
     def back(i, at):

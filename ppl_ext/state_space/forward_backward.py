@@ -1,4 +1,5 @@
-r"""Exact smoothing of finite states: sums over the joint states, forward and backward (Rabiner 1989, equations 19 to 37).
+r"""Exact smoothing of finite states: sums over the joint states, forward and backward (Rabiner 1989,
+equations 19 to 37).
 
 .. math:: \alpha_t(b) = \sum_a \alpha_{t-1}(a) \, m(b \mid a) \, g(y_t \mid a, b), \qquad
     \beta_{t-1}(a) = \sum_b m(b \mid a) \, g(y_t \mid a, b) \, \beta_t(b)
@@ -32,7 +33,10 @@ def joint_points(sites: dict, max_states: int) -> tuple[dict[str, jax.Array], ja
         supports[name] = values
         total *= len(values) ** math.prod(site.shape)
     if total > max_states:
-        raise ModelError(f"The sites {', '.join(map(repr, sites))} have {total} joint states, more than max_states={max_states}.")
+        raise ModelError(
+            f"The sites {', '.join(map(repr, sites))} have {total} joint states, more than "
+            f"max_states={max_states}."
+        )
     out, stride = {}, 1
     for name, site in sites.items():
         size, count = len(supports[name]), math.prod(site.shape)
@@ -69,7 +73,9 @@ def smooth_finite(ss: StateSpace | Lagged, max_states: int) -> Smoothed:
     safe = jnp.where(jnp.isfinite(log_first), log_first, 0.0)
     state = (start.particle, log_alpha - safe, plus(zero(), log_first))
     state, (alpha_0, density_0, norm_0) = forth(state, ss.inputs(0))
-    (_, last, total), (alphas, log_densities, norms) = lax.scan(forth, state, jax.tree.map(lambda a: a[1:], ss.xs))
+    (_, last, total), (alphas, log_densities, norms) = lax.scan(
+        forth, state, jax.tree.map(lambda a: a[1:], ss.xs)
+    )
 
     def back(log_beta, inputs):
         alpha, density = inputs

@@ -1,4 +1,6 @@
-"""Chains of finite states whose steps read more than one state back: chains of the first order over the last few states together."""
+"""Chains of finite states whose steps read more than one state back: chains of the first order over the last
+few states together.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +19,9 @@ ORDERS = (2, 3)
 
 
 class Lags(NamedTuple):
-    """What a step is given: its number in the run, its inputs, and those of the steps before, the earliest first."""
+    """What a step is given: its number in the run, its inputs, and those of the steps before, the earliest
+    first.
+    """
 
     number: jax.Array
     own: Inputs
@@ -25,10 +29,12 @@ class Lags(NamedTuple):
 
 
 class Lagged:
-    """A state space whose state is that of the last ``order`` steps; beside the sites of a step it has their copies of the steps before.
+    """A state space whose state is that of the last ``order`` steps; beside the sites of a step it has their
+    copies of the steps before.
 
-    The carry is rebuilt from these: from the first one of the run through the steps whose states are known. After ``order`` of them
-    nothing is left of where it began. Before the run begins there are no states, and each copy has its first outcome.
+    The carry is rebuilt from these: from the first one of the run through the steps whose states are known.
+    After ``order`` of them nothing is left of where it began. Before the run begins there are no states, and
+    each copy has its first outcome.
 
     It has of a :class:`~ppl_ext.state_space.model.StateSpace` what sums over its states need.
     """
@@ -40,7 +46,9 @@ class Lagged:
         self.step_sites: dict[str, Site] = dict(ss.step_sites)
         for name, copies in self.copies.items():
             self.step_sites |= {c: ss.step_sites[name]._replace(name=c) for c in copies}
-        self.nothing = {n: jnp.asarray(finite_support(elements(s.fn))[0], s.dtype) for n, s in ss.step_sites.items()}
+        self.nothing = {
+            n: jnp.asarray(finite_support(elements(s.fn))[0], s.dtype) for n, s in ss.step_sites.items()
+        }
         numbers = jnp.arange(ss.num_steps)
         before = tuple(_earlier(self.space.xs, k) for k in range(order - 1, 0, -1))
         self.xs = Lags(numbers, self.space.xs, before)
@@ -50,7 +58,11 @@ class Lagged:
 
     def initial(self, values: Mapping[str, Any]) -> Start:
         start = self.space.initial(values)
-        sites = {c: jnp.full(self.step_sites[c].shape, self.nothing[n]) for n, copies in self.copies.items() for c in (n, *copies)}
+        sites = {
+            c: jnp.full(self.step_sites[c].shape, self.nothing[n])
+            for n, copies in self.copies.items()
+            for c in (n, *copies)
+        }
         return start._replace(particle=Particle(start.particle.carry, sites))
 
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Any) -> Step:
@@ -69,7 +81,9 @@ class Lagged:
             moved = self.space.step(Particle(carry, own), lagged, x).particle.carry
             carry = jax.tree.map(lambda new, old, k=k: jnp.where(x_t.number >= k, new, old), moved, carry)
         carry = self.space.step(Particle(carry, own), own, x_t.own).particle.carry
-        return Step(Particle(carry, dict(values)), jnp.where(agrees, one.log_transition, -jnp.inf), one.log_emission)
+        return Step(
+            Particle(carry, dict(values)), jnp.where(agrees, one.log_transition, -jnp.inf), one.log_emission
+        )
 
     def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the step itself, without the copies."""
@@ -79,16 +93,22 @@ class Lagged:
         return self.space.ordered(series)
 
     def ordered_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return self.space.ordered_values({n: v for n, v in values.items() if n not in self.step_sites or n in self.copies})
+        return self.space.ordered_values(
+            {n: v for n, v in values.items() if n not in self.step_sites or n in self.copies}
+        )
 
     def own_columns(self) -> list[int]:
         """Which entries of a state, as a flat vector, are those of the step itself."""
-        flat = np.concatenate([np.full(s.shape, n in self.copies).ravel() for n, s in sorted(self.step_sites.items())])
+        flat = np.concatenate(
+            [np.full(s.shape, n in self.copies).ravel() for n, s in sorted(self.step_sites.items())]
+        )
         return np.flatnonzero(flat).tolist()
 
 
 def lagged(ss: StateSpace) -> Lagged | None:
-    """The same over the last few states together; ``None`` if they are not finite, or not enough to say what the state is."""
+    """The same over the last few states together; ``None`` if they are not finite, or not enough to say what
+    the state is.
+    """
     finite = bool(ss.step_sites) and all(s.fn.has_enumerate_support for s in ss.step_sites.values())
     if not finite or ss.initial_sites or ss.imputed or not ss.num_steps:
         return None
@@ -97,7 +117,9 @@ def lagged(ss: StateSpace) -> Lagged | None:
 
 
 def _forgets(space: StateSpace, order: int) -> bool:
-    """Whether after so many steps nothing is left of the carry before them, as far as the traced program shows."""
+    """Whether after so many steps nothing is left of the carry before them, as far as the traced program
+    shows.
+    """
     start = jax.eval_shape(lambda: space.initial({}).particle)
     x = space.inputs(0)
 
@@ -118,4 +140,6 @@ def _copy(name: str, lag: int) -> str:
 
 def _earlier(xs: Any, lag: int) -> Any:
     """The inputs of so many steps before, by step; those of the first ones stand where there is none."""
-    return jax.tree.map(lambda a: jnp.concatenate([a[:1].repeat(min(lag, len(a)), axis=0), a[: max(len(a) - lag, 0)]]), xs)
+    return jax.tree.map(
+        lambda a: jnp.concatenate([a[:1].repeat(min(lag, len(a)), axis=0), a[: max(len(a) - lag, 0)]]), xs
+    )

@@ -1,7 +1,8 @@
 """Runs of the two parts of a model with a ``scan``: what stands before it, and one step of its body.
 
-:class:`Before` runs the model up to the scan, takes its ``control_flow`` message (the body f, the first carry, the scanned inputs) and the
-handlers that lie around it. :func:`run_step` runs f once on one carry. Neither lets a message out, except for parameters in the first run.
+:class:`Before` runs the model up to the scan, takes its ``control_flow`` message (the body f, the first
+carry, the scanned inputs) and the handlers that lie around it. :func:`run_step` runs f once on one carry.
+Neither lets a message out, except for parameters in the first run.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ from ppl_ext.tracing.scoped_scans import as_written, bare_names, names_within, s
 
 
 class Inputs(NamedTuple):
-    """What a step takes from outside: the model's scanned input, values that handlers around the scan give, its number, and where they
-    were computed ahead, the entries of the carry that are known before it."""
+    """What a step takes from outside: the model's scanned input, values that handlers around the scan give,
+    its number, and where they were computed ahead, the entries of the carry that are known before it."""
 
     x: Any
     given: dict[str, jax.Array]
@@ -37,10 +38,11 @@ class Inputs(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scan as a model wrote it, with the handlers around it; ``scales`` and ``masks`` hold their effect on the densities of sites,
-    ``scopes`` on their names.
+    """A scan as a model wrote it, with the handlers around it; ``scales`` and ``masks`` hold their effect on
+    the densities of sites, ``scopes`` on their names.
 
-    ``xs`` stand in the order of the run: of a scan with ``reverse=True`` the last inputs of the model come first.
+    ``xs`` stand in the order of the run: of a scan with ``reverse=True`` the last inputs of the model come
+    first.
     """
 
     body: Callable
@@ -55,15 +57,20 @@ class Scan(NamedTuple):
     sources: Inputs  # xs as the model gave them, for who asks whether they are known
     imputed: frozenset[str] = frozenset()  # observed sites whose gaps are drawn: the step hands them on
     known: tuple[int, ...] = ()  # entries of the carry that no latent value reaches
-    idle: bool = False  # what was seen of them has a density as well, so that sums over their values count it once
+    # what was seen of them has a density as well, so that sums over their values count it once
+    idle: bool = False
 
 
 class Reached(BaseException):
-    """A run that is of use up to the scan only stands at it; no `except Exception` of a model is to stop this."""
+    """A run that is of use up to the scan only stands at it; no `except Exception` of a model is to stop
+    this.
+    """
 
 
 class Before(SiteRun):
-    """The model up to its scan; ``params`` (values of ``param`` sites) is filled by the first run and read by the later ones."""
+    """The model up to its scan; ``params`` (values of ``param`` sites) is filled by the first run and read by
+    the later ones.
+    """
 
     def __init__(self, values: dict[str, Any], key, params: dict[str, Any], first: bool = False):
         super().__init__(values, key)
@@ -81,12 +88,16 @@ class Before(SiteRun):
         elif kind in ("param", "mutable") and not self.first:
             msg["value"], msg["stop"] = self.params[msg["name"]], True
         elif kind == "mutable":
-            raise ModelError(f"'{msg['name']}' is numpyro.mutable state, which has no value for each particle. Carry it through the scan.")
+            raise ModelError(
+                f"'{msg['name']}' is numpyro.mutable state, which has no value for each particle. Carry it "
+                "through the scan."
+            )
         elif self.scan is not None and kind == "sample":
             if not msg.get("_control_flow_done"):
                 raise ModelError(
-                    f"Site '{msg['name']}' stands after the scan, so it is no part of a state-space model. Move it before the scan, or "
-                    "into the step (a term at the last time only: scan a column of zeros with a one at its end)."
+                    f"Site '{msg['name']}' stands after the scan, so it is no part of a state-space model. "
+                    "Move it before the scan, or into the step (a term at the last time only: scan a column "
+                    "of zeros with a one at its end)."
                 )
             msg["stop"] = True
         else:
@@ -112,17 +123,23 @@ class Before(SiteRun):
         name, scale, fn, mask = msg["name"], msg["scale"], msg["fn"], None
         if "_intervener_id" in msg:
             raise ModelError(
-                f"handlers.do around the scan does not reach site '{name}' inside of it: in NumPyro, too, its value would have no effect. "
-                "Open it inside the step."
+                f"handlers.do around the scan does not reach site '{name}' inside of it: in NumPyro, too, "
+                "its value would have no effect. Open it inside the step."
             )
         if isinstance(fn, MaskedDistribution) and fn.base_dist is self.stacked[name]:
             fn, mask = fn.base_dist, fn._mask
         if fn is not self.stacked[name]:
-            raise ModelError(f"A handler around the scan changes site '{name}' at all times at once; open it inside the step.")
+            raise ModelError(
+                f"A handler around the scan changes site '{name}' at all times at once; open it inside the "
+                "step."
+            )
         if mask is not None:
             self.scan.masks[name] = mask  # type: ignore[union-attr]  # the scan was met before what is stacked of it
         if scale is not None and jnp.ndim(scale):
-            raise ModelError(f"A handler around the scan scales site '{name}' by an array; scale by a number, or inside the step.")
+            raise ModelError(
+                f"A handler around the scan scales site '{name}' by an array; scale by a number, or inside "
+                "the step."
+            )
         assert self.scan is not None
         if scale is not None and not is_identically_one(scale):
             self.scan.scales[name] = scale
@@ -130,24 +147,41 @@ class Before(SiteRun):
     def _take(self, msg) -> None:
         if msg["fn"] is not scan_wrapper:
             raise ModelError(
-                f"The model has a {msg['fn'].__name__.removesuffix('_wrapper')} before its scan; a state-space form needs jnp.where there."
+                f"The model has a {msg['fn'].__name__.removesuffix('_wrapper')} before its scan; a "
+                "state-space form needs jnp.where there."
             )
         if self.scan is not None:
-            raise ModelError("The model has two scans; a state-space form has one. Let one scan step through both series.")
+            raise ModelError(
+                "The model has two scans; a state-space form has one. Let one scan step through both series."
+            )
         body, init, xs, length, reverse = msg["args"]
         length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
         stack = tuple((kind, _values_of(held)) for kind, held in msg["kwargs"]["substitute_stack"])
         stack += (("substitute", {n: v for n, v in self.values.items() if n not in self.sites}),)
-        series = {n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)}
+        series = {
+            n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)
+        }
         held = {n: v for _, values in stack for n, v in values.items() if n in series}
         sources = Inputs(xs, held, np.arange(length))  # type: ignore[arg-type]  # not of JAX: known inside a trace too
         xs, number = jax.tree.map(jnp.asarray, xs), jnp.arange(length)
         if reverse:
-            # Values that NumPyro's handlers hold are read in the order of the run, as NumPyro does; ours stand in the order of the inputs.
+            # Values that NumPyro's handlers hold are read in the order of the run, as NumPyro does; ours
+            # stand in the order of the inputs.
             xs, number = backwards((xs, number))
             series |= {n: backwards(series[n]) for n in stack[-1][1] if n in series}
         init = jax.tree.map(_strong, init)
-        self.scan = Scan(body, init, Inputs(xs, series, number), length, stack, {}, {}, scopes_within(self), bool(reverse), sources)
+        self.scan = Scan(
+            body,
+            init,
+            Inputs(xs, series, number),
+            length,
+            stack,
+            {},
+            {},
+            scopes_within(self),
+            bool(reverse),
+            sources,
+        )
         if not self.first:
             raise Reached
         carry, y, self.step = self._first_step()
@@ -163,7 +197,9 @@ class Before(SiteRun):
     def _stack(self, length: int) -> PytreeTrace:
         """The sites of all steps as handlers around a scan expect them; only their shapes are right."""
         assert self.step is not None
-        trace = PytreeTrace({n: {**s, "scale": None, "infer": dict(s["infer"])} for n, s in self.step.sites.items()})
+        trace = PytreeTrace(
+            {n: {**s, "scale": None, "infer": dict(s["infer"])} for n, s in self.step.sites.items()}
+        )
         trace = jax.tree.map(lambda a: jnp.broadcast_to(a, (length, *jnp.shape(a))), trace)
         for name, site in trace.trace.items():
             site["fn"] = self.stacked[name] = promote_batch_shape(site["fn"])
@@ -184,39 +220,53 @@ def _strong(x) -> jax.Array:
 
 def _values_of(held) -> dict[str, Any]:
     if callable(held):
-        raise ModelError("A handler with a function (substitute_fn, condition_fn) lies around the scan; give it a dict of values.")
+        raise ModelError(
+            "A handler with a function (substitute_fn, condition_fn) lies around the scan; give it a dict "
+            "of values."
+        )
     # Those of replay are traced sites; a dict that is none is mutable state, which an objective may carry.
-    return {n: v["value"] if isinstance(v, dict) else v for n, v in held.items() if not isinstance(v, dict) or "value" in v}
+    return {
+        n: v["value"] if isinstance(v, dict) else v
+        for n, v in held.items()
+        if not isinstance(v, dict) or "value" in v
+    }
 
 
 def _check_carry(init, carry) -> None:
     before, after = str(jax.tree.structure(init)), str(jax.tree.structure(carry))
     if before != after:
         raise ModelError(
-            f"The step returns a carry of another structure ({after}) than the scan begins with ({before}). Its first output must be the "
-            "new state."
+            f"The step returns a carry of another structure ({after}) than the scan begins with ({before}). "
+            "Its first output must be the new state."
         )
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(init), jax.tree.leaves(carry), strict=True):
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(init), jax.tree.leaves(carry), strict=True
+    ):
         new = jnp.asarray(new)
         if old.shape != new.shape or (old.dtype != new.dtype and not new.weak_type):
             raise ModelError(
-                f"The step turns entry '{jax.tree_util.keystr(path)}' of the carry from {old.dtype}{list(old.shape)} into "
-                f"{new.dtype}{list(new.shape)}; make the first carry what the step returns."
+                f"The step turns entry '{jax.tree_util.keystr(path)}' of the carry from "
+                f"{old.dtype}{list(old.shape)} into {new.dtype}{list(new.shape)}; make the first carry what "
+                "the step returns."
             )
 
 
 class _Step(SiteRun):
-    """One run of the body of a scan. ``masks``: of handlers around the scan, by site. ``reparametrised``: what ``reparam`` would have made
-    a function of noise."""
+    """One run of the body of a scan. ``masks``: of handlers around the scan, by site. ``reparametrised``:
+    what ``reparam`` would have made a function of noise."""
 
     masks: dict[str, Any]
     reparametrised: list[str]
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            raise ModelError("The step has a scan or cond of NumPyro inside; use jax.lax.scan without sites, or jnp.where.")
+            raise ModelError(
+                "The step has a scan or cond of NumPyro inside; use jax.lax.scan without sites, or jnp.where."
+            )
         if msg["type"] in ("param", "mutable"):
-            raise ModelError(f"'{msg['name']}' ({msg['type']}) stands inside the step; declare it before the scan.")
+            raise ModelError(
+                f"'{msg['name']}' ({msg['type']}) stands inside the step; declare it before the scan."
+            )
         super().process_message(msg)
 
     def sample(self, msg) -> None:
@@ -227,7 +277,11 @@ class _Step(SiteRun):
     def may_hand_on(self) -> dict[str, jax.Array]:
         """Values of observed sites that could have a gap, and it be drawn."""
         given = {n: s for n, s in self.sites.items() if n not in self.latent}
-        return {n: jnp.asarray(s["value"]) for n, s in given.items() if can_be_drawn(unmasked(s["fn"]), jnp.asarray(s["value"]))}
+        return {
+            n: jnp.asarray(s["value"])
+            for n, s in given.items()
+            if can_be_drawn(unmasked(s["fn"]), jnp.asarray(s["value"]))
+        }
 
     def as_given(self) -> "_Step":
         """The record with imputed sites as the observed ones that they are."""
@@ -238,8 +292,8 @@ class _Step(SiteRun):
 
 
 def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None) -> tuple[Any, Any, _Step]:
-    """The new carry, the output and the record of one step; latent sites take their values, or are drawn with the key. So do the gaps of
-    imputed sites."""
+    """The new carry, the output and the record of one step; latent sites take their values, or are drawn with
+    the key. So do the gaps of imputed sites."""
     body = scan.body
     if inputs.known:
         leaves, tree = jax.tree.flatten(carry)
@@ -250,11 +304,17 @@ def run_step(scan: Scan, carry, inputs: Inputs, values: dict[str, Any], key=None
         def given(msg, held=held):
             return _at_step(msg, held, inputs, scan.scopes)
 
-        body = condition(body, condition_fn=given) if kind == "condition" else substitute(body, substitute_fn=given)
+        body = (
+            condition(body, condition_fn=given)
+            if kind == "condition"
+            else substitute(body, substitute_fn=given)
+        )
     record = _Step(values, key)
     record.imputed, record.idle = scan.imputed, scan.idle
     # What is stacked has the time of the inputs in front, whatever way the scan runs.
-    record.masks = {n: mask if isinstance(mask, bool) else mask[inputs.number] for n, mask in scan.masks.items()}
+    record.masks = {
+        n: mask if isinstance(mask, bool) else mask[inputs.number] for n, mask in scan.masks.items()
+    }
     with block(), as_written() as record.reparametrised:
         new, output = within(scan.scopes, lambda: record, lambda: body(carry, inputs.x))
     return new, output, record
@@ -269,7 +329,7 @@ def _at_step(msg, held: dict[str, Any], inputs: Inputs, scopes: tuple[Messenger,
         return held[name]
     if name not in inputs.given or jnp.ndim(inputs.given[name]) != rank:
         raise ModelError(
-            f"The values given for site '{name}' have the shape {jnp.shape(held[name])}, which is neither one step's nor that of all "
-            "steps. Give one for every step; NaN for what was not observed."
+            f"The values given for site '{name}' have the shape {jnp.shape(held[name])}, which is neither "
+            "one step's nor that of all steps. Give one for every step; NaN for what was not observed."
         )
     return inputs.given[name]

@@ -1,7 +1,8 @@
 r"""Observations with gaps: a NaN in observed data is a value that was not seen.
 
-Where nothing looks at the value its density is summed out (:func:`observed_term`). Where the step hands it on, as an autoregression on the
-observations does, it is a state: drawn from its law given what was seen of the same event (:func:`filled`), with the density
+Where nothing looks at the value its density is summed out (:func:`observed_term`). Where the step hands it
+on, as an autoregression on the observations does, it is a state: drawn from its law given what was seen of
+the same event (:func:`filled`), with the density
 
 .. math:: p(y_{\text{missing}} \mid y_{\text{seen}}) = p(y) / p(y_{\text{seen}})
 
@@ -28,9 +29,9 @@ def observed_term(site: dict) -> jax.Array:
 
     .. math:: \log p(y_{\text{seen}}) = \log \int p(y)\, dy_{\text{missing}}
 
-    Elements of the batch are independent, so a missing one has the term 0. Inside one event the integral is taken for ``.to_event`` laws
-    and for ``MultivariateNormal``; an event of another law counts as missing as a whole if one of its entries is NaN. Factors are taken as
-    they are. Mask and scale are applied.
+    Elements of the batch are independent, so a missing one has the term 0. Inside one event the integral is
+    taken for ``.to_event`` laws and for ``MultivariateNormal``; an event of another law counts as missing as
+    a whole if one of its entries is NaN. Factors are taken as they are. Mask and scale are applied.
     """
     fn, value, scale = site["fn"], jnp.asarray(site["value"]), site["scale"]
     if not holds_nan(fn, value):
@@ -42,7 +43,9 @@ def observed_term(site: dict) -> jax.Array:
 
 def holds_nan(fn: Distribution, value: jax.Array) -> bool:
     """Whether a NaN there is a gap: not in a factor, and not in integers."""
-    return not isinstance(_innermost(fn), dist.Unit | dist.Delta) and jnp.issubdtype(value.dtype, jnp.floating)
+    return not isinstance(_innermost(fn), dist.Unit | dist.Delta) and jnp.issubdtype(
+        value.dtype, jnp.floating
+    )
 
 
 def can_be_drawn(fn: Distribution, value: jax.Array) -> bool:
@@ -53,7 +56,9 @@ def can_be_drawn(fn: Distribution, value: jax.Array) -> bool:
 
 
 def gaps(fn: Distribution, value: jax.Array) -> jax.Array:
-    """Which entries were not seen, of the value's shape; an event is missing as a whole, but of laws that can be split."""
+    """Which entries were not seen, of the value's shape; an event is missing as a whole, but of laws that can
+    be split.
+    """
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
     missing = jnp.isnan(value)
@@ -63,8 +68,8 @@ def gaps(fn: Distribution, value: jax.Array) -> jax.Array:
 
 
 def filled(fn: Distribution, value: jax.Array, drawn: jax.Array) -> jax.Array:
-    """The value, with what is missing from ``drawn``, a draw of the law. In a normal vector it moves with what was seen of the rest
-    (Matheron's rule): the draw given that."""
+    """The value, with what is missing from ``drawn``, a draw of the law. In a normal vector it moves with
+    what was seen of the rest (Matheron's rule): the draw given that."""
     missing, law = jnp.isnan(value), _innermost(fn)
     if isinstance(law, dist.MultivariateNormal):
         root, _ = _seen_root(law, value, missing)
@@ -75,12 +80,16 @@ def filled(fn: Distribution, value: jax.Array, drawn: jax.Array) -> jax.Array:
 
 
 def missing_term(fn: Distribution, value: jax.Array, full: jax.Array, name: str) -> jax.Array:
-    """The log density of what was not seen of ``value`` given what was, at ``full``; what a mask hides was not seen, and has it too."""
+    """The log density of what was not seen of ``value`` given what was, at ``full``; what a mask hides was
+    not seen, and has it too.
+    """
     match fn:
         case dist.MaskedDistribution():
             return missing_term(fn.base_dist, value, full, name)
         case dist.Independent():
-            return missing_term(fn.base_dist, value, full, name).sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+            return missing_term(fn.base_dist, value, full, name).sum(
+                tuple(range(-fn.reinterpreted_batch_ndims, 0))
+            )
         case dist.ExpandedDistribution():
             return missing_term(fn.base_dist, value, full, name)
     missing = jnp.isnan(value)
@@ -91,7 +100,9 @@ def missing_term(fn: Distribution, value: jax.Array, full: jax.Array, name: str)
 
 
 def idle_term(fn: Distribution, value: jax.Array, full: jax.Array) -> jax.Array:
-    """A density for the entries that were seen, so that a sum over all values of the state counts each of theirs once."""
+    """A density for the entries that were seen, so that a sum over all values of the state counts each of
+    theirs once.
+    """
     if fn.has_enumerate_support:
         each = jnp.full(value.shape, -math.log(len(finite_support(elements(fn)))))
     else:
@@ -109,9 +120,14 @@ def _seen(fn: Distribution, value: jax.Array, missing: jax.Array, name: str) -> 
     match fn:
         case dist.MaskedDistribution():  # what a mask hides need not be in the support either
             hidden = ~jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
-            shape = lax.broadcast_shapes(fn.batch_shape, value.shape[: value.ndim - fn.event_dim]) + fn.event_shape
+            shape = (
+                lax.broadcast_shapes(fn.batch_shape, value.shape[: value.ndim - fn.event_dim])
+                + fn.event_shape
+            )
             hidden = hidden.reshape(hidden.shape + (1,) * fn.event_dim)
-            return _seen(fn.base_dist, jnp.broadcast_to(value, shape), jnp.broadcast_to(missing, shape) | hidden, name)
+            return _seen(
+                fn.base_dist, jnp.broadcast_to(value, shape), jnp.broadcast_to(missing, shape) | hidden, name
+            )
         case dist.Independent():
             term = _seen(fn.base_dist, value, missing, name)
             return term.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
@@ -119,7 +135,9 @@ def _seen(fn: Distribution, value: jax.Array, missing: jax.Array, name: str) -> 
             shape = lax.broadcast_shapes(fn.batch_shape, value.shape[: value.ndim - fn.event_dim])
             return jnp.broadcast_to(_seen(fn.base_dist, value, missing, name), shape)
         case dist.MultivariateNormal():
-            return lax.cond(missing.any(), _seen_normal, lambda fn, value, _: fn.log_prob(value), fn, value, missing)
+            return lax.cond(
+                missing.any(), _seen_normal, lambda fn, value, _: fn.log_prob(value), fn, value, missing
+            )
     anything = lax.stop_gradient(jnp.broadcast_to(_feasible(fn, value, name), value.shape))
     term = log_prob(fn, jnp.where(missing, anything, value))
     return jnp.where(missing.any(tuple(range(value.ndim - fn.event_dim, value.ndim))), 0.0, term)
@@ -131,13 +149,16 @@ def _feasible(fn: Distribution, value: jax.Array, name: str) -> jax.Array:
         return fn.support.feasible_like(value)
     except NotImplementedError as error:  # what a NumPyro constraint raises that knows no value of its own
         raise ModelError(
-            f"Observed site '{name}' ({type(fn).__name__}) cannot hold NaN for missing values: NumPyro knows no value of its support. "
-            "Pass data without NaN, and mask what is missing by numpyro.handlers.mask inside the step."
+            f"Observed site '{name}' ({type(fn).__name__}) cannot hold NaN for missing values: NumPyro "
+            "knows no value of its support. Pass data without NaN, and mask what is missing by "
+            "numpyro.handlers.mask inside the step."
         ) from error
 
 
 def _seen_normal(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Array) -> jax.Array:
-    """The marginal density of the seen coordinates: missing ones become independent standard normals at their mean."""
+    """The marginal density of the seen coordinates: missing ones become independent standard normals at their
+    mean.
+    """
     root, seen = _seen_root(fn, value, missing)
     rest = jnp.where(missing, 0.0, jnp.where(missing, 0.0, value) - fn.loc)
     root = jnp.broadcast_to(root, (*rest.shape[:-1], *root.shape[-2:]))
@@ -146,8 +167,12 @@ def _seen_normal(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Arr
     return -0.5 * (white**2).sum(-1) - half_log_det - 0.5 * jnp.log(2 * jnp.pi) * seen.sum(-1)
 
 
-def _seen_root(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A Cholesky factor of the covariance, where missing coordinates are independent of variance 1; and which are not."""
+def _seen_root(
+    fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A Cholesky factor of the covariance, where missing coordinates are independent of variance 1; and which
+    are not.
+    """
     seen = ~missing
     keep = seen[..., :, None] & seen[..., None, :]
     covariance = jnp.where(keep, fn.covariance_matrix, jnp.eye(value.shape[-1], dtype=value.dtype))

@@ -1,35 +1,45 @@
-r"""A NumPyro model with one ``scan`` as a state-space model: what a filter or smoother needs of it, one particle at a time.
+r"""A NumPyro model with one ``scan`` as a state-space model: what a filter or smoother needs of it, one
+particle at a time.
 
 .. math:: p(x_0) \prod_t \underbrace{m(x_t \mid c_{t-1})}_{\text{latent sites of a step}} \;
-          \underbrace{g(y_t \mid c_{t-1}, x_t)}_{\text{observed sites, factors}}, \qquad c_t = \text{the new carry}
+          \underbrace{g(y_t \mid c_{t-1}, x_t)}_{\text{observed sites, factors}}, \qquad c_t = \text{the new
+          carry}
 
-:func:`lower` runs the model up to the scan and returns a :class:`StateSpace`. It works inside ``jit`` and ``grad``: the result is a closure
-over the traced parameters and data, made anew in every trace; do not pass it into a jitted function, but what it is made from.
+:func:`lower` runs the model up to the scan and returns a :class:`StateSpace`. It works inside ``jit`` and
+``grad``: the result is a closure over the traced parameters and data, made anew in every trace; do not pass
+it into a jitted function, but what it is made from.
 
-- A *particle* is a :class:`Particle`: the carry, and the values of the step's latent sites that led to it (zeros at time 0).
-- Sites before the scan are *parameters*, which have one value for all particles, or *initial sites*, which each particle draws. A given
-  value makes a site a parameter; of the others, those that reach the first carry are initial sites, and a value is missing for the rest.
-- A site before the scan that a handler inside the model gives a value (``substitute``, ``replay``) is a parameter; one that ``condition``
-  does, or that stands in the step, is an observed one, and counts in g. What nothing depends on needs no value; ``do`` leaves such sites.
-- ``reparam`` in the step is not heeded: it leaves the law of a site as it is, and the state is the site's value.
-- Handlers around the scan are heeded: ``scope`` in the names, ``scale`` and ``mask`` by a number in the densities. A seed, or a key of a
-  site's own, is not: each particle draws by itself.
-- NaN in an observed site means "not seen" (:mod:`ppl_ext.state_space.missing`); a mask on observations works too. Where the step hands
-  the observed value on, to its carry or to another site, what was not seen is part of the state: the site is then among the latent ones
-  (``imputed``), its value what was seen and, in the gaps, what was drawn. Data that are known to have no gap make no such site.
-- A mask on a *latent* site of a step is lifted: what it hides is drawn from its law, so that padded series and ``obs_mask`` do what they
-  should. If the site is finite, the draw is weighed: each of its outcomes counts one where it is masked, as in ``log_density``.
-- ``scan`` steps once through its inputs. With ``reverse=True`` it begins at the last of them: :attr:`StateSpace.xs` and what is computed
-  here stand in the order of the run, and :meth:`StateSpace.ordered` turns results into the order of the inputs, as NumPyro stacks them.
+- A *particle* is a :class:`Particle`: the carry, and the values of the step's latent sites that led to it
+  (zeros at time 0).
+- Sites before the scan are *parameters*, which have one value for all particles, or *initial sites*, which
+  each particle draws. A given value makes a site a parameter; of the others, those that reach the first carry
+  are initial sites, and a value is missing for the rest.
+- A site before the scan that a handler inside the model gives a value (``substitute``, ``replay``) is a
+  parameter; one that ``condition`` does, or that stands in the step, is an observed one, and counts in g.
+  What nothing depends on needs no value; ``do`` leaves such sites.
+- ``reparam`` in the step is not heeded: it leaves the law of a site as it is, and the state is the site's
+  value.
+- Handlers around the scan are heeded: ``scope`` in the names, ``scale`` and ``mask`` by a number in the
+  densities. A seed, or a key of a site's own, is not: each particle draws by itself.
+- NaN in an observed site means "not seen" (:mod:`ppl_ext.state_space.missing`); a mask on observations works
+  too. Where the step hands the observed value on, to its carry or to another site, what was not seen is part
+  of the state: the site is then among the latent ones (``imputed``), its value what was seen and, in the
+  gaps, what was drawn. Data that are known to have no gap make no such site.
+- A mask on a *latent* site of a step is lifted: what it hides is drawn from its law, so that padded series
+  and ``obs_mask`` do what they should. If the site is finite, the draw is weighed: each of its outcomes
+  counts one where it is masked, as in ``log_density``.
+- ``scan`` steps once through its inputs. With ``reverse=True`` it begins at the last of them:
+  :attr:`StateSpace.xs` and what is computed here stand in the order of the run, and
+  :meth:`StateSpace.ordered` turns results into the order of the inputs, as NumPyro stacks them.
 - Another scan, a scan or ``cond`` inside, subsampled plates and sites after the scan are refused.
 
 Everything below works on one particle; ``jax.vmap`` makes N of it::
 
     ss = lower(model, (y,), {}, {"phi": 0.9})
-    start = jax.vmap(lambda key: ss.initial(ss.draw_initial(key)))(random.split(key, N))      # Start(particle, log_initial, log_emission)
-    x_t = ss.inputs(t)                                                                         # or jax.lax.scan over ss.xs
+    start = jax.vmap(lambda key: ss.initial(ss.draw_initial(key)))(random.split(key, N))  # a Start
+    x_t = ss.inputs(t)  # or jax.lax.scan over ss.xs
     particles, log_weights = jax.vmap(lambda key, p: ss.propagate(key, p, x_t))(keys, start.particle)
-    step = ss.step(particle, values, x_t)                                    # Step(particle, log_transition, log_emission) at given values
+    step = ss.step(particle, values, x_t)  # a Step: log densities at given values
 
 For streaming, see :mod:`ppl_ext.state_space.streams`.
 """
@@ -64,8 +74,8 @@ class Particle(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A particle at time 0. ``log_initial`` is the density of its initial sites, ``log_emission`` that of what is observed before the
-    scan."""
+    """A particle at time 0. ``log_initial`` is the density of its initial sites, ``log_emission`` that of
+    what is observed before the scan."""
 
     particle: Particle
     log_initial: jax.Array
@@ -73,7 +83,9 @@ class Start(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A particle after a step with given latent values, their density m, and the density g of what the step observes."""
+    """A particle after a step with given latent values, their density m, and the density g of what the step
+    observes.
+    """
 
     particle: Particle
     log_transition: jax.Array
@@ -81,7 +93,9 @@ class Step(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A site as it looks at one time: ``fn`` is its law in the first run (for its kind and support), ``plates`` its plate frames."""
+    """A site as it looks at one time: ``fn`` is its law in the first run (for its kind and support),
+    ``plates`` its plate frames.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -93,10 +107,11 @@ class Site(NamedTuple):
 class StateSpace:
     """See the module. Made by :func:`lower`.
 
-    ``parameters``: values by name. ``parameter_sites``, ``initial_sites``, ``step_sites`` (latent ones), ``initial_observed``,
-    ``step_observed``: :class:`Site` by name. ``xs``: inputs of all steps (a pytree with a leading time axis, for ``lax.scan``),
-    ``num_steps``: how many, ``reverse``: whether the last inputs come first. ``log_prior``: log density of the parameters. ``imputed``:
-    observed sites whose gaps are drawn, and whether there is one (``None``: not known yet).
+    ``parameters``: values by name. ``parameter_sites``, ``initial_sites``, ``step_sites`` (latent ones),
+    ``initial_observed``, ``step_observed``: :class:`Site` by name. ``xs``: inputs of all steps (a pytree with
+    a leading time axis, for ``lax.scan``), ``num_steps``: how many, ``reverse``: whether the last inputs come
+    first. ``log_prior``: log density of the parameters. ``imputed``: observed sites whose gaps are drawn, and
+    whether there is one (``None``: not known yet).
     """
 
     def __init__(
@@ -109,7 +124,11 @@ class StateSpace:
         idle: tuple[str, ...] = (),
     ):
         assert first.scan is not None and first.step is not None
-        self._rerun, self._scan, self._uses = rerun, first.scan._replace(imputed=frozenset(imputed), known=uses.known), uses
+        self._rerun, self._scan, self._uses = (
+            rerun,
+            first.scan._replace(imputed=frozenset(imputed), known=uses.known),
+            uses,
+        )
         self.imputed = imputed
         self.num_steps, self.xs, self.reverse = first.scan.length, first.scan.xs, first.scan.reverse
         before, step = first.sites, first.step.sites
@@ -131,9 +150,13 @@ class StateSpace:
         return backwards(series) if self.reverse else series
 
     def ordered_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The same of the latent sites of a trajectory: those of the steps are turned, initial ones are as they are. Imputed sites, which
-        the model has as observed ones, are left out."""
-        return {n: self.ordered(v) if n in self.step_sites else v for n, v in values.items() if n not in self.imputed}
+        """The same of the latent sites of a trajectory: those of the steps are turned, initial ones are as
+        they are. Imputed sites, which the model has as observed ones, are left out."""
+        return {
+            n: self.ordered(v) if n in self.step_sites else v
+            for n, v in values.items()
+            if n not in self.imputed
+        }
 
     def draw_initial(self, key) -> dict[str, jax.Array]:
         """The initial sites of one particle, from their laws."""
@@ -158,7 +181,9 @@ class StateSpace:
         return start.particle, terms
 
     def start(self, key) -> tuple[Particle, dict[str, jax.Array], jax.Array]:
-        """A particle at time 0 drawn from the laws of its initial sites, their values, and its log weight (see :meth:`propagate`)."""
+        """A particle at time 0 drawn from the laws of its initial sites, their values, and its log weight
+        (see :meth:`propagate`).
+        """
         before = self._rerun({}, key)
         start, terms = self._start(before)
         values = {n: before.sites[n]["value"] for n in self.initial_sites}
@@ -171,8 +196,9 @@ class StateSpace:
         return Start(Particle(before.scan.init, sites), terms.latent, terms.observed), terms
 
     def propagate(self, key, particle: Particle, x_t: Inputs) -> tuple[Particle, jax.Array]:
-        """One step with the latent sites drawn from their laws, and the log weight g. (Where ``handlers.scale`` makes a latent site count
-        for more or less than its law, the weight makes up for that.)"""
+        """One step with the latent sites drawn from their laws, and the log weight g. (Where
+        ``handlers.scale`` makes a latent site count for more or less than its law, the weight makes up for
+        that.)"""
         carry, _, step = run_step(self._scan, particle.carry, x_t, {}, key)
         terms = step.terms(frozenset(self.step_sites), self._scan.scales)
         return self._particle(carry, step), terms.observed + terms.rescaled
@@ -190,8 +216,9 @@ class StateSpace:
         return other
 
     def for_sums(self) -> "StateSpace":
-        """The same for sums over all values of the latent sites: of imputed ones, what was seen has a density that sums to one. What is
-        known of the carry is computed ahead, so that a step's state follows from its sites and inputs alone."""
+        """The same for sums over all values of the latent sites: of imputed ones, what was seen has a density
+        that sums to one. What is known of the carry is computed ahead, so that a step's state follows from
+        its sites and inputs alone."""
         other = copy.copy(self)
         other._scan = self._scan._replace(idle=True)
         if self._uses.known and self.num_steps:
@@ -213,14 +240,20 @@ class StateSpace:
             sites = run_step(self._scan._replace(imputed=frozenset()), carry, x, latent)[2].sites
             return jnp.stack([jnp.isnan(sites[n]["value"]).any() for n in self.imputed]).any()
 
-        return jax.vmap(gaps)(jax.tree.map(lambda a: a[:-1], self.xs)).any() if self.num_steps > 1 else jnp.zeros((), bool)
+        return (
+            jax.vmap(gaps)(jax.tree.map(lambda a: a[:-1], self.xs)).any()
+            if self.num_steps > 1
+            else jnp.zeros((), bool)
+        )
 
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> Step:
         """One step from a particle's carry with given values of the latent sites."""
         particle, terms = self.step_terms(particle, values, x_t)
         return Step(particle, terms.latent, terms.observed)
 
-    def step_terms(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> tuple[Particle, Terms]:
+    def step_terms(
+        self, particle: Particle, values: Mapping[str, Any], x_t: Inputs
+    ) -> tuple[Particle, Terms]:
         """As :meth:`step`, with the parts of the density that a weight is made of."""
         carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
         return self._particle(carry, step), step.terms(frozenset(self.step_sites), self._scan.scales)
@@ -241,21 +274,25 @@ class StateSpace:
 
     @cached_property
     def not_markov(self) -> str | None:
-        """Why the latent sites of a step do not determine the state after it; ``None`` if they do, beside what no latent value reaches (a
-        counter, a running mean of data) and all particles share.
+        """Why the latent sites of a step do not determine the state after it; ``None`` if they do, beside
+        what no latent value reaches (a counter, a running mean of data) and all particles share.
 
-        Then m(x_t | c_{t−1}) alone says whether a particle can follow another, and backward kernels may be used.
+        Then m(x_t | c_{t−1}) alone says whether a particle can follow another, and backward kernels may be
+        used.
         """
         if not self._uses.carry:
             return None
         return (
-            f"The new carry depends on the old one beyond the step's latent sites ({listed(self.step_sites)}): part of the state follows "
-            "from the past without noise, so no other past leads to it."
+            "The new carry depends on the old one beyond the step's latent sites "
+            f"({listed(self.step_sites)}): part of the state follows from the past without noise, so no "
+            "other past leads to it."
         )
 
     @property
     def emission_uses_carry(self) -> bool:
-        """Whether the emission density depends on the previous state as well; then a backward kernel weighs m g and not m alone."""
+        """Whether the emission density depends on the previous state as well; then a backward kernel weighs m
+        g and not m alone.
+        """
         return self._uses.emission
 
 
@@ -276,13 +313,15 @@ def lower(
 ) -> StateSpace:
     """The state-space form of a NumPyro model with one ``scan``.
 
-    :param parameters: constrained values of sites before the scan, one for all particles. Values for sites of the step, with a time axis,
-        are taken as given there: such a site counts in g.
-    :param initial: names of sites before the scan that each particle draws; ``"rest"`` for all that have no value; by default those of them
-        that reach the first carry.
-    :param gaps: what to do where an observed value that was not seen is handed on: draw it, as a site of the step, or refuse it.
+    :param parameters: constrained values of sites before the scan, one for all particles. Values for sites of
+        the step, with a time axis, are taken as given there: such a site counts in g.
+    :param initial: names of sites before the scan that each particle draws; ``"rest"`` for all that have no
+        value; by default those of them that reach the first carry.
+    :param gaps: what to do where an observed value that was not seen is handed on: draw it, as a site of the
+        step, or refuse it.
     :param whole: data that are not known yet, inside a trace, have no gaps. By default they may have some.
-    :raises ModelError: if the model has no state-space form, a parameter has no value, or a value has no site. The message says which.
+    :raises ModelError: if the model has no state-space form, a parameter has no value, or a value has no
+        site. The message says which.
 
     >>> import numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -311,8 +350,8 @@ def lower(
     assert first.step is not None
     if unknown := [n for n in values if n not in first.latent and n not in first.step.given]:
         raise ModelError(
-            f"No latent site {listed(unknown)} to give a value; there is {listed(first.latent)} before the scan, and "
-            f"{listed([*first.step.latent, *first.step.given])} in its step."
+            f"No latent site {listed(unknown)} to give a value; there is {listed(first.latent)} before the "
+            f"scan, and {listed([*first.step.latent, *first.step.given])} in its step."
         )
 
     def rerun(more: Mapping[str, Any], key) -> Before:
@@ -321,13 +360,22 @@ def lower(
                 model(*args, **kwargs)
             except Reached:
                 return before
-        raise ModelError("The model came to its scan the first time and not the second; it must run the same way every time.")
+        raise ModelError(
+            "The model came to its scan the first time and not the second; it must run the same way every "
+            "time."
+        )
 
     if both := [n for n in first.fixed if n in values]:
-        raise ModelError(f"Parameter {listed(both)} has a value from a handler inside the model already; leave out one of the two.")
+        raise ModelError(
+            f"Parameter {listed(both)} has a value from a handler inside the model already; leave out one "
+            "of the two."
+        )
     free = [n for n in first.latent if n not in values and n not in first.fixed]
     if initial not in (None, "rest") and (unknown := [n for n in initial or () if n not in free]):
-        raise ModelError(f"initial names {listed(unknown)}; of the sites before the scan {listed(free)} have no given value.")
+        raise ModelError(
+            f"initial names {listed(unknown)}; of the sites before the scan {listed(free)} have no given "
+            "value."
+        )
     found: dict[str, bool | None] = {}
 
     def is_drawn(name: str) -> bool:
@@ -343,23 +391,26 @@ def lower(
     if missing := [n for n in free if n not in (*chosen, *idle)]:
         shown = ", ".join(f"'{n}': ..." for n in missing)
         raise ModelError(
-            f"Parameter {listed(missing)} has no value: give one, {{{shown}}}, among the parameters (the initial state is "
-            f"{listed(chosen)})."
+            f"Parameter {listed(missing)} has no value: give one, {{{shown}}}, among the parameters (the "
+            f"initial state is {listed(chosen)})."
         )
     if leaks := [n for n in chosen if n in uses.leaks]:
         raise ModelError(
-            f"Site {listed(leaks)} has a value of its own for each particle, but the step uses it without the carry. Give it a value as a "
-            "parameter, or carry it through the scan."
+            f"Site {listed(leaks)} has a value of its own for each particle, but the step uses it without "
+            "the carry. Give it a value as a parameter, or carry it through the scan."
         )
     if gaps == "refuse":
         refuse_known(n for n, has in found.items() if has)
         found = {}
-    return StateSpace(rerun, first, chosen, uses, {n: has for n, has in found.items() if has is not False}, idle)
+    return StateSpace(
+        rerun, first, chosen, uses, {n: has for n, has in found.items() if has is not False}, idle
+    )
 
 
 class Shape(NamedTuple):
-    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step. ``fixed``: sites before it that a
-    handler inside the model gives a value. ``rewritten``: whether a scope lies around it, or ``reparam`` is open in a step."""
+    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step. ``fixed``:
+    sites before it that a handler inside the model gives a value. ``rewritten``: whether a scope lies around
+    it, or ``reparam`` is open in a step."""
 
     num_steps: int
     reverse: bool
@@ -380,4 +431,6 @@ def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | No
         raise ModelError(NO_SCAN)
     assert first.step is not None
     rewritten = bool(first.scan.scopes or first.step.reparametrised)
-    return Shape(first.scan.length, first.scan.reverse, tuple(first.step.latent), tuple(first.fixed), rewritten)
+    return Shape(
+        first.scan.length, first.scan.reverse, tuple(first.step.latent), tuple(first.fixed), rewritten
+    )

@@ -1,19 +1,20 @@
 r"""Resampling: which particles have how many offspring.
 
-Each scheme draws ancestors :math:`A_1 \le \dots \le A_M` with :math:`\mathbb{E}\,\#\{m: A_m = i\} = M w_i / \sum_j w_j` (unbiased counts),
-in O(N), sorted:
+Each scheme draws ancestors :math:`A_1 \le \dots \le A_M` with
+:math:`\mathbb{E}\,\#\{m: A_m = i\} = M w_i / \sum_j w_j` (unbiased counts), in O(N), sorted:
 
-============== ==================================================================== =========================================
-scheme         points at which the inverse distribution function is read            variance
-============== ==================================================================== =========================================
-multinomial    M independent uniforms                                               that of independent draws
-residual       ⌊M w_i⌋ certain copies, independent uniforms for the rest            at most multinomial's
-stratified     (j + U_j) / M, one in each stratum                                   at most multinomial's
-systematic     (j + U) / M with one U                                               small in practice; no guarantee
-============== ==================================================================== =========================================
+=========== ========================================================= ===============================
+scheme      points at which the inverse distribution function is read variance
+=========== ========================================================= ===============================
+multinomial M independent uniforms                                    that of independent draws
+residual    ⌊M w_i⌋ certain copies, independent uniforms for the rest at most multinomial's
+stratified  (j + U_j) / M, one in each stratum                        at most multinomial's
+systematic  (j + U) / M with one U                                    small in practice; no guarantee
+=========== ========================================================= ===============================
 
-Positions on the scale 0..M are kept as a whole number and a rest, and the sums that lead to them in two levels with compensation: in
-float32, numbers near 10⁶ are 1/16 apart. Where every weight is zero all particles count the same; NaN counts as zero.
+Positions on the scale 0..M are kept as a whole number and a rest, and the sums that lead to them in two
+levels with compensation: in float32, numbers near 10⁶ are 1/16 apart. Where every weight is zero all
+particles count the same; NaN counts as zero.
 
 Source: Douc, Cappé and Moulines 2005, *Comparison of resampling schemes for particle filtering*.
 """
@@ -43,14 +44,17 @@ class _Position(NamedTuple):
 
 
 def weights_of(log_weights: jax.Array) -> jax.Array:
-    """Weights up to a factor, the largest 1; all 1 if none is positive: what indices are drawn with, where any will do.
+    """Weights up to a factor, the largest 1; all 1 if none is positive: what indices are drawn with, where
+    any will do.
 
     >>> [float(w) for w in weights_of(jnp.array([-jnp.inf, 0.0, jnp.nan]))]
     [0.0, 1.0, 0.0]
     """
     log_weights = lax.stop_gradient(jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights))
     top = log_weights.max()
-    weights = jnp.where(jnp.isfinite(top), jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, 0.0)), log_weights == top)
+    weights = jnp.where(
+        jnp.isfinite(top), jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, 0.0)), log_weights == top
+    )
     return weights.astype(log_weights.dtype)
 
 
@@ -97,7 +101,9 @@ def multinomial(key, log_weights: jax.Array, num: int) -> jax.Array:
 
 
 def residual(key, log_weights: jax.Array, num: int) -> jax.Array:
-    """``num`` ancestors, sorted: the whole part of each expected count is certain, and what is left of ``num`` independent."""
+    """``num`` ancestors, sorted: the whole part of each expected count is certain, and what is left of
+    ``num`` independent.
+    """
     weights = weights_of(log_weights)
     expected = weights * (num / _total(weights))
     certain = jnp.floor(expected)
@@ -106,12 +112,22 @@ def residual(key, log_weights: jax.Array, num: int) -> jax.Array:
     # The first `left` of the sorted uniforms: gaps beyond them count for nothing.
     gaps = jnp.where(jnp.arange(num + 1) <= left, random.exponential(key, (num + 1,), weights.dtype), 0.0)
     points = jax.tree.map(lambda x: x[:-1], _cumulated(gaps, num))
-    drawn = _read(_cumulated(jnp.where(rest.max() > 0, rest, 1.0), num), points, jnp.where(rest.max() > 0, rest, 1.0), num)
+    drawn = _read(
+        _cumulated(jnp.where(rest.max() > 0, rest, 1.0), num),
+        points,
+        jnp.where(rest.max() > 0, rest, 1.0),
+        num,
+    )
     extra = jnp.zeros(len(weights), jnp.int32).at[drawn].add((jnp.arange(num) < left).astype(jnp.int32))
     return _offspring(running_count(certain.astype(jnp.int32) + extra, num), weights, num)
 
 
-SCHEMES: dict[str, Scheme] = {"systematic": systematic, "stratified": stratified, "residual": residual, "multinomial": multinomial}
+SCHEMES: dict[str, Scheme] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "residual": residual,
+    "multinomial": multinomial,
+}
 
 
 def scheme_of(where: str, scheme: str | Scheme) -> Scheme:
@@ -119,7 +135,9 @@ def scheme_of(where: str, scheme: str | Scheme) -> Scheme:
     if callable(scheme):
         return scheme
     if not isinstance(scheme, str) or scheme not in SCHEMES:
-        raise ArgumentError(f"{where} must be one of {', '.join(map(repr, SCHEMES))} or a function, got {told(scheme)}.")
+        raise ArgumentError(
+            f"{where} must be one of {', '.join(map(repr, SCHEMES))} or a function, got {told(scheme)}."
+        )
     return SCHEMES[scheme]
 
 
@@ -147,14 +165,17 @@ def _cumulated(x: jax.Array, num: int) -> _Position:
     high, low = lax.associative_scan(two_sum, Sum(inner[:, -1], jnp.zeros_like(inner[:, -1])))
     low = low + ((num - high[-1]) - low[-1]) * (high / num)  # the factor num / total is rounded, too
     before = [jnp.pad(part[:-1], (1, 0)).reshape(2, -1) for part in (high, low)]
-    # In a loop, through which XLA does not fuse: on a CPU it would work these out anew for each particle of the row.
+    # In a loop, through which XLA does not fuse: on a CPU it would work these out anew for each particle of
+    # the row.
     whole, rest = lax.map(lambda at: (jnp.floor(at[0]), (at[0] - jnp.floor(at[0])) + at[1]), tuple(before))
     return _split(whole.reshape(-1, 1), rest.reshape(-1, 1) + inner, len(x))
 
 
 def _split(base: jax.Array, sums: jax.Array, length: int) -> _Position:
     whole = jnp.floor(sums)
-    return _Position(*((base + whole).astype(jnp.int32).reshape(-1)[:length], (sums - whole).reshape(-1)[:length]))
+    return _Position(
+        *((base + whole).astype(jnp.int32).reshape(-1)[:length], (sums - whole).reshape(-1)[:length])
+    )
 
 
 def _last_positive(weights: jax.Array) -> jax.Array:
@@ -162,18 +183,22 @@ def _last_positive(weights: jax.Array) -> jax.Array:
 
 
 def _offspring(below: jax.Array, weights: jax.Array, num: int) -> jax.Array:
-    """Ancestors, where particle i has those of the ``num`` places that lie between ``below[i - 1]`` and ``below[i]``."""
+    """Ancestors, where particle i has those of the ``num`` places that lie between ``below[i - 1]`` and
+    ``below[i]``.
+    """
     index = jnp.arange(len(weights), dtype=jnp.int32)
     # Rounding must neither leave a place empty nor give the last ones to particles of weight zero.
     below = jnp.where(index >= _last_positive(weights), num, jnp.clip(below, 0, num))
-    # A place belongs to the first particle with more than that below it: as many come before it as have no more.
+    # A place belongs to the first particle with more than that below it: as many come before it as have no
+    # more.
     return running_count(jnp.zeros(num, jnp.int32).at[below].add(1, mode="drop"), len(weights))
 
 
 def _read(at: _Position, points: _Position, weights: jax.Array, num: int) -> jax.Array:
     """For each point the first particle whose cumulative weight exceeds it.
 
-    The whole parts narrow it down to the particles that end in the same cell of length one, a few on average; then by bisection.
+    The whole parts narrow it down to the particles that end in the same cell of length one, a few on average;
+    then by bisection.
     """
     ends = running_count(jnp.zeros(num + 1, jnp.int32).at[jnp.minimum(at.whole, num)].add(1), len(weights))
     cell = jnp.minimum(points.whole, num)

@@ -1,7 +1,9 @@
-"""Running sums by products with a triangle of ones: on a CPU faster than ``jnp.cumsum``, which takes a window at each place.
+"""Running sums by products with a triangle of ones: on a CPU faster than ``jnp.cumsum``, which takes a window
+at each place.
 
-There XLA drops optimization barriers, and works a sum's last additions out anew wherever the sum is read; a shift by padding then keeps all
-of that loop from being vectorised. Products stay what they are, so shifted sums are products with a strict triangle.
+There XLA drops optimization barriers, and works a sum's last additions out anew wherever the sum is read; a
+shift by padding then keeps all of that loop from being vectorised. Products stay what they are, so shifted
+sums are products with a strict triangle.
 """
 
 from functools import lru_cache
@@ -16,7 +18,8 @@ _EXACT = 1 << 24  # whole numbers up to here are floats in single precision
 
 
 def running_sum(x: jax.Array) -> jax.Array:
-    """Inclusive sums of finite numbers along the last axis, in blocks, and the blocks' totals in blocks again.
+    """Inclusive sums of finite numbers along the last axis, in blocks, and the blocks' totals in blocks
+    again.
 
     Where ``x`` is zero the sum does not change within a block, to the last bit.
 

@@ -1,4 +1,6 @@
-"""Runs of parts of a program for one particle: latent sites take given values or are drawn, all are recorded, and densities summed."""
+"""Runs of parts of a program for one particle: latent sites take given values or are drawn, all are recorded,
+and densities summed.
+"""
 
 import math
 from collections.abc import Callable
@@ -25,8 +27,8 @@ from ppl_ext.tracing.vmapped_sites import sent_out, was_sent
 
 
 class Terms(NamedTuple):
-    """Log densities of a run's sites: latent ones, observed ones, the law that the latent ones are drawn from, and ``latent - drawn``,
-    which is zero unless a scale makes it another."""
+    """Log densities of a run's sites: latent ones, observed ones, the law that the latent ones are drawn
+    from, and ``latent - drawn``, which is zero unless a scale makes it another."""
 
     latent: jax.Array
     observed: jax.Array
@@ -50,7 +52,9 @@ class SiteRun(Messenger):
 
     def next_key(self, number: int):
         if self.key is None:
-            raise ModelError("The model asks for a random key of its own; make it a function of its arguments and sites.")
+            raise ModelError(
+                "The model asks for a random key of its own; make it a function of its arguments and sites."
+            )
         return self.key.own(number) if isinstance(self.key, LaneKey) else random.fold_in(self.key, number)
 
     def process_message(self, msg):
@@ -65,8 +69,8 @@ class SiteRun(Messenger):
         elif kind == "plate":
             if msg["args"][1] not in (None, msg["args"][0]):
                 raise ModelError(
-                    f"Plate '{msg['name']}' is subsampled: a filter needs all of it, since the log of a minibatch's density is no unbiased "
-                    "estimate of the density. Use the full data."
+                    f"Plate '{msg['name']}' is subsampled: a filter needs all of it, since the log of a "
+                    "minibatch's density is no unbiased estimate of the density. Use the full data."
                 )
             msg["stop"] = True
         elif kind == "prng_key" and msg["kwargs"]["rng_key"] is None:
@@ -79,7 +83,10 @@ class SiteRun(Messenger):
         name = msg["name"]
         self.num_keys += 1  # whether the site is drawn or not: so the others' draws do not depend on that
         if name in self.sites:
-            raise ModelError(f"Site '{name}' appears twice in one run; site names must be unique (see numpyro.handlers.scope).")
+            raise ModelError(
+                f"Site '{name}' appears twice in one run; site names must be unique (see "
+                "numpyro.handlers.scope)."
+            )
         if msg["value"] is not None or msg["is_observed"]:
             self.given += [] if msg["is_observed"] else [name]
             if name in self.imputed:
@@ -111,7 +118,11 @@ class SiteRun(Messenger):
         elif self.key is not None:
             shape = raw.shape[: raw.ndim - len(fn.shape())]
             lane = isinstance(self.key, LaneKey)
-            drawn = self.key.draw(fn, self.num_keys, shape) if lane else fn(rng_key=self.next_key(self.num_keys), sample_shape=shape)
+            drawn = (
+                self.key.draw(fn, self.num_keys, shape)
+                if lane
+                else fn(rng_key=self.next_key(self.num_keys), sample_shape=shape)
+            )
             msg["value"] = filled(fn, raw, drawn)
 
     def postprocess_message(self, msg):
@@ -132,25 +143,35 @@ class SiteRun(Messenger):
         return jnp.sum(site_term(self.sites[name], {})[0])
 
     def terms(self, latent, scales: dict[str, Any], bare: bool = True) -> Terms:
-        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides from its law too. Of a finite
-        site each outcome counts one where it is masked, and that is how it is drawn there."""
+        """Sums over the sites. A mask on a latent site is lifted (``bare``): a filter draws what it hides
+        from its law too. Of a finite site each outcome counts one where it is masked, and that is how it is
+        drawn there."""
         total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)
             if name in self.raw:
                 law = self.imputed_law(name)
                 total, drawn = total + law, drawn + law
-                total += idle_term(unmasked(site["fn"]), self.raw[name], self.raw[f"{name}/state"]) if self.idle else 0.0
+                total += (
+                    idle_term(unmasked(site["fn"]), self.raw[name], self.raw[f"{name}/state"])
+                    if self.idle
+                    else 0.0
+                )
                 observed += outer * jnp.sum(observed_term({**site, "value": self.raw[name]}))
             elif name in latent:
-                # Outcomes of a finite site count one each where it is masked, as everywhere; of others what a mask hides is not there.
+                # Outcomes of a finite site count one each where it is masked, as everywhere; of others what a
+                # mask hides is not there.
                 masked = site["fn"].has_enumerate_support and element_mask(site["fn"]) is not None
                 counts_ones = bare and masked and observed_twin(name, self.sites) is None
                 lifted = {**site, "fn": unmasked(site["fn"])}
                 law = drawn_law(site) if bare else jnp.sum(site_term({**site, "scale": None}, {})[0])
                 site = lifted if bare and not counts_ones else site
                 drawn += law
-                if counts_ones or name in scales or not (site["scale"] is None or is_identically_one(site["scale"])):
+                if (
+                    counts_ones
+                    or name in scales
+                    or not (site["scale"] is None or is_identically_one(site["scale"]))
+                ):
                     counted = outer * jnp.sum(site_term(site, {})[0])
                     rescaled += counted - law
                     law = counted
@@ -161,8 +182,8 @@ class SiteRun(Messenger):
 
 
 def drawn_evenly(name: str, fn: Distribution, sites: dict[str, dict]) -> jax.Array | None:
-    """The outcomes of a finite site that may be masked: each counts one there, so one is drawn evenly, and its weight has no noise.
-    ``None`` for other sites, and where no list is known.
+    """The outcomes of a finite site that may be masked: each counts one there, so one is drawn evenly, and
+    its weight has no noise. ``None`` for other sites, and where no list is known.
 
     :param sites: those met before.
     """
@@ -170,15 +191,21 @@ def drawn_evenly(name: str, fn: Distribution, sites: dict[str, dict]) -> jax.Arr
         return None
     try:
         outcomes = finite_support(elements(fn))
-    # Elements have different lists, or a list's length is traced: then such a site is drawn from its law, and weighed.
-    except (NotImplementedError, TypeError, jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    # Elements have different lists, or a list's length is traced: then such a site is drawn from its law, and
+    # weighed.
+    except (
+        NotImplementedError,
+        TypeError,
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+    ):
         return None
     return outcomes if outcomes.ndim == 1 else None
 
 
 def drawn_law(site: dict) -> jax.Array:
-    """The log density that a latent site of a run is drawn with: its law's, without masks, or where they hide a finite one that of an even
-    draw."""
+    """The log density that a latent site of a run is drawn with: its law's, without masks, or where they hide
+    a finite one that of an even draw."""
     bare = {**site, "scale": None}
     if site["evenly"] is None:
         return jnp.sum(site_term({**bare, "fn": unmasked(site["fn"])}, {})[0])
@@ -203,23 +230,28 @@ class Proposal(SiteRun):
         elif self.params is not None:
             if msg["name"] not in self.params:
                 raise ModelError(
-                    f"The proposal has the parameter '{msg['name']}', which has no value here. numpyro.param works in a proposal inside "
-                    "ppl_ext.marginal or normalize; elsewhere let the proposal be a function of arrays."
+                    f"The proposal has the parameter '{msg['name']}', which has no value here. "
+                    "numpyro.param works in a proposal inside ppl_ext.marginal or normalize; elsewhere let "
+                    "the proposal be a function of arrays."
                 )
             msg["value"], msg["stop"] = self.params[msg["name"]], True
 
 
-def run_proposal(what: str, program: Callable, args: tuple, values: dict[str, Any], key, wanted, params: dict[str, Any]) -> Proposal:
+def run_proposal(
+    what: str, program: Callable, args: tuple, values: dict[str, Any], key, wanted, params: dict[str, Any]
+) -> Proposal:
     """The record of a program that draws the wanted sites, some of which may be given."""
     with block(), (record := Proposal(values, key, params)):
         program(*args)
     if set(record.latent) != set(wanted) or len(record.sites) > len(record.latent):
         raise ModelError(
-            f"{what} must draw {listed(wanted)} and nothing else; it has the sites {listed(record.sites)}. Its parameters go in as its "
-            "arguments, and it observes nothing."
+            f"{what} must draw {listed(wanted)} and nothing else; it has the sites {listed(record.sites)}. "
+            "Its parameters go in as its arguments, and it observes nothing."
         )
     for name, site in wanted.items():
         shape = jnp.shape(record.sites[name]["value"])
         if shape != site.shape:
-            raise ModelError(f"{what} draws site '{name}' with the shape {shape}; the model's has {site.shape}.")
+            raise ModelError(
+                f"{what} draws site '{name}' with the shape {shape}; the model's has {site.shape}."
+            )
     return record

@@ -6,17 +6,19 @@ import jax
 
 
 class Smoothed(NamedTuple):
-    """``log_evidence`` is log p(y); ``mean`` and ``covariance`` are of the joint state of all latent sites of a step (raveled, in the order
-    of their names), (T, d) and (T, d, d); ``cross`` (T − 1, d, d) is the covariance of the state before a step (rows) and after it, and
-    ``first_cross`` (d₀, d) that of the initial sites and the first state. Of a reversed scan the state before a step is that of the next
-    input.
+    """``log_evidence`` is log p(y); ``mean`` and ``covariance`` are of the joint state of all latent sites of
+    a step (raveled, in the order of their names), (T, d) and (T, d, d); ``cross`` (T − 1, d, d) is the
+    covariance of the state before a step (rows) and after it, and ``first_cross`` (d₀, d) that of the initial
+    sites and the first state. Of a reversed scan the state before a step is that of the next input.
 
-    ``log_increments`` (T,) are log p(y_t | y_<t) and ``log_initial`` the density of what is observed before the scan: they add up to the
-    evidence. ``filtered_mean`` and ``filtered_covariance`` are of the state given the observations up to its own. Where no state allows an
-    observation its increment is minus infinity, and what is conditioned on it is NaN.
+    ``log_increments`` (T,) are log p(y_t | y_<t) and ``log_initial`` the density of what is observed before
+    the scan: they add up to the evidence. ``filtered_mean`` and ``filtered_covariance`` are of the state
+    given the observations up to its own. Where no state allows an observation its increment is minus
+    infinity, and what is conditioned on it is NaN.
 
-    Finite models also have ``probs`` (T, K) and ``filtered_probs`` over ``points`` (K, d), the joint states, and the probabilities of
-    neighbours, ``first_pairs`` (K₀, K) and ``pairs`` (T − 1, K, K); for Gaussian ones these are ``None``.
+    Finite models also have ``probs`` (T, K) and ``filtered_probs`` over ``points`` (K, d), the joint states,
+    and the probabilities of neighbours, ``first_pairs`` (K₀, K) and ``pairs`` (T − 1, K, K); for Gaussian
+    ones these are ``None``.
     """
 
     log_evidence: jax.Array

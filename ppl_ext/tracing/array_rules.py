@@ -1,7 +1,9 @@
-"""How relations between a random site and the arrays of a program move through JAX's operations on arrays, one rule each.
+"""How relations between a random site and the arrays of a program move through JAX's operations on arrays,
+one rule each.
 
-A rule takes an equation and the relations of its operands, and returns those of its results. It reads parameters that
-:mod:`ppl_ext.tracing.jaxprs` knows, and no others; an operation without a rule mixes, and so does one whose rule fails.
+A rule takes an equation and the relations of its operands, and returns those of its results. It reads
+parameters that :mod:`ppl_ext.tracing.jaxprs` knows, and no others; an operation without a rule mixes, and so
+does one whose rule fails.
 """
 
 import numpy as np
@@ -25,7 +27,9 @@ def _elementwise(eqn, deps):
 
 
 def _axes(axis_map):
-    """A rule for one main operand (others are indices or padding and mix): ``axis_map(eqn, axis) -> axis or None``."""
+    """A rule for one main operand (others are indices or padding and mix):
+    ``axis_map(eqn, axis) -> axis or None``.
+    """
 
     def rule(eqn, deps):
         moved = move(deps[0], lambda a: axis_map(eqn, a))
@@ -102,14 +106,21 @@ def _gather(eqn, deps):
     place_i = dict(zip(range(indices.ndim - 1), batch_out, strict=True))
     paired = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True))
     window = [a for a in range(operand.ndim) if a not in numbers.collapsed_slice_dims and a not in paired]
-    place_o = {a: out for a, out in zip(window, numbers.offset_dims, strict=True) if sizes[a] == operand.shape[a]}
+    place_o = {
+        a: out for a, out in zip(window, numbers.offset_dims, strict=True) if sizes[a] == operand.shape[a]
+    }
     place_o |= {a: place_i[i] for a, i in paired.items()}
     return [join(move(deps[0], place_o.get), move(deps[1], place_i.get))]
 
 
 def _convolution(eqn, deps):
     numbers = eqn.params["dimension_numbers"]
-    lhs = move(deps[0], lambda a: numbers.out_spec[0] if a == numbers.lhs_spec[0] and eqn.params["batch_group_count"] == 1 else None)
+    lhs = move(
+        deps[0],
+        lambda a: (
+            numbers.out_spec[0] if a == numbers.lhs_spec[0] and eqn.params["batch_group_count"] == 1 else None
+        ),
+    )
     return [join(lhs, mix(deps[1]))]
 
 
@@ -122,10 +133,11 @@ def _batched_matrix(eqn, deps):
 
 ELEMENTWISE = frozenset(
     """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj convert_element_type copy
-copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite
-le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma polynomial population_count pow
-random_gamma_grad real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex
+conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge
+gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max
+min mul mulhi ne neg nextafter not or polygamma polynomial population_count pow random_gamma_grad real
+reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
 shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
 """.split()
 )
@@ -133,7 +145,17 @@ shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zet
 RULES = (
     dict.fromkeys(ELEMENTWISE, _elementwise)
     | dict.fromkeys(
-        ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"],
+        [
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "reduce_xor",
+            "argmax",
+            "argmin",
+        ],
         _axes(_reduced),
     )
     | dict.fromkeys(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"], _cumulative)
@@ -142,7 +164,11 @@ RULES = (
     | {
         "broadcast_in_dim": _axes(_broadcast),
         "reshape": _axes(_reshaped),
-        "squeeze": _axes(lambda e, a: None if a in e.params["dimensions"] else a - sum(d < a for d in e.params["dimensions"])),
+        "squeeze": _axes(
+            lambda e, a: (
+                None if a in e.params["dimensions"] else a - sum(d < a for d in e.params["dimensions"])
+            )
+        ),
         "transpose": _axes(lambda e, a: e.params["permutation"].index(a)),
         "rev": _axes(lambda e, a: None if a in e.params["dimensions"] else a),
         "split": _axes(lambda e, a: None if a == e.params["axis"] else a),

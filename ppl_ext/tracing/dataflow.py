@@ -1,9 +1,12 @@
-"""How relations between a random site and the arrays of a program move through the program (:mod:`ppl_ext.tracing.credit`).
+"""How relations between a random site and the arrays of a program move through the program
+(:mod:`ppl_ext.tracing.credit`).
 
-Operations on arrays have their rules in :mod:`ppl_ext.tracing.array_rules`; here stand the walk and what holds programs inside: calls,
-branches and loops. An operation without a rule relates every element of its inputs to every position of its outputs, and so does one with a
-parameter that is not known, one whose operands or inner programs are not as many and as large as they should be, and one whose rule fails.
-A site that is marked inside of it is lost: it counts as one that was never met. Variance is lost so, never correctness.
+Operations on arrays have their rules in :mod:`ppl_ext.tracing.array_rules`; here stand the walk and what
+holds programs inside: calls, branches and loops. An operation without a rule relates every element of its
+inputs to every position of its outputs, and so does one with a parameter that is not known, one whose
+operands or inner programs are not as many and as large as they should be, and one whose rule fails. A site
+that is marked inside of it is lost: it counts as one that was never met. Variance is lost so, never
+correctness.
 """
 
 from typing import NamedTuple
@@ -78,11 +81,16 @@ def _results(eqn, deps: list[Deps], loops: Loops) -> list[Deps]:
     try:
         parameters(eqn, elementwise=name in ELEMENTWISE)
         out = _NESTING[name](eqn, deps, loops) if name in _NESTING else RULES[name](eqn, deps)
-        if len(out) != len(eqn.outvars) or not all(fits(d, len(v.aval.shape)) for d, v in zip(out, eqn.outvars, strict=True)):
+        if len(out) != len(eqn.outvars) or not all(
+            fits(d, len(v.aval.shape)) for d, v in zip(out, eqn.outvars, strict=True)
+        ):
             raise UnreadableError(f"the rule of '{name}' does not fit its {len(eqn.outvars)} results")
         return out
-    except Exception as error:  # a version of JAX may have changed anything, and then anything may go wrong in reading it
-        loops.unread.setdefault(name, str(error) if isinstance(error, UnreadableError) else f"'{name}': {error!r}")
+    # a version of JAX may have changed anything, and then anything may go wrong in reading it
+    except Exception as error:
+        loops.unread.setdefault(
+            name, str(error) if isinstance(error, UnreadableError) else f"'{name}': {error!r}"
+        )
         _lose_marks(eqn, loops)
         return mixing(eqn, deps)
 
@@ -92,7 +100,8 @@ def _marked(eqn, deps: list[Deps], loops: Loops) -> list[Deps]:
     around = tuple(("now", i) for i in range(loops.level))
     elements = tuple(("at", a) for a in range(eqn.params["batch_ndim"]))
     loops.met.add(site)
-    # Joined, not replaced: a step's draw may already feel the same site at earlier steps, through the law it is drawn from.
+    # Joined, not replaced: a step's draw may already feel the same site at earlier steps, through the law it
+    # is drawn from.
     return [join(deps[0], {site: around + elements})]
 
 
@@ -101,14 +110,17 @@ def _lose_marks(eqn, loops: Loops) -> None:
 
 
 def _through_memory(eqn, deps: list[Deps], loops: Loops) -> list[Deps]:
-    """What writes to memory or to the world outside: which value lands where is not followed, nor is what it holds opened."""
+    """What writes to memory or to the world outside: which value lands where is not followed, nor is what it
+    holds opened.
+    """
     _lose_marks(eqn, loops)
     touching = anything(join(loops.written, *deps))
     loops.written.update(touching)
     return [touching] * len(eqn.outvars)
 
 
-# --- what holds programs inside: (equation, relations of inputs, enclosing loops) -> relations of outputs -----------------------
+# --- what holds programs inside: (equation, relations of inputs, enclosing loops) -> relations of outputs
+# -----------------------
 
 
 def _call(eqn, deps, loops):

@@ -1,11 +1,24 @@
-"""Whether the outputs of a traced function depend on its inputs, leaving out what happens on sets of probability zero."""
+"""Whether the outputs of a traced function depend on its inputs, leaving out what happens on sets of
+probability zero.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from ppl_ext.tracing.jaxprs import CALLS, Body, Literal, UnreadableError, body, branches_of, called_by, has_state, is_stateful
+from ppl_ext.tracing.jaxprs import (
+    CALLS,
+    Body,
+    Literal,
+    UnreadableError,
+    body,
+    branches_of,
+    called_by,
+    has_state,
+    is_stateful,
+)
 
-# Equality with a number decides nothing about a continuous variable; NumPyro's densities ask x == x and x != inf of every value.
+# Equality with a number decides nothing about a continuous variable; NumPyro's densities ask x == x and x !=
+# inf of every value.
 _IGNORED = {"eq", "ne", "is_finite"}
 
 
@@ -13,7 +26,8 @@ def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     """For each output, whether it may depend on one of the marked inputs.
 
     >>> import jax, jax.numpy as jnp
-    >>> depends(jax.make_jaxpr(lambda x, y: (2 * y, jnp.where(x == 0, y, x), jnp.where(x == x, y, jnp.nan)))(1.0, 1.0), [True, False])
+    >>> depends(jax.make_jaxpr(lambda x, y: (2 * y, jnp.where(x == 0, y, x), jnp.where(x == x, y, jnp.nan)))(
+    ...     1.0, 1.0), [True, False])
     [False, True, False]
     """
     return _through_body(body(jaxpr), inputs)

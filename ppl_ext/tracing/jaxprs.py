@@ -1,9 +1,11 @@
-"""Everything that is read of JAX's traced programs: equations, their parameters, and the programs inside them.
+"""Everything that is read of JAX's traced programs: equations, their parameters, and the programs inside
+them.
 
-JAX promises nothing about these, and they change between minor versions: 0.11 renamed what a scan says of its operands, 0.12 made one
-type of open and closed programs. So they are read here and nowhere else, and only as far as they are known: what carries an unknown
-parameter, lacks one, or does not fit its operands in number and shape is an :class:`UnreadableError`, upon which whoever asks takes the
-safe side. A new version is checked by ``make test-newest``.
+JAX promises nothing about these, and they change between minor versions: 0.11 renamed what a scan says of its
+operands, 0.12 made one type of open and closed programs. So they are read here and nowhere else, and only as
+far as they are known: what carries an unknown parameter, lacks one, or does not fit its operands in number
+and shape is an :class:`UnreadableError`, upon which whoever asks takes the safe side. A new version is
+checked by ``make test-newest``.
 """
 
 import hashlib
@@ -20,8 +22,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 __all__ = ["Literal", "Primitive", "ad", "batching", "eval_context", "get_opaque_trace_state"]
 
-# Of every primitive that some rule reads, the parameters of all versions from 0.9 on. An unknown one may change what it computes.
-_OF_ELEMENTWISE = "accuracy exponent_bits input_dtype mantissa_bits new_dtype out_dtype rounding_method sharding unroll weak_type y"
+# Of every primitive that some rule reads, the parameters of all versions from 0.9 on. An unknown one may
+# change what it computes.
+_OF_ELEMENTWISE = (
+    "accuracy exponent_bits input_dtype mantissa_bits new_dtype out_dtype rounding_method sharding unroll "
+    "weak_type y"
+)
 _OF_CALLS = "jaxpr call_jaxpr fun_jaxpr num_consts"
 _PARAMETERS = {
     name: frozenset(known.split())
@@ -49,12 +55,14 @@ _PARAMETERS = {
         "concatenate": "dimension",
         "dot_general": "dimension_numbers precision preferred_element_type out_sharding",
         "gather": "dimension_numbers slice_sizes indices_are_sorted unique_indices mode fill_value",
-        "conv_general_dilated": "window_strides padding lhs_dilation rhs_dilation dimension_numbers feature_group_count "
+        "conv_general_dilated": "window_strides padding lhs_dilation rhs_dilation dimension_numbers "
+        "feature_group_count "
         "batch_group_count precision preferred_element_type out_sharding",
         "scan": "jaxpr length reverse unroll num_consts num_carry linear _split_transpose ft_in ft_out",
         "while": "cond_jaxpr body_jaxpr cond_nconsts body_nconsts",
         "cond": "branches branches_platforms",
-        "jit pjit": f"{_OF_CALLS} in_shardings out_shardings in_layouts out_layouts donated_invars ctx_mesh name keep_unused inline "
+        "jit pjit": f"{_OF_CALLS} in_shardings out_shardings in_layouts out_layouts donated_invars ctx_mesh "
+        "name keep_unused inline "
         "compiler_options_kvs",
         "closed_call core_call eval_jaxpr": f"{_OF_CALLS} name",
         "checkpoint remat2": f"{_OF_CALLS} prevent_cse differentiated policy",
@@ -64,7 +72,9 @@ _PARAMETERS = {
     }.items()
     for name in names.split()
 }
-CALLS = frozenset(name for name, known in _PARAMETERS.items() if "call_jaxpr" in known) | {"call_hi_primitive"}
+CALLS = frozenset(name for name, known in _PARAMETERS.items() if "call_jaxpr" in known) | {
+    "call_hi_primitive"
+}
 _ELEMENTWISE = frozenset(_OF_ELEMENTWISE.split())
 
 
@@ -73,7 +83,9 @@ class UnreadableError(Exception):
 
 
 class Body(NamedTuple):
-    """A program: what it is given, what it does, what it returns. Constants that JAX keeps with it are given by nobody."""
+    """A program: what it is given, what it does, what it returns. Constants that JAX keeps with it are given
+    by nobody.
+    """
 
     invars: Sequence[Any]
     eqns: Sequence[Any]
@@ -98,7 +110,9 @@ def shape_of(v: Any) -> tuple[int, ...]:
 
 
 def is_stateful(v: Any) -> bool:
-    """Whether a variable stands for something that can be written to, so that a value may leave it that did not enter by an operand."""
+    """Whether a variable stands for something that can be written to, so that a value may leave it that did
+    not enter by an operand.
+    """
     kind = type(v.aval)
     if kind not in _STATEFUL:  # asked of every variable, so that it has to be quick
         _STATEFUL[kind] = hasattr(v.aval, "inner_aval") or not hasattr(v.aval, "shape")
@@ -137,7 +151,9 @@ def _fitting(eqn: Any, jaxpr: Any, ins: list[tuple[int, ...]], outs: list[tuple[
     inner = body(jaxpr)
     for variables, expected, what in ((inner.invars, ins, "takes"), (inner.outvars, outs, "returns")):
         if (found := _shapes(variables)) != expected:
-            raise UnreadableError(f"a program inside '{eqn.primitive.name}' {what} {found} and not {expected}")
+            raise UnreadableError(
+                f"a program inside '{eqn.primitive.name}' {what} {found} and not {expected}"
+            )
     return inner
 
 
@@ -146,7 +162,9 @@ def _shapes(variables: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 class Scan(NamedTuple):
-    """A scan: its operands are constants, then the first carry, then what is scanned; its results the last carry, then what is stacked."""
+    """A scan: its operands are constants, then the first carry, then what is scanned; its results the last
+    carry, then what is stacked.
+    """
 
     body: Body
     num_consts: int
@@ -163,7 +181,9 @@ def scan_of(eqn: Any) -> Scan:
     if "ft_in" in params:  # from 0.11 on: groups of operands and of results
         groups, out_groups = _parameter(eqn, "ft_in").unpack(), _parameter(eqn, "ft_out").unpack()
         if (len(groups), len(out_groups)) != (3, 2):
-            raise UnreadableError(f"'scan' has {len(groups)} groups of operands and {len(out_groups)} of results")
+            raise UnreadableError(
+                f"'scan' has {len(groups)} groups of operands and {len(out_groups)} of results"
+            )
         nc, nk, nx = map(len, groups)
         nk_out, ny = map(len, out_groups)
     else:
@@ -176,13 +196,18 @@ def scan_of(eqn: Any) -> Scan:
     if ins[nc : nc + nk] != outs[:nk] or any(s[:1] != (_parameter(eqn, "length"),) for s in stacked):
         raise UnreadableError(f"'scan' of length {params['length']} takes {ins} and returns {outs}")
     inner = _fitting(
-        eqn, _parameter(eqn, "jaxpr"), ins[: nc + nk] + [s[1:] for s in ins[nc + nk :]], outs[:nk] + [s[1:] for s in outs[nk:]]
+        eqn,
+        _parameter(eqn, "jaxpr"),
+        ins[: nc + nk] + [s[1:] for s in ins[nc + nk :]],
+        outs[:nk] + [s[1:] for s in outs[nk:]],
     )
     return Scan(inner, nc, nk, bool(_parameter(eqn, "reverse")))
 
 
 class While(NamedTuple):
-    """A loop: its operands are constants of the condition, constants of the body, then the carry, which it returns."""
+    """A loop: its operands are constants of the condition, constants of the body, then the carry, which it
+    returns.
+    """
 
     condition: Body
     body: Body
@@ -205,7 +230,9 @@ def while_of(eqn: Any) -> While:
     if len(stops) != 1 or any(s[: len(stops[0])] != stops[0] for s in carry):
         raise UnreadableError(f"'while' decides by {stops} over a carry of {carry}")
     condition = _fitting(eqn, _parameter(eqn, "cond_jaxpr"), ins[:nc] + carry, stops)
-    return While(condition, _fitting(eqn, _parameter(eqn, "body_jaxpr"), ins[nc : nc + nb] + carry, outs), nc, nb)
+    return While(
+        condition, _fitting(eqn, _parameter(eqn, "body_jaxpr"), ins[nc : nc + nb] + carry, outs), nc, nb
+    )
 
 
 def branches_of(eqn: Any) -> list[Body]:
@@ -220,15 +247,19 @@ def branches_of(eqn: Any) -> list[Body]:
 
 
 def called_by(eqn: Any) -> Body:
-    """The program that a jit, a checkpoint, a function with its own derivative and the like run on their operands.
+    """The program that a jit, a checkpoint, a function with its own derivative and the like run on their
+    operands.
 
     :raises UnreadableError: if it does not fit.
     """
     ins, outs = _shapes(eqn.invars), _shapes(eqn.outvars)
-    if eqn.primitive.name == "call_hi_primitive":  # from 0.11 on: an operation that is written in terms of others
+    # from 0.11 on: an operation that is written in terms of others
+    if eqn.primitive.name == "call_hi_primitive":
         parameters(eqn)
         given = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-        return _fitting(eqn, jax.make_jaxpr(lambda *args: eqn.primitive.to_lojax(*args, **eqn.params))(*given), ins, outs)
+        return _fitting(
+            eqn, jax.make_jaxpr(lambda *args: eqn.primitive.to_lojax(*args, **eqn.params))(*given), ins, outs
+        )
     found = [name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in parameters(eqn)]
     if len(found) != 1:
         raise UnreadableError(f"'{eqn.primitive.name}' has {len(found)} programs inside")
@@ -236,13 +267,19 @@ def called_by(eqn: Any) -> Body:
 
 
 def equations_within(eqn: Any) -> Iterator[Any]:
-    """All equations of all programs that an equation's parameters hold, wherever in them they are and however deep."""
+    """All equations of all programs that an equation's parameters hold, wherever in them they are and however
+    deep.
+    """
     if not eqn.params:
         return iter(())
     seen: set[int] = set()
 
     def search(x: Any, depth: int) -> Iterator[Any]:
-        if id(x) in seen or depth > 5 or isinstance(x, str | bytes | int | float | type | ModuleType | FunctionType | jax.Array | None):
+        if (
+            id(x) in seen
+            or depth > 5
+            or isinstance(x, str | bytes | int | float | type | ModuleType | FunctionType | jax.Array | None)
+        ):
             return
         seen.add(id(x))
         held: Any = ()
@@ -265,7 +302,8 @@ def equations_within(eqn: Any) -> Iterator[Any]:
 
 
 def uses(jaxpr: Any, outputs: Sequence[bool]) -> list[bool]:
-    """For each input of a traced program, whether the marked outputs may need it; where JAX cannot say, they may.
+    """For each input of a traced program, whether the marked outputs may need it; where JAX cannot say, they
+    may.
 
     >>> import jax
     >>> uses(jax.make_jaxpr(lambda x, y, z: (x + y, z))(1.0, 2.0, 3.0), [True, False])
@@ -297,14 +335,16 @@ def constants_used(jaxpr: Any) -> list[Any]:
 
 
 def fingerprint(fn: Callable, *args: Any) -> str:
-    """Of what a function computes: its operations and the numbers that they hold, the same in every process of the same versions.
+    """Of what a function computes: its operations and the numbers that they hold, the same in every process
+    of the same versions.
 
     What its results do not need does not count, and neither does the order.
 
     >>> import jax.numpy as jnp
     >>> def near(level):
     ...     return lambda x: (x - level) ** 2
-    >>> fingerprint(near(1.0), 0.0) == fingerprint(near(1.0), 5.0), fingerprint(near(1.0), 0.0) == fingerprint(near(2.0), 0.0)
+    >>> fingerprint(near(1.0), 0.0) == fingerprint(near(1.0), 5.0), fingerprint(near(1.0),
+    ...     0.0) == fingerprint(near(2.0), 0.0)
     (True, False)
     """
     closed = jax.make_jaxpr(fn)(*args)
@@ -317,7 +357,9 @@ def fingerprint(fn: Callable, *args: Any) -> str:
     found = [_digest(x) for x in consts]
     for eqn in [e for outer in inner.eqns for e in (outer, *equations_within(outer))]:
         plain = sorted((k, repr(v)) for k, v in eqn.params.items() if isinstance(v, bool | int | float))
-        held = [c for v in eqn.params.values() for c in getattr(v, "consts", ())] + [v.val for v in eqn.invars if isinstance(v, Literal)]
+        held = [c for v in eqn.params.values() for c in getattr(v, "consts", ())] + [
+            v.val for v in eqn.invars if isinstance(v, Literal)
+        ]
         found.append(repr((eqn.primitive.name, plain, [_digest(x) for x in held])))
     return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=8).hexdigest()
 
@@ -325,4 +367,6 @@ def fingerprint(fn: Callable, *args: Any) -> str:
 def _digest(x: Any) -> str:
     x = jax.random.key_data(x) if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key) else x
     x = np.asarray(x)
-    return f"{x.dtype}{x.shape}{hashlib.blake2b(np.ascontiguousarray(x).tobytes(), digest_size=16).hexdigest()}"
+    return (
+        f"{x.dtype}{x.shape}{hashlib.blake2b(np.ascontiguousarray(x).tobytes(), digest_size=16).hexdigest()}"
+    )

@@ -1,5 +1,5 @@
-"""Relations between the elements of a random site and the positions of an array, as :mod:`ppl_ext.tracing.credit` defines them, and their
-joins.
+"""Relations between the elements of a random site and the positions of an array, as
+:mod:`ppl_ext.tracing.credit` defines them, and their joins.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,9 @@ def join(*all_deps: Deps) -> Deps:
 
 
 def move(deps: Deps, axis_map: Callable[[int], int | None]) -> Deps:
-    """Follow array axes to their new place (``None``: lost). Two site axes on one array axis would be a diagonal; we give that up."""
+    """Follow array axes to their new place (``None``: lost). Two site axes on one array axis would be a
+    diagonal; we give that up.
+    """
 
     def moved(relation):
         out, used = [], set()
@@ -64,4 +66,8 @@ def anything(deps: Deps) -> Deps:
 
 def fits(deps: Deps, ndim: int) -> bool:
     """Whether all these relations speak of axes that an array has."""
-    return not deps or all(r is None or r[0] not in ON_AN_AXIS or 0 <= r[1] < ndim for relation in deps.values() for r in relation)
+    return not deps or all(
+        r is None or r[0] not in ON_AN_AXIS or 0 <= r[1] < ndim
+        for relation in deps.values()
+        for r in relation
+    )

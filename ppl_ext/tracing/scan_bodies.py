@@ -12,12 +12,16 @@ from ppl_ext.errors import ModelError
 from ppl_ext.tracing.scoped_scans import scopes_within, within
 
 
-def run_in_scan_body(handler: Messenger, msg: dict, wrap: Callable[[Any], Messenger], series: Any = None) -> None:
-    """Make a handler work inside the body of a ``scan`` or the branches of a ``cond``, whose sites never reach it otherwise.
+def run_in_scan_body(
+    handler: Messenger, msg: dict, wrap: Callable[[Any], Messenger], series: Any = None
+) -> None:
+    """Make a handler work inside the body of a ``scan`` or the branches of a ``cond``, whose sites never
+    reach it otherwise.
 
-    ``handler`` is the one that processes the message: scopes inside of it rename the sites of the body too. ``wrap(values)`` opens the
-    handler around each execution of the body; ``series`` holds arrays with a leading time axis whose slices are passed as ``values``. They
-    travel as scanned inputs: reverse-mode through an indexed constant would cost O(T) a step.
+    ``handler`` is the one that processes the message: scopes inside of it rename the sites of the body too.
+    ``wrap(values)`` opens the handler around each execution of the body; ``series`` holds arrays with a
+    leading time axis whose slices are passed as ``values``. They travel as scanned inputs: reverse-mode
+    through an indexed constant would cost O(T) a step.
     """
     scopes = scopes_within(handler)
     if msg["fn"] is cond_wrapper:
@@ -31,8 +35,12 @@ def run_in_scan_body(handler: Messenger, msg: dict, wrap: Callable[[Any], Messen
 
         msg["args"] = (pred, branch(true_fun), branch(false_fun), operand)
         return
-    if getattr(msg["fn"], "args", (msg["fn"],))[0] is not scan_wrapper:  # or what an expectation inside made of it
-        raise ModelError(f"Unknown control flow '{getattr(msg['fn'], '__name__', msg['fn'])}': only NumPyro's scan and cond are supported.")
+    # or what an expectation inside made of it
+    if getattr(msg["fn"], "args", (msg["fn"],))[0] is not scan_wrapper:
+        raise ModelError(
+            f"Unknown control flow '{getattr(msg['fn'], '__name__', msg['fn'])}': only NumPyro's scan and "
+            "cond are supported."
+        )
     fn, init, xs, length, reverse = msg["args"]
     series = {} if series is None else series
 

@@ -1,10 +1,13 @@
-"""NumPyro's ``scope`` around a ``scan`` or ``cond``, and its ``reparam`` inside of one, as who works on states has to meet them.
+"""NumPyro's ``scope`` around a ``scan`` or ``cond``, and its ``reparam`` inside of one, as who works on
+states has to meet them.
 
-**Scopes.** Handlers outside of a scope meet the sites inside of the scan by the names that the scope gives them.
+**Scopes.** Handlers outside of a scope meet the sites inside of the scan by the names that the scope gives
+them.
 
-NumPyro's scope does not reach the body: there the sites have their bare names, and the long ones only when they are stacked, so that values
-given by the long names do not arrive. Here the body of whoever opens a handler in it is wrapped twice: around the model's body the names
-become long, for the handler, and outside of the handler they become bare again, for NumPyro, whose scope then makes them long.
+NumPyro's scope does not reach the body: there the sites have their bare names, and the long ones only when
+they are stacked, so that values given by the long names do not arrive. Here the body of whoever opens a
+handler in it is wrapped twice: around the model's body the names become long, for the handler, and outside of
+the handler they become bare again, for NumPyro, whose scope then makes them long.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,8 +56,8 @@ class _Bare(Messenger):
 
 
 def scopes_within(handler: Messenger) -> tuple[Messenger, ...]:
-    """The open scopes between a handler and the site whose message it processes, the innermost first; not those that a :class:`Reaching`
-    between them has dealt with."""
+    """The open scopes between a handler and the site whose message it processes, the innermost first; not
+    those that a :class:`Reaching` between them has dealt with."""
     found: list[Messenger] = []
     inside = False
     for each in _PYRO_STACK:
@@ -78,10 +81,12 @@ _own: list[Callable] = []
 
 @contextmanager
 def as_written() -> Iterator[list[str]]:
-    """Sites as the model writes them: while this is open NumPyro's ``reparam`` does nothing, and the sites that it would have changed are
-    listed. It does not change the law of a site, but makes it a function of noise, which no longer says where the state is.
+    """Sites as the model writes them: while this is open NumPyro's ``reparam`` does nothing, and the sites
+    that it would have changed are listed. It does not change the law of a site, but makes it a function of
+    noise, which no longer says where the state is.
 
-    A model opens ``reparam`` in its own code, where no handler of ours lies between it and the site; so its method is replaced meanwhile.
+    A model opens ``reparam`` in its own code, where no handler of ours lies between it and the site; so its
+    method is replaced meanwhile.
     """
     if not _listening:
         _own[:], reparam.process_message = [reparam.process_message], _only_told
@@ -90,21 +95,25 @@ def as_written() -> Iterator[list[str]]:
     try:
         yield found
     finally:
-        # By identity: of two runs in two threads, the one that began last need not be the one that ends first.
+        # By identity: of two runs in two threads, the one that began last need not be the one that ends
+        # first.
         _listening[:] = [x for x in _listening if x is not found]
         if not _listening:
             reparam.process_message = _own.pop()
 
 
 def _only_told(self, msg) -> None:
-    if msg["type"] == "sample" and (self.config.get(msg["name"]) if isinstance(self.config, dict) else self.config(msg)) is not None:
+    if (
+        msg["type"] == "sample"
+        and (self.config.get(msg["name"]) if isinstance(self.config, dict) else self.config(msg)) is not None
+    ):
         for found in _listening:
             found.append(msg["name"])
 
 
 class Reaching(Messenger):
-    """For a kernel of NumPyro's around a model with a scan: values that its handlers give by long names reach the sites inside, and these
-    are as written."""
+    """For a kernel of NumPyro's around a model with a scan: values that its handlers give by long names reach
+    the sites inside, and these are as written."""
 
     def process_message(self, msg):
         if msg["type"] != "control_flow" or msg["fn"] is not scan_wrapper:
@@ -122,7 +131,10 @@ class Reaching(Messenger):
 
         bare: dict[str, dict] = {}
         held = msg["kwargs"]["substitute_stack"]
-        held[:] = [(kind, {long(n): v for n, v in values.items()} if isinstance(values, dict) else values) for kind, values in held]
+        held[:] = [
+            (kind, {long(n): v for n, v in values.items()} if isinstance(values, dict) else values)
+            for kind, values in held
+        ]
         msg["args"], msg["_ppl_ext_bare"] = (body, *msg["args"][1:]), bare
 
     def postprocess_message(self, msg):

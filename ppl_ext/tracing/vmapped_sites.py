@@ -1,9 +1,10 @@
 """Sites inside a ``jax.vmap`` of the program's own: met once, outside of it, with the lanes as leading axes.
 
-NumPyro draws such a site from one key, so that all lanes get the same noise, and what its handlers keep of it is a tracer that dies with
-the ``vmap``. Here the message of the site becomes a primitive whose batching rule sends it on where the ``vmap`` was called: the law has
-the lanes as leading batch axes (outermost ``vmap`` first), every lane has a draw of its own, and the value goes back into the lanes. So
-a site under a ``vmap`` is to every handler what it would be in one more plate on the far left.
+NumPyro draws such a site from one key, so that all lanes get the same noise, and what its handlers keep of it
+is a tracer that dies with the ``vmap``. Here the message of the site becomes a primitive whose batching rule
+sends it on where the ``vmap`` was called: the law has the lanes as leading batch axes (outermost ``vmap``
+first), every lane has a draw of its own, and the value goes back into the lanes. So a site under a ``vmap``
+is to every handler what it would be in one more plate on the far left.
 """
 
 from typing import Any, NamedTuple
@@ -41,17 +42,20 @@ class Outside(Messenger):
 
 
 def sent_out(handler: Messenger, state: Any, msg: dict) -> bool:
-    """Whether a message comes from inside a ``vmap`` opened after ``state`` was taken; if so it is dealt with, and ``handler`` and those
-    outside of it have met it with its lanes: ``handler`` leaves this one alone (:func:`was_sent`), the others never see it. Sites that a
-    transformation hides (``_ppl_ext_hidden``) do not leave it.
+    """Whether a message comes from inside a ``vmap`` opened after ``state`` was taken; if so it is dealt
+    with, and ``handler`` and those outside of it have met it with its lanes: ``handler`` leaves this one
+    alone (:func:`was_sent`), the others never see it. Sites that a transformation hides (``_ppl_ext_hidden``)
+    do not leave it.
 
-    :raises InsideError: from inside another transformation, which nothing can leave; also for NumPyro's control flow.
+    :raises InsideError: from inside another transformation, which nothing can leave; also for NumPyro's
+        control flow.
     """
     kind = msg["type"]
     if kind == "control_flow":
         if trace_state() != state and "_ppl_ext_met" not in msg:
             raise control_flow_inside()
-        met, msg["_ppl_ext_met"] = "_ppl_ext_met" in msg and trace_state() != state, True  # by a handler inside, whose affair it is
+        # by a handler inside, whose affair it is
+        met, msg["_ppl_ext_met"] = "_ppl_ext_met" in msg and trace_state() != state, True
         return met
     if kind not in _KINDS or trace_state() == state or "_ppl_ext_hidden" in msg:
         return False
@@ -69,8 +73,9 @@ def sent_out(handler: Messenger, state: Any, msg: dict) -> bool:
 
 def control_flow_inside() -> InsideError:
     return InsideError(
-        "NumPyro's scan or cond stands inside jax.vmap, jax.jit or another transformation within the program, and its sites cannot "
-        "leave it. Put the vmap into the body of the scan, or the lanes into a numpyro.plate."
+        "NumPyro's scan or cond stands inside jax.vmap, jax.jit or another transformation within the "
+        "program, and its sites cannot leave it. Put the vmap into the body of the scan, or the lanes into "
+        "a numpyro.plate."
     )
 
 
@@ -103,10 +108,16 @@ class _Message:
 
     def _outside(self) -> list[Messenger]:
         """The handlers that have not met the message yet, innermost last."""
-        return _PYRO_STACK[: _PYRO_STACK.index(self.handler) + 1] if self.handler in _PYRO_STACK else [self.handler]
+        return (
+            _PYRO_STACK[: _PYRO_STACK.index(self.handler) + 1]
+            if self.handler in _PYRO_STACK
+            else [self.handler]
+        )
 
     def _law(self) -> Distribution:
-        """One lane's law, with an axis for each plate that is to come and for each that only its value has: lanes go left of them."""
+        """One lane's law, with an axis for each plate that is to come and for each that only its value has:
+        lanes go left of them.
+        """
         fn = self.msg["fn"]
         batch = (*self.msg["kwargs"]["sample_shape"], *fn.batch_shape)
         value = jnp.ndim(self.msg["value"]) - fn.event_dim if self.msg["is_observed"] else 0
@@ -118,7 +129,9 @@ class _Message:
         traced = [x for x in self.leaves if isinstance(x, jax.core.Tracer)]
         return site_p.bind(*traced, message=self, lanes=(), mapped=((),) * len(traced))
 
-    def deliver(self, traced: list[jax.Array], lanes: tuple[int, ...], mapped: tuple[tuple[bool, ...], ...]) -> jax.Array:
+    def deliver(
+        self, traced: list[jax.Array], lanes: tuple[int, ...], mapped: tuple[tuple[bool, ...], ...]
+    ) -> jax.Array:
         arrays = iter(zip(traced, mapped, strict=True))
 
         def leaf(x):
@@ -139,7 +152,9 @@ class _Message:
         stack = _PYRO_STACK[:]
         _PYRO_STACK[:] = self._outside()
         try:
-            return apply_stack({**self.msg, "cond_indep_stack": list(self.msg.get("cond_indep_stack", ())), **changes})["value"]
+            return apply_stack(
+                {**self.msg, "cond_indep_stack": list(self.msg.get("cond_indep_stack", ())), **changes}
+            )["value"]
         finally:
             _PYRO_STACK[:] = stack
 
@@ -160,9 +175,9 @@ class _Message:
             whole = not _is_lanes(value) and given == lanes + own
             if whole and self.msg["is_observed"]:
                 raise ModelError(
-                    f"Site '{name}' is observed inside jax.vmap with the shape {given} of all its lanes together; one lane has {own}. "
-                    "Pass data that differ between lanes through the vmap, or put numpyro.handlers.condition around "
-                    "ppl_ext.handlers.vmapped(program)."
+                    f"Site '{name}' is observed inside jax.vmap with the shape {given} of all its lanes "
+                    f"together; one lane has {own}. Pass data that differ between lanes through the vmap, "
+                    "or put numpyro.handlers.condition around ppl_ext.handlers.vmapped(program)."
                 )
             if whole:  # a handler outside gave the site its value
                 value = jnp.reshape(value, lanes + (1,) * (len(shape) - len(own)) + own)
@@ -171,7 +186,10 @@ class _Message:
             try:
                 value = jnp.broadcast_to(value, lanes + jnp.broadcast_shapes(own if whole else given, shape))
             except ValueError:
-                raise ModelError(f"Site '{name}' is sampled inside jax.vmap: one lane has shape {own}, the value given {given}.") from None
+                raise ModelError(
+                    f"Site '{name}' is sampled inside jax.vmap: one lane has shape {own}, the value given "
+                    f"{given}."
+                ) from None
         scale = parts["scale"].aligned(ndim) if _is_lanes(parts["scale"]) else parts["scale"]
         infer = {k: v.aligned(ndim) if _is_lanes(v) else v for k, v in parts["infer"].items()}
         kwargs = {**self.msg["kwargs"], "rng_key": _one(parts["key"]), "sample_shape": ()}
@@ -201,7 +219,9 @@ def in_lanes(fn: Distribution, lanes: tuple[int, ...], name: str) -> Distributio
 
 
 def _in_lanes(fn: Distribution, lanes: tuple[int, ...], name: str, extra: int) -> Distribution:
-    """The same with ``extra`` axes of size one after the lanes, and of the same type, whose attributes its owner may ask for."""
+    """The same with ``extra`` axes of size one after the lanes, and of the same type, whose attributes its
+    owner may ask for.
+    """
     batch = lanes + (1,) * extra + tuple(fn.batch_shape)
     match fn:
         case MaskedDistribution():
@@ -216,35 +236,50 @@ def _in_lanes(fn: Distribution, lanes: tuple[int, ...], name: str, extra: int) -
     def inside(x, ndim: int):
         if isinstance(x, Distribution):
             return _in_lanes(x, lanes, name, extra)
-        if isinstance(x, Transform) and len(batch) > len(lanes) and not isinstance(x, AffineTransform | PowerTransform):
+        if (
+            isinstance(x, Transform)
+            and len(batch) > len(lanes)
+            and not isinstance(x, AffineTransform | PowerTransform)
+        ):
             if any(map(_is_lanes, jax.tree.leaves(x, is_leaf=_is_lanes))):
                 raise InsideError(
-                    f"Site '{name}' is sampled inside jax.vmap, and the {type(x).__name__} of its law differs between lanes that have a "
-                    "batch of their own. Use numpyro.plate instead of that vmap."
+                    f"Site '{name}' is sampled inside jax.vmap, and the {type(x).__name__} of its law "
+                    "differs between lanes that have a batch of their own. Use numpyro.plate instead of "
+                    "that vmap."
                 )
         if isinstance(x, list | tuple) and not _is_lanes(x):
             return type(x)(inside(y, ndim) for y in x)
         return jax.tree.map(
-            lambda y: y.aligned(extra + ndim) if _is_lanes(y) else _of_rank(y, len(lanes) + extra + ndim), x, is_leaf=_is_lanes
+            lambda y: y.aligned(extra + ndim) if _is_lanes(y) else _of_rank(y, len(lanes) + extra + ndim),
+            x,
+            is_leaf=_is_lanes,
         )
 
     def ndim(field: str) -> int:
         """Axes of a parameter: the batch's and those of its own event."""
         try:
-            event = fn.event_dim if isinstance(fn, TransformedDistribution) else fn.arg_constraints[field].event_dim
+            event = (
+                fn.event_dim
+                if isinstance(fn, TransformedDistribution)
+                else fn.arg_constraints[field].event_dim
+            )
         except (KeyError, NotImplementedError):
             event = fn.event_dim
         return len(fn.batch_shape) + event
 
     data, aux = fn.tree_flatten()
     fields = type(fn).gather_pytree_data_fields()
-    out = type(fn).tree_unflatten(aux, tuple(inside(x, ndim(field)) for x, field in zip(data, fields, strict=True)))
+    out = type(fn).tree_unflatten(
+        aux, tuple(inside(x, ndim(field)) for x, field in zip(data, fields, strict=True))
+    )
     out._batch_shape = batch
     return out
 
 
 def _of_rank(x, ndim: int):
-    """A parameter that all lanes share, with every axis, which NumPyro's ``scan`` relies on; what is known stays known."""
+    """A parameter that all lanes share, with every axis, which NumPyro's ``scan`` relies on; what is known
+    stays known.
+    """
     if isinstance(x, jax.core.Tracer):
         return x.reshape((1,) * (ndim - x.ndim) + x.shape) if x.ndim < ndim else x
     if not isinstance(x, int | float | np.ndarray | np.generic | jax.Array) or np.ndim(x) >= ndim:
@@ -252,15 +287,17 @@ def _of_rank(x, ndim: int):
     return np.reshape(x, (1,) * (ndim - np.ndim(x)) + np.shape(x))
 
 
-# --- the primitive: a site's message; it never runs, and only its batching rule can carry it out -------------------------------
+# --- the primitive: a site's message; it never runs, and only its batching rule can carry it out
+# -------------------------------
 
 
 def _refused(*args, message: _Message, **params):
     name = message.msg.get("name", message.msg["type"])
     raise InsideError(
-        f"Site '{name}' is sampled inside jax.jit, jax.grad, jax.lax.scan or another transformation within the program, and its value and "
-        "density cannot leave it. Use numpyro.contrib.control_flow's scan and cond instead of those of jax.lax, and leave an inner jit "
-        "away: the whole program is compiled anyway."
+        f"Site '{name}' is sampled inside jax.jit, jax.grad, jax.lax.scan or another transformation within "
+        "the program, and its value and density cannot leave it. Use numpyro.contrib.control_flow's scan "
+        "and cond instead of those of jax.lax, and leave an inner jit away: the whole program is compiled "
+        "anyway."
     )
 
 
@@ -277,4 +314,5 @@ site_p = Primitive("ppl_ext_vmapped_site")
 site_p.def_impl(_refused)
 site_p.def_abstract_eval(_refused)
 ad.primitive_jvps[site_p] = lambda primals, tangents, **params: _refused(**params)
-batching.fancy_primitive_batchers[site_p] = _carried_out  # unlike the ordinary table, also asked where no operand has the lanes
+# unlike the ordinary table, also asked where no operand has the lanes
+batching.fancy_primitive_batchers[site_p] = _carried_out

@@ -1,4 +1,6 @@
-"""Two state-space models with exact answers: a linear-Gaussian one (as a joint Gaussian) and a finite one (every path), in float64."""
+"""Two state-space models with exact answers: a linear-Gaussian one (as a joint Gaussian) and a finite one
+(every path), in float64.
+"""
 
 import itertools
 
@@ -51,7 +53,9 @@ def linear_joint(phi, sigma, y=Y):
     y, inner = jnp.asarray(y, jnp.float64), prior[1:, 1:] + 0.36 * jnp.eye(num - 1)
     gain = jnp.linalg.solve(inner, prior[1:]).T
     rest = y - mean[1:]
-    log_z = -0.5 * (rest @ jnp.linalg.solve(inner, rest) + jnp.linalg.slogdet(inner)[1] + (num - 1) * jnp.log(2 * jnp.pi))
+    log_z = -0.5 * (
+        rest @ jnp.linalg.solve(inner, rest) + jnp.linalg.slogdet(inner)[1] + (num - 1) * jnp.log(2 * jnp.pi)
+    )
     return log_z, mean + gain @ rest, prior - gain @ prior[1:]
 
 
@@ -61,7 +65,9 @@ def finite_paths(stay, loud, y=Y):
     log_p = jnp.log(jnp.array([0.5, 0.3, 0.2]))[every[:, 0]]
     for t, y_t in enumerate(y, 1):
         log_p += jnp.log(jnp.where(every[:, t] == every[:, t - 1], stay, (1 - stay) / 2))
-        log_p += -0.5 * ((float(y_t) - MEANS[every[:, t]]) / loud) ** 2 - jnp.log(loud) - 0.5 * jnp.log(2 * jnp.pi)
+        log_p += (
+            -0.5 * ((float(y_t) - MEANS[every[:, t]]) / loud) ** 2 - jnp.log(loud) - 0.5 * jnp.log(2 * jnp.pi)
+        )
     return every, log_p
 
 
@@ -80,7 +86,9 @@ def slopes(model, parameters):
         return linear_joint(**parameters)[0] if model is linear else logsumexp(finite_paths(**parameters)[1])
 
     with jax.enable_x64(True):
-        return jax.tree.map(float, jax.grad(log_z)({n: jnp.asarray(v, jnp.float64) for n, v in parameters.items()}))
+        return jax.tree.map(
+            float, jax.grad(log_z)({n: jnp.asarray(v, jnp.float64) for n, v in parameters.items()})
+        )
 
 
 def smoothed(model, parameters):
@@ -92,7 +100,9 @@ def smoothed(model, parameters):
             return np.array([mean[0], covariance[2, 3] + mean[2] * mean[3], mean[-1]])
         every, log_p = finite_paths(**parameters)
         weights = np.exp(log_p - logsumexp(log_p))
-        return np.array([weights @ every[:, 0], weights @ (every[:, 2] * every[:, 3]), weights @ every[:, -1]])
+        return np.array(
+            [weights @ every[:, 0], weights @ (every[:, 2] * every[:, 3]), weights @ every[:, -1]]
+        )
 
 
 PROBLEMS = {"linear": (linear, LINEAR, "x"), "finite": (finite, FINITE, "k")}

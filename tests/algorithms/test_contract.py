@@ -1,8 +1,10 @@
-"""E[w] = p(x) and E[1/w | x] = 1/p(x), for every algorithm, transformation and nesting of them, with few particles.
+"""E[w] = p(x) and E[1/w | x] = 1/p(x), for every algorithm, transformation and nesting of them, with few
+particles.
 
-On finite programs every random site, those inside included, is enumerated: the two expectations come out exactly, whatever the key, and
-nothing is left to chance. On a linear-Gaussian program they are averages over 20,000 fixed keys, within 4.5 standard errors of the closed
-form; over fresh keys a right estimator would fail one of the 18 comparisons with probability 1e-4.
+On finite programs every random site, those inside included, is enumerated: the two expectations come out
+exactly, whatever the key, and nothing is left to chance. On a linear-Gaussian program they are averages over
+20,000 fixed keys, within 4.5 standard errors of the closed form; over fresh keys a right estimator would fail
+one of the 18 comparisons with probability 1e-4.
 """
 
 import itertools
@@ -34,7 +36,12 @@ def chain():
     numpyro.sample("c", dist.Categorical(probs=jnp.asarray(C)[b]))
 
 
-JOINT = np.array([[[np.array([1 - A, A])[a] * [1 - B[a], B[a]][b] * C[b, c] for c in range(3)] for b in range(2)] for a in range(2)])
+JOINT = np.array(
+    [
+        [[np.array([1 - A, A])[a] * [1 - B[a], B[a]][b] * C[b, c] for c in range(3)] for b in range(2)]
+        for a in range(2)
+    ]
+)
 
 
 def proposed_logit(seen, shift):
@@ -105,14 +112,23 @@ def resampled(num, proposal, density):
 PRIOR = np.array([1 - A, A])
 PROPOSED = coin(proposed_logit(1, 0))
 RESAMPLED = resampled(2, PROPOSED, PRIOR * B)
-# Coin b given c = 2, where coin a behind it is a particle of one's own: both are proposed, and only b is looked at.
-PROPOSED_PAIRS = np.array([[coin(proposed_logit(2, 0))[b] * coin(proposed_logit(b + 2, 0))[a] for b in range(2)] for a in range(2)])
+# Coin b given c = 2, where coin a behind it is a particle of one's own: both are proposed, and only b is
+# looked at.
+PROPOSED_PAIRS = np.array(
+    [[coin(proposed_logit(2, 0))[b] * coin(proposed_logit(b + 2, 0))[a] for b in range(2)] for a in range(2)]
+)
 RESAMPLED_PAIRS = resampled(2, PROPOSED_PAIRS.ravel(), JOINT[:, :, 2].ravel()).reshape(2, 2).sum(0)
 
 # Name: program, the sites it has, their exact joint law.
 PROGRAMS = {
-    **{f"forward, {k}": (marginal(chain, ["c"], ImportanceSampling(k)), ["c"], JOINT.sum((0, 1))) for k in (1, 2)},
-    **{f"proposed, {k}": (marginal(chain, ["b", "c"], sampled(k, "a")), ["b", "c"], JOINT.sum(0)) for k in (1, 2, 5)},
+    **{
+        f"forward, {k}": (marginal(chain, ["c"], ImportanceSampling(k)), ["c"], JOINT.sum((0, 1)))
+        for k in (1, 2)
+    },
+    **{
+        f"proposed, {k}": (marginal(chain, ["b", "c"], sampled(k, "a")), ["b", "c"], JOINT.sum(0))
+        for k in (1, 2, 5)
+    },
     "an early site kept": (marginal(chain, ["a"], sampled(2, "b", "c")), ["a"], PRIOR),
     "both ends kept": (marginal(chain, ["a", "c"], ImportanceSampling(2)), ["a", "c"], JOINT.sum(1)),
     "enumerated": (marginal(chain, ["c"], Enumeration()), ["c"], JOINT.sum((0, 1))),
@@ -137,27 +153,51 @@ PROGRAMS = {
         JOINT.sum((0, 1)),
     ),
     "a proposal that is a marginal": (
-        marginal(chain, ["b", "c"], ImportanceSampling(2, marginal(propose_with_auxiliary, ["a"], ImportanceSampling(2)))),
+        marginal(
+            chain,
+            ["b", "c"],
+            ImportanceSampling(2, marginal(propose_with_auxiliary, ["a"], ImportanceSampling(2))),
+        ),
         ["b", "c"],
         JOINT.sum(0),
     ),
     **{
-        f"normalize, {k}": (normalize(coin_with_evidence, {"b": 1}, sampled(k, "a")), ["a"], resampled(k, PROPOSED, PRIOR * B))
+        f"normalize, {k}": (
+            normalize(coin_with_evidence, {"b": 1}, sampled(k, "a")),
+            ["a"],
+            resampled(k, PROPOSED, PRIOR * B),
+        )
         for k in (1, 2, 4)
     },
-    "normalize, forward": (normalize(coin_with_evidence, {"b": 1}, ImportanceSampling(2)), ["a"], resampled(2, PRIOR, PRIOR * B)),
-    "normalize, enumerated": (normalize(coin_with_evidence, {"b": 1}, Enumeration()), ["a"], PRIOR * B / (PRIOR @ B)),
-    "normalize in marginal": (marginal(posterior_then_die, ["c"], ImportanceSampling(2)), ["c"], RESAMPLED @ C),
+    "normalize, forward": (
+        normalize(coin_with_evidence, {"b": 1}, ImportanceSampling(2)),
+        ["a"],
+        resampled(2, PRIOR, PRIOR * B),
+    ),
+    "normalize, enumerated": (
+        normalize(coin_with_evidence, {"b": 1}, Enumeration()),
+        ["a"],
+        PRIOR * B / (PRIOR @ B),
+    ),
+    "normalize in marginal": (
+        marginal(posterior_then_die, ["c"], ImportanceSampling(2)),
+        ["c"],
+        RESAMPLED @ C,
+    ),
     "normalize in marginal, kept": (
         marginal(
-            posterior_then_die, ["a"], ImportanceSampling(1, lambda given: numpyro.sample("c", dist.Categorical(logits=jnp.zeros(3))))
+            posterior_then_die,
+            ["a"],
+            ImportanceSampling(1, lambda given: numpyro.sample("c", dist.Categorical(logits=jnp.zeros(3)))),
         ),
         ["a"],
         RESAMPLED,
     ),
     # With one particle, resampling returns what was proposed: this law does not know the data.
     "marginal of normalize": (
-        marginal(normalize(chain, {"c": 2}, ImportanceSampling(1, propose("a", "b"))), ["b"], sampled(2, "a")),
+        marginal(
+            normalize(chain, {"c": 2}, ImportanceSampling(1, propose("a", "b"))), ["b"], sampled(2, "a")
+        ),
         ["b"],
         coin(proposed_logit(2, 1)),
     ),
@@ -194,7 +234,9 @@ def means_of_scores(program, sites, law):
         values = {site: jnp.asarray(x) for site, x in zip(sites, point, strict=True)}
         return jnp.exp(log_density(enumerated(program), values).total)
 
-    return np.array([expectation(lambda p=p: weight(p)).value(jax.random.key(3)) for p in points(law)]).reshape(law.shape)
+    return np.array(
+        [expectation(lambda p=p: weight(p)).value(jax.random.key(3)) for p in points(law)]
+    ).reshape(law.shape)
 
 
 def reciprocal_means(program, sites, law):
@@ -206,7 +248,9 @@ def reciprocal_means(program, sites, law):
         here = jnp.stack([draw.values[site] == x for site, x in zip(sites, point, strict=True)]).all()
         return jnp.where(here, jnp.exp(-draw.log_density.total), 0.0)
 
-    return np.array([expectation(lambda p=p: reciprocal(p)).value(jax.random.key(3)) for p in points(law)]).reshape(law.shape)
+    return np.array(
+        [expectation(lambda p=p: reciprocal(p)).value(jax.random.key(3)) for p in points(law)]
+    ).reshape(law.shape)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -273,7 +317,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "seen"), [(fault, seen) for fault, all_seen in FAULTS.items() for seen in all_seen])
+@pytest.mark.parametrize(
+    ("fault", "seen"), [(fault, seen) for fault, all_seen in FAULTS.items() for seen in all_seen]
+)
 @pytest.mark.slow
 def test_a_fault_is_seen(fault, seen):
     algorithm = fault(2, propose("a"))
@@ -289,7 +335,9 @@ def test_a_fault_is_seen(fault, seen):
 
 @pytest.mark.parametrize("num_particles", [1, 2, 5])
 def test_a_program_with_data_is_scored_without_bias_even_when_simulated(num_particles):
-    """The coin a is drawn from its prior, so w must be a fresh estimate of p(a, c): the mean of 1{a} w is P(a) p(a, c)."""
+    """The coin a is drawn from its prior, so w must be a fresh estimate of p(a, c): the mean of 1{a} w is
+    P(a) p(a, c).
+    """
     program = marginal(observed(2), ["a"], sampled(num_particles, "b"))
     for a in range(2):
 
@@ -297,7 +345,9 @@ def test_a_program_with_data_is_scored_without_bias_even_when_simulated(num_part
             draw = simulate(enumerated(program))
             return jnp.where(draw.values["a"] == a, jnp.exp(draw.log_density.total), 0.0)
 
-        assert float(expectation(weight).value(jax.random.key(0))) == pytest.approx(PRIOR[a] * JOINT[a, :, 2].sum(), rel=2e-5)
+        assert float(expectation(weight).value(jax.random.key(0))) == pytest.approx(
+            PRIOR[a] * JOINT[a, :, 2].sum(), rel=2e-5
+        )
 
 
 # A linear-Gaussian program: u ~ N(0.3, 1), x | u ~ N(0.8 u, 1.3), proposal N(0.25 x + 0.2, 1)
@@ -327,7 +377,11 @@ def test_linear_gaussian(num_particles, proposal):
 
     def one(rng_key):
         draw = simulate(program, rng_key=rng_key)
-        return log_density(program, {"x": 0.9}, rng_key=rng_key).total, draw.values["x"], draw.log_density.total
+        return (
+            log_density(program, {"x": 0.9}, rng_key=rng_key).total,
+            draw.values["x"],
+            draw.log_density.total,
+        )
 
     scored, x, log_w = quick_jit(jax.vmap(one))(KEYS)
     mean, error = mean_and_error(np.exp(scored - EXACT.log_prob(0.9)))
@@ -348,7 +402,9 @@ def test_more_particles_bring_both_sides_closer(algorithm):
         def one(rng_key):
             draw = simulate(program, rng_key=rng_key)
             truth = EXACT.log_prob(draw.values["x"])
-            return log_density(program, draw.values, rng_key=rng_key).total - truth, draw.log_density.total - truth
+            return log_density(
+                program, draw.values, rng_key=rng_key
+            ).total - truth, draw.log_density.total - truth
 
         return [np.mean(g) for g in quick_jit(jax.vmap(one))(KEYS)]
 

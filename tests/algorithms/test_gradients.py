@@ -1,8 +1,10 @@
-"""Value and gradient of objectives with marginals inside are unbiased, whatever the strategies of the sites inside.
+"""Value and gradient of objectives with marginals inside are unbiased, whatever the strategies of the sites
+inside.
 
-On finite programs the exact answer sums over all particles by hand. Where every site is enumerated the estimate must equal it, whatever
-the key; with scores it is compared in the mean over 20,000 fixed keys, within 4.5 standard errors estimated from them. Over fresh keys a
-right estimator would fail one coordinate with probability 7e-6, the file (about 80 coordinates) with probability 6e-4.
+On finite programs the exact answer sums over all particles by hand. Where every site is enumerated the
+estimate must equal it, whatever the key; with scores it is compared in the mean over 20,000 fixed keys,
+within 4.5 standard errors estimated from them. Over fresh keys a right estimator would fail one coordinate
+with probability 7e-6, the file (about 80 coordinates) with probability 6e-4.
 """
 
 import itertools
@@ -81,10 +83,14 @@ def assert_exact(objective, guide, exact, model=model):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), PARAMS)
         expected = jax.value_and_grad(exact)(params)
-        run = quick_jit(jax.value_and_grad(lambda params, rng_key: objective.loss(rng_key, params, model, guide)))
+        run = quick_jit(
+            jax.value_and_grad(lambda params, rng_key: objective.loss(rng_key, params, model, guide))
+        )
         for seed in (0, 1):
             actual = run(params, jax.random.key(seed))
-            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-8), actual, expected)
+            jax.tree.map(
+                lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-8), actual, expected
+            )
 
 
 ALL = Enumerate(max_lanes=100_000)
@@ -122,7 +128,9 @@ def test_annotations_inside_reach_too():
         u = numpyro.sample("u", dist.Bernoulli(logits=phi[0]), infer={"gradient": SCORE})
         numpyro.sample("x", dist.Bernoulli(logits=phi[1] + phi[2] * u))
 
-    wrapped = samples_of(ELBO(), gradient(marginal(mixture, ["x"], ImportanceSampling(2)), {"marginal/u": SCORE}), 200)
+    wrapped = samples_of(
+        ELBO(), gradient(marginal(mixture, ["x"], ImportanceSampling(2)), {"marginal/u": SCORE}), 200
+    )
     inside = samples_of(ELBO(), marginal(annotated, ["x"], ImportanceSampling(2)), 200)
     default = samples_of(ELBO(), marginal(mixture, ["x"], ImportanceSampling(2)), 200)
     jax.tree.map(np.testing.assert_array_equal, wrapped, inside)
@@ -144,13 +152,16 @@ def test_a_marginal_model_is_a_bound_with_the_right_gradient():
         total = 0.0
         for x, u in itertools.product((0.0, 1.0), repeat=2):
             prob = jnp.exp(bernoulli(x, params["psi"][0]) + bernoulli(u, params["theta"]))
-            total -= prob * (bernoulli(x, jnp.log(1.5)) + normal(0.7, 1.5 * x - u) - bernoulli(x, params["psi"][0]))
+            total -= prob * (
+                bernoulli(x, jnp.log(1.5)) + normal(0.7, 1.5 * x - u) - bernoulli(x, params["psi"][0])
+            )
         return total
 
     summed = marginal(hidden_model, ["x"], ImportanceSampling(1))
     assert_exact(ELBO(), guide, exact, model=summed)
     assert_unbiased(
-        samples_of(ELBO(), gradient(guide, {"x": SCORE}), model=gradient(summed, {"marginal/u": SCORE})), jax.value_and_grad(exact)(PARAMS)
+        samples_of(ELBO(), gradient(guide, {"x": SCORE}), model=gradient(summed, {"marginal/u": SCORE})),
+        jax.value_and_grad(exact)(PARAMS),
     )
 
 
@@ -158,7 +169,9 @@ def test_a_marginal_model_is_a_bound_with_the_right_gradient():
 
 
 def doubly_loss(params):
-    """IWELBO(2) with a marginal guide of two particles, by hand: each outer particle has x, a retained u and a fresh u."""
+    """IWELBO(2) with a marginal guide of two particles, by hand: each outer particle has x, a retained u and
+    a fresh u.
+    """
     outcomes = list(itertools.product((0.0, 1.0), repeat=3))
 
     def row(x, kept, fresh):
@@ -222,8 +235,12 @@ def test_the_index_is_a_site_like_any_other(strategies):
             total += jnp.exp(log_q.sum()) * weights @ jnp.asarray(xs)
         return total
 
-    mean = expectation(lambda params: 1.0 * simulate(numpyro.handlers.substitute(program, params)).values["x"])
-    samples = quick_jit(jax.vmap(lambda key: mean.value_and_grad(key, PARAMS)))(jax.random.split(jax.random.key(2), 20_000))
+    mean = expectation(
+        lambda params: 1.0 * simulate(numpyro.handlers.substitute(program, params)).values["x"]
+    )
+    samples = quick_jit(jax.vmap(lambda key: mean.value_and_grad(key, PARAMS)))(
+        jax.random.split(jax.random.key(2), 20_000)
+    )
     assert_unbiased(samples, jax.value_and_grad(exact)(PARAMS))
 
 
@@ -246,7 +263,11 @@ def test_pathwise_through_the_particles():
     for strategy in ("reparam", "score"):
         handled = expectation(
             lambda params, strategy=strategy: jnp.exp(
-                log_density(gradient(marginal(gaussian, ["x"], ImportanceSampling(2)), {"marginal/u": strategy}), {"x": 0.9}, params).total
+                log_density(
+                    gradient(marginal(gaussian, ["x"], ImportanceSampling(2)), {"marginal/u": strategy}),
+                    {"x": 0.9},
+                    params,
+                ).total
             )
         )
         keys = jax.random.split(jax.random.key(3), 20_000)
@@ -268,14 +289,19 @@ def test_exact_algorithms_leave_no_noise():
 
 
 def test_wrong_gradients_are_seen():
-    """The comparison has power: without the score of the hidden sites, as a seeded program outside has it, the gradient is wrong."""
+    """The comparison has power: without the score of the hidden sites, as a seeded program outside has it,
+    the gradient is wrong.
+    """
     guide = marginal(mixture, ["x"], ImportanceSampling(2, reverse))
     exact = jax.value_and_grad(lambda params: hierarchical_loss(params, 2, reverse))(PARAMS)
 
     def one(rng_key):
         def loss(params):
             draw = simulate(numpyro.handlers.substitute(guide, params), rng_key=rng_key)
-            return draw.log_density.total - log_density(numpyro.handlers.substitute(model, params), draw.values).total
+            return (
+                draw.log_density.total
+                - log_density(numpyro.handlers.substitute(model, params), draw.values).total
+            )
 
         return jax.value_and_grad(loss)(PARAMS)
 

@@ -1,7 +1,8 @@
-"""The particle filter as an algorithm of the core: marginals, objectives and posteriors of models with a scan, at two and three particles.
+"""The particle filter as an algorithm of the core: marginals, objectives and posteriors of models with a
+scan, at two and three particles.
 
-Statistical comparisons are within 4.5 standard errors over 20,000 fixed keys; over fresh keys one of the 20 or so fails with
-probability 2e-4.
+Statistical comparisons are within 4.5 standard errors over 20,000 fixed keys; over fresh keys one of the 20
+or so fails with probability 2e-4.
 """
 
 import itertools
@@ -30,7 +31,18 @@ from ppl_ext.state_space.filtering import Rules, run_filter
 from ppl_ext.state_space.model import lower
 from ppl_ext.state_space.resampling import SCHEMES, multinomial
 from tests.algorithms import state_spaces
-from tests.algorithms.state_spaces import FINITE, LINEAR, MEANS, PROBLEMS, Y, finite, finite_paths, linear, linear_joint, log_evidence
+from tests.algorithms.state_spaces import (
+    FINITE,
+    LINEAR,
+    MEANS,
+    PROBLEMS,
+    Y,
+    finite,
+    finite_paths,
+    linear,
+    linear_joint,
+    log_evidence,
+)
 from tests.oracles import assert_unbiased, quick_jit
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -47,8 +59,13 @@ def replicates(fn, keys=KEYS):
 
 
 def exact_finite(stay, loud, num=2, y=SHORT):
-    """E[log Ẑ] of the bootstrap filter with multinomial resampling, over every outcome of states and ancestors."""
-    states, lanes = list(itertools.product(range(3), repeat=num)), list(itertools.product(range(num), repeat=num))
+    """E[log Ẑ] of the bootstrap filter with multinomial resampling, over every outcome of states and
+    ancestors.
+    """
+    states, lanes = (
+        list(itertools.product(range(3), repeat=num)),
+        list(itertools.product(range(num), repeat=num)),
+    )
 
     def law(k):
         return jnp.where(jnp.arange(3) == k, stay, (1 - stay) / 2)
@@ -56,12 +73,21 @@ def exact_finite(stay, loud, num=2, y=SHORT):
     def emission(k, y_t):
         return jnp.exp(-0.5 * ((y_t - MEANS[k]) / loud) ** 2) / loud / jnp.sqrt(2 * jnp.pi)
 
-    # Outcome by outcome of (x0, x1, a2, x2); ancestors of x1 are drawn with equal weights and matter only as far as states repeat.
+    # Outcome by outcome of (x0, x1, a2, x2); ancestors of x1 are drawn with equal weights and matter only as
+    # far as states repeat.
     total = 0.0
     first = jnp.array([0.5, 0.3, 0.2])
     transition = jnp.stack([law(k) for k in range(3)])
     rows = np.array(
-        list(itertools.product(range(len(states)), range(len(lanes)), range(len(states)), range(len(lanes)), range(len(states))))
+        list(
+            itertools.product(
+                range(len(states)),
+                range(len(lanes)),
+                range(len(states)),
+                range(len(lanes)),
+                range(len(states)),
+            )
+        )
     )
     x0, x1, x2 = (np.array(states)[rows[:, i]] for i in (0, 2, 4))
     a1, a2 = (np.array(lanes)[rows[:, i]] for i in (1, 3))
@@ -81,10 +107,16 @@ def test_gradients_of_the_bound_are_exact_on_average():
     prior = dist.Beta(2.0, 2.0), dist.HalfNormal(1.0)
 
     def exact(parameters):
-        return exact_finite(**parameters) + prior[0].log_prob(parameters["stay"]) + prior[1].log_prob(parameters["loud"])
+        return (
+            exact_finite(**parameters)
+            + prior[0].log_prob(parameters["stay"])
+            + prior[1].log_prob(parameters["loud"])
+        )
 
     with jax.enable_x64(True):
-        truth = jax.tree.map(np.asarray, jax.value_and_grad(exact)({n: jnp.asarray(v, jnp.float64) for n, v in FINITE.items()}))
+        truth = jax.tree.map(
+            np.asarray, jax.value_and_grad(exact)({n: jnp.asarray(v, jnp.float64) for n, v in FINITE.items()})
+        )
 
     def one(key):
         def bound(parameters):
@@ -108,9 +140,9 @@ def test_gradients_of_the_evidence(proposed, annotated):
     if annotated == "scored":
         program = gradient(program, {"marginal/x*": "score"})
     with jax.enable_x64(True):
-        truth = jax.grad(lambda p: jnp.exp(linear_joint(**p, y=SHORT)[0] - log_evidence(linear, LINEAR, SHORT)))(
-            {n: jnp.asarray(v, jnp.float64) for n, v in LINEAR.items()}
-        )
+        truth = jax.grad(
+            lambda p: jnp.exp(linear_joint(**p, y=SHORT)[0] - log_evidence(linear, LINEAR, SHORT))
+        )({n: jnp.asarray(v, jnp.float64) for n, v in LINEAR.items()})
     truth = {"pull": 0.0, **jax.tree.map(float, truth)}
     # The prior is a constant factor here: its own slope is taken off.
     scale = log_evidence(linear, LINEAR, SHORT)
@@ -119,8 +151,12 @@ def test_gradients_of_the_evidence(proposed, annotated):
         def evidence(parameters):
             def weight():
                 given = {n: parameters[n] for n in LINEAR}
-                log_w = log_density(numpyro.handlers.substitute(program, {"pull": parameters["pull"]}), given, SHORT).total
-                log_prior = dist.Uniform(-1, 1).log_prob(given["phi"]) + dist.HalfNormal(1.0).log_prob(given["sigma"])
+                log_w = log_density(
+                    numpyro.handlers.substitute(program, {"pull": parameters["pull"]}), given, SHORT
+                ).total
+                log_prior = dist.Uniform(-1, 1).log_prob(given["phi"]) + dist.HalfNormal(1.0).log_prob(
+                    given["sigma"]
+                )
                 return jnp.exp(log_w - log_prior - scale)
 
             return expectation(weight).value(key)
@@ -135,7 +171,10 @@ def test_gradients_of_the_evidence(proposed, annotated):
 
 @pytest.mark.slow
 def test_without_scores_of_the_ancestors_the_gradient_is_another():
-    program = gradient(marginal(finite, list(FINITE), ParticleFilter(2)), {"marginal/index": Constant(), "marginal/k*": "score"})
+    program = gradient(
+        marginal(finite, list(FINITE), ParticleFilter(2)),
+        {"marginal/index": Constant(), "marginal/k*": "score"},
+    )
 
     def one(key):
         def bound(loud):
@@ -144,14 +183,20 @@ def test_without_scores_of_the_ancestors_the_gradient_is_another():
         return jax.grad(bound)(FINITE["loud"])
 
     with jax.enable_x64(True):
-        truth = float(jax.grad(lambda loud: exact_finite(FINITE["stay"], loud) + dist.HalfNormal(1.0).log_prob(loud))(FINITE["loud"]))
+        truth = float(
+            jax.grad(lambda loud: exact_finite(FINITE["stay"], loud) + dist.HalfNormal(1.0).log_prob(loud))(
+                FINITE["loud"]
+            )
+        )
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(replicates(one), truth)
 
 
 @pytest.mark.slow
 def test_fisher_is_the_default_elsewhere_and_can_be_chosen():
-    """A filter that only resamples the particles' weights scores 0 here; the exact slope of a two-state model is found."""
+    """A filter that only resamples the particles' weights scores 0 here; the exact slope of a two-state model
+    is found.
+    """
     key = random.key(0)
     options = {"resampling": "systematic", "threshold": 0.5}
 
@@ -163,14 +208,18 @@ def test_fisher_is_the_default_elsewhere_and_can_be_chosen():
         program = marginal(finite, list(FINITE), ParticleFilter(4000, gradient="fisher", **options))
         return expectation(lambda: log_density(program, {**FINITE, "stay": stay}, Y).total).value(key)
 
-    truth = state_spaces.slopes(finite, FINITE)["stay"] + jax.grad(dist.Beta(2.0, 2.0).log_prob)(FINITE["stay"])
+    truth = state_spaces.slopes(finite, FINITE)["stay"] + jax.grad(dist.Beta(2.0, 2.0).log_prob)(
+        FINITE["stay"]
+    )
     for log_z in (outside, inside):
         np.testing.assert_allclose(jax.jit(jax.grad(log_z))(FINITE["stay"]), truth, atol=0.35)
 
 
 @pytest.mark.slow
 def test_the_filtering_objective_learns():
-    """IWELBO with a filter inside, by SVI and NumPyro's own guide: the posterior of a static mean is found."""
+    """IWELBO with a filter inside, by SVI and NumPyro's own guide: the posterior of a static mean is
+    found.
+    """
 
     def model(y):
         m = numpyro.sample("m", dist.Normal(0.0, 2.0))
@@ -199,10 +248,14 @@ def exact_draws(problem, num, rng):
     with jax.enable_x64(True):
         if model is linear:
             _, mean, covariance = linear_joint(**parameters)
-            path = rng.multivariate_normal(np.asarray(mean), np.asarray(covariance), size=num).astype(np.float32)
+            path = rng.multivariate_normal(np.asarray(mean), np.asarray(covariance), size=num).astype(
+                np.float32
+            )
         else:
             every, log_p = finite_paths(**parameters)
-            path = every[rng.choice(len(every), size=num, p=np.asarray(jnp.exp(log_p - logsumexp(log_p))))].astype(np.int32)
+            path = every[
+                rng.choice(len(every), size=num, p=np.asarray(jnp.exp(log_p - logsumexp(log_p))))
+            ].astype(np.int32)
     return {name + "0": path[:, 0], name: path[:, 1:]}
 
 
@@ -214,7 +267,10 @@ CONDITIONAL = {
     "linear": ("linear", {"threshold": 1.0}),
     "adaptive": ("linear", {"threshold": 0.8}),
     "guided": ("linear", {"threshold": 1.0, "proposal": towards}),
-    "auxiliary": ("linear", {"threshold": 1.0, "look_ahead": lambda parameters, x, y_t: -0.3 * (x - y_t) ** 2}),
+    "auxiliary": (
+        "linear",
+        {"threshold": 1.0, "look_ahead": lambda parameters, x, y_t: -0.3 * (x - y_t) ** 2},
+    ),
     "finite": ("finite", {"threshold": 1.0}),
 }
 QUICK = {("linear", 2), ("auxiliary", 3), ("finite", 1), ("finite", 3)}
@@ -240,8 +296,13 @@ def excesses(name, num_particles):
     return quick_jit(jax.vmap(one))(KEYS, path)
 
 
-TABLE = [pytest.param(f, n, marks=() if (f, n) in QUICK else pytest.mark.slow) for f in CONDITIONAL for n in (1, 2, 3, 8)]
-TABLE = [p for p in TABLE if p.values[1] > 1 or p.values[0] == "finite"]  # one Gaussian particle: 1 / w has no variance
+TABLE = [
+    pytest.param(f, n, marks=() if (f, n) in QUICK else pytest.mark.slow)
+    for f in CONDITIONAL
+    for n in (1, 2, 3, 8)
+]
+# one Gaussian particle: 1 / w has no variance
+TABLE = [p for p in TABLE if p.values[1] > 1 or p.values[0] == "finite"]
 
 
 @pytest.mark.parametrize(("name", "num_particles"), TABLE)
@@ -260,7 +321,9 @@ def unfreeze_the_state(monkeypatch):
     monkeypatch.setattr(filtering, "propose", lambda *args: propose(*args[:-1], None))
 
 
-@pytest.mark.parametrize(("fault", "name"), [(unfreeze_the_ancestor, "guided"), (unfreeze_the_state, "finite")])
+@pytest.mark.parametrize(
+    ("fault", "name"), [(unfreeze_the_ancestor, "guided"), (unfreeze_the_state, "finite")]
+)
 def test_a_fault_in_the_conditional_run_is_seen(fault, name, monkeypatch):
     fault(monkeypatch)
     with pytest.raises(AssertionError, match="standard errors off"):
@@ -272,7 +335,9 @@ def test_a_fault_in_the_conditional_run_is_seen(fault, name, monkeypatch):
 
 @pytest.mark.slow
 def test_draws_of_a_posterior_follow_the_law_that_is_scored():
-    """normalize on the finite model, two particles: the share of every path among draws, and the mean of its estimated density."""
+    """normalize on the finite model, two particles: the share of every path among draws, and the mean of its
+    estimated density.
+    """
     program = normalize(finite, dict(FINITE), ParticleFilter(2))
     every = np.array(list(itertools.product(range(3), repeat=3)))
 
@@ -309,7 +374,9 @@ def test_a_posterior_inside_an_expectation():
 
         return np.asarray(replicates(lambda key: expectation(elbo).value(key), KEYS[:2000]), np.float64)
 
-    exact = log_evidence(linear, LINEAR) + float(dist.Uniform(-1, 1).log_prob(0.8) + dist.HalfNormal(1.0).log_prob(0.7))
+    exact = log_evidence(linear, LINEAR) + float(
+        dist.Uniform(-1, 1).log_prob(0.8) + dist.HalfNormal(1.0).log_prob(0.7)
+    )
     few, many = (bound(n) - exact for n in (3, 30))
     assert few.mean() < many.mean() < 0.0
     for ratio in (np.exp(few), np.exp(many)):
@@ -361,7 +428,9 @@ def test_other_algorithms_and_kept_states_are_refused():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_by_name(scheme):
     program = marginal(linear, list(LINEAR), ParticleFilter(500, resampling=scheme))
-    exact = log_evidence(linear, LINEAR) + float(dist.Uniform(-1, 1).log_prob(0.8) + dist.HalfNormal(1.0).log_prob(0.7))
+    exact = log_evidence(linear, LINEAR) + float(
+        dist.Uniform(-1, 1).log_prob(0.8) + dist.HalfNormal(1.0).log_prob(0.7)
+    )
     assert abs(float(log_density(program, LINEAR, Y, rng_key=random.key(0)).total) - exact) < 0.4
 
 

@@ -1,4 +1,6 @@
-"""Shared random numbers of the particles: JAX's own, laid out for all lanes at once; and running sums against NumPy's."""
+"""Shared random numbers of the particles: JAX's own, laid out for all lanes at once; and running sums against
+NumPy's.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,13 @@ KEY = random.key(7)
 
 
 def test_the_hash_and_the_normals_are_those_of_jax():
-    first, second = jax.jit(threefry)(random.key_data(KEY), jnp.arange(50, dtype=jnp.uint32), jnp.arange(50, 100, dtype=jnp.uint32))
-    np.testing.assert_array_equal(jnp.concatenate([first, second]), threefry_2x32(random.key_data(KEY), jnp.arange(100, dtype=jnp.uint32)))
+    first, second = jax.jit(threefry)(
+        random.key_data(KEY), jnp.arange(50, dtype=jnp.uint32), jnp.arange(50, 100, dtype=jnp.uint32)
+    )
+    np.testing.assert_array_equal(
+        jnp.concatenate([first, second]),
+        threefry_2x32(random.key_data(KEY), jnp.arange(100, dtype=jnp.uint32)),
+    )
     for key in (KEY, random.PRNGKey(7), random.key(7, impl="rbg")):
         np.testing.assert_array_equal(normals(key, (7, 3)), random.normal(key, (7, 3)))
         first, second = random_words(key, 5)
@@ -29,7 +36,12 @@ def test_the_hash_and_the_normals_are_those_of_jax():
 
 
 def test_keys_and_coins_are_those_of_jax():
-    laws = (dist.Bernoulli(0.3), dist.Bernoulli(logits=jnp.linspace(-1.0, 1.0, 4)), dist.Bernoulli(0.3).expand([4]), dist.Poisson(2.0))
+    laws = (
+        dist.Bernoulli(0.3),
+        dist.Bernoulli(logits=jnp.linspace(-1.0, 1.0, 4)),
+        dist.Bernoulli(0.3).expand([4]),
+        dist.Poisson(2.0),
+    )
     for key in (KEY, random.PRNGKey(7)):
         given, expected = split(key, (5, 2)), random.split(key, (5, 2))
         assert given.dtype == expected.dtype
@@ -52,9 +64,13 @@ def _data(keys):
 
 def test_words_become_indices_and_uniforms_by_scaling():
     """Against products in 64 bits, for few indices and for more than a word's half counts."""
-    words = np.append(np.random.default_rng(0).integers(0, 2**32, 2000, np.uint64), np.array([0, 2**32 - 1], np.uint64))
+    words = np.append(
+        np.random.default_rng(0).integers(0, 2**32, 2000, np.uint64), np.array([0, 2**32 - 1], np.uint64)
+    )
     for num in (1, 7, 65_536, 100_003, 2**24 + 1):
-        np.testing.assert_array_equal(to_index(jnp.asarray(words, jnp.uint32), num), words * np.uint64(num) >> np.uint64(32))
+        np.testing.assert_array_equal(
+            to_index(jnp.asarray(words, jnp.uint32), num), words * np.uint64(num) >> np.uint64(32)
+        )
     np.testing.assert_array_equal(to_unit(jnp.asarray(words, jnp.uint32)), (words >> np.uint64(9)) / 2.0**23)
 
 
@@ -82,14 +98,20 @@ def test_lanes_share_one_key_and_none_of_their_noise(name):
         else:
             expected = m + 2.0 * noise[lane]
         np.testing.assert_allclose(found[lane], expected, atol=1e-4)
-    chains = jax.vmap(lambda k: LaneKeys(k, 4).each(lambda key, m: key.draw(law(m), 2, sample_shape), MEANS))(jnp.stack([KEY, KEY]))
+    chains = jax.vmap(lambda k: LaneKeys(k, 4).each(lambda key, m: key.draw(law(m), 2, sample_shape), MEANS))(
+        jnp.stack([KEY, KEY])
+    )
     np.testing.assert_allclose(chains[1], found, atol=1e-5)
 
 
 def test_lanes_out_of_order_take_their_own():
-    """The lanes' numbers are handed over as they are only to lanes in order; any other ``vmap`` looks them up."""
+    """The lanes' numbers are handed over as they are only to lanes in order; any other ``vmap`` looks them
+    up.
+    """
     table = jnp.arange(6.0).reshape(3, 2)
-    np.testing.assert_array_equal(jax.vmap(_of_lane, (None, 0))(table, jnp.array([2, 0])), table[jnp.array([2, 0])])
+    np.testing.assert_array_equal(
+        jax.vmap(_of_lane, (None, 0))(table, jnp.array([2, 0])), table[jnp.array([2, 0])]
+    )
     np.testing.assert_array_equal(jax.vmap(_of_lane, (0, None))(table, 1), table[:, 1])
 
 
@@ -107,4 +129,6 @@ def test_running_sums(size):
     np.testing.assert_allclose(jax.jit(running_sum)(x), np.cumsum(x.astype(np.float64), -1), rtol=2e-6)
     counts = np.random.default_rng(size).integers(0, 5, size).astype(np.int32)
     for most in (5 * size, 2**25):
-        np.testing.assert_array_equal(jax.jit(running_count, static_argnums=1)(counts, most), np.cumsum(counts))
+        np.testing.assert_array_equal(
+            jax.jit(running_count, static_argnums=1)(counts, most), np.cumsum(counts)
+        )

@@ -55,10 +55,14 @@ def mean_under(log_joint):
 
 @pytest.mark.slow
 def test_numpyro_sees_the_kept_sites_and_one_factor():
-    trace = numpyro.handlers.trace(numpyro.handlers.seed(marginal(pair, ["x"], ImportanceSampling(3)), KEY)).get_trace()
+    trace = numpyro.handlers.trace(
+        numpyro.handlers.seed(marginal(pair, ["x"], ImportanceSampling(3)), KEY)
+    ).get_trace()
     assert list(trace) == ["x", "marginal(x)"]
     assert not trace["x"]["is_observed"] and trace["marginal(x)"]["is_observed"]
-    trace = numpyro.handlers.trace(numpyro.handlers.seed(normalize(pair, {"x": 1.0}, ImportanceSampling(3)), KEY)).get_trace()
+    trace = numpyro.handlers.trace(
+        numpyro.handlers.seed(normalize(pair, {"x": 1.0}, ImportanceSampling(3)), KEY)
+    ).get_trace()
     assert list(trace) == ["u", "normalize(u)"]
 
 
@@ -104,7 +108,8 @@ def test_svi_with_our_objectives_and_numpyros():
     guide = marginal(guide_program, ["s"], ImportanceSampling(3, reverse))
     model = marginal(switching, ["s"], Enumeration())
     evidence = float(
-        jax.scipy.special.logsumexp(jax.vmap(lambda t: log_summed(jnp.exp(t)) + t)(jnp.linspace(-4, 4, 4001))) + np.log(8 / 4000)
+        jax.scipy.special.logsumexp(jax.vmap(lambda t: log_summed(jnp.exp(t)) + t)(jnp.linspace(-4, 4, 4001)))
+        + np.log(8 / 4000)
     )
     for loss in (ELBO(4), IWELBO(4), Trace_ELBO(4)):
         svi = SVI(model, guide, optax.adam(0.02), loss=loss)
@@ -151,7 +156,9 @@ def test_partly_given_sites_score_without_bias():
 
 
 def test_it_is_a_value():
-    """Arrays in the program, the data and the arguments are leaves; equal structure does not compile again."""
+    """Arrays in the program, the data and the arguments are leaves; equal structure does not compile
+    again.
+    """
 
     class Shifted(eqx.Module):
         loc: jax.Array
@@ -179,14 +186,20 @@ def test_it_is_a_value():
 
 @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["typed", "legacy"])
 def test_both_kinds_of_keys(key):
-    for program in (marginal(pair, ["x"], ImportanceSampling(2)), normalize(pair, {"x": 0.1}, ImportanceSampling(2))):
+    for program in (
+        marginal(pair, ["x"], ImportanceSampling(2)),
+        normalize(pair, {"x": 0.1}, ImportanceSampling(2)),
+    ):
         assert jnp.isfinite(simulate(program, rng_key=key).log_density.total)
 
 
 @pytest.mark.slow
 def test_double_precision():
     with jax.enable_x64(True):
-        for program in (marginal(pair, ["x"], ImportanceSampling(2)), normalize(pair, {"x": 0.1}, ImportanceSampling(2))):
+        for program in (
+            marginal(pair, ["x"], ImportanceSampling(2)),
+            normalize(pair, {"x": 0.1}, ImportanceSampling(2)),
+        ):
             assert simulate(program, rng_key=KEY).log_density.total.dtype == jnp.float64
 
 
@@ -204,7 +217,11 @@ def test_particles_are_independent():
 
     def spread(num):
         program = marginal(pair, ["x"], ImportanceSampling(num))
-        return float(jax.vmap(lambda key: log_density(program, {"x": 1.0}, rng_key=key).total)(jax.random.split(KEY, 500)).std())
+        return float(
+            jax.vmap(lambda key: log_density(program, {"x": 1.0}, rng_key=key).total)(
+                jax.random.split(KEY, 500)
+            ).std()
+        )
 
     assert spread(16) < 0.4 * spread(1)
 
@@ -229,7 +246,9 @@ def test_parameters_inside_are_registered_once_and_unbatched():
         loc = numpyro.param("loc", lambda key: jax.random.normal(key, (2,)))
         numpyro.sample("u", dist.Normal(loc[0] + given["x"], 1.0))
 
-    trace = numpyro.handlers.trace(numpyro.handlers.seed(marginal(pair, ["x"], ImportanceSampling(3, reverse)), KEY)).get_trace()
+    trace = numpyro.handlers.trace(
+        numpyro.handlers.seed(marginal(pair, ["x"], ImportanceSampling(3, reverse)), KEY)
+    ).get_trace()
     assert trace["loc"]["value"].shape == (2,)
 
 
@@ -244,7 +263,9 @@ def test_modules_inside():
         numpyro.sample("x", dist.Normal(nnx_module("net", network)(u[None])[0], 1.0))
 
     guide = marginal(program, ["x"], ImportanceSampling(3))
-    result = SVI(lambda: numpyro.sample("x", dist.Normal(1.0, 2.0)), guide, optax.adam(0.01), loss=ELBO()).run(KEY, 5, progress_bar=False)
+    result = SVI(
+        lambda: numpyro.sample("x", dist.Normal(1.0, 2.0)), guide, optax.adam(0.01), loss=ELBO()
+    ).run(KEY, 5, progress_bar=False)
     assert list(result.params) == ["net$params"] and np.isfinite(result.losses).all()
 
 
@@ -257,9 +278,13 @@ def test_plates_inside_are_one_joint_weight():
     x = jnp.array([0.1, 1.5, 2.2])
     either = [jnp.log(p) + dist.Normal(2.0 * k, 1.0).log_prob(x) for k, p in ((0, 0.6), (1, 0.4))]
     exact = jnp.logaddexp(*either).sum()
-    np.testing.assert_allclose(log_density(marginal(local, ["x"], Enumeration()), {"x": x}, rng_key=KEY).total, exact, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_density(marginal(local, ["x"], Enumeration()), {"x": x}, rng_key=KEY).total, exact, rtol=1e-5
+    )
     program = marginal(local, ["x"], ImportanceSampling(3))
-    log_w = quick_jit(jax.vmap(lambda key: log_density(program, {"x": x}, rng_key=key).total))(jax.random.split(KEY, 20_000))
+    log_w = quick_jit(jax.vmap(lambda key: log_density(program, {"x": x}, rng_key=key).total))(
+        jax.random.split(KEY, 20_000)
+    )
     ratio = np.exp(np.asarray(log_w, np.float64) - float(exact))
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(len(ratio))
 
@@ -279,7 +304,12 @@ def test_impossible_data_give_no_nan(algorithm):
     guide = normalize(impossible, {"x": 1}, algorithm)
     with pytest.warns(UserWarning, match="nothing that the algorithm drew is possible"):
         assert jnp.isnan(simulate(guide, rng_key=KEY).log_density.total)
-    assert quick_jit(lambda key: ELBO().loss(key, {}, numpyro.handlers.condition(impossible, {"x": 1}), guide))(KEY) == jnp.inf
+    assert (
+        quick_jit(lambda key: ELBO().loss(key, {}, numpyro.handlers.condition(impossible, {"x": 1}), guide))(
+            KEY
+        )
+        == jnp.inf
+    )
 
 
 # Errors: the type, the site, the remedy
@@ -304,7 +334,9 @@ def with_data():
 
 
 def proposing(*names):
-    return ImportanceSampling(2, lambda given: [numpyro.sample(name, dist.Normal(0.0, 1.0)) for name in names])
+    return ImportanceSampling(
+        2, lambda given: [numpyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]
+    )
 
 
 def in_plate(program):
@@ -316,19 +348,55 @@ def in_plate(program):
 
 
 BAD = {
-    "unknown kept site": (marginal(pair, ["x", "w"], SAMPLER), ModelError, r"no latent site 'w' to keep; it has 'u', 'x'"),
-    "everything kept": (marginal(pair, ["x", "u"], SAMPLER), ModelError, r"every latent site \('u', 'x'\).*use the program itself"),
+    "unknown kept site": (
+        marginal(pair, ["x", "w"], SAMPLER),
+        ModelError,
+        r"no latent site 'w' to keep; it has 'u', 'x'",
+    ),
+    "everything kept": (
+        marginal(pair, ["x", "u"], SAMPLER),
+        ModelError,
+        r"every latent site \('u', 'x'\).*use the program itself",
+    ),
     "observed site kept": (marginal(with_data, ["x", "y"], SAMPLER), ModelError, "'y' is observed"),
     "scan": (marginal(in_scan, ["u"], SAMPLER), ModelError, "does not reach into scan"),
-    "subsampled plate": (marginal(subsampled, ["x"], SAMPLER), ModelError, "Plate 'rows' is subsampled.*full data"),
-    "open plate": (in_plate(marginal(pair, ["x"], SAMPLER)), ModelError, r"marginal\(x\) is called inside plate 'rows'.*Move the plate"),
-    "open plate around normalize": (in_plate(normalize(pair, {"x": 1.0}, SAMPLER)), ModelError, "inside plate 'rows'"),
+    "subsampled plate": (
+        marginal(subsampled, ["x"], SAMPLER),
+        ModelError,
+        "Plate 'rows' is subsampled.*full data",
+    ),
+    "open plate": (
+        in_plate(marginal(pair, ["x"], SAMPLER)),
+        ModelError,
+        r"marginal\(x\) is called inside plate 'rows'.*Move the plate",
+    ),
+    "open plate around normalize": (
+        in_plate(normalize(pair, {"x": 1.0}, SAMPLER)),
+        ModelError,
+        "inside plate 'rows'",
+    ),
     "proposal misses a site": (marginal(pair, ["x"], proposing()), ModelError, "misses 'u'"),
-    "proposal has an extra site": (marginal(pair, ["x"], proposing("u", "h")), ModelError, r"draws 'h'.*ppl_ext\.marginal\(proposal"),
-    "unknown data": (normalize(pair, {"w": 1.0}, SAMPLER), ModelError, "no latent site 'w' to condition on; it has 'u', 'x'"),
+    "proposal has an extra site": (
+        marginal(pair, ["x"], proposing("u", "h")),
+        ModelError,
+        r"draws 'h'.*ppl_ext\.marginal\(proposal",
+    ),
+    "unknown data": (
+        normalize(pair, {"w": 1.0}, SAMPLER),
+        ModelError,
+        "no latent site 'w' to condition on; it has 'u', 'x'",
+    ),
     "all is data": (normalize(pair, {"x": 1.0, "u": 0.0}, SAMPLER), ModelError, "nothing is left to draw"),
-    "data of a wrong shape": (normalize(pair, {"x": jnp.zeros(3)}, SAMPLER), ModelError, "Shapes disagree at site 'x'"),
-    "not finite": (marginal(pair, ["x"], Enumeration()), ModelError, r"cannot sum over site 'u' \(Normal\).*ImportanceSampling"),
+    "data of a wrong shape": (
+        normalize(pair, {"x": jnp.zeros(3)}, SAMPLER),
+        ModelError,
+        "Shapes disagree at site 'x'",
+    ),
+    "not finite": (
+        marginal(pair, ["x"], Enumeration()),
+        ModelError,
+        r"cannot sum over site 'u' \(Normal\).*ImportanceSampling",
+    ),
     "part of a posterior given": (
         marginal(normalize(with_data, {}, SAMPLER), ["x"], SAMPLER),
         ModelError,

@@ -1,4 +1,6 @@
-"""What the tests share that run NumPyro's own problems: an optimum by its ``SVI``, and how close one is to another."""
+"""What the tests share that run NumPyro's own problems: an optimum by its ``SVI``, and how close one is to
+another.
+"""
 
 import jax
 import numpy as np
@@ -13,7 +15,9 @@ KEY = random.PRNGKey(0)
 
 
 def scored(fn):
-    """NumPyro's tests disguise a distribution as one that cannot be reparameterised; we say how to treat it."""
+    """NumPyro's tests disguise a distribution as one that cannot be reparameterised; we say how to treat
+    it.
+    """
     return infer_config(fn, lambda site: {"gradient": "score"})
 
 

@@ -1,7 +1,8 @@
 """Every algorithm's result goes to ArviZ, and what users reach for there runs on it.
 
-A new algorithm joins by one row of ``ALGORITHMS``: a function without arguments that returns its report on ``Y``. The model may be any that
-observes ``y`` in the plate ``rows``, without local latent sites there, so that leave-one-out has a sensible answer.
+A new algorithm joins by one row of ``ALGORITHMS``: a function without arguments that returns its report on
+``Y``. The model may be any that observes ``y`` in the plate ``rows``, without local latent sites there, so
+that leave-one-out has a sensible answer.
 """
 
 import matplotlib
@@ -46,7 +47,12 @@ def guide(y):
     with numpyro.plate("group", GROUPS):
         spread = numpyro.param("spread", 0.5 * jnp.ones(GROUPS), constraint=positive)
         numpyro.sample("level", dist.Normal(numpyro.param("loc", jnp.zeros(GROUPS)), spread))
-    numpyro.sample("width", dist.LogNormal(numpyro.param("log_width", 0.0), numpyro.param("log_spread", 0.2, constraint=positive)))
+    numpyro.sample(
+        "width",
+        dist.LogNormal(
+            numpyro.param("log_width", 0.0), numpyro.param("log_spread", 0.2, constraint=positive)
+        ),
+    )
 
 
 def mixture(y):
@@ -54,7 +60,9 @@ def mixture(y):
         level = numpyro.sample("level", dist.Normal(0.0, 2.0))
     width = numpyro.sample("width", dist.LogNormal(0.0, 0.5))
     with numpyro.plate("rows", ROWS):
-        which = numpyro.sample("which", dist.Categorical(jnp.ones(GROUPS) / GROUPS), infer={"enumerate": "parallel"})
+        which = numpyro.sample(
+            "which", dist.Categorical(jnp.ones(GROUPS) / GROUPS), infer={"enumerate": "parallel"}
+        )
         numpyro.sample("y", dist.Normal(level[which], width), obs=y)
 
 
@@ -66,7 +74,9 @@ def mixture_guide(y):
 
 
 def ours(objective, program=model, approximation=guide):
-    result = fit(KEY, program, approximation, objective, optax.adam(0.02), 800, Y, num_chains=2, progress_bar=False)
+    result = fit(
+        KEY, program, approximation, objective, optax.adam(0.02), 800, Y, num_chains=2, progress_bar=False
+    )
     return result.to_arviz(num_samples=DRAWS)
 
 
@@ -76,13 +86,28 @@ def numpyros(program, approximation, loss):
 
 
 def nuts(program):
-    mcmc = MCMC(NUTS(program), num_warmup=200, num_samples=DRAWS, num_chains=2, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        NUTS(program),
+        num_warmup=200,
+        num_samples=DRAWS,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(KEY, Y)
     return ppl_ext.to_arviz(mcmc)
 
 
 def stochastic_gradients(kernel):
-    mcmc = MCMC(kernel, num_warmup=1000, num_samples=10 * DRAWS, thinning=10, num_chains=2, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        kernel,
+        num_warmup=1000,
+        num_samples=10 * DRAWS,
+        thinning=10,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(KEY, Y)
     return ppl_ext.to_arviz(mcmc)
 
@@ -100,8 +125,12 @@ ALGORITHMS = {
     "fit, DoublyReparameterized": lambda: ours(objectives.DoublyReparameterized(num_particles=4)),
     "fit, Thermodynamic": lambda: ours(objectives.Thermodynamic(num_particles=16)),
     "fit, ReweightedWakeSleep": lambda: ours(objectives.ReweightedWakeSleep(num_particles=16)),
-    "fit, MarkovScoreClimbing": lambda: ours(objectives.MarkovScoreClimbing(objectives.ConditionalImportanceSampling(16))),
-    "fit, constrained": lambda: ours(objectives.constrain(objectives.ELBO(), objectives.kl("width"), at_most=2.0)),
+    "fit, MarkovScoreClimbing": lambda: ours(
+        objectives.MarkovScoreClimbing(objectives.ConditionalImportanceSampling(16))
+    ),
+    "fit, constrained": lambda: ours(
+        objectives.constrain(objectives.ELBO(), objectives.kl("width"), at_most=2.0)
+    ),
     "fit, enumerated mixture": lambda: ours(objectives.ELBO(num_particles=2), mixture, mixture_guide),
     "SVI, AutoNormal": lambda: numpyros(model, AutoNormal(model), Trace_ELBO()),
     "SVI, AutoLaplaceApproximation": lambda: numpyros(model, AutoLaplaceApproximation(model), Trace_ELBO()),
@@ -120,7 +149,10 @@ SLOW = {
 }
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALGORITHMS])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALGORITHMS],
+)
 def report(request):
     """Each algorithm runs once."""
     return ALGORITHMS[request.param]()
@@ -147,7 +179,9 @@ def test_groups_and_names(report):
 
 
 def test_summary(report):
-    assert len(az.summary(report)) == sum(int(np.prod(x.shape[2:])) for x in report.posterior.data_vars.values())
+    assert len(az.summary(report)) == sum(
+        int(np.prod(x.shape[2:])) for x in report.posterior.data_vars.values()
+    )
     table = az.summary(report, var_names=["level", "width"], round_to="none")
     assert list(table.index) == ["level[0]", "level[1]", "level[2]", "width"]
     spread = np.asarray(report.posterior["width"], float)
@@ -186,7 +220,9 @@ def null():
 
 def test_compare(report, null):
     table = az.compare({"this": report, "null": null})
-    assert list(table.index) == ["this", "null"], "a model with the right levels predicts better than one that is sure of a single one"
+    assert list(table.index) == ["this", "null"], (
+        "a model with the right levels predicts better than one that is sure of a single one"
+    )
     numbers = table.drop(columns="p_worse", errors="ignore").select_dtypes(
         "number"
     )  # the best one is not worse than itself: NaN in ArviZ 1.3

@@ -1,7 +1,8 @@
-"""NumPyro's problems with discrete sites: exact where ``TraceEnum_ELBO`` enumerates, unbiased where it does not.
+"""NumPyro's problems with discrete sites: exact where ``TraceEnum_ELBO`` enumerates, unbiased where it does
+not.
 
-The problems, their data and their answers are those of NumPyro's ``test/infer/test_svi.py`` and ``test_gradient.py`` (version 0.19 and
-later); the code is new. Tolerances are NumPyro's own or tighter.
+The problems, their data and their answers are those of NumPyro's ``test/infer/test_svi.py`` and
+``test_gradient.py`` (version 0.19 and later); the code is new. Tolerances are NumPyro's own or tighter.
 """
 
 import jax
@@ -61,7 +62,9 @@ def a_tree(probs):
             b = numpyro.sample("b", dist.Categorical(jnp.array([[0.3, 0.7], [0.4, 0.6]])[a]))
             c = numpyro.sample("c", dist.Categorical(jnp.array([[0.5, 0.5], [0.6, 0.4]])[b]))
             numpyro.sample("d", dist.Categorical(jnp.array([[0.2, 0.8], [0.3, 0.7]])[b]))
-            numpyro.sample("e", dist.Categorical(jnp.array([[0.5, 0.5], [0.1, 0.9]])[c]), obs=jnp.array([0, 1]))
+            numpyro.sample(
+                "e", dist.Categorical(jnp.array([[0.5, 0.5], [0.1, 0.9]])[c]), obs=jnp.array([0, 1])
+            )
 
     def guide():
         a = numpyro.sample("a", dist.Categorical(probs["a"]))
@@ -75,7 +78,10 @@ def a_tree(probs):
 
 DISCRETE = {
     "one site": (one_site, {"z": [[0.4, 0.6], [0.5, 0.5]]}),
-    "global and local": (global_and_local, {"a": [0.5, 0.5], "b": [[[0.5, 0.5], [0.6, 0.4]], [[0.4, 0.6], [0.35, 0.65]]]}),
+    "global and local": (
+        global_and_local,
+        {"a": [0.5, 0.5], "b": [[[0.5, 0.5], [0.6, 0.4]], [[0.4, 0.6], [0.35, 0.65]]]},
+    ),
     "a tree": (
         a_tree,
         {
@@ -99,12 +105,16 @@ def loss_of(loss, problem, strategy=None):
         model, guide = build(jax.tree.map(SIMPLEX, params))
         if strategy is not None:
             guide = gradient(guide, {"*": strategy})
-        return loss.loss(key, {}, model, config_enumerate(guide) if isinstance(loss, TraceEnum_ELBO) else guide)
+        return loss.loss(
+            key, {}, model, config_enumerate(guide) if isinstance(loss, TraceEnum_ELBO) else guide
+        )
 
     return jax.value_and_grad(run), raw(start)
 
 
-@pytest.mark.parametrize("problem", ["one site", "global and local", pytest.param("a tree", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "problem", ["one site", "global and local", pytest.param("a tree", marks=pytest.mark.slow)]
+)
 def test_enumerated_guides_agree_with_trace_enum(problem):
     expected, params = loss_of(TraceEnum_ELBO(), problem)
     actual, _ = loss_of(ELBO(), problem, "enumerate")
@@ -112,7 +122,10 @@ def test_enumerated_guides_agree_with_trace_enum(problem):
 
 
 @pytest.mark.parametrize("strategy", ["score", pytest.param("measure_valued", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("problem", ["global and local", *(pytest.param(p, marks=pytest.mark.slow) for p in ("one site", "a tree"))])
+@pytest.mark.parametrize(
+    "problem",
+    ["global and local", *(pytest.param(p, marks=pytest.mark.slow) for p in ("one site", "a tree"))],
+)
 @pytest.mark.slow
 def test_sampled_guides_agree_with_trace_enum(problem, strategy):
     expected, params = loss_of(TraceEnum_ELBO(), problem)
@@ -132,7 +145,11 @@ def test_a_discrete_guide_needs_no_warning_and_finds_the_prior():
 @pytest.mark.slow
 def test_enumerated_scored_and_reparameterised_sites_in_one_guide():
     """Against the divergence in closed form."""
-    prior = {"z1": jnp.array([0.2, 0.8]), "z2": jnp.array([[0.4, 0.6], [0.6, 0.4]]), "z3": jnp.array([[0.3, 0.5], [1.5, 0.0]])}
+    prior = {
+        "z1": jnp.array([0.2, 0.8]),
+        "z2": jnp.array([[0.4, 0.6], [0.6, 0.4]]),
+        "z3": jnp.array([[0.3, 0.5], [1.5, 0.0]]),
+    }
 
     def program(p):
         z1 = numpyro.sample("z1", dist.Categorical(p["z1"]))
@@ -146,14 +163,22 @@ def test_enumerated_scored_and_reparameterised_sites_in_one_guide():
         q = constrained(params)
         joint = q["z1"] * q["z2"].T  # z2, z1
         kl_z2 = jnp.sum(q["z2"] * jnp.log(q["z2"] / prior["z2"]), -1)
-        return jnp.sum(q["z1"] * (jnp.log(q["z1"] / prior["z1"]) + kl_z2)) + jnp.sum(joint * 0.5 * (q["z3"] - prior["z3"]) ** 2)
+        return jnp.sum(q["z1"] * (jnp.log(q["z1"] / prior["z1"]) + kl_z2)) + jnp.sum(
+            joint * 0.5 * (q["z3"] - prior["z3"]) ** 2
+        )
 
     def estimate(params, key):
-        guide = gradient(lambda: program(constrained(params)), {"z1": "enumerate", "z2": "score", "z3": "reparam"})
+        guide = gradient(
+            lambda: program(constrained(params)), {"z1": "enumerate", "z2": "score", "z3": "reparam"}
+        )
         return ELBO().loss(key, {}, lambda: program(prior), guide)
 
-    params = raw({"z1": [0.3, 0.7], "z2": [[0.4, 0.6], [0.5, 0.5]]}) | {"z3": jnp.array([[0.0, 0.5], [0.5, 1.0]])}
-    samples = quick_jit(jax.vmap(jax.value_and_grad(estimate), in_axes=(None, 0)))(params, random.split(KEY, 10_000))
+    params = raw({"z1": [0.3, 0.7], "z2": [[0.4, 0.6], [0.5, 0.5]]}) | {
+        "z3": jnp.array([[0.0, 0.5], [0.5, 1.0]])
+    }
+    samples = quick_jit(jax.vmap(jax.value_and_grad(estimate), in_axes=(None, 0)))(
+        params, random.split(KEY, 10_000)
+    )
     assert_unbiased(samples, jax.value_and_grad(exact)(params))
 
 
@@ -161,10 +186,14 @@ def test_enumerated_scored_and_reparameterised_sites_in_one_guide():
 
 
 def beside_a_model_site(which):
-    """Three sites of a guide, each depending on those before; in the model all hang on a fourth, in four ways."""
+    """Three sites of a guide, each depending on those before; in the model all hang on a fourth, in four
+    ways.
+    """
     pairs = {"z1": [[0.4, 0.6], [0.6, 0.4]], "z2": [[0.1, 0.9], [0.3, 0.7]], "z3": [[0.8, 0.2], [0.6, 0.4]]}
     alone = {"z2": [0.7, 0.3], "z3": [0.8, 0.2]}
-    parent = {"one child": "d..", "two children": "dd.", "three children": "ddd", "a grandchild": "ddz"}[which]
+    parent = {"one child": "d..", "two children": "dd.", "three children": "ddd", "a grandchild": "ddz"}[
+        which
+    ]
 
     def model():
         d = numpyro.sample("d", dist.Categorical(jnp.array([0.5, 0.5])))
@@ -182,11 +211,19 @@ def beside_a_model_site(which):
 
 
 @pytest.mark.parametrize(
-    "which", ["three children", *(pytest.param(w, marks=pytest.mark.slow) for w in ("one child", "two children", "a grandchild"))]
+    "which",
+    [
+        "three children",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("one child", "two children", "a grandchild")),
+    ],
 )
 def test_a_model_site_above_an_enumerated_guide(which):
     model, guide = beside_a_model_site(which)
-    start = {"z1": [0.3, 0.7], "z2": [[0.4, 0.6], [0.5, 0.5]], "z3": [[[0.4, 0.6], [0.5, 0.5]], [[0.7, 0.3], [0.9, 0.1]]]}
+    start = {
+        "z1": [0.3, 0.7],
+        "z2": [[0.4, 0.6], [0.5, 0.5]],
+        "z3": [[[0.4, 0.6], [0.5, 0.5]], [[0.7, 0.3], [0.9, 0.1]]],
+    }
 
     def value_and_grad(loss, wrap):
         def run(params):
@@ -217,14 +254,19 @@ def mixture_guide(data):
 @pytest.mark.slow
 def test_a_mixture_has_the_optimum_of_trace_enum():
     data = jnp.array([-2.2, -1.7, -2.9, 1.6, 2.4, 2.1, 3.0, -1.9])
-    ours, theirs = (optimum(mixture, mixture_guide, loss(num_particles=4), 1_500, 0.02, data) for loss in (ELBO, TraceEnum_ELBO))
+    ours, theirs = (
+        optimum(mixture, mixture_guide, loss(num_particles=4), 1_500, 0.02, data)
+        for loss in (ELBO, TraceEnum_ELBO)
+    )
     close(ours, theirs | {"c": ours["c"]}, 0.08)
     np.testing.assert_allclose(ours["c"], theirs["c"], rtol=0.1)
 
 
 @pytest.mark.slow
 def test_a_hidden_markov_model_finds_its_most_likely_parameters():
-    """Without a guide the bound is the likelihood; its slope by NumPyro's own enumeration of a scan is zero where ours stops."""
+    """Without a guide the bound is the likelihood; its slope by NumPyro's own enumeration of a scan is zero
+    where ours stops.
+    """
     data = jnp.array([0.1, 2.2, 1.8, 2.1, -0.3, 0.2, 1.7, 2.4, 2.0, 0.0, -0.1, 2.3])
 
     def model():

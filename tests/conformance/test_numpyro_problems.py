@@ -1,8 +1,9 @@
 """The problems on which NumPyro tests its own SVI, with our objectives in place of its own.
 
-The problems, their data and their answers are those of NumPyro's ``test/infer/test_svi.py``, ``test_gradient.py`` and ``test_autoguide.py``
-(version 0.19 and later); the code is new. Where an optimum is known in closed form it is compared with that, otherwise with what NumPyro's
-objective finds in the same test. Tolerances are NumPyro's own or tighter.
+The problems, their data and their answers are those of NumPyro's ``test/infer/test_svi.py``,
+``test_gradient.py`` and ``test_autoguide.py`` (version 0.19 and later); the code is new. Where an optimum is
+known in closed form it is compared with that, otherwise with what NumPyro's objective finds in the same test.
+Tolerances are NumPyro's own or tighter.
 """
 
 import jax
@@ -46,12 +47,16 @@ def tosses_guide(data):
 
 
 @pytest.mark.parametrize(
-    "loss", [ELBO(), Renyi(num_particles=10), pytest.param(IWELBO(num_particles=10), marks=pytest.mark.slow)], ids=repr
+    "loss",
+    [ELBO(), Renyi(num_particles=10), pytest.param(IWELBO(num_particles=10), marks=pytest.mark.slow)],
+    ids=repr,
 )
 @pytest.mark.slow
 def test_beta_bernoulli(loss):
     params = optimum(tosses_model, tosses_guide, loss, 2_000, 0.02, TOSSES)
-    np.testing.assert_allclose(params["alpha_q"] / (params["alpha_q"] + params["beta_q"]), 9.0 / 12.0, atol=0.03)
+    np.testing.assert_allclose(
+        params["alpha_q"] / (params["alpha_q"] + params["beta_q"]), 9.0 / 12.0, atol=0.03
+    )
 
 
 @pytest.mark.slow
@@ -122,7 +127,11 @@ def test_three_plates_two_of_them_subsampled(n, k):
     data = jnp.linspace(0.1, 0.9, 60).reshape((3, 4, 5))
 
     def model():
-        with numpyro.plate("N", 3, subsample_size=n, dim=-3), numpyro.plate("M", 4, dim=-2), numpyro.plate("K", 5, subsample_size=k):
+        with (
+            numpyro.plate("N", 3, subsample_size=n, dim=-3),
+            numpyro.plate("M", 4, dim=-2),
+            numpyro.plate("K", 5, subsample_size=k),
+        ):
             numpyro.sample("data", dist.Bernoulli(data[:n, :, :k]), obs=1)
 
     expected = -jnp.log(data)[:n, :, :k].sum() * 15 / n / k
@@ -163,7 +172,9 @@ def test_constrained_params_of_model_and_guide():
 
 
 def test_a_guide_whose_value_is_given():
-    prior = dist.TransformedDistribution(dist.Normal(), [AffineTransform(0, 2), SigmoidTransform(), AffineTransform(0, 3)])
+    prior = dist.TransformedDistribution(
+        dist.Normal(), [AffineTransform(0, 2), SigmoidTransform(), AffineTransform(0, 3)]
+    )
     guide = substitute(lambda: numpyro.sample("x", dist.Uniform(0, 3)), data={"x": 2.0})
     loss = ELBO().loss(KEY, {}, lambda: numpyro.sample("x", prior), guide)
     np.testing.assert_allclose(loss, dist.Uniform(0, 3).log_prob(2.0) - prior.log_prob(2.0), rtol=1e-6)
@@ -210,7 +221,9 @@ def test_mutable_state_of_model_and_guide(num_particles):
         mutable("loc1p", {"value": None})["value"] = loc + 2
         numpyro.sample("x", dist.Normal(loc, 0.1))
 
-    result = SVI(model, guide, optim.Adam(0.1), ELBO(num_particles=num_particles)).run(KEY, 300, progress_bar=False)
+    result = SVI(model, guide, optim.Adam(0.1), ELBO(num_particles=num_particles)).run(
+        KEY, 300, progress_bar=False
+    )
     state = result.state.mutable_state
     assert set(state) == {"x1p", "loc1p"}
     np.testing.assert_allclose(result.params["loc"], -1.0, atol=0.1)
@@ -257,7 +270,10 @@ def test_conjugate_pairs_by_score(likelihood):
             numpyro.sample("obs", observed(p), obs=data)
 
     def guide():
-        a, b = (jnp.exp(numpyro.param(n, jnp.log(x) + d)) for n, x, d in zip("ab", posterior, (0.17, -0.143), strict=True))
+        a, b = (
+            jnp.exp(numpyro.param(n, jnp.log(x) + d))
+            for n, x, d in zip("ab", posterior, (0.17, -0.143), strict=True)
+        )
         numpyro.sample("p", prior(a, b))
 
     params = optimum(model, scored(guide), ELBO(num_particles=4), 2_000, 0.01)
@@ -266,13 +282,17 @@ def test_conjugate_pairs_by_score(likelihood):
 
 @pytest.mark.parametrize("num_latents", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_gaussian_chain_partly_by_score(num_latents):
-    """The guide runs down the chain from its end; the posterior's coefficients follow by conditioning Gaussians from its start."""
+    """The guide runs down the chain from its end; the posterior's coefficients follow by conditioning
+    Gaussians from its start.
+    """
     n, loc, data = num_latents, 0.2, jnp.array([-0.1, 0.03, 0.2, 0.1])
     precision = [1.5 * (k + 1) / n for k in range(n + 1)]
     marginal = [precision[0]]  # of x_k under the prior
     for k in range(1, n):
         marginal.append(precision[k] * marginal[-1] / (precision[k] + marginal[-1]))
-    posterior = [precision[k + 1] + marginal[k] for k in range(n - 1)] + [len(data) * precision[n] + marginal[n - 1]]
+    posterior = [precision[k + 1] + marginal[k] for k in range(n - 1)] + [
+        len(data) * precision[n] + marginal[n - 1]
+    ]
     exact = {f"kappa_{k}": precision[k + 1] / posterior[k] for k in range(n - 1)}
     exact |= {f"loc_{k}": loc * marginal[k] / posterior[k] for k in range(n - 1)}
     exact[f"loc_{n - 1}"] = float((data.sum() * precision[n] + loc * marginal[n - 1]) / posterior[n - 1])
@@ -309,12 +329,18 @@ COINS = jnp.array([[1.0] * 8 + [0.0] * 2, [1.0] * 4 + [0.0] * 6]).T
 
 
 @pytest.mark.parametrize(
-    "automatic", [AutoNormal, *(pytest.param(g, marks=pytest.mark.slow) for g in (AutoDiagonalNormal, AutoMultivariateNormal))]
+    "automatic",
+    [
+        AutoNormal,
+        *(pytest.param(g, marks=pytest.mark.slow) for g in (AutoDiagonalNormal, AutoMultivariateNormal)),
+    ],
 )
 @pytest.mark.slow
 def test_automatic_guides_of_two_coins(automatic):
     guide = automatic(two_coins)
-    ours, theirs = (optimum(two_coins, guide, loss(num_particles=4), 2_000, 0.02, COINS) for loss in (ELBO, Trace_ELBO))
+    ours, theirs = (
+        optimum(two_coins, guide, loss(num_particles=4), 2_000, 0.02, COINS) for loss in (ELBO, Trace_ELBO)
+    )
     close(ours, theirs, 0.06)
     mean = guide.sample_posterior(KEY, ours, sample_shape=(2_000,))["beta"].mean(0)
     np.testing.assert_allclose(mean, (COINS.sum(0) + 1) / 12, atol=0.03)
@@ -332,14 +358,20 @@ def test_logistic_regression(theirs):
     data = random.normal(KEY, (100, 3))
     labels = dist.Bernoulli(logits=data @ jnp.arange(1.0, 4.0)).sample(random.PRNGKey(1))
     guide = AutoNormal(logistic)
-    found = [optimum(logistic, guide, loss(num_particles=8), 2_000, 0.02, data, labels) for loss in (ELBO, theirs)]
+    found = [
+        optimum(logistic, guide, loss(num_particles=8), 2_000, 0.02, data, labels) for loss in (ELBO, theirs)
+    ]
     close(*found, 0.08)
 
 
-@pytest.mark.parametrize("theirs", [TraceGraph_ELBO, pytest.param(TraceMeanField_ELBO, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "theirs", [TraceGraph_ELBO, pytest.param(TraceMeanField_ELBO, marks=pytest.mark.slow)]
+)
 @pytest.mark.slow
 def test_a_subsampled_plate_of_local_means(theirs):
-    """A global mean over local ones, ten of forty at a time; conjugate, so the optimum of the guide is known where the others are."""
+    """A global mean over local ones, ten of forty at a time; conjugate, so the optimum of the guide is known
+    where the others are.
+    """
     y = jnp.linspace(-1.0, 3.0, 40)
 
     def model():
@@ -350,8 +382,13 @@ def test_a_subsampled_plate_of_local_means(theirs):
 
     def guide():
         positive = constraints.positive
-        numpyro.sample("loc", dist.Normal(numpyro.param("m", 0.0), numpyro.param("s", 0.3, constraint=positive)))
-        ms, ss = numpyro.param("ms", jnp.zeros(40)), numpyro.param("ss", 0.5 * jnp.ones(40), constraint=positive)
+        numpyro.sample(
+            "loc", dist.Normal(numpyro.param("m", 0.0), numpyro.param("s", 0.3, constraint=positive))
+        )
+        ms, ss = (
+            numpyro.param("ms", jnp.zeros(40)),
+            numpyro.param("ss", 0.5 * jnp.ones(40), constraint=positive),
+        )
         with numpyro.plate("N", 40, subsample_size=10) as index:
             numpyro.sample("local", dist.Normal(ms[index], ss[index]))
 

@@ -1,4 +1,5 @@
-"""The contract every objective keeps: under jit, vmap and SVI, in both precisions, with any key and any parameters.
+"""The contract every objective keeps: under jit, vmap and SVI, in both precisions, with any key and any
+parameters.
 
 A new objective joins by one row in ``OBJECTIVES``.
 """
@@ -85,7 +86,9 @@ def started(objective, model=model, guide=guide, data=DATA):
 def eager(objective, model=model, guide=guide, data=DATA):
     """``(rng_key, params)`` to the loss and its gradient."""
     state = started(objective, model, guide, data)
-    return lambda rng_key, params: jax.value_and_grad(lambda p: objective.loss(rng_key, p | state, model, guide, data))(params)
+    return lambda rng_key, params: jax.value_and_grad(
+        lambda p: objective.loss(rng_key, p | state, model, guide, data)
+    )(params)
 
 
 def compiled(objective, model=model, guide=guide, data=DATA):
@@ -106,7 +109,9 @@ def assert_equal(actual, expected):
 QUICK = ("ELBO()", "ELBO(3)", "IWELBO(3)", "Renyi(0.5, 3)", "ForwardKL(3)", "MarkovScoreClimbing(3)")
 
 
-@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES])
+@pytest.fixture(
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES]
+)
 def objective(request):
     return OBJECTIVES[request.param]()
 
@@ -130,7 +135,9 @@ def test_vmap_over_parameters_is_a_loop(objective, rng_key):
     run, several = compiled(objective), [parameters(), jax.tree.map(lambda x: x + 0.3, parameters())]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
     together = quick_jit(jax.vmap(eager(objective), in_axes=(None, 0)))(rng_key, stacked)
-    one_by_one = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[run(rng_key, params) for params in several])
+    one_by_one = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *[run(rng_key, params) for params in several]
+    )
     assert_close(together, one_by_one)
 
 
@@ -167,7 +174,14 @@ def test_keeps_the_precision_it_is_given(objective, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", ["ELBO()", "ELBO(3)", "IWELBO(3)", "Renyi(0.5, 3)", pytest.param("FDivergence(3)", marks=pytest.mark.slow)]
+    "name",
+    [
+        "ELBO()",
+        "ELBO(3)",
+        "IWELBO(3)",
+        "Renyi(0.5, 3)",
+        pytest.param("FDivergence(3)", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.slow
 def test_single_precision_is_close_to_double(name):
@@ -242,7 +256,9 @@ def test_leaves_the_callers_parameters_alone(objective, rng_key):
 
 
 @pytest.mark.parametrize("num_particles", [0, -1, 2.5])
-@pytest.mark.parametrize("make", [ELBO, IWELBO, Renyi, ForwardKL, Thermodynamic, Sleep, ReweightedWakeSleep, ChiUpperBound])
+@pytest.mark.parametrize(
+    "make", [ELBO, IWELBO, Renyi, ForwardKL, Thermodynamic, Sleep, ReweightedWakeSleep, ChiUpperBound]
+)
 def test_a_number_of_particles_is_at_least_one(make, num_particles):
     with pytest.raises((ValueError, TypeError), match="num_particles"):
         make(num_particles=num_particles)

@@ -1,4 +1,6 @@
-"""Which way an estimated term errs, through sums, multiples and averages, and that a bound refuses the wrong one."""
+"""Which way an estimated term errs, through sums, multiples and averages, and that a bound refuses the wrong
+one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +71,18 @@ def test_a_lower_bound_takes_unbiased_above_and_reciprocal_below(fine):
 
 @pytest.mark.parametrize("wrong", [RECIPROCAL, -UNBIASED, UNBIASED + RECIPROCAL, EXACT - UNBIASED])
 def test_a_lower_bound_refuses_the_rest(wrong):
-    with pytest.raises(DirectionError, match=r"not be a lower bound, which takes \+ unbiased − reciprocal\. 'z' enters with the sign"):
+    with pytest.raises(
+        DirectionError,
+        match=r"not be a lower bound, which takes \+ unbiased − reciprocal\. 'z' enters with the sign",
+    ):
         lower_bound(wrong)
     if wrong is RECIPROCAL or len(wrong.labels) == 1:
         upper_bound(wrong)
 
 
-@pytest.mark.parametrize(("order", "power", "fine"), [(2.0, 0.5, True), (2.0, 0.4, False), (3.0, -0.1, True), (1.0, 0.9, False)])
+@pytest.mark.parametrize(
+    ("order", "power", "fine"), [(2.0, 0.5, True), (2.0, 0.4, False), (3.0, -0.1, True), (1.0, 0.9, False)]
+)
 def test_the_power_of_a_weight_is_convex_from_its_first_power_on_and_below_none(order, power, fine):
     parts = [("z", Estimate("unbiased", power))]
     if fine:
@@ -143,11 +150,19 @@ def test_programs_tag_their_estimates():
 
     assert tags(simulate(SUMMED, rng_key=KEY).log_density) == ["reciprocal"]
     assert tags(log_density(SUMMED, {"x": 0.1}, rng_key=KEY)) == ["unbiased"]
-    assert tags(simulate(marginal(with_data, ["x"], ImportanceSampling(2)), rng_key=KEY).log_density) == ["unbiased"]
+    assert tags(simulate(marginal(with_data, ["x"], ImportanceSampling(2)), rng_key=KEY).log_density) == [
+        "unbiased"
+    ]
     for change in (numpyro.handlers.scale(ring, 0.5), numpyro.handlers.mask(ring, jnp.asarray(True))):
-        assert tags(simulate(marginal(change, ["x"], ImportanceSampling(2)), rng_key=KEY).log_density) == ["unbiased"]
+        assert tags(simulate(marginal(change, ["x"], ImportanceSampling(2)), rng_key=KEY).log_density) == [
+            "unbiased"
+        ]
     exact = marginal(coins, ["x"], Enumeration())
-    assert tags(simulate(exact, rng_key=KEY).log_density) == tags(log_density(exact, {"x": 0.1}, rng_key=KEY)) == ["exact"]
+    assert (
+        tags(simulate(exact, rng_key=KEY).log_density)
+        == tags(log_density(exact, {"x": 0.1}, rng_key=KEY))
+        == ["exact"]
+    )
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
@@ -180,7 +195,9 @@ def test_marginals_on_either_side_are_bounds(bound):
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=repr)
 def test_a_guide_that_is_scored_the_wrong_way_is_refused(bound):
-    """Its program has data, so the density that comes with the draw is unbiased: subtracted, it would push the bound up."""
+    """Its program has data, so the density that comes with the draw is unbiased: subtracted, it would push
+    the bound up.
+    """
 
     def with_data():
         ring()
@@ -219,4 +236,5 @@ def test_what_is_not_a_bound_is_not_refused():
     assert jnp.isfinite(ForwardKL(4).loss(KEY, {}, model, SUMMED))
     with pytest.raises(DirectionError, match="Score given values by `log_density`"):
         StatedWrongWay().loss(KEY, {}, model, SUMMED)
-    assert jnp.isfinite(AveragedWrongWay().loss(KEY, {}, model, SUMMED))  # above the line the draw's density errs upwards: an upper bound
+    # above the line the draw's density errs upwards: an upper bound
+    assert jnp.isfinite(AveragedWrongWay().loss(KEY, {}, model, SUMMED))

@@ -1,6 +1,8 @@
-"""Rows that an enumerated plate declares to be independent, under every law: against each outcome of each row, by hand.
+"""Rows that an enumerated plate declares to be independent, under every law: against each outcome of each
+row, by hand.
 
-There are too many rows for one joint sum, so what the data flow loses can be had from the plate only, once numbers show that it is right.
+There are too many rows for one joint sum, so what the data flow loses can be had from the plate only, once
+numbers show that it is right.
 """
 
 import jax
@@ -29,7 +31,9 @@ KEY = jax.random.key(0)
 
 
 class Mixing(dist.Distribution):
-    """A normal law whose density goes through a transform of Fourier over its event; or, wrongly, over its batch."""
+    """A normal law whose density goes through a transform of Fourier over its event; or, wrongly, over its
+    batch.
+    """
 
     support = dist.constraints.real_vector
     arg_constraints = {"loc": dist.constraints.real_vector}
@@ -52,8 +56,11 @@ def mixing(t):
     return Mixing(jnp.asarray(t)[..., None] + jnp.array([0.0, 0.5]))
 
 
-# But for a law without rows of parameters, and for those of which there is nothing to observe: no draw of a point is another row's.
-TABLE = {"Mixing": mixing} | {n: law for n, law in LAWS.items() if n not in {*NO_DRAW, *WITHOUT_DRAWS, "ZeroSumNormal", "Delta"}}
+# But for a law without rows of parameters, and for those of which there is nothing to observe: no draw of a
+# point is another row's.
+TABLE = {"Mixing": mixing} | {
+    n: law for n, law in LAWS.items() if n not in {*NO_DRAW, *WITHOUT_DRAWS, "ZeroSumNormal", "Delta"}
+}
 LOST = ("Mixing", "CirculantNormal", "LowRankMultivariateNormal", "MixtureSameFamily")  # by the data flow
 
 
@@ -69,7 +76,9 @@ def rows(y, law, theta=None):
 
 
 def by_hand(theta, y, law):
-    each = [dist.Bernoulli(0.3).log_prob(z) + law(jnp.full(ROWS, shifted(z, theta))).log_prob(y) for z in (0, 1)]
+    each = [
+        dist.Bernoulli(0.3).log_prob(z) + law(jnp.full(ROWS, shifted(z, theta))).log_prob(y) for z in (0, 1)
+    ]
     return jnp.logaddexp(*each)
 
 
@@ -83,14 +92,18 @@ def close(given, expected, rtol=2e-4):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_density_of_each_law(name):
-    """The value and its derivative, all of it traced: rows are looked at, if need be, at a draw of the prior, data included."""
+    """The value and its derivative, all of it traced: rows are looked at, if need be, at a draw of the prior,
+    data included.
+    """
     law = TABLE[name]
     y = data(law)
 
     def model(y):
         rows(y, law, numpyro.sample("theta", dist.Uniform(0.0, 1.0)))
 
-    value, slope = quick_jit(jax.value_and_grad(lambda theta, y: log_density(model, {"theta": theta}, y).total))(0.4, y)
+    value, slope = quick_jit(
+        jax.value_and_grad(lambda theta, y: log_density(model, {"theta": theta}, y).total)
+    )(0.4, y)
     expected, its_slope = quick_jit(jax.value_and_grad(lambda theta: by_hand(theta, y, law).sum()))(0.4)
     assert np.isfinite(expected)
     close(value, expected)
@@ -103,7 +116,9 @@ def test_the_data_flow_alone_loses_the_rows(name, monkeypatch):
     monkeypatch.setattr(by_plates, "_later", lambda *_: None)
     law = TABLE[name]
     y = data(law)
-    with pytest.raises(ModelError, match="Elements of site 'z' meet in the density of 'y'.*which is checked by numbers; here"):
+    with pytest.raises(
+        ModelError, match="Elements of site 'z' meet in the density of 'y'.*which is checked by numbers; here"
+    ):
         jax.eval_shape(lambda y: log_density(rows, {}, y, law).total, y)
 
 
@@ -169,18 +184,28 @@ def over_the_batch(t):
 
 VERBS = {
     "log_density": lambda model, y, law: log_density(model, {}, y, law, 0.4).total,
-    "log_density under jit": lambda model, y, law: jax.jit(lambda y: log_density(model, {}, y, law, 0.4).total)(y),
+    "log_density under jit": lambda model, y, law: jax.jit(
+        lambda y: log_density(model, {}, y, law, 0.4).total
+    )(y),
     "ELBO": lambda model, y, law: ELBO(2).loss(KEY, {}, lambda *_: model(y, law, 0.4), no_guide, y, law),
-    "fit": lambda model, y, law: fit(KEY, lambda y: model(y, law, 0.4), lambda y: None, ELBO(), optax.sgd(1e-3), 2, y, progress_bar=False),
-    "expectation": lambda model, y, law: expectation(lambda y: log_density(model, {}, y, law, 0.4)).value(KEY, y),
+    "fit": lambda model, y, law: fit(
+        KEY, lambda y: model(y, law, 0.4), lambda y: None, ELBO(), optax.sgd(1e-3), 2, y, progress_bar=False
+    ),
+    "expectation": lambda model, y, law: expectation(lambda y: log_density(model, {}, y, law, 0.4)).value(
+        KEY, y
+    ),
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize(("model", "law"), [(summed_up, mixing), (rows, over_the_batch)], ids=["program", "law"])
+@pytest.mark.parametrize(
+    ("model", "law"), [(summed_up, mixing), (rows, over_the_batch)], ids=["program", "law"]
+)
 def test_rows_that_are_not_what_their_plate_says_are_refused(model, law, verb):
     y = data(mixing)
-    with pytest.raises(ModelError, match="Elements of site 'z' meet in the density of 'y'.*at one draw, by numbers, they do"):
+    with pytest.raises(
+        ModelError, match="Elements of site 'z' meet in the density of 'y'.*at one draw, by numbers, they do"
+    ):
         VERBS[verb](model, y, law)
 
 
@@ -195,7 +220,9 @@ def test_what_only_a_jit_of_the_user_s_own_holds_is_refused():
             numpyro.sample("y", law(z + x), obs=y)
 
     density = lambda x, y: log_density(model, {}, x, y).total  # noqa: E731
-    with pytest.raises(ModelError, match="'z' meet.*here, inside a jit or vmap, are none. Call it with numbers"):
+    with pytest.raises(
+        ModelError, match="'z' meet.*here, inside a jit or vmap, are none. Call it with numbers"
+    ):
         jax.jit(density)(jnp.zeros(ROWS), y)
     each = [dist.Bernoulli(0.3).log_prob(z) + law(jnp.full(ROWS, 1.0 * z)).log_prob(y) for z in (0, 1)]
     close(density(jnp.zeros(ROWS), y), jnp.logaddexp(*each).sum())
@@ -207,7 +234,9 @@ def test_what_is_nowhere_finite_was_not_seen():
     def model(y):
         with numpyro.plate("n", ROWS):
             z = numpyro.sample("z", dist.Bernoulli(0.3), infer=MARK)
-            numpyro.factor("f", jnp.where(jnp.fft.ifft(jnp.fft.fft(z * jnp.ones(ROWS))).real > -1.0, -jnp.inf, y))
+            numpyro.factor(
+                "f", jnp.where(jnp.fft.ifft(jnp.fft.fft(z * jnp.ones(ROWS))).real > -1.0, -jnp.inf, y)
+            )
 
     with pytest.raises(ModelError, match="'z' meet in the density of 'f'"):
         log_density(model, {}, jnp.zeros(ROWS))

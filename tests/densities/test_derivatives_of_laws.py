@@ -45,8 +45,12 @@ def unchecked(logit):
 @pytest.mark.parametrize("value", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("logit", LOGITS[1:-1])
 def test_bernoulli_of_a_fraction(logit, value):
-    """Images in grey are scored like that: v l − log(1 + e^l), and its derivative by the value is the logit."""
-    np.testing.assert_allclose(log_prob(unchecked(logit), value), unchecked(logit).log_prob(value), rtol=1e-6, atol=1e-6)
+    """Images in grey are scored like that: v l − log(1 + e^l), and its derivative by the value is the
+    logit.
+    """
+    np.testing.assert_allclose(
+        log_prob(unchecked(logit), value), unchecked(logit).log_prob(value), rtol=1e-6, atol=1e-6
+    )
     slope = jax.grad(lambda v: log_prob(unchecked(jnp.float32(logit)), v))(value)
     np.testing.assert_allclose(slope, logit, rtol=1e-6)
 
@@ -63,7 +67,9 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers(wrapper):
-    """The mended law keeps NumPyro's value and shape under every wrapper, and its derivative at zero is mended there."""
+    """The mended law keeps NumPyro's value and shape under every wrapper, and its derivative at zero is
+    mended there.
+    """
 
     def density(logits, score):
         fn = WRAPPERS[wrapper](dist.Bernoulli(logits=logits))
@@ -110,7 +116,10 @@ PROBABILITIES = {
         lambda p: dist.Categorical(logits=jnp.stack([p, -p])),
         [lambda p: jax.nn.sigmoid(2 * p), lambda p: jax.nn.sigmoid(-2 * p)],
     ),
-    "bernoulli on logits": (lambda p: dist.Bernoulli(logits=p), [lambda p: jax.nn.sigmoid(-p), lambda p: jax.nn.sigmoid(p)]),
+    "bernoulli on logits": (
+        lambda p: dist.Bernoulli(logits=p),
+        [lambda p: jax.nn.sigmoid(-p), lambda p: jax.nn.sigmoid(p)],
+    ),
     "binomial": (lambda p: dist.Binomial(2, 0.2 + 0.5 * p), [lambda p: (0.8 - 0.5 * p) ** 2]),
 }
 
@@ -118,11 +127,15 @@ PROBABILITIES = {
 @pytest.mark.parametrize("at", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", PROBABILITIES)
 def test_prob(name, at):
-    """Probabilities of a finite law and their derivatives, at 0 and 1 too, where NumPyro's logarithms are clamped."""
+    """Probabilities of a finite law and their derivatives, at 0 and 1 too, where NumPyro's logarithms are
+    clamped.
+    """
     law, expected = PROBABILITIES[name]
     for k, formula in enumerate(expected):
         value = jnp.asarray(prob(law(jnp.float32(at)), jnp.int32(k)))
         assert value.shape == law(jnp.float32(at)).batch_shape
         np.testing.assert_allclose(value, formula(at), rtol=1e-5, atol=1e-7)
         grad = jax.grad(lambda p, k=k: jnp.mean(prob(law(p), jnp.int32(k))))(jnp.float32(at))
-        np.testing.assert_allclose(grad, jax.grad(lambda p, f=formula: jnp.asarray(f(p)))(jnp.float32(at)), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            grad, jax.grad(lambda p, f=formula: jnp.asarray(f(p)))(jnp.float32(at)), rtol=1e-5, atol=1e-7
+        )

@@ -1,6 +1,8 @@
-"""Every distribution of NumPyro that can be sampled: drawn and scored, differentiated by each strategy that claims it, and summed out.
+"""Every distribution of NumPyro that can be sampled: drawn and scored, differentiated by each strategy that
+claims it, and summed out.
 
-The derivatives are those of integrals by quadrature, of sums over the outcomes, or, where a law has neither, of what other draws say.
+The derivatives are those of integrals by quadrature, of sums over the outcomes, or, where a law has neither,
+of what other draws say.
 """
 
 import itertools
@@ -83,7 +85,10 @@ def test_what_cannot_be_drawn_says_so(rows, verb):
             return simulate(program, name, rng_key=KEY)
         return expectation(program).value(KEY, name)
 
-    with pytest.raises(ProgramError, match="at site 'x'.*Nothing can be drawn of ImproperUniform: give the site a value, by a guide"):
+    with pytest.raises(
+        ProgramError,
+        match="at site 'x'.*Nothing can be drawn of ImproperUniform: give the site a value, by a guide",
+    ):
         run("ImproperUniform")
     said = {
         "simulate": r"'x' \(IntervalCensoredDistribution\) cannot be drawn: its draws have shape.*Observe it",
@@ -115,8 +120,12 @@ def cost(x):
 def expected(law, outcomes, log_volume=0.0):
     log_weights = jax.lax.stop_gradient(law.log_prob(outcomes) + log_volume)
     counts = log_weights > -60.0  # far out there is no weight, and slopes overflow
-    outcomes = jnp.where(counts.reshape(counts.shape + (1,) * (outcomes.ndim - 1)), outcomes, outcomes[jnp.argmax(log_weights)])
-    return jnp.sum(jnp.where(counts, jax.vmap(cost)(outcomes) * jnp.exp(law.log_prob(outcomes) + log_volume), 0.0))
+    outcomes = jnp.where(
+        counts.reshape(counts.shape + (1,) * (outcomes.ndim - 1)), outcomes, outcomes[jnp.argmax(log_weights)]
+    )
+    return jnp.sum(
+        jnp.where(counts, jax.vmap(cost)(outcomes) * jnp.exp(law.log_prob(outcomes) + log_volume), 0.0)
+    )
 
 
 def by_quadrature(law, support=None, num=6001):
@@ -129,9 +138,11 @@ def by_quadrature(law, support=None, num=6001):
 
     slope = jnp.abs(jax.vmap(jax.grad(bent))(u))
     x, inside = bent(u), slope > 0
-    return expected(law, jnp.where(inside, x, bent(0.0)), jnp.where(inside, jnp.log(jnp.where(inside, slope, 1.0)), -jnp.inf)) * (
-        u[1] - u[0]
-    )
+    return expected(
+        law,
+        jnp.where(inside, x, bent(0.0)),
+        jnp.where(inside, jnp.log(jnp.where(inside, slope, 1.0)), -jnp.inf),
+    ) * (u[1] - u[0])
 
 
 def by_counting(law):
@@ -143,7 +154,9 @@ def by_counting(law):
 
 
 def by_parts(law):
-    return cost(jnp.zeros(())) * jnp.exp(law.log_prob(jnp.zeros(()))) + by_quadrature(law, constraints.positive)
+    return cost(jnp.zeros(())) * jnp.exp(law.log_prob(jnp.zeros(()))) + by_quadrature(
+        law, constraints.positive
+    )
 
 
 def exact(name, t):
@@ -157,7 +170,9 @@ def exact(name, t):
 
 
 def draws_apart(name, t, apart=0.15, num=200_000):
-    """Differences of draws under common keys: the derivative up to terms of the square of how far they lie apart."""
+    """Differences of draws under common keys: the derivative up to terms of the square of how far they lie
+    apart.
+    """
     keys = jax.random.split(jax.random.key(17), num)
 
     def difference(key):
@@ -190,10 +205,18 @@ def test_each_strategy_that_claims_a_law_has_its_derivative(name, strategy):
         tolerance = 0.01
     else:
         value, truth = quick_jit(jax.value_and_grad(partial(exact, name)))(T)
-        assert abs(values.mean() - value) < 5 * values.std() / np.sqrt(len(values)) + 2e-3, (values.mean(), value)
+        assert abs(values.mean() - value) < 5 * values.std() / np.sqrt(len(values)) + 2e-3, (
+            values.mean(),
+            value,
+        )
         tolerance = 2e-3
     assert np.isfinite(slopes).all()
-    assert abs(slopes.mean() - truth) < 5 * np.hypot(error, more) + tolerance, (slopes.mean(), truth, error, more)
+    assert abs(slopes.mean() - truth) < 5 * np.hypot(error, more) + tolerance, (
+        slopes.mean(),
+        truth,
+        error,
+        more,
+    )
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -201,20 +224,32 @@ def test_each_strategy_that_does_not_says_so(name):
     law, kind = LAWS[name](jnp.float32(T)), "."
     for short, strategy in SHORT_FORMS.items():
         if not strategy.serves(law):
-            with pytest.raises(StrategyError, match=rf"cannot serve site 'x' \({kind}+\). Strategies that can: .*Constant"):
+            with pytest.raises(
+                StrategyError, match=rf"cannot serve site 'x' \({kind}+\). Strategies that can: .*Constant"
+            ):
                 as_strategy(short, "x").check("x", law)
             with pytest.raises(StrategyError, match="cannot serve site 'x'"):
-                expectation(gradient(lambda law=law: cost(1.0 * numpyro.sample("x", law)), {"x": short})).value(KEY)
+                expectation(
+                    gradient(lambda law=law: cost(1.0 * numpyro.sample("x", law)), {"x": short})
+                ).value(KEY)
 
 
 MOVED = {
-    "mixture of uniforms": lambda: dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [dist.Uniform(0.0, T), dist.Uniform(T, 1.0)]),
-    "shifted beta": lambda: dist.TransformedDistribution(dist.Beta(2.0, 1.0), dist.transforms.AffineTransform(T, 2.0)),
+    "mixture of uniforms": lambda: dist.MixtureGeneral(
+        dist.Categorical(jnp.ones(2) / 2), [dist.Uniform(0.0, T), dist.Uniform(T, 1.0)]
+    ),
+    "shifted beta": lambda: dist.TransformedDistribution(
+        dist.Beta(2.0, 1.0), dist.transforms.AffineTransform(T, 2.0)
+    ),
     "shifted gamma": lambda: dist.TransformedDistribution(
         dist.Gamma(2.0, 1.0), [dist.transforms.PowerTransform(0.5), dist.transforms.AffineTransform(T, 1.0)]
     ),
-    "censored, so that draws are of another law": lambda: dist.LeftCensoredDistribution(dist.Normal(T, 1.0), censored=jnp.array(1.0)),
-    "hurdle before a truncated law": lambda: dist.HurdleProbs(dist.LeftTruncatedDistribution(dist.Normal(0.0, 1.0), T), 0.3),
+    "censored, so that draws are of another law": lambda: dist.LeftCensoredDistribution(
+        dist.Normal(T, 1.0), censored=jnp.array(1.0)
+    ),
+    "hurdle before a truncated law": lambda: dist.HurdleProbs(
+        dist.LeftTruncatedDistribution(dist.Normal(0.0, 1.0), T), 0.3
+    ),
 }
 
 
@@ -223,7 +258,9 @@ def test_no_score_for_a_support_that_moves_within_or_for_draws_of_another_law(na
     """What crosses the end that moves is not in the density's derivative."""
     with pytest.raises(StrategyError, match="ScoreFunction.* cannot serve site 'x'"):
         as_strategy("score", "x").check("x", MOVED[name]())
-    whole = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [dist.transforms.AffineTransform(T, 2.0), dist.transforms.ExpTransform()])
+    whole = dist.TransformedDistribution(
+        dist.Normal(0.0, 1.0), [dist.transforms.AffineTransform(T, 2.0), dist.transforms.ExpTransform()]
+    )
     as_strategy("score", "x").check("x", whole)
 
 
@@ -244,7 +281,9 @@ def test_each_finite_law_is_summed_out_of_a_plate(name):
 
     def by_hand(of):
         z = law(of).enumerate_support()
-        return jax.nn.logsumexp(law(of).log_prob(z) + dist.Normal(1.0 * z, 1.0).log_prob(jnp.array([0.2, 1.4, -0.5])), axis=0).sum()
+        return jax.nn.logsumexp(
+            law(of).log_prob(z) + dist.Normal(1.0 * z, 1.0).log_prob(jnp.array([0.2, 1.4, -0.5])), axis=0
+        ).sum()
 
     ours = quick_jit(jax.value_and_grad(lambda of: log_density(seen, {}, law, MARK, of).total))(ROWS)
     theirs = quick_jit(jax.value_and_grad(by_hand))(ROWS)
@@ -252,7 +291,12 @@ def test_each_finite_law_is_summed_out_of_a_plate(name):
         np.testing.assert_allclose(given, truth, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted({*CONTINUOUS, *MIXED, *COUNTS} - {n for n in LAWS if LAWS[n](T).event_shape}))
+@pytest.mark.parametrize(
+    "name", sorted({*CONTINUOUS, *MIXED, *COUNTS} - {n for n in LAWS if LAWS[n](T).event_shape})
+)
 def test_no_other_law_is(name):
-    with pytest.raises(ModelError, match="latent site 'z' .it is marked for enumeration in the model, and .* has no list of values"):
+    with pytest.raises(
+        ModelError,
+        match="latent site 'z' .it is marked for enumeration in the model, and .* has no list of values",
+    ):
         log_density(seen, {}, LAWS[name], MARK)

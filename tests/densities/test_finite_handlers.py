@@ -1,7 +1,8 @@
-"""Finite sites under masks, scales and conditions, in pairs, in every verb that sums them out: against every joint value by hand.
+"""Finite sites under masks, scales and conditions, in pairs, in every verb that sums them out: against every
+joint value by hand.
 
-What a masked site's outcomes count is scale * mask * log p: one each. A scale multiplies the log of what it holds; reports of single terms
-leave it out.
+What a masked site's outcomes count is scale * mask * log p: one each. A scale multiplies the log of what it
+holds; reports of single terms leave it out.
 """
 
 import itertools
@@ -72,7 +73,9 @@ CHANGES = {
     "g conditioned": ({}, lambda m: handlers.condition(m, data={"g": jnp.array(1)}), 1.0),
     "scaled": ({}, lambda m: handlers.scale(m, scale=2.5), 2.5),
 }
-PAIRS = [p for p in itertools.combinations(CHANGES, 2) if not (CHANGES[p[0]][0].keys() & CHANGES[p[1]][0].keys())]
+PAIRS = [
+    p for p in itertools.combinations(CHANGES, 2) if not (CHANGES[p[0]][0].keys() & CHANGES[p[1]][0].keys())
+]
 
 
 def build(pair):
@@ -85,9 +88,15 @@ def build(pair):
 
 
 def by_hand(program, scale, only=None):
-    """The log of the sum over every joint value that the program leaves open; ``only``: the y that stays, the others left out."""
+    """The log of the sum over every joint value that the program leaves open; ``only``: the y that stays, the
+    others left out.
+    """
     free = handlers.trace(handlers.seed(program, 0)).get_trace(Y)
-    shapes = {n: free[n]["value"].shape for n in ("g", "z") if n in free and not free[n]["is_observed"] and free[n]["type"] == "sample"}
+    shapes = {
+        n: free[n]["value"].shape
+        for n in ("g", "z")
+        if n in free and not free[n]["is_observed"] and free[n]["type"] == "sample"
+    }
     if "z" in shapes and free["z"].get("stop"):
         shapes.pop("z")
     sizes = {"g": 2, "z": 3}
@@ -140,14 +149,18 @@ def test_every_verb_agrees_with_every_joint_value(pair):
 
 
 @pytest.mark.parametrize(
-    "pair", [("plain", "own factor"), ("z masked", "own factor"), ("z partly masked", "y partly masked")], ids=" and ".join
+    "pair",
+    [("plain", "own factor"), ("z masked", "own factor"), ("z partly masked", "y partly masked")],
+    ids=" and ".join,
 )
 def test_transformations_that_enumerate_agree(pair):
     program, _ = build(pair)
     exact = by_hand(program, 1.0)
     few = marginal(lambda: program(Y), keep=["shift"], algorithm=Enumeration())
     np.testing.assert_allclose(log_density(few, {"shift": SHIFT}).total, exact, rtol=2e-5)
-    posterior = normalize(lambda: handlers.condition(program, data={"shift": jnp.array(SHIFT)})(Y), {}, Enumeration())
+    posterior = normalize(
+        lambda: handlers.condition(program, data={"shift": jnp.array(SHIFT)})(Y), {}, Enumeration()
+    )
     every = [{"g": jnp.array(g), "z": jnp.array(z)} for g in range(2) for z in np.ndindex(3, 3, 3)]
     each = jax.jit(lambda values: log_density(posterior, values, rng_key=jax.random.key(0)).total)
     total = np.logaddexp.reduce([float(each(values)) for values in every])
@@ -161,7 +174,9 @@ def test_observed_halves_under_obs_mask_are_no_part_of_the_model():
     def imputed(labels):
         shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))
         with numpyro.plate("n", 3):
-            z = numpyro.sample("z", dist.Bernoulli(logits=shift), obs=labels, obs_mask=seen, infer={"enumerate": "parallel"})
+            z = numpyro.sample(
+                "z", dist.Bernoulli(logits=shift), obs=labels, obs_mask=seen, infer={"enumerate": "parallel"}
+            )
             numpyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=Y)
 
     p = 1 / (1 + np.exp(-SHIFT))

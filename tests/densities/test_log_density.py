@@ -1,4 +1,6 @@
-"""A ``LogDensity`` computes like the array it stands for, and ``log_mean_exp`` takes its logs plate element by plate element."""
+"""A ``LogDensity`` computes like the array it stands for, and ``log_mean_exp`` takes its logs plate element
+by plate element.
+"""
 
 import warnings
 
@@ -40,7 +42,8 @@ def particles():
     return LogDensity(terms, single().labels, 1)
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------------------------
+# --- arithmetic
+# ------------------------------------------------------------------------------------------------------------
 
 
 ARITHMETIC = {
@@ -136,10 +139,15 @@ def test_a_weighed_estimate_keeps_its_direction():
 
 
 def test_per_element_of_several_log_densities():
-    """The weighted mean of one by the weights of another, in each element of the plate that holds all, times N/B."""
+    """The weighted mean of one by the weights of another, in each element of the plate that holds all, times
+    N/B.
+    """
     plate = Plate("n", -1, 3, 2.0)
     rng = np.random.default_rng(2)
-    ell, other = (LogDensity((jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),), (Label("a", (plate,)),), 1) for _ in range(2))
+    ell, other = (
+        LogDensity((jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),), (Label("a", (plate,)),), 1)
+        for _ in range(2)
+    )
     given = per_element(lambda a, b: jnp.sum(jax.nn.softmax(a, axis=0) * b, axis=0), ell, other)
     weights = jax.nn.softmax(ell.terms[0] / 2, axis=0)
     close(given.terms[0], 2 * jnp.sum(weights * other.terms[0] / 2, axis=0))
@@ -171,9 +179,13 @@ def test_what_cannot_be_added():
         single() + "a"
     with pytest.raises(ArgumentTypeError, match="multiply a LogDensity and a LogDensity"):
         single() * single()
-    with pytest.raises(ArgumentError, match=r"over 0 particle axes and an array of shape \(3,\); use `.total`"):
+    with pytest.raises(
+        ArgumentError, match=r"over 0 particle axes and an array of shape \(3,\); use `.total`"
+    ):
         single() + jnp.zeros(3)
-    with pytest.raises(ArgumentError, match=r"multiply .* over 1 particle axes and an array of shape \(4, 3\)"):
+    with pytest.raises(
+        ArgumentError, match=r"multiply .* over 1 particle axes and an array of shape \(4, 3\)"
+    ):
         particles() * jnp.ones((4, 3))
     with pytest.raises(ArgumentError, match="with and without a particle axis"):
         single() + particles()
@@ -187,7 +199,8 @@ def test_a_numpy_array_on_the_left_does_not_make_an_array_of_densities():
     close(product.total, np.arange(4.0) * particles().total)
 
 
-# --- log_mean_exp ----------------------------------------------------------------------------------------------------------------------
+# --- log_mean_exp
+# ------------------------------------------------------------------------------------------------------------
 
 
 def by_hand(x, axes):
@@ -223,7 +236,9 @@ def test_of_a_density_with_a_global_site():
 
 
 def test_of_nested_plates_where_one_holds_every_site():
-    """The outer plate lies at dim -2: a term in both keeps its row, a term in the outer one alone is a column."""
+    """The outer plate lies at dim -2: a term in both keeps its row, a term in the outer one alone is a
+    column.
+    """
     a, b = normals(5, 2, 1), normals(5, 2, 3)
     x = LogDensity((a, b), (Label("a", (OUTER,)), Label("b", (OUTER, INNER))), 1)
     out = log_mean_exp(x)
@@ -238,7 +253,9 @@ def test_of_nested_plates_where_both_hold_every_site():
 
 
 def test_of_plates_where_the_inner_dimension_holds_every_site():
-    """The common plate lies at dim -1, and one term has an axis left of it, which is summed inside the log."""
+    """The common plate lies at dim -1, and one term has an axis left of it, which is summed inside the
+    log.
+    """
     a, b = normals(5, 3), normals(5, 2, 3)
     x = LogDensity((a, b), (Label("a", (INNER,)), Label("b", (OUTER, INNER))), 1)
     close(log_mean_exp(x).total, by_hand(a + b.sum(1), ()).sum())
@@ -278,7 +295,9 @@ def test_from_programs():
     key = jax.random.key(0)
     value = expectation(lambda: log_mean_exp(replicate(log_weight, 4))).value(key)
     draws = expectation(lambda k, i: replicate(lambda: simulate(guide).values["a"], 4)[k, i, 0])
-    a = np.asarray([[draws.value(key, jnp.array(k), jnp.array(i)) for i in range(2)] for k in range(4)])[..., None]
+    a = np.asarray([[draws.value(key, jnp.array(k), jnp.array(i)) for i in range(2)] for k in range(4)])[
+        ..., None
+    ]
     weights = norm.logpdf(a)[..., 0] + norm.logpdf(y, a, 1.0).sum(-1) - norm.logpdf(a, 0.5, 0.7)[..., 0]
     close(value, by_hand(weights, ()).sum())
 
@@ -290,7 +309,9 @@ def subsampled(global_site):
 
 
 def test_a_minibatch_outside_a_common_plate_is_no_bound():
-    with pytest.warns(UserWarning, match="Plate 'n' is subsampled .*times 2.* no bound on the evidence.*ELBO"):
+    with pytest.warns(
+        UserWarning, match="Plate 'n' is subsampled .*times 2.* no bound on the evidence.*ELBO"
+    ):
         log_mean_exp(subsampled(global_site=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

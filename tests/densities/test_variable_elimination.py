@@ -1,7 +1,8 @@
-"""Finite sites that the guide does not have are summed out of the model: against every joint value, one after the other.
+"""Finite sites that the guide does not have are summed out of the model: against every joint value, one after
+the other.
 
-The oracle never eliminates: it gives the sites each of their joint values and takes the log of the sum of the densities. Chains too long
-for that are compared with the forward algorithm.
+The oracle never eliminates: it gives the sites each of their joint values and takes the log of the sum of the
+densities. Chains too long for that are compared with the forward algorithm.
 """
 
 import itertools
@@ -52,13 +53,17 @@ def tree(theta):
 
 
 def nested(theta):
-    """Coins in an outer plate over a row each; two observations a cell, in a plate of which nothing is summed."""
+    """Coins in an outer plate over a row each; two observations a cell, in a plate of which nothing is
+    summed.
+    """
     with numpyro.plate("outer", 2, dim=-2):
         a = numpyro.sample("a", flips(theta))
         with numpyro.plate("inner", 3, dim=-1):
             b = numpyro.sample("b", flips(theta, a))
             with numpyro.plate("twice", 2, dim=-3):
-                numpyro.sample("y", dist.Normal(b + a * theta[2], 1.0), obs=jnp.arange(12.0).reshape(2, 2, 3) / 5)
+                numpyro.sample(
+                    "y", dist.Normal(b + a * theta[2], 1.0), obs=jnp.arange(12.0).reshape(2, 2, 3) / 5
+                )
 
 
 def shared(theta):
@@ -105,10 +110,14 @@ def hidden_markov(theta):
 
 
 def from_a_site(theta):
-    """The first state is a site, the observation reads the step before too, and a site of each step hangs on the chain."""
+    """The first state is a site, the observation reads the step before too, and a site of each step hangs on
+    the chain.
+    """
 
     def step(x, y):
-        new = numpyro.sample("x", dist.Categorical(logits=jnp.array([[0.1, 0.5, -0.2], [0.3, 0.0, 1.0], [0.0, -0.5, 0.2]])[x]))
+        new = numpyro.sample(
+            "x", dist.Categorical(logits=jnp.array([[0.1, 0.5, -0.2], [0.3, 0.0, 1.0], [0.0, -0.5, 0.2]])[x])
+        )
         w = numpyro.sample("w", flips(theta, new))
         numpyro.sample("y", dist.Normal(new - x * theta[0] + w, 1.0), obs=y)
         return new, None
@@ -165,7 +174,9 @@ def masked(theta):
 
 
 def imputed(theta):
-    """A site whose own probability is masked and added as a factor (NumPyro's notebook on discrete imputation), in two plates."""
+    """A site whose own probability is masked and added as a factor (NumPyro's notebook on discrete
+    imputation), in two plates.
+    """
     with numpyro.plate("n", 3):
         a = numpyro.sample("a", flips(theta))
         with mask(mask=jnp.array([True, False, False])):
@@ -197,7 +208,21 @@ def of_several_lengths(theta):
 
 
 MASKED = (masked, imputed, masks_within_events, of_several_lengths)
-MODELS = (tree, nested, shared, meeting, loop, ring, hidden_markov, from_a_site, side_by_side, coupled, steps_apart, one_step, *MASKED)
+MODELS = (
+    tree,
+    nested,
+    shared,
+    meeting,
+    loop,
+    ring,
+    hidden_markov,
+    from_a_site,
+    side_by_side,
+    coupled,
+    steps_apart,
+    one_step,
+    *MASKED,
+)
 
 
 def by_hand(model, theta):
@@ -207,7 +232,10 @@ def by_hand(model, theta):
     spaces = [itertools.product(range(top.get(n, 2)), repeat=math.prod(v.shape)) for n, v in latent.items()]
     joint = np.array([sum(z, ()) for z in itertools.product(*map(list, spaces))])
     ends = np.cumsum([math.prod(v.shape) for v in latent.values()])[:-1]
-    columns = [jnp.asarray(z.reshape(-1, *v.shape)) for z, v in zip(np.split(joint, ends, axis=1), latent.values(), strict=True)]
+    columns = [
+        jnp.asarray(z.reshape(-1, *v.shape))
+        for z, v in zip(np.split(joint, ends, axis=1), latent.values(), strict=True)
+    ]
     values = dict(zip(latent, columns, strict=True))
     return logsumexp(jax.vmap(lambda z: log_density(model, z, theta).total)(values))
 
@@ -216,7 +244,9 @@ def both(model, theta=THETA):
     def of(fn):
         return quick_jit(jax.value_and_grad(fn))(theta)
 
-    return of(lambda theta: log_density(config_enumerate(model), {}, theta).total), of(lambda theta: by_hand(model, theta))
+    return of(lambda theta: log_density(config_enumerate(model), {}, theta).total), of(
+        lambda theta: by_hand(model, theta)
+    )
 
 
 def close(actual, expected, rtol=1e-5):
@@ -234,7 +264,9 @@ def test_value_and_gradient_are_those_of_the_sum(model):
     ids=["parity", "plates", "sums"],
 )
 def test_the_comparison_has_power(model, broken, monkeypatch):
-    """With even and odd steps alike, with plates averaged, with a sum that takes the largest: the same assertion fails."""
+    """With even and odd steps alike, with plates averaged, with a sum that takes the largest: the same
+    assertion fails.
+    """
     factors = variable_elimination.Factor
     monkeypatch.setattr(
         variable_elimination,
@@ -242,7 +274,8 @@ def test_the_comparison_has_power(model, broken, monkeypatch):
         {
             "_by_parity": lambda index, axis, shape: index[0],
             "multiplied_along": lambda f, plates: factors(
-                f.table.mean(tuple(i for i, a in enumerate(f.axes) if a in plates)), tuple(a for a in f.axes if a not in plates)
+                f.table.mean(tuple(i for i, a in enumerate(f.axes) if a in plates)),
+                tuple(a for a in f.axes if a not in plates),
             ),
             "summed": lambda f, s: factors(f.table.max(f.axes.index(s)), tuple(a for a in f.axes if a != s)),
         }[broken],
@@ -256,7 +289,9 @@ def forward(theta, ys):
     to_one = jax.nn.log_sigmoid(theta[0] + theta[1] * jnp.arange(2))
     transition = jnp.stack([jax.nn.log_sigmoid(-theta[0] - theta[1] * jnp.arange(2)), to_one], -1)
     for y in ys:
-        log_alpha = logsumexp(log_alpha[:, None] + transition, 0) + dist.Normal(jnp.arange(2) * theta[2], 1.0).log_prob(y)
+        log_alpha = logsumexp(log_alpha[:, None] + transition, 0) + dist.Normal(
+            jnp.arange(2) * theta[2], 1.0
+        ).log_prob(y)
     return logsumexp(log_alpha)
 
 
@@ -282,20 +317,26 @@ def chain_of(length):
 
 def test_where_every_outcome_is_impossible_the_sum_is_too_and_its_gradient_zero():
     table = jnp.array([[-jnp.inf, -jnp.inf], [0.0, 0.0], [-jnp.inf, 2.0]])
-    found, slope = log_sum_exp(table, 1), jax.grad(lambda x: jnp.sum(jnp.where(jnp.isfinite(y := log_sum_exp(x, 1)), y, 0.0)))(table)
+    found, slope = (
+        log_sum_exp(table, 1),
+        jax.grad(lambda x: jnp.sum(jnp.where(jnp.isfinite(y := log_sum_exp(x, 1)), y, 0.0)))(table),
+    )
     np.testing.assert_allclose(found, [-np.inf, np.log(2.0), 2.0], rtol=1e-6)
     np.testing.assert_allclose(slope, [[0.0, 0.0], [0.5, 0.5], [0.0, 1.0]], rtol=1e-6)
 
 
 def test_a_chain_of_two_dice_is_summed_over_all_its_paths():
-    """A table by step, another plate, and both dice now and one step earlier: the first step reads no earlier one."""
+    """A table by step, another plate, and both dice now and one step earlier: the first step reads no earlier
+    one.
+    """
     table = np.random.default_rng(0).normal(size=(4, 2, 2, 3, 2, 3)).astype(np.float32)
     axes = (7, -3, Before("a"), Before("b"), "a", "b")
     found = jax.jit(lambda x: summed_along(Factor(x, axes), 7, {"a": 2, "b": 3}).table)(table)
     dice = list(itertools.product(range(2), range(3)))
     for other in range(2):
         paths = [
-            table[0, other, 0, 0, *path[0]] + sum(table[t, other, *path[t - 1], *path[t]] for t in range(1, 4))
+            table[0, other, 0, 0, *path[0]]
+            + sum(table[t, other, *path[t - 1], *path[t]] for t in range(1, 4))
             for path in itertools.product(dice, repeat=4)
         ]
         np.testing.assert_allclose(found[other], np.logaddexp.reduce(paths), rtol=1e-5)
@@ -307,7 +348,9 @@ def test_a_chain_of_fifty_flips_is_the_forward_algorithm(objective):
     model, _, ys = chain_of(50)
     with jax.enable_x64(True):
         theta = jnp.asarray(THETA, jnp.float64)
-        loss = quick_jit(jax.value_and_grad(lambda theta: -objective.loss(KEY, {}, model, lambda theta: None, theta)))(theta)
+        loss = quick_jit(
+            jax.value_and_grad(lambda theta: -objective.loss(KEY, {}, model, lambda theta: None, theta))
+        )(theta)
         exact = quick_jit(jax.value_and_grad(lambda theta: forward(theta, ys)))(theta)
     close(loss, exact)
 
@@ -343,7 +386,9 @@ def test_the_bound_with_a_mixture_is_that_of_the_mixture_written_as_one():
             numpyro.sample("y", parts, obs=Y)
 
     def loss(objective, model):
-        return quick_jit(jax.value_and_grad(lambda m: objective.loss(KEY, {"m": m}, model, guide)))(jnp.array([0.3, -0.2]))
+        return quick_jit(jax.value_and_grad(lambda m: objective.loss(KEY, {"m": m}, model, guide)))(
+            jnp.array([0.3, -0.2])
+        )
 
     for objective in (ELBO(num_particles=3), IWELBO(num_particles=3)):
         close(loss(objective, mixture), loss(objective, written_out))
@@ -352,21 +397,29 @@ def test_the_bound_with_a_mixture_is_that_of_the_mixture_written_as_one():
 @pytest.mark.parametrize("subsample_size", [None, 1, 2])
 @pytest.mark.slow
 def test_terms_keep_their_plate_and_its_scale(subsample_size):
-    drawn = {"loc": jnp.array([0.5, -1.0])} | ({} if subsample_size is None else {"n": jnp.arange(subsample_size)})
+    drawn = {"loc": jnp.array([0.5, -1.0])} | (
+        {} if subsample_size is None else {"n": jnp.arange(subsample_size)}
+    )
     out = log_density(mixture, drawn, subsample_size)
     term = dict(zip((label.site for label in out.labels), out.terms, strict=True))["z + y"]
     (plate,) = next(label for label in out.labels if label.site == "z + y").plates
     size = 4 if subsample_size is None else subsample_size
     assert (plate.name, plate.dim, plate.scale) == ("n", -1, 4 / size)
-    parts = jnp.stack([dist.Normal(m, 1.0).log_prob(Y[:size]) for m in drawn["loc"]]) + jnp.log(jnp.array([[0.6], [0.4]]))
+    parts = jnp.stack([dist.Normal(m, 1.0).log_prob(Y[:size]) for m in drawn["loc"]]) + jnp.log(
+        jnp.array([[0.6], [0.4]])
+    )
     close(term, 4 / size * logsumexp(parts, axis=0))
 
 
 def test_each_outcome_of_a_masked_element_counts_one():
-    """As scale * mask * log p says; an element that nothing else sees adds log 2, as in NumPyro's own ``log_density``."""
+    """As scale * mask * log p says; an element that nothing else sees adds log 2, as in NumPyro's own
+    ``log_density``.
+    """
     out = log_density(config_enumerate(masked), {}, THETA)
     q = jax.nn.sigmoid(THETA[0])
-    seen = jnp.log((1 - q) * jnp.exp(dist.Normal(0.0, 1.0).log_prob(Y)) + q * jnp.exp(dist.Normal(2.0, 1.0).log_prob(Y)))
+    seen = jnp.log(
+        (1 - q) * jnp.exp(dist.Normal(0.0, 1.0).log_prob(Y)) + q * jnp.exp(dist.Normal(2.0, 1.0).log_prob(Y))
+    )
     close(out.total, seen[0] + seen[2] + 2 * jnp.log(2.0))
     close(out.total, funsor_log_density(enum(config_enumerate(masked), -2), (THETA,), {}, {})[0])
 
@@ -401,7 +454,9 @@ def test_what_the_guide_has_is_not_summed():
         numpyro.sample("a", dist.Bernoulli(logits=phi))
 
     def loss(objective, guide):
-        return jax.value_and_grad(lambda phi: objective.loss(KEY, {}, config_enumerate(model), lambda: guide(phi)))(0.3)
+        return jax.value_and_grad(
+            lambda phi: objective.loss(KEY, {}, config_enumerate(model), lambda: guide(phi))
+        )(0.3)
 
     theirs = loss(TraceEnum_ELBO(), config_enumerate(guide))
     close(loss(ELBO(), guide), theirs)
@@ -409,7 +464,9 @@ def test_what_the_guide_has_is_not_summed():
 
 @pytest.mark.slow
 def test_where_trace_enum_is_off():
-    """With a ``scan`` NumPyro's own density agrees with ours, and its ``TraceEnum_ELBO`` with neither, in silence."""
+    """With a ``scan`` NumPyro's own density agrees with ours, and its ``TraceEnum_ELBO`` with neither, in
+    silence.
+    """
 
     def model():
         hidden_markov(THETA)

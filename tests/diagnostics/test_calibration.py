@@ -1,7 +1,7 @@
 """Simulation-based calibration tells right posteriors from wrong ones.
 
-A right posterior is asked for p > 0.01 over all of its quantities, so each of those tests would be a false alarm for one key in a hundred
-at most (the keys are fixed). A wrong one is asked for p < 1e-4.
+A right posterior is asked for p > 0.01 over all of its quantities, so each of those tests would be a false
+alarm for one key in a hundred at most (the keys are fixed). A wrong one is asked for p < 1e-4.
 """
 
 import jax
@@ -23,7 +23,8 @@ from ppl_ext.objectives import ELBO
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
-COVARIATES = np.array([[1.0, 0.9], [0.8, 1.1], [1.2, 1.0]], np.float32)  # nearly one direction: a correlated posterior
+# nearly one direction: a correlated posterior
+COVARIATES = np.array([[1.0, 0.9], [0.8, 1.1], [1.2, 1.0]], np.float32)
 
 
 def regression(x, y=None):
@@ -43,7 +44,14 @@ def exact(key, y, num_draws, widen=1.0, shift=0.0):
 
 def calibrate_regression(algorithm, num_simulations=200, seed=0, **options):
     return calibrate(
-        jax.random.key(seed), regression, algorithm, COVARIATES, data="y", num_simulations=num_simulations, progress_bar=False, **options
+        jax.random.key(seed),
+        regression,
+        algorithm,
+        COVARIATES,
+        data="y",
+        num_simulations=num_simulations,
+        progress_bar=False,
+        **options,
     )
 
 
@@ -73,7 +81,9 @@ def test_a_guide_made_over_confident_on_purpose_fails(capsys):
 
 @pytest.mark.slow
 def test_the_exact_posterior_passes_at_a_thousand_data_sets():
-    result = calibrate_regression(lambda key, data: {"slope": exact(key, data["y"], 99)}, 1000, seed=1, batch_size=1000)
+    result = calibrate_regression(
+        lambda key, data: {"slope": exact(key, data["y"], 99)}, 1000, seed=1, batch_size=1000
+    )
     assert result.p_value > 0.01 and result.num_draws == 99 and result.thin == 1
 
 
@@ -82,7 +92,9 @@ def test_the_exact_posterior_passes_at_a_thousand_data_sets():
     [(0.8, 0.0, "too narrow"), (1.3, 0.0, "too wide"), (1.0, 0.2, "too high"), (1.0, -0.2, "too low")],
 )
 def test_a_spoilt_posterior_fails_and_is_named(widen, shift, words, capsys):
-    result = calibrate_regression(lambda key, data: {"slope": exact(key, data["y"], 99, widen, shift)}, 1000, batch_size=1000)
+    result = calibrate_regression(
+        lambda key, data: {"slope": exact(key, data["y"], 99, widen, shift)}, 1000, batch_size=1000
+    )
     assert result.p_value < 1e-4
     result.print_summary()
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("slope"))
@@ -90,14 +102,17 @@ def test_a_spoilt_posterior_fails_and_is_named(widen, shift, words, capsys):
 
 
 def test_returning_the_prior_fails_by_the_log_likelihood_alone():
-    result = calibrate_regression(lambda key, data: {"slope": jax.random.normal(key, (99, 2))}, batch_size=200)
+    result = calibrate_regression(
+        lambda key, data: {"slope": jax.random.normal(key, (99, 2))}, batch_size=200
+    )
     assert result.p_values["slope"].min() > 0.01
     assert result.p_values["log_likelihood"] < 1e-4
 
 
 @pytest.mark.slow
 def test_a_quantity_of_the_users_is_ranked():
-    # Independent draws of each coordinate have the right margins; only the difference shows that they are not together.
+    # Independent draws of each coordinate have the right margins; only the difference shows that they are not
+    # together.
     def margins(key, data):
         draws = exact(key, data["y"], 99)
         return {"slope": jnp.stack([draws[:, 0], jnp.roll(draws[:, 1], 1)], axis=-1)}
@@ -122,13 +137,29 @@ def switch_posterior(key, data, sharpen=1.0):
 
 @pytest.mark.slow
 def test_ties_of_a_discrete_site_are_broken_at_random():
-    result = calibrate(jax.random.key(1), switched, switch_posterior, data="y", num_simulations=1000, batch_size=1000, progress_bar=False)
+    result = calibrate(
+        jax.random.key(1),
+        switched,
+        switch_posterior,
+        data="y",
+        num_simulations=1000,
+        batch_size=1000,
+        progress_bar=False,
+    )
     assert result.p_value > 0.01
 
     def too_sure(key, data):
         return switch_posterior(key, data, sharpen=3.0)
 
-    wrong = calibrate(jax.random.key(1), switched, too_sure, data="y", num_simulations=1000, batch_size=1000, progress_bar=False)
+    wrong = calibrate(
+        jax.random.key(1),
+        switched,
+        too_sure,
+        data="y",
+        num_simulations=1000,
+        batch_size=1000,
+        progress_bar=False,
+    )
     assert wrong.p_value < 1e-4
 
 
@@ -136,7 +167,9 @@ def test_ties_of_a_discrete_site_are_broken_at_random():
 
 
 def autocorrelated(key, data, rho=0.9, length=2000):
-    """A stationary chain with the right law: its draws are worth (1 - rho)/(1 + rho) of as many independent ones."""
+    """A stationary chain with the right law: its draws are worth (1 - rho)/(1 + rho) of as many independent
+    ones.
+    """
     noise = exact(key, jnp.zeros(3), length)
 
     def step(x, e):
@@ -159,7 +192,9 @@ def test_autocorrelated_draws_are_thinned_to_what_they_are_worth():
 @pytest.mark.slow
 def test_a_chain_that_is_worth_little_is_told():
     with pytest.warns(UserWarning, match="worth only .* independent draws"):
-        result = calibrate_regression(lambda key, data: autocorrelated(key, data, length=200), 100, batch_size=100)
+        result = calibrate_regression(
+            lambda key, data: autocorrelated(key, data, length=200), 100, batch_size=100
+        )
     assert result.num_draws < 20
 
 
@@ -171,7 +206,14 @@ def run_svi(key, data, svi):
 
 
 def run_mcmc(key, data):
-    mcmc = MCMC(NUTS(regression), num_warmup=100, num_samples=100, num_chains=2, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        NUTS(regression),
+        num_warmup=100,
+        num_samples=100,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(key, COVARIATES, **data)
     return mcmc
 
@@ -183,7 +225,10 @@ def test_an_svi_run_and_an_mcmc_run_inside_a_function_pass():
     result = calibrate_regression(lambda key, data: run_svi(key, data, svi), 100, batch_size=50, guide=guide)
     assert result.p_value > 0.01
     # The guide was left without tracers, so it can be used again.
-    assert calibrate_regression(lambda key, data: run_svi(key, data, svi), 3, guide=guide, num_draws=9).num_draws == 9
+    assert (
+        calibrate_regression(lambda key, data: run_svi(key, data, svi), 3, guide=guide, num_draws=9).num_draws
+        == 9
+    )
     result = calibrate_regression(run_mcmc, 100, batch_size=100)
     assert result.p_value > 0.01
 
@@ -214,13 +259,17 @@ def test_draws_by_chain_and_reports_are_taken():
 
     plain = calibrate_regression(lambda key, data: {"slope": exact(key, data["y"], 30)}, 10)
     for algorithm in (chains, report):
-        np.testing.assert_array_equal(calibrate_regression(algorithm, 10).ranks["slope"], plain.ranks["slope"])
+        np.testing.assert_array_equal(
+            calibrate_regression(algorithm, 10).ranks["slope"], plain.ranks["slope"]
+        )
 
 
 @pytest.mark.slow
 def test_ranks_are_counts_of_draws_below_the_truth():
     draws = np.random.default_rng(0).permutation(np.linspace(-3.0, 3.0, 50))
-    result = calibrate_regression(lambda key, data: {"slope": jnp.stack([draws, draws], axis=-1)}, 30, batch_size=30)
+    result = calibrate_regression(
+        lambda key, data: {"slope": jnp.stack([draws, draws], axis=-1)}, 30, batch_size=30
+    )
     expected = (draws < result.truths["slope"][..., None]).sum(-1)
     np.testing.assert_array_equal(result.ranks["slope"], expected)
     assert result.data["y"].shape == (30, 3)
@@ -344,7 +393,9 @@ def test_mistakes_are_named():
     with pytest.raises(ArgumentTypeError, match="No posterior draws in int"):
         calibrate_regression(lambda key, data: 3, 3)
     with pytest.raises(ArgumentError, match="Leave batch_size out"):
-        calibrate_regression(lambda key, data: {"slope": jnp.full((30, 2), float(data["y"][0]))}, 3, batch_size=3)
+        calibrate_regression(
+            lambda key, data: {"slope": jnp.full((30, 2), float(data["y"][0]))}, 3, batch_size=3
+        )
     with pytest.raises(ArgumentError, match="pass guide="):
         calibrate_regression(lambda key, data: SVIRunResult({}, None, None), 1)
     with pytest.raises(HandlerError, match="calibrate"), numpyro.handlers.seed(rng_seed=0):

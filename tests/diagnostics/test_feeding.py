@@ -1,4 +1,6 @@
-"""Observations that feed the density of others are found, others are not; and how a series is judged instead of by leave-one-out."""
+"""Observations that feed the density of others are found, others are not; and how a series is judged instead
+of by leave-one-out.
+"""
 
 import math
 
@@ -87,7 +89,12 @@ def in_two_series(y):
 
 def backward(y):
     phi = slope()
-    scan(lambda after, now: (numpyro.sample("y", dist.Normal(phi * after, 0.5), obs=now), None), 0.0, y, reverse=True)
+    scan(
+        lambda after, now: (numpyro.sample("y", dist.Normal(phi * after, 0.5), obs=now), None),
+        0.0,
+        y,
+        reverse=True,
+    )
 
 
 def plain(y):
@@ -220,11 +227,18 @@ def test_the_report_names_such_terms_and_leave_one_out_refuses_them():
     for report in (fitted.to_arviz(num_samples=5), ppl_ext.to_arviz(mcmc)):
         terms = report["log_predictive_one_step"]["y"]
         phi = np.asarray(report.posterior["phi"], float)[..., None]
-        np.testing.assert_allclose(terms, norm.logpdf(Y, phi * np.concatenate([[0.0], Y[:-1]]), 0.5), rtol=1e-4)
-        assert not hasattr(report, "log_likelihood") and "'y' has observations" in report.attrs["log_likelihood_omitted"]
+        np.testing.assert_allclose(
+            terms, norm.logpdf(Y, phi * np.concatenate([[0.0], Y[:-1]]), 0.5), rtol=1e-4
+        )
+        assert (
+            not hasattr(report, "log_likelihood")
+            and "'y' has observations" in report.attrs["log_likelihood_omitted"]
+        )
         with pytest.raises(ModelError, match="loo: the terms of 'y'.*leave_future_out"):
             loo(report)
-    with pytest.raises(ModelError, match="'y' has observations that the density of others reads.*leave_future_out"):
+    with pytest.raises(
+        ModelError, match="'y' has observations that the density of others reads.*leave_future_out"
+    ):
         fitted.to_arviz(num_samples=5, log_likelihood=True)
 
 
@@ -260,7 +274,9 @@ def exactly(y, first):
 
 def refit(rng_key, steps):
     precision, mean = posterior(Y, steps)
-    return {"phi": np.asarray(mean + jax.random.normal(rng_key, (4, 2500)) / math.sqrt(precision), np.float32)}
+    return {
+        "phi": np.asarray(mean + jax.random.normal(rng_key, (4, 2500)) / math.sqrt(precision), np.float32)
+    }
 
 
 @pytest.mark.parametrize("threshold", [0.7, -math.inf])
@@ -270,7 +286,10 @@ def test_leave_future_out_is_the_sum_of_predictive_densities(threshold):
     np.testing.assert_allclose(result.pointwise, exact, atol=0.03)
     np.testing.assert_allclose(result.elpd, exact.sum(), atol=0.1)
     np.testing.assert_allclose(result.se, math.sqrt(12) * exact.std(), atol=0.1)
-    assert result.refits == (tuple(range(8, 20)) if threshold == -math.inf else result.refits) and len(result.refits) >= 1
+    assert (
+        result.refits == (tuple(range(8, 20)) if threshold == -math.inf else result.refits)
+        and len(result.refits) >= 1
+    )
     assert (result.pareto_k <= threshold).all()
     # What terms at draws of the whole series would give is another number: the comparison can fail.
     precision, mean = posterior(Y, 20)
@@ -297,7 +316,9 @@ def test_a_chain_of_finite_states_is_predicted_too():
 
         scan(step, 0, y)
 
-    result = leave_future_out(jax.random.key(0), lambda key, n: {"mu": np.zeros((1, 40), np.float32)}, chain, Y[:5], min_steps=3)
+    result = leave_future_out(
+        jax.random.key(0), lambda key, n: {"mu": np.zeros((1, 40), np.float32)}, chain, Y[:5], min_steps=3
+    )
     law, terms = np.array([0.8, 0.2]), []
     for value in np.asarray(Y[:5], float):
         joint = law * norm.pdf(value, np.array([0.0, 2.0]), 1.0)
@@ -309,10 +330,14 @@ def test_a_chain_of_finite_states_is_predicted_too():
 def test_mistakes_are_named():
     key = jax.random.key(0)
     with pytest.raises(ModelError, match="'x' has an entry for each step"):
-        leave_future_out(key, lambda k, n: {"x": np.zeros((1, 5, 20), np.float32)}, hidden_state, Y, min_steps=3)
+        leave_future_out(
+            key, lambda k, n: {"x": np.zeros((1, 5, 20), np.float32)}, hidden_state, Y, min_steps=3
+        )
     with pytest.raises(ArgumentError, match="min_steps must be below the number of steps, 20"):
         leave_future_out(key, refit, carried, Y, min_steps=20)
     with pytest.raises(ArgumentError, match="var_name must be one of 'a', 'b', got None"):
         leave_future_out(key, refit, in_two_series, Y, min_steps=5)
     with pytest.raises(ArgumentError, match="no axis of time"):
-        leave_future_out(key, refit, lambda y: numpyro.sample("y", dist.Normal(slope(), 1.0), obs=0.3), Y, min_steps=5)
+        leave_future_out(
+            key, refit, lambda y: numpyro.sample("y", dist.Normal(slope(), 1.0), obs=0.3), Y, min_steps=5
+        )

@@ -23,7 +23,9 @@ def model(y):
 
 
 def report(automatic, num_samples):
-    result = fit(KEY, model, automatic(model), ELBO(), optax.adam(0.05), 5, jnp.arange(3.0), progress_bar=False)
+    result = fit(
+        KEY, model, automatic(model), ELBO(), optax.adam(0.05), 5, jnp.arange(3.0), progress_bar=False
+    )
     return result.to_arviz(num_samples=num_samples)
 
 
@@ -38,5 +40,7 @@ def test_just_enough():
 
 
 def test_a_point_has_no_posterior_to_leave_anything_out_of():
-    with pytest.raises(ArgumentError, match=r"all terms of 'y' are the same at all draws.*point \(AutoDelta\)"):
+    with pytest.raises(
+        ArgumentError, match=r"all terms of 'y' are the same at all draws.*point \(AutoDelta\)"
+    ):
         loo(report(AutoDelta, 50))

@@ -97,7 +97,9 @@ def test_masks_of_every_kind_are_seen():
         with numpyro.plate("n", 3):
             with numpyro.handlers.mask(mask=mask):
                 numpyro.sample("handler", dist.Normal(0.0, 1.0), obs=jnp.zeros(3))
-            numpyro.sample("event", dist.Normal(jnp.zeros(2), 1.0).mask(half).to_event(1), obs=jnp.zeros((3, 2)))
+            numpyro.sample(
+                "event", dist.Normal(jnp.zeros(2), 1.0).mask(half).to_event(1), obs=jnp.zeros((3, 2))
+            )
             numpyro.sample("off", dist.Normal(0.0, 1.0).mask(False), obs=jnp.zeros(3))
             numpyro.sample("part", dist.Normal(0.0, 1.0), obs=jnp.zeros(3), obs_mask=mask)
 
@@ -332,7 +334,9 @@ def test_batch_axes_that_are_no_plates():
 def test_a_plate_after_an_axis_that_no_plate_declares(in_scan):
     def model(y):
         if in_scan:
-            scan(lambda carry, x: (carry, numpyro.sample("w", dist.Normal(0.0, 1.0), obs=x)), 0.0, jnp.zeros(3))
+            scan(
+                lambda carry, x: (carry, numpyro.sample("w", dist.Normal(0.0, 1.0), obs=x)), 0.0, jnp.zeros(3)
+            )
         else:
             numpyro.sample("w", dist.Normal(jnp.zeros(3), 1.0), obs=jnp.zeros(3))
         with numpyro.plate("n", len(y)):
@@ -340,7 +344,9 @@ def test_a_plate_after_an_axis_that_no_plate_declares(in_scan):
             numpyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=y)
 
     terms = log_likelihood(model, {}, jnp.asarray(Y))
-    close(terms["y"][0, 0], logsumexp(norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0), b=[0.7, 0.3], axis=-1))
+    close(
+        terms["y"][0, 0], logsumexp(norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0), b=[0.7, 0.3], axis=-1)
+    )
     close(terms["w"][0, 0], norm.logpdf(np.zeros(3)))
 
 
@@ -394,7 +400,10 @@ def test_a_finite_site_beside_a_scan():
     mix = logsumexp(norm.logpdf(Y[:, None], np.array([0.0, 2.0]), 1.0), b=[0.7, 0.3], axis=-1)
     close(terms["v"], np.broadcast_to(mix, (1, 2, 5)))
     coupled = log_likelihood(model, {"x": x}, jnp.asarray(y), jnp.asarray(Y), True)["y"]
-    close(coupled, logsumexp(norm.logpdf(y[:, None], x[..., None] + np.array([0.0, 1.0]), 1.0), b=[0.5, 0.5], axis=-1))
+    close(
+        coupled,
+        logsumexp(norm.logpdf(y[:, None], x[..., None] + np.array([0.0, 1.0]), 1.0), b=[0.5, 0.5], axis=-1),
+    )
 
 
 # --- mistakes
@@ -473,14 +482,24 @@ def switched(kind, y):
 def test_a_model_may_contract_a_finite_site_over_its_plate(kind):
     y, shift = np.array([1.5, 0.2]), np.array([0.0, 0.4], np.float32)
     each = norm.logpdf(y[:, None], MEANS_OF_SWITCHES[kind][1] + shift[:, None, None], 0.5)
-    exact = {"observation": logsumexp(each + SWITCH_LOGITS, axis=-1), "independent": logsumexp(each.sum(1) + SWITCH_LOGITS, axis=-1)}
+    exact = {
+        "observation": logsumexp(each + SWITCH_LOGITS, axis=-1),
+        "independent": logsumexp(each.sum(1) + SWITCH_LOGITS, axis=-1),
+    }
     for units, expected in exact.items():
-        close(log_likelihood(switched, {"shift": shift}, kind, jnp.asarray(y, jnp.float32), batch_ndims=1, units=units)["y"], expected)
+        close(
+            log_likelihood(
+                switched, {"shift": shift}, kind, jnp.asarray(y, jnp.float32), batch_ndims=1, units=units
+            )["y"],
+            expected,
+        )
 
     def guide(kind, y):
         numpyro.sample("shift", dist.Normal(0.1, 0.2))
 
-    draws = Fit({}, np.zeros((1, 1)), switched, guide, ELBO(), (kind, jnp.asarray(y, jnp.float32))).sample(num_samples=3)
+    draws = Fit({}, np.zeros((1, 1)), switched, guide, ELBO(), (kind, jnp.asarray(y, jnp.float32))).sample(
+        num_samples=3
+    )
     drawn = draws.values["shift"][0].astype(float)
     each = norm.logpdf(y[:, None], MEANS_OF_SWITCHES[kind][1] + drawn[:, None, None], 0.5).sum(1)
     close(draws.log_p[0], logsumexp(each + SWITCH_LOGITS, axis=-1) + norm.logpdf(drawn), 1e-4)
@@ -496,12 +515,16 @@ def test_a_one_hot_site_may_weigh_a_table():
 
 
 def test_rows_of_a_law_that_mixes_axes_inside_are_kept_apart_by_their_plate():
-    """The data flow loses rows in a Cholesky factor taken of a table row by row, say; the plate and a look at numbers tell."""
+    """The data flow loses rows in a Cholesky factor taken of a table row by row, say; the plate and a look at
+    numbers tell.
+    """
 
     def model(y):
         with numpyro.plate("n", 14):
             z = numpyro.sample("z", dist.Bernoulli(0.3))
-            turned = jnp.fft.irfft(jnp.fft.rfft(jnp.stack([1.0 * z, 2.0 * z])[:, ::-1], axis=0), n=2, axis=0)[:, ::-1]
+            turned = jnp.fft.irfft(jnp.fft.rfft(jnp.stack([1.0 * z, 2.0 * z])[:, ::-1], axis=0), n=2, axis=0)[
+                :, ::-1
+            ]
             numpyro.sample("y", dist.Normal(turned[0], 1.0), obs=y)
 
     y = np.linspace(-1.0, 2.0, 14)

@@ -1,4 +1,6 @@
-"""Reports of masks that the model computes, wherever they are put: terms and what is left of them, against NumPyro's."""
+"""Reports of masks that the model computes, wherever they are put: terms and what is left of them, against
+NumPyro's.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,11 @@ def from_a_draw(m, lengths, y):
     """As a threshold on a latent site would: known at each draw alone."""
     with numpyro.plate("rows", 3):
         numpyro.sample(
-            "y", dist.Normal(m, jnp.ones((3, 3))).mask((m * 0 < lengths[:, None]) & (jnp.arange(3) < lengths[:, None])).to_event(1), obs=y
+            "y",
+            dist.Normal(m, jnp.ones((3, 3)))
+            .mask((m * 0 < lengths[:, None]) & (jnp.arange(3) < lengths[:, None]))
+            .to_event(1),
+            obs=y,
         )
 
 

@@ -1,4 +1,6 @@
-"""One-step-ahead terms of chains, against the forward algorithm by hand and against sums over every path of the hidden sites."""
+"""One-step-ahead terms of chains, against the forward algorithm by hand and against sums over every path of
+the hidden sites.
+"""
 
 import itertools
 
@@ -45,7 +47,9 @@ def hmm(y):
 
 
 def forward(y, width):
-    """The forward algorithm in double precision: log p(y_t | y_<t), and the filtered law of the last state."""
+    """The forward algorithm in double precision: log p(y_t | y_<t), and the filtered law of the last
+    state.
+    """
     law, terms = START, []
     for value in np.asarray(y, float):
         joint = law * norm.pdf(value, PLACE, width)
@@ -77,7 +81,9 @@ def test_a_hidden_markov_model_by_forward_and_backward(length):
 
 
 def test_the_terms_are_one_step_ahead_and_not_smoothed():
-    """A term must not move when later data do, and must move when earlier data do: it conditions on the past alone."""
+    """A term must not move when later data do, and must move when earlier data do: it conditions on the past
+    alone.
+    """
     samples = {"width": np.ones((1, 1), np.float32)}
     base = one_step(hmm, samples, jnp.asarray(Y))["y"][0, 0]
     later, earlier = Y.copy(), Y.copy()
@@ -98,15 +104,23 @@ def test_a_long_series_loses_no_digits():
 
 
 def brute_force(model, y, finite, values, logs):
-    """log p(y_1..t) for every t, as a sum over every assignment of the finite sites: by site (values, shape at length t)."""
+    """log p(y_1..t) for every t, as a sum over every assignment of the finite sites: by site (values, shape
+    at length t).
+    """
     out = []
     for length in range(1, len(y) + 1):
-        spaces = {n: list(itertools.product(support, repeat=int(np.prod(shape(length))))) for n, (support, shape) in finite.items()}
+        spaces = {
+            n: list(itertools.product(support, repeat=int(np.prod(shape(length)))))
+            for n, (support, shape) in finite.items()
+        }
         grid = np.indices([len(s) for s in spaces.values()]).reshape(len(spaces), -1)
         assigned = {
-            n: jnp.asarray(np.array(s)[i].reshape(-1, *finite[n][1](length))) for (n, s), i in zip(spaces.items(), grid, strict=True)
+            n: jnp.asarray(np.array(s)[i].reshape(-1, *finite[n][1](length)))
+            for (n, s), i in zip(spaces.items(), grid, strict=True)
         }
-        joint = jax.vmap(lambda z, length=length: log_density(model, {**values, **z}, jnp.asarray(y[:length])).total)(assigned)
+        joint = jax.vmap(
+            lambda z, length=length: log_density(model, {**values, **z}, jnp.asarray(y[:length])).total
+        )(assigned)
         out.append(logsumexp(np.asarray(joint, float)) - logs)
     return np.diff(out, prepend=0.0)
 
@@ -132,7 +146,9 @@ def initial_outside(y):
 
 def shifted_support(y):
     def step(z, y):
-        z = numpyro.sample("z", dist.DiscreteUniform(2, 4).mask(False) if y is None else dist.DiscreteUniform(2, 4))
+        z = numpyro.sample(
+            "z", dist.DiscreteUniform(2, 4).mask(False) if y is None else dist.DiscreteUniform(2, 4)
+        )
         w = numpyro.sample("w", dist.Bernoulli(jnp.where(z == 3, 0.9, 0.2)))
         numpyro.sample("y", dist.Normal(z - 3.0 * w, 1.0), obs=y)
         return z, None
@@ -241,10 +257,20 @@ LINKS = {
     "initial outside": (initial_outside, (), {"z0": (BINARY, fixed()), "z": (BINARY, along())}, (0,)),
     "shifted chain": (shifted_chain, (), {"z": ((0, 1, 2), along())}, (0,)),
     "class of the series": (class_of_the_series, (), {"c": (BINARY, fixed()), "z": (BINARY, along())}, (0,)),
-    "component within the step": (component_within_the_step, (), {"z": (BINARY, along()), "k": ((0, 1, 2), along())}, (0,)),
+    "component within the step": (
+        component_within_the_step,
+        (),
+        {"z": (BINARY, along()), "k": ((0, 1, 2), along())},
+        (0,),
+    ),
     "two chains": (two_chains, (), {"z": (BINARY, along()), "w": (BINARY, along())}, (0,)),
     "autoregression": (autoregression_with_regimes, (), {"z": (BINARY, along())}, (0,)),
-    "one class for all series": (one_class_for_all_series, (2,), {"c": ((0, 1, 2), fixed()), "z": (BINARY, along(2))}, (0,)),
+    "one class for all series": (
+        one_class_for_all_series,
+        (2,),
+        {"c": ((0, 1, 2), fixed()), "z": (BINARY, along(2))},
+        (0,),
+    ),
 }
 
 
@@ -367,7 +393,9 @@ def test_sites_beside_a_chain_have_their_own_terms():
 
 
 def test_given_states_between_the_chain_and_the_data():
-    """A switching state-space model: given its states, the observations no longer see the chain, which still counts in the joint."""
+    """A switching state-space model: given its states, the observations no longer see the chain, which still
+    counts in the joint.
+    """
 
     def model(y):
         def step(carry, y):
@@ -409,7 +437,10 @@ def test_a_finite_site_of_one_step_alone_leaves_independent_terms():
     report = report_of(model, {"mu": 0.0})
     assert report.log_likelihood["y"].dims == ("chain", "draw", "time")
     mu = np.asarray(report.posterior["mu"], float)
-    close(report.log_likelihood["y"], logsumexp(norm.logpdf(Y[:, None], mu[..., None, None] + [0.0, 2.0], 1.0), b=[0.7, 0.3], axis=-1))
+    close(
+        report.log_likelihood["y"],
+        logsumexp(norm.logpdf(Y[:, None], mu[..., None, None] + [0.0, 2.0], 1.0), b=[0.7, 0.3], axis=-1),
+    )
 
 
 # --- what cannot be had
@@ -467,8 +498,14 @@ def test_what_the_forward_algorithm_does_not_cover_is_refused_by_name():
 
 @pytest.mark.parametrize("contraction", ["sum", "max", "one hot"])
 def test_a_chain_that_is_contracted_is_refused_and_its_joint_density_is_right(contraction):
-    """NumPyro's enumeration puts the outcomes on an axis more, and a sum takes it along: another density, in silence."""
-    contract = {"sum": jnp.sum, "max": jnp.max, "one hot": lambda z: (jnp.eye(2)[z] * jnp.array([0.5, 2.0])).sum()}[contraction]
+    """NumPyro's enumeration puts the outcomes on an axis more, and a sum takes it along: another density, in
+    silence.
+    """
+    contract = {
+        "sum": jnp.sum,
+        "max": jnp.max,
+        "one hot": lambda z: (jnp.eye(2)[z] * jnp.array([0.5, 2.0])).sum(),
+    }[contraction]
 
     def model(y):
         def step(z, y):
@@ -495,7 +532,9 @@ def test_the_report_of_a_chain_that_looks_two_steps_back_has_no_density_and_says
         numpyro.deterministic("twice", 2.0 * mu)
 
         def step(carry, y):
-            z = numpyro.sample("z", dist.Categorical(jnp.asarray(MOVE)[carry[0]]), infer={"enumerate": "parallel"})
+            z = numpyro.sample(
+                "z", dist.Categorical(jnp.asarray(MOVE)[carry[0]]), infer={"enumerate": "parallel"}
+            )
             numpyro.sample("y", dist.Normal(1.0 * z + carry[1] + mu, 1.0), obs=y)
             return (z, carry[0]), None
 
@@ -516,7 +555,15 @@ def report_of(model, loc, **options):
         for name, x in loc.items():
             numpyro.sample(name, dist.LogNormal(x, 0.1) if name == "width" else dist.Normal(x, 0.1))
 
-    result = Fit({"unused": np.zeros(2)}, np.zeros((2, 3)), model, guide, ELBO(), (jnp.asarray(Y),), rng_key=jax.random.key(0))
+    result = Fit(
+        {"unused": np.zeros(2)},
+        np.zeros((2, 3)),
+        model,
+        guide,
+        ELBO(),
+        (jnp.asarray(Y),),
+        rng_key=jax.random.key(0),
+    )
     return result.to_arviz(num_samples=20, **options)
 
 
@@ -525,9 +572,13 @@ def test_the_report_labels_them_and_no_leave_one_out_takes_them():
     report = report_of(hmm, {"width": 0.0})
     terms = report["log_predictive_one_step"]["y"]
     assert terms.dims == ("chain", "draw", "time") and "one step ahead" in terms.attrs["terms"]
-    for width, row in zip(np.asarray(report.posterior["width"], float).ravel(), np.asarray(terms).reshape(-1, 6), strict=True):
+    for width, row in zip(
+        np.asarray(report.posterior["width"], float).ravel(), np.asarray(terms).reshape(-1, 6), strict=True
+    ):
         close(row, forward(Y, width))
-    assert not hasattr(report, "log_likelihood") and "'z' is in a scan" in report.attrs["log_likelihood_omitted"]
+    assert (
+        not hasattr(report, "log_likelihood") and "'z' is in a scan" in report.attrs["log_likelihood_omitted"]
+    )
     with pytest.raises(TypeError, match="log likelihood not found"):
         az.loo(report)
     with pytest.raises(ModelError, match="loo: the terms of 'y' are log p.*Use leave-future-out"):
@@ -546,10 +597,16 @@ def test_plates_of_a_chain_are_named_and_masked_steps_are_left_out():
             y, seen = x
             with numpyro.plate("series", 2):
                 z = numpyro.sample("z", dist.Categorical(jnp.asarray(MOVE)[z]))
-                numpyro.sample("y", dist.Normal(jnp.asarray(PLACE)[z], 1.0).mask(seen), obs=jnp.stack([y, -y]))
+                numpyro.sample(
+                    "y", dist.Normal(jnp.asarray(PLACE)[z], 1.0).mask(seen), obs=jnp.stack([y, -y])
+                )
             return z, None
 
-        scan(step, jnp.zeros(2, int), (y, jnp.stack([jnp.arange(6) < 6, jnp.arange(6) < 2], 1) if masked else jnp.ones((6, 2), bool)))
+        scan(
+            step,
+            jnp.zeros(2, int),
+            (y, jnp.stack([jnp.arange(6) < 6, jnp.arange(6) < 2], 1) if masked else jnp.ones((6, 2), bool)),
+        )
 
     masked = False
     terms = report_of(model, {})["log_predictive_one_step"]["y"]
@@ -557,7 +614,16 @@ def test_plates_of_a_chain_are_named_and_masked_steps_are_left_out():
     masked = True
     terms = report_of(lambda y: model(y), {})["log_predictive_one_step"]["y"]
     assert terms.dims == ("chain", "draw", "y_seen") and "one step ahead" in terms.attrs["terms"]
-    assert list(terms["y_time"].values) == [0, 0, 1, 1, 2, 3, 4, 5] and list(terms["y_series"].values) == [0, 1, 0, 1, 0, 0, 0, 0]
+    assert list(terms["y_time"].values) == [0, 0, 1, 1, 2, 3, 4, 5] and list(terms["y_series"].values) == [
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_leave_one_out_says_what_is_missing():
@@ -589,4 +655,8 @@ def test_a_fit_of_a_chain_goes_the_whole_way():
         numpyro.sample("z", dist.Categorical(logits=numpyro.param("logits", jnp.zeros((6, 2)))).to_event(1))
 
     with pytest.raises(ModelError, match="Use leave-future-out"):
-        loo(fit(jax.random.key(0), hmm, guide, ELBO(), optax.adam(0.01), 3, jnp.asarray(Y), progress_bar=False))
+        loo(
+            fit(
+                jax.random.key(0), hmm, guide, ELBO(), optax.adam(0.01), 3, jnp.asarray(Y), progress_bar=False
+            )
+        )

@@ -58,11 +58,25 @@ def model(y):
 def results():
     """One of each kind of result."""
     y, guide = jnp.array([0.0, 1.0, 2.0]), AutoNormal(model)
-    fitted = fit(jax.random.key(0), model, guide, ELBO(), optax.adam(0.02), 300, y, num_chains=2, progress_bar=False)
-    mcmc = MCMC(NUTS(model), num_warmup=50, num_samples=60, num_chains=2, chain_method="vectorized", progress_bar=False)
+    fitted = fit(
+        jax.random.key(0), model, guide, ELBO(), optax.adam(0.02), 300, y, num_chains=2, progress_bar=False
+    )
+    mcmc = MCMC(
+        NUTS(model),
+        num_warmup=50,
+        num_samples=60,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(jax.random.key(0), y)
     run = SVI(model, guide, optax.adam(0.02), Trace_ELBO()).run(jax.random.key(0), 200, y, progress_bar=False)
-    return {"fit": fitted, "mcmc": mcmc, "svi": run, "report": fitted.to_arviz(num_samples=100, log_likelihood=False)}
+    return {
+        "fit": fitted,
+        "mcmc": mcmc,
+        "svi": run,
+        "report": fitted.to_arviz(num_samples=100, log_likelihood=False),
+    }
 
 
 def drawn(ax):
@@ -79,7 +93,9 @@ def test_elbo_lines_are_running_means_of_minus_the_loss():
     ax = drawn(plot_elbo(losses, window=50))
     assert len(ax.lines) == 3 and len(ax.collections) == 3
     for line, trace in zip(ax.lines, -losses, strict=True):
-        np.testing.assert_allclose(line.get_ydata(), np.convolve(trace, np.ones(50) / 50, mode="valid"), atol=1e-12)
+        np.testing.assert_allclose(
+            line.get_ydata(), np.convolve(trace, np.ones(50) / 50, mode="valid"), atol=1e-12
+        )
         assert line.get_xdata()[0] == 24.5  # a window's middle
 
 
@@ -88,7 +104,8 @@ def test_elbo_band_is_the_noise_of_a_step_whatever_the_slope():
     ax = plot_elbo(losses, window=5000)
     path = ax.collections[0].get_paths()[0].vertices
     at = path[np.isclose(path[:, 0], path[:, 0].max()), 1]
-    # A sd of 3 from 5000 differences has a relative error of 0.012; 0.2 is 5 of them. With the slope it would be 72.
+    # A sd of 3 from 5000 differences has a relative error of 0.012; 0.2 is 5 of them. With the slope it would
+    # be 72.
     assert abs(np.ptp(at) / 2.0 - 3.0) < 0.2
     # Standard error in the legend: 3/sqrt(5000) = 0.042.
     assert ax.get_legend_handles_labels()[1][0].endswith("± 0.042")
@@ -154,7 +171,10 @@ def test_khat_of_results_names_the_worst_chain(results):
     assert "broken: failed, a log weight is NaN or infinite" in ax.get_legend_handles_labels()[1]
 
 
-@pytest.mark.parametrize("log_weights", [[0.0] * 100, [0.0] + [-np.inf] * 99, [-np.inf] * 30, [0.0], [0.0, -1.0, -1e300], [np.nan] * 3])
+@pytest.mark.parametrize(
+    "log_weights",
+    [[0.0] * 100, [0.0] + [-np.inf] * 99, [-np.inf] * 30, [0.0], [0.0, -1.0, -1e300], [np.nan] * 3],
+)
 def test_khat_of_odd_weights_is_drawn(log_weights):
     drawn(plot_khat(log_weights))
 
@@ -168,14 +188,23 @@ def test_forest_shows_means_and_intervals(results):
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
     means = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(means, [x["mu"].mean() for x in draws.values()])
-    wide = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_ydata()) == 0.0]
+    wide = [
+        line.get_xdata()
+        for line in ax.lines
+        if len(line.get_xdata()) == 2 and np.ptp(line.get_ydata()) == 0.0
+    ]
     np.testing.assert_allclose(wide[0], np.quantile(draws["a"]["mu"], [0.03, 0.97]))
     np.testing.assert_allclose(wide[1], np.quantile(draws["a"]["mu"], [0.25, 0.75]))
 
 
 def test_forest_of_every_kind_of_result_on_axes_given(results):
     _, given = plt.subplots(1, 2)
-    everything = {"fit": results["fit"], "NUTS": results["mcmc"], "report": results["report"], "ArviZ": to_arviz(results["mcmc"])}
+    everything = {
+        "fit": results["fit"],
+        "NUTS": results["mcmc"],
+        "report": results["report"],
+        "ArviZ": to_arviz(results["mcmc"]),
+    }
     axes = drawn(plot_forest(everything, ["mu", "level"], given, num_samples=50, labels={"mu": "Mean"}))
     assert list(axes) == list(given)
     assert axes[0].get_title() == "Mean" and axes[1].get_title() == "level"
@@ -184,7 +213,9 @@ def test_forest_of_every_kind_of_result_on_axes_given(results):
 
 
 def test_forest_names_elements_by_coordinates_and_keeps_to_forty():
-    report = build_report({"posterior": {"b": RNG.normal(size=(1, 50, 2))}}, dims={"b": ["who"]}, coords={"who": ["you", "me"]})
+    report = build_report(
+        {"posterior": {"b": RNG.normal(size=(1, 50, 2))}}, dims={"b": ["who"]}, coords={"who": ["you", "me"]}
+    )
     [ax] = plot_forest({"x": report})
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["you", "me"]
     [ax] = plot_forest({"x": {"b": RNG.normal(size=(1, 50, 3, 20))}})
@@ -198,7 +229,9 @@ def test_functions_show_bands_in_the_order_of_the_inputs():
     ax = drawn(plot_functions(x, draws, levels=(0.9,), num_lines=4, observed=([0.5], [0.1]), label="f"))
     assert len(ax.lines) == 6 and len(ax.collections) == 1
     assert (np.diff(ax.lines[-2].get_xdata()) > 0.0).all()
-    np.testing.assert_allclose(ax.lines[-2].get_ydata(), np.median(draws.reshape(-1, 30)[:, np.argsort(x)], axis=0))
+    np.testing.assert_allclose(
+        ax.lines[-2].get_ydata(), np.median(draws.reshape(-1, 30)[:, np.argsort(x)], axis=0)
+    )
     edges = ax.collections[0].get_paths()[0].vertices[:, 1]
     low, high = np.quantile(draws.reshape(-1, 30), [0.05, 0.95], axis=0)
     np.testing.assert_allclose([edges.min(), edges.max()], [low.min(), high.max()])
@@ -226,7 +259,11 @@ def test_calibration_lines_turn_red_exactly_where_the_p_value_is_small():
     band = uniformity_band(200, 99)
     for ax, (name, r) in zip(axes, ranks.items(), strict=True):
         line = ax.lines[-1]
-        np.testing.assert_allclose(line.get_ydata()[1:-1], np.bincount(r, minlength=100).cumsum()[:-1] / 200 - band.points, atol=1e-12)
+        np.testing.assert_allclose(
+            line.get_ydata()[1:-1],
+            np.bincount(r, minlength=100).cumsum()[:-1] / 200 - band.points,
+            atol=1e-12,
+        )
         assert (line.get_color() == "#d55e00") == (result.p_values[name] <= 0.05)
     assert {ax.lines[-1].get_color() for ax in axes} == {"#d55e00", "#0072b2"}
 

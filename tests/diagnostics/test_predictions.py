@@ -87,9 +87,26 @@ def runs():
     guide = AutoNormal(regression)
     svi = SVI(regression, guide, optax.adam(0.05), ELBO())
     return {
-        "fit": (fit(KEY, regression, guide, ELBO(), optax.adam(0.05), 50, X, 0.5 * X, num_chains=2, progress_bar=False), {}),
+        "fit": (
+            fit(
+                KEY,
+                regression,
+                guide,
+                ELBO(),
+                optax.adam(0.05),
+                50,
+                X,
+                0.5 * X,
+                num_chains=2,
+                progress_bar=False,
+            ),
+            {},
+        ),
         "mcmc": (sampled(regression, X, 0.5 * X), {}),
-        "svi": (svi.run(KEY, 50, X, 0.5 * X, progress_bar=False), {"model": regression, "guide": guide, "model_args": (X, 0.5 * X)}),
+        "svi": (
+            svi.run(KEY, 50, X, 0.5 * X, progress_bar=False),
+            {"model": regression, "guide": guide, "model_args": (X, 0.5 * X)},
+        ),
     }
 
 
@@ -115,7 +132,11 @@ def test_new_rows_at_each_posterior_draw(name, runs, tmp_path):
         == ("chain", "draw", "new")
     )
     assert report.predictions["y"]["new"].values.tolist() == ["a", "b"] and "slope" not in report.predictions
-    assert report.observed_data["y"].dims == ("rows",) and report.predictions["loc"].dims == ("chain", "draw", "new")
+    assert report.observed_data["y"].dims == ("rows",) and report.predictions["loc"].dims == (
+        "chain",
+        "draw",
+        "new",
+    )
     report.to_netcdf(str(tmp_path / "report.nc"))
     again = az.from_netcdf(str(tmp_path / "report.nc"))
     np.testing.assert_array_equal(again["predictions"]["y"].values, new["y"])
@@ -124,7 +145,9 @@ def test_new_rows_at_each_posterior_draw(name, runs, tmp_path):
 def test_one_row_and_keywords(runs):
     assert predict(KEY, runs["mcmc"][0], x=NEW[:1])["y"].shape == (1, 200, 1)
     assert (predict(KEY, runs["mcmc"][0], NEW)["y"] == predict(KEY, runs["mcmc"][0], NEW)["y"]).all()
-    assert (predict(KEY, runs["mcmc"][0], NEW)["y"] != predict(jax.random.key(1), runs["mcmc"][0], NEW)["y"]).any()
+    assert (
+        predict(KEY, runs["mcmc"][0], NEW)["y"] != predict(jax.random.key(1), runs["mcmc"][0], NEW)["y"]
+    ).any()
 
 
 def test_finite_data_are_drawn_and_not_summed_out():
@@ -133,7 +156,10 @@ def test_finite_data_are_drawn_and_not_summed_out():
     y = predict(KEY, mcmc, jnp.full(400, 1.0))["y"]
     p = 1 / (1 + np.exp(-slope))
     np.testing.assert_allclose(y[0].mean(1), p, atol=5 * 0.5 / 20)
-    with pytest.raises(ArgumentError, match=r"to_arviz: 'y' had data in the run and has none with these model_args.*predict\(rng_key"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"to_arviz: 'y' had data in the run and has none with these model_args.*predict\(rng_key",
+    ):
         to_arviz(mcmc, model_args=(NEW, None))
 
 
@@ -147,7 +173,9 @@ def test_a_finite_site_of_new_rows_has_its_law():
 def test_effects_of_rows_are_drawn_for_new_ones():
     mcmc = sampled(effects, X, X + jnp.array([-1.0, 1.0, 0.5]))
     with pytest.raises(
-        ArgumentError, match=r"'effect' has shape \(2,\) for these arguments, and draws of shape \(3,\).*redraw=\['effect'\]"
+        ArgumentError,
+        match=r"'effect' has shape \(2,\) for these arguments, and draws of shape "
+        r"\(3,\).*redraw=\['effect'\]",
     ):
         predict(KEY, mcmc, NEW)
     new = predict(KEY, mcmc, jnp.zeros(500), redraw=["effect"])
@@ -170,7 +198,9 @@ def test_states_that_given_data_depend_on_are_no_draws_of_the_prior():
     y = jnp.array([0.0, 2.0, 2.0])
     guide = AutoNormal(numpyro.handlers.block(hidden, hide=["state"]))
     result = fit(KEY, hidden, guide, ELBO(), optax.adam(0.05), 3, y, progress_bar=False)
-    with pytest.raises(ModelError, match="the data of 'y' depend on 'state', of which there are no posterior draws"):
+    with pytest.raises(
+        ModelError, match="the data of 'y' depend on 'state', of which there are no posterior draws"
+    ):
         predict(KEY, result, y, num_samples=10)
     new = predict(KEY, result, None, length=4, num_samples=500)
     assert new["state"].shape == (1, 500, 4)
@@ -185,9 +215,15 @@ def test_states_that_given_data_depend_on_are_no_draws_of_the_prior():
         (lambda mcmc: predict(KEY, mcmc, NEW, redraw=["slop"]), r"redraw names 'slop'.*There are: slope"),
         (lambda mcmc: predict(KEY, mcmc, NEW, redraw="slope"), "redraw must be a list"),
         (lambda mcmc: predict(mcmc, KEY, NEW), "predict: rng_key must be"),
-        (lambda mcmc: predict(KEY, regression, NEW), "predict: result must be a Fit, a numpyro MCMC or an SVIRunResult"),
+        (
+            lambda mcmc: predict(KEY, regression, NEW),
+            "predict: result must be a Fit, a numpyro MCMC or an SVIRunResult",
+        ),
         (lambda mcmc: predict(KEY, mcmc), "predict: model"),
-        (lambda mcmc: to_arviz(mcmc, predictions={"y": np.zeros(3)}), r"predictions must hold draws \(chain, draw, ...\)"),
+        (
+            lambda mcmc: to_arviz(mcmc, predictions={"y": np.zeros(3)}),
+            r"predictions must hold draws \(chain, draw, ...\)",
+        ),
         (lambda mcmc: to_arviz(mcmc, predictions_constant_data=3), "predictions_constant_data must be"),
         (
             lambda mcmc: to_arviz(mcmc, pred_dims={"y": ["new"]}),
@@ -197,7 +233,10 @@ def test_states_that_given_data_depend_on_are_no_draws_of_the_prior():
             lambda mcmc: to_arviz(mcmc, predictions=predict(KEY, mcmc, NEW), coords={"rows": [1, 2, 3]}),
             "3 labels for the axis 'rows', which has length 2 in '(loc|y)' of the predictions.*pred_dims",
         ),
-        (lambda mcmc: to_arviz(mcmc, model_args=(X, None)), "'y' had data in the run and has none with these model_args"),
+        (
+            lambda mcmc: to_arviz(mcmc, model_args=(X, None)),
+            "'y' had data in the run and has none with these model_args",
+        ),
     ],
 )
 def test_what_cannot_be(call, words, runs):

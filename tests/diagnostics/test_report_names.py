@@ -33,7 +33,8 @@ def mcmc():
     [
         (
             {"dims": {"efect": ["side"]}},
-            r"dims names 'efect', which is no variable of the report\. There are: diverging, effect, group\.y, ",
+            r"dims names 'efect', which is no variable of the report\. There are: diverging, effect, "
+            r"group\.y, ",
         ),
         ({"dims": {"effect": ["side", "more"]}}, r"dims names 2 axes of 'effect', which has 1: side, more\."),
         (
@@ -43,7 +44,10 @@ def mcmc():
         ({"coords": {"row": [1, 2, 3]}}, r"coords names 'row', which is no axis"),
         ({"coords": {"rows": ["a", None, "b"]}}, r"The labels of the axis 'rows' are None, among others"),
         ({"coords": {"rows": ["a", 1, "b"]}}, r"The labels of the axis 'rows' are numbers and strings"),
-        ({"coords": {"rows": pd.period_range("2020", periods=3, freq="Y")}}, r"Period.*strings: list\(map\(str, labels\)\)"),
+        (
+            {"coords": {"rows": pd.period_range("2020", periods=3, freq="Y")}},
+            r"Period.*strings: list\(map\(str, labels\)\)",
+        ),
     ],
 )
 def test_what_fits_nothing_is_refused_by_name(mcmc, options, words):
@@ -64,12 +68,18 @@ LABELS = {
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_what_a_file_keeps_is_taken(labels):
-    report = build_report({"posterior": {"x": np.zeros((1, 2, 3))}}, dims={"x": ["rows"]}, coords={"rows": LABELS[labels]})
+    report = build_report(
+        {"posterior": {"x": np.zeros((1, 2, 3))}}, dims={"x": ["rows"]}, coords={"rows": LABELS[labels]}
+    )
     assert len(report.posterior["rows"]) == 3
 
 
 def test_names_that_fit_label_the_report(mcmc):
-    report = to_arviz(mcmc, dims={"effect": ["side"], "group/y": ["case"]}, coords={"side": ["left", "right"], "case": [10, 20, 30]})
+    report = to_arviz(
+        mcmc,
+        dims={"effect": ["side"], "group/y": ["case"]},
+        coords={"side": ["left", "right"], "case": [10, 20, 30]},
+    )
     assert report.posterior["effect"].coords["side"].to_numpy().tolist() == ["left", "right"]
     assert report.log_likelihood["group.y"].coords["case"].to_numpy().tolist() == [10, 20, 30]
     assert report.observed_data["group.y"].dims == ("case",)

@@ -1,6 +1,7 @@
 """Scans that run backward: every report has the steps in the order of the inputs.
 
-Each model runs backward over its data and is the same as one that runs forward over the data turned round, whose reports are known.
+Each model runs backward over its data and is the same as one that runs forward over the data turned round,
+whose reports are known.
 """
 
 import jax
@@ -58,7 +59,9 @@ def joint(x):
 
 def test_log_likelihoods_are_taken_at_the_draws_of_the_same_step():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    np.testing.assert_allclose(log_likelihood(model, {"x": x}, Y)["y"], norm.logpdf(np.asarray(Y), x, 0.3), rtol=1e-5)
+    np.testing.assert_allclose(
+        log_likelihood(model, {"x": x}, Y)["y"], norm.logpdf(np.asarray(Y), x, 0.3), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("guide", [guide_in_scan, guide_outside], ids=lambda g: g.__name__)
@@ -69,7 +72,9 @@ def test_the_report_of_a_fit(guide):
     np.testing.assert_allclose(x.mean((0, 1)), Y, atol=0.1)
     np.testing.assert_allclose(report.posterior["twice"], 2 * x, rtol=1e-5)
     np.testing.assert_allclose(report.sample_stats["lp"], joint(x), rtol=1e-4)
-    np.testing.assert_allclose(report.log_likelihood["y"], norm.logpdf(np.asarray(Y), x, 0.3), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        report.log_likelihood["y"], norm.logpdf(np.asarray(Y), x, 0.3), rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(report.posterior_predictive["y"].mean(("chain", "draw")), Y, atol=0.15)
     np.testing.assert_array_equal(report.observed_data["y"], Y)
 
@@ -78,7 +83,14 @@ def test_the_report_of_a_fit(guide):
 @pytest.mark.parametrize("num_chains", [1, 2])
 def test_the_report_of_a_sampler_of_numpyros(derived, num_chains):
     """It returns the steps mirrored unless it ran the model again for deterministic sites."""
-    mcmc = MCMC(NUTS(model), num_warmup=150, num_samples=150, num_chains=num_chains, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        NUTS(model),
+        num_warmup=150,
+        num_samples=150,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(jax.random.key(0), Y, derived)
     raw = mcmc.get_samples()["x"].mean(0)
     np.testing.assert_allclose(raw, Y if derived else Y[::-1], atol=0.5)  # NumPyro's own, each in its way
@@ -86,8 +98,12 @@ def test_the_report_of_a_sampler_of_numpyros(derived, num_chains):
     x = np.asarray(report.posterior["x"], float)
     np.testing.assert_allclose(x.mean((0, 1)), Y, atol=0.5)
     s = np.asarray(report.posterior["s"], float) if derived == "outside" else None
-    np.testing.assert_allclose(report.sample_stats["lp"], joint(x) + (0.0 if s is None else norm.logpdf(s)), rtol=1e-4)
-    np.testing.assert_allclose(report.log_likelihood["y"], norm.logpdf(np.asarray(Y), x, 0.3), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        report.sample_stats["lp"], joint(x) + (0.0 if s is None else norm.logpdf(s)), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        report.log_likelihood["y"], norm.logpdf(np.asarray(Y), x, 0.3), rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(report.posterior_predictive["y"].mean(("chain", "draw")), Y, atol=0.5)
     if derived == "inside":
         np.testing.assert_allclose(report.posterior["twice"], 2 * x, rtol=1e-5)
@@ -116,7 +132,11 @@ def test_a_kernel_on_minibatches_too():
 def test_particle_gibbs_returns_the_order_of_the_inputs():
     mcmc = MCMC(ParticleGibbs(with_parameter, 50), num_warmup=20, num_samples=150, progress_bar=False)
     mcmc.run(jax.random.key(0), Y)
-    for x in (mcmc.get_samples()["x"], ppl_ext.to_arviz(mcmc).posterior["x"].values[0], posterior_draws(mcmc)["x"][0]):
+    for x in (
+        mcmc.get_samples()["x"],
+        ppl_ext.to_arviz(mcmc).posterior["x"].values[0],
+        posterior_draws(mcmc)["x"][0],
+    ):
         np.testing.assert_allclose(np.asarray(x).mean(0), Y, atol=0.5)
 
 
@@ -146,7 +166,14 @@ def test_a_finite_site_in_a_scan_that_runs_backward_is_summed_out():
 
         scan(step, 0, y, reverse=True)
 
-    fitted = Fit({}, np.zeros((1, 1)), mixed, lambda y: numpyro.sample("mu", dist.Delta(0.5, log_density=1.0)), ELBO(), (Y,))
+    fitted = Fit(
+        {},
+        np.zeros((1, 1)),
+        mixed,
+        lambda y: numpyro.sample("mu", dist.Delta(0.5, log_density=1.0)),
+        ELBO(),
+        (Y,),
+    )
     law, exact = np.array([0.8, 0.2]), norm.logpdf(0.5)
     for value in np.asarray(Y, float)[::-1]:
         weight = law * norm.pdf(value, np.array([0.5, 3.5]), 1.0)

@@ -68,7 +68,9 @@ def test_a_single_draw_of_a_single_chain():
 def test_restarts_that_differ_are_found():
     same, apart = RNG.normal(size=(2, 200)), RNG.normal(size=(2, 200)) + np.array([[0.0], [5.0]])
     assert worst_r_hat({"same": same})[1] < 1.05
-    site, r_hat = worst_r_hat({"same": same, "apart": np.stack([same, apart], -1), "constant": np.ones((2, 200))})
+    site, r_hat = worst_r_hat(
+        {"same": same, "apart": np.stack([same, apart], -1), "constant": np.ones((2, 200))}
+    )
     assert site == "apart" and r_hat > 2.0
     assert worst_r_hat({"same": same[:1]}) is None and worst_r_hat({"constant": np.ones((2, 200))}) is None
 

@@ -27,7 +27,9 @@ OFFSETS = jnp.array([8.0, 12.0, 9.0, 11.0])
 
 def estimates(program, params, num=20_000):
     est = expectation(program)
-    return quick_jit(jax.vmap(lambda key: est.value_and_grad(key, params)))(jax.random.split(jax.random.key(5), num))
+    return quick_jit(jax.vmap(lambda key: est.value_and_grad(key, params)))(
+        jax.random.split(jax.random.key(5), num)
+    )
 
 
 def exactly(costs, logits):
@@ -112,7 +114,9 @@ def test_two_axes_of_which_one_meets():
 
     def program(logits):
         with numpyro.plate("n", 2):
-            z = numpyro.sample("z", dist.Bernoulli(logits=logits.reshape(2, 2)).to_event(1), infer={"gradient": "score"})
+            z = numpyro.sample(
+                "z", dist.Bernoulli(logits=logits.reshape(2, 2)).to_event(1), infer={"gradient": "score"}
+            )
         return log_density(lambda: numpyro.factor("cost", pairs(z)), {})
 
     assert_unbiased(estimates(program, LOGITS), exactly(lambda z: pairs(z.reshape(2, 2)), LOGITS))

@@ -1,4 +1,6 @@
-"""State that an objective carries from step to step: through ``SVI`` and ``fit``, started once, never silently new."""
+"""State that an objective carries from step to step: through ``SVI`` and ``fit``, started once, never
+silently new.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,9 @@ def evidence(model, guide):
 @objective
 def Walking(model, guide):
     """The ELBO, beside a sum of 1 + its own draws' signs that starts from a draw."""
-    state = carried("walk", lambda: {"at": jax.lax.stop_gradient(simulate(guide).values["z"]), "steps": jnp.zeros(())})
+    state = carried(
+        "walk", lambda: {"at": jax.lax.stop_gradient(simulate(guide).values["z"]), "steps": jnp.zeros(())}
+    )
     bound = ELBO(2)(model, guide)  # what is written after a replicate counts too
     state["steps"] = state["steps"] + 1.0
     state["at"] = state["at"] + jnp.sign(state["at"])
@@ -64,14 +68,18 @@ def test_svi_carries_it():
         now = state.mutable_state["walk"]
         assert now["steps"] == step
         np.testing.assert_allclose(now["at"], start["at"] + step * jnp.sign(start["at"]), rtol=1e-6)
-    result = SVI(model, Walking().carried_by(guide, model), optax.sgd(0.1), Walking()).run(KEY, 4, 1.0, progress_bar=False)
+    result = SVI(model, Walking().carried_by(guide, model), optax.sgd(0.1), Walking()).run(
+        KEY, 4, 1.0, progress_bar=False
+    )
     assert result.state.mutable_state["walk"]["steps"] == 4.0
 
 
 @pytest.mark.parametrize("approximation", [guide, AutoNormal(model)], ids=["guide", "AutoNormal"])
 @pytest.mark.slow
 def test_fit_carries_it_chain_by_chain(approximation):
-    result = fit(KEY, model, approximation, Walking(), optax.sgd(0.01), 5, 1.0, num_chains=2, progress_bar=False)
+    result = fit(
+        KEY, model, approximation, Walking(), optax.sgd(0.01), 5, 1.0, num_chains=2, progress_bar=False
+    )
     np.testing.assert_array_equal(result.params["walk"]["steps"], [5.0, 5.0])
     assert len(set(np.asarray(result.params["walk"]["at"]).tolist())) == 2
     assert result.to_arviz(num_samples=3).posterior.sizes["chain"] == 2
@@ -87,7 +95,10 @@ def test_plain_mutable_state_in_an_objective_is_carried_too():
 def test_the_guide_that_carries_is_the_guide():
     """Its draws, and the loss at given state, are those of the guide alone."""
     params = {"loc": jnp.asarray(0.2), "walk": {"at": jnp.asarray(1.0), "steps": jnp.asarray(0.0)}}
-    losses = [Walking().loss(KEY, params, model, program, 1.0) for program in (guide, Walking().carried_by(guide, model))]
+    losses = [
+        Walking().loss(KEY, params, model, program, 1.0)
+        for program in (guide, Walking().carried_by(guide, model))
+    ]
     assert losses[0] == losses[1] == ELBO(2).loss(KEY, params, model, guide, 1.0)
     assert list(simulate(Walking().carried_by(guide, model), 1.0, rng_key=KEY).values) == ["z"]
 
@@ -117,4 +128,8 @@ def test_an_objective_is_a_part_of_others():
         return 2 * ELBO(3)(model, guide)
 
     params = {"loc": jnp.asarray(0.2)}
-    np.testing.assert_allclose(Twice().loss(KEY, params, model, guide, 1.0), 2 * ELBO(3).loss(KEY, params, model, guide, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(
+        Twice().loss(KEY, params, model, guide, 1.0),
+        2 * ELBO(3).loss(KEY, params, model, guide, 1.0),
+        rtol=1e-6,
+    )

@@ -1,8 +1,9 @@
 """An expectation's value, gradient and Hessian are unbiased, whatever strategies its sites mix.
 
-Programs of one or two sites with closed forms or finite sums beside them. Statistical tests average 20,000 replicates under fixed keys and
-allow 4.5 standard errors: about 150 coordinates, a false alarm rate of 0.1% over fresh keys. What enumeration or reparameterisation make
-exact is compared exactly. Objectives over models and guides have their own tests (``tests/objectives``).
+Programs of one or two sites with closed forms or finite sums beside them. Statistical tests average 20,000
+replicates under fixed keys and allow 4.5 standard errors: about 150 coordinates, a false alarm rate of 0.1%
+over fresh keys. What enumeration or reparameterisation make exact is compared exactly. Objectives over models
+and guides have their own tests (``tests/objectives``).
 """
 
 import jax
@@ -22,7 +23,8 @@ from tests.oracles import assert_unbiased, gaussian, quick_jit, z_scores
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 
-# --- one site --------------------------------------------------------------------------------------------------------------------------
+# --- one site
+# ------------------------------------------------------------------------------------------------------------
 
 
 def gaussian_program(strategy):
@@ -79,7 +81,8 @@ def test_an_implicitly_reparameterised_site():
     assert_unbiased(replicates(program, 1.7), exactly(lambda p: p / 4 + (p / 2) ** 2, 1.7))
 
 
-# --- enumeration is exact --------------------------------------------------------------------------------------------------------------
+# --- enumeration is exact
+# ------------------------------------------------------------------------------------------------------------
 
 
 def two_dice(p):
@@ -91,7 +94,9 @@ def two_dice(p):
 def two_dice_by_hand(p):
     total = 0.0
     for a, odds in ((0.0, 1 - sigmoid(p["a"])), (1.0, sigmoid(p["a"]))):
-        total += odds * jnp.sum(jax.nn.softmax(p["c"] * (1.0 + a)) * p["scale"] * jnp.sin(a + 2.0 * jnp.arange(3)))
+        total += odds * jnp.sum(
+            jax.nn.softmax(p["c"] * (1.0 + a)) * p["scale"] * jnp.sin(a + 2.0 * jnp.arange(3))
+        )
     return total
 
 
@@ -104,7 +109,11 @@ def test_enumeration_needs_no_luck():
 
 
 def test_the_hessian_of_an_enumerated_program_is_exact():
-    close(jax.tree.map(lambda h: h[0], hessians(two_dice, DICE, 1)), quick_jit(jax.hessian(two_dice_by_hand))(DICE), 5e-5)
+    close(
+        jax.tree.map(lambda h: h[0], hessians(two_dice, DICE, 1)),
+        quick_jit(jax.hessian(two_dice_by_hand))(DICE),
+        5e-5,
+    )
 
 
 def test_forward_over_reverse_gives_the_same_hessian():
@@ -124,7 +133,9 @@ def test_sites_are_enumerated_side_by_side_in_a_plate():
         return simulate(model).log_density
 
     def by_hand(p):
-        costs = jax.nn.log_softmax(p) + dist.Normal(jnp.arange(3.0), 1.0).log_prob(jnp.arange(12.0)[:, None] / 6)
+        costs = jax.nn.log_softmax(p) + dist.Normal(jnp.arange(3.0), 1.0).log_prob(
+            jnp.arange(12.0)[:, None] / 6
+        )
         return jnp.sum(jax.nn.softmax(p) * costs)
 
     logits = jnp.array([0.2, -0.3, 0.5])
@@ -162,9 +173,15 @@ def test_odds_that_saturate(strategy):
         assert abs(float(grad)) < 1e-6
 
 
-# --- pairs of strategies on dependent sites --------------------------------------------------------------------------------------------
+# --- pairs of strategies on dependent sites
+# --------------------------------------------------------------------------------------------
 
-KINDS = {"reparam normal": "reparam", "score normal": SCORE, "score coin": SCORE, "enumerate coin": "enumerate"}
+KINDS = {
+    "reparam normal": "reparam",
+    "score normal": SCORE,
+    "score coin": SCORE,
+    "enumerate coin": "enumerate",
+}
 PAIR = {"phi": jnp.array([0.3, -0.2]), "theta": jnp.array(0.8)}
 
 
@@ -202,11 +219,14 @@ def pair(first, second):
 
 
 SCORED_NORMAL = [(f, s) for f in KINDS for s in KINDS if "score normal" in (f, s)]
-NEEDED = [(f, s) for f in KINDS for s in KINDS if "score normal" not in (f, s)] + [("score normal", "reparam normal")]
+NEEDED = [(f, s) for f in KINDS for s in KINDS if "score normal" not in (f, s)] + [
+    ("score normal", "reparam normal")
+]
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [*NEEDED, *(pytest.param(*p, marks=pytest.mark.slow) for p in SCORED_NORMAL if p not in NEEDED)]
+    ("first", "second"),
+    [*NEEDED, *(pytest.param(*p, marks=pytest.mark.slow) for p in SCORED_NORMAL if p not in NEEDED)],
 )
 def test_every_pair_of_strategies(first, second):
     program, by_hand = pair(first, second)
@@ -215,7 +235,12 @@ def test_every_pair_of_strategies(first, second):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("score coin", "score coin"), ("score coin", "enumerate coin"), ("enumerate coin", "score coin"), ("score coin", "reparam normal")],
+    [
+        ("score coin", "score coin"),
+        ("score coin", "enumerate coin"),
+        ("enumerate coin", "score coin"),
+        ("score coin", "reparam normal"),
+    ],
 )
 def test_hessians_of_scored_sites_are_unbiased(first, second):
     program, by_hand = pair(first, second)
@@ -224,7 +249,9 @@ def test_hessians_of_scored_sites_are_unbiased(first, second):
 
 def test_the_hessian_is_unbiased_with_a_baseline():
     def program(p):
-        return replicate(lambda: jnp.cos(numpyro.sample("z", dist.Bernoulli(logits=p), infer={"gradient": "score"})), 3).mean()
+        return replicate(
+            lambda: jnp.cos(numpyro.sample("z", dist.Bernoulli(logits=p), infer={"gradient": "score"})), 3
+        ).mean()
 
     def by_hand(p):
         return 1 - sigmoid(p) + sigmoid(p) * jnp.cos(1.0)
@@ -234,7 +261,8 @@ def test_the_hessian_is_unbiased_with_a_baseline():
     assert_unbiased(hessians(program, jnp.array(0.4)), exact)
 
 
-# --- parameters, keys, compilation -----------------------------------------------------------------------------------------------------
+# --- parameters, keys, compilation
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_params_of_any_structure():
@@ -264,13 +292,19 @@ def test_vmap_over_keys_and_params_is_a_loop():
     close(together, jax.tree.map(lambda *x: jnp.stack(x), *one_by_one))
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PAIR)
     together = jax.vmap(estimator.value_and_grad, in_axes=(None, 0))(keys[0], many)
-    close(jax.tree.map(lambda x: x[1], together), estimator.value_and_grad(keys[0], jax.tree.map(lambda x: 2 * x, PAIR)))
+    close(
+        jax.tree.map(lambda x: x[1], together),
+        estimator.value_and_grad(keys[0], jax.tree.map(lambda x: 2 * x, PAIR)),
+    )
 
 
 def test_grad_of_value_is_value_and_grad():
     program, _ = pair("score coin", "enumerate coin")
     key = jax.random.key(5)
-    close(jax.grad(lambda p: expectation(program).value(key, p))(PAIR), expectation(program).value_and_grad(key, PAIR)[1])
+    close(
+        jax.grad(lambda p: expectation(program).value(key, p))(PAIR),
+        expectation(program).value_and_grad(key, PAIR)[1],
+    )
 
 
 @pytest.mark.parametrize("kind", [float, np.float32, jnp.asarray], ids=["float", "numpy", "jax"])
@@ -289,13 +323,17 @@ def test_a_second_call_traces_nothing(kind):
         assert len(runs) == before
 
 
-# --- what is wrong is said -------------------------------------------------------------------------------------------------------------
+# --- what is wrong is said
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_open_handler():
     estimator = expectation(gaussian_program("score"))
     for call in (estimator.value, estimator.value_and_grad):
-        with numpyro.handlers.scale(scale=2.0), pytest.raises(HandlerError, match=r"handlers are open around the call \(scale\)"):
+        with (
+            numpyro.handlers.scale(scale=2.0),
+            pytest.raises(HandlerError, match=r"handlers are open around the call \(scale\)"),
+        ):
             call(jax.random.key(0), {"mu": 0.4, "sigma": 0.7})
     with numpyro.handlers.seed(rng_seed=0), pytest.raises(HandlerError, match="seed"):
         estimator.value(jax.random.key(0), {"mu": 0.4, "sigma": 0.7})
@@ -316,7 +354,11 @@ def test_an_open_handler_around_a_jitted_loss():
         (lambda: jnp.zeros(3), ArgumentError, r"array of shape \(3,\)"),
         (lambda: {"a": 1.0}, ArgumentTypeError, "dict"),
         (lambda: None, ArgumentTypeError, "NoneType"),
-        (lambda: replicate(lambda: simulate(flat).log_density, 2), ArgumentError, "one value per particle.*mean"),
+        (
+            lambda: replicate(lambda: simulate(flat).log_density, 2),
+            ArgumentError,
+            "one value per particle.*mean",
+        ),
     ],
     ids=["array", "dict", "none", "particles"],
 )

@@ -31,7 +31,10 @@ def test_python_may_branch_on_enumerated_values():
 
     def exact(params):
         p = jax.nn.sigmoid(params["z"])
-        return p * jnp.sum(jax.nn.softmax(params["k"]) * jnp.array([1.0, 4.0, 9.0])) * params["a"] + (1 - p) * params["a"] ** 2
+        return (
+            p * jnp.sum(jax.nn.softmax(params["k"]) * jnp.array([1.0, 4.0, 9.0])) * params["a"]
+            + (1 - p) * params["a"] ** 2
+        )
 
     value, grads = expectation(branching).value_and_grad(jax.random.key(0), params)
     answer, slopes = jax.value_and_grad(exact)(params)
@@ -109,7 +112,11 @@ def chain(num_sites, strategy):
 
 
 def num_equations(jaxpr):
-    inner = [v for eqn in jaxpr.eqns for v in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"))]
+    inner = [
+        v
+        for eqn in jaxpr.eqns
+        for v in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"))
+    ]
     inner = [getattr(v, "jaxpr", v) for v in inner]
     return len(jaxpr.eqns) + sum(num_equations(v) for v in inner if hasattr(v, "eqns"))
 

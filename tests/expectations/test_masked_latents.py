@@ -1,7 +1,8 @@
 """Elements of latent sites that the model masks and nothing else sees count in neither program.
 
-The guide is the exact posterior of what is seen, so that each weight is the evidence itself, in every objective, whatever the guide says of
-the padding. A guide that masks its own padding by hand needs no mending and gives the same numbers.
+The guide is the exact posterior of what is seen, so that each weight is the evidence itself, in every
+objective, whatever the guide says of the padding. A guide that masks its own padding by hand needs no mending
+and gives the same numbers.
 """
 
 import jax
@@ -38,7 +39,9 @@ KEY = jax.random.key(0)
 Y, REAL = jnp.array([1.0, 2.0, 0.0, 3.0, 0.0]), jnp.array([True, True, False, True, False])
 SEEN = np.array([1.0, 2.0, 3.0])
 COVARIANCE = 2 * np.eye(3) + 1.0
-EVIDENCE = -0.5 * SEEN @ np.linalg.solve(COVARIANCE, SEEN) - 0.5 * np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]
+EVIDENCE = (
+    -0.5 * SEEN @ np.linalg.solve(COVARIANCE, SEEN) - 0.5 * np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]
+)
 MU_VARIANCE = 1 / (1 + 3 / 2)
 MU = dist.Normal(MU_VARIANCE * SEEN.sum() / 2, MU_VARIANCE**0.5)
 
@@ -105,7 +108,10 @@ def test_each_weight_is_the_evidence(objective):
 def learned(y, real, masked=False, shift=0.0):
     """A guide with params, whose gradient is compared too."""
     mu = numpyro.sample("mu", dist.Normal(numpyro.param("m", 0.3), 0.7))
-    law = dist.Normal(numpyro.param("means", jnp.linspace(-1.0, 1.0, 5)) + 0.5 * mu + shift, numpyro.param("scales", jnp.full(5, 0.8)))
+    law = dist.Normal(
+        numpyro.param("means", jnp.linspace(-1.0, 1.0, 5)) + 0.5 * mu + shift,
+        numpyro.param("scales", jnp.full(5, 0.8)),
+    )
     with numpyro.plate("groups", 5):
         numpyro.sample("theta", law.mask(real) if masked else law)
 
@@ -121,15 +127,22 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("objective", [*(b for b in BOUNDS if not isinstance(b, DoublyReparameterized)), *OTHERS], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [*(b for b in BOUNDS if not isinstance(b, DoublyReparameterized)), *OTHERS], ids=repr
+)
 def test_values_and_gradients_are_those_of_a_guide_that_masks_its_own_padding(objective):
     def both(guide):
         state = objective.initial_state(KEY, PARAMS, groups, guide, Y, REAL)
-        return jax.jit(jax.value_and_grad(lambda params: objective.loss(KEY, {**state, **params}, groups, guide, Y, REAL)))(PARAMS)
+        return jax.jit(
+            jax.value_and_grad(
+                lambda params: objective.loss(KEY, {**state, **params}, groups, guide, Y, REAL)
+            )
+        )(PARAMS)
 
     mended, masked = both(learned), both(lambda y, real: learned(y, real, masked=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mended, masked)
-    assert abs(mended[1]["scales"][2]) < 1e-6 < abs(mended[1]["scales"][0])  # nothing is learned of the padding
+    # nothing is learned of the padding
+    assert abs(mended[1]["scales"][2]) < 1e-6 < abs(mended[1]["scales"][0])
 
 
 def value_of(model, guide, *args, objective=ELBO(num_particles=2)):  # noqa: B008
@@ -140,14 +153,23 @@ def value_of(model, guide, *args, objective=ELBO(num_particles=2)):  # noqa: B00
 def test_an_autoguide_site_by_site_does_not_feel_its_padding(autoguide):
     guide = autoguide(groups)
     numpyro.handlers.seed(guide, KEY)(Y, REAL)
-    names = [n for n in ("theta_auto_loc", "theta_auto_scale") if autoguide is AutoNormal or n.endswith("loc")]
+    names = [
+        n for n in ("theta_auto_loc", "theta_auto_scale") if autoguide is AutoNormal or n.endswith("loc")
+    ]
     base = {"mu_auto_loc": jnp.array(0.2), "theta_auto_loc": jnp.ones(5)}
-    base |= {"mu_auto_scale": jnp.array(0.5), "theta_auto_scale": jnp.full(5, 0.4)} if autoguide is AutoNormal else {}
+    base |= (
+        {"mu_auto_scale": jnp.array(0.5), "theta_auto_scale": jnp.full(5, 0.4)}
+        if autoguide is AutoNormal
+        else {}
+    )
     wild = base | {n: jnp.where(REAL, base[n], 1e4) for n in names}
     losses = [loss(num_particles=2) for loss in (ELBO, Trace_ELBO)]
-    ours, theirs = ([float(x.loss(KEY, params, groups, guide, Y, REAL)) for params in (base, wild)] for x in losses)
+    ours, theirs = (
+        [float(x.loss(KEY, params, groups, guide, Y, REAL)) for params in (base, wild)] for x in losses
+    )
     np.testing.assert_allclose(ours[0], ours[1], rtol=1e-5)
-    if autoguide is AutoNormal:  # NumPyro's own gains from every width of what is not there, and passes the evidence
+    # NumPyro's own gains from every width of what is not there, and passes the evidence
+    if autoguide is AutoNormal:
         assert theirs[1] < theirs[0] - 10 and -theirs[1] > EVIDENCE > -ours[1]
 
 
@@ -167,9 +189,13 @@ def densities_that_mix_axes(y, real):
     """Of a law with events the data flow loses the groups; slopes tell them apart."""
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("groups", 5), mask(mask=real):
-        theta = numpyro.sample("theta", dist.MultivariateNormal(mu * jnp.ones(2), jnp.array([[1.0, 0.5], [0.5, 1.0]])))
+        theta = numpyro.sample(
+            "theta", dist.MultivariateNormal(mu * jnp.ones(2), jnp.array([[1.0, 0.5], [0.5, 1.0]]))
+        )
         share = numpyro.sample("share", dist.Dirichlet(jnp.ones(3)))
-        numpyro.sample("y", dist.MultivariateNormal(theta + share[:, :2], jnp.eye(2)), obs=y[:, None] * jnp.ones(2))
+        numpyro.sample(
+            "y", dist.MultivariateNormal(theta + share[:, :2], jnp.eye(2)), obs=y[:, None] * jnp.ones(2)
+        )
 
 
 def test_padding_of_multivariate_sites():
@@ -179,7 +205,10 @@ def test_padding_of_multivariate_sites():
     for name in ("theta", "share"):
         base |= {f"{name}_auto_loc": jnp.full((5, 2), 0.3), f"{name}_auto_scale": jnp.full((5, 2), 0.4)}
     wild = {n: v if v.ndim == 0 else jnp.where(REAL[:, None], v, 30.0) for n, v in base.items()}
-    losses = [float(ELBO(num_particles=2).loss(KEY, params, densities_that_mix_axes, guide, Y, REAL)) for params in (base, wild)]
+    losses = [
+        float(ELBO(num_particles=2).loss(KEY, params, densities_that_mix_axes, guide, Y, REAL))
+        for params in (base, wild)
+    ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
@@ -203,9 +232,15 @@ def test_a_mask_that_belongs_to_a_minibatch(num_rows):
         return program
 
     for key in jax.random.split(KEY, 4):
-        ours, by_hand = (float(ELBO(num_particles=2).loss(key, {}, model, guide(masked), Y, REAL)) for masked in (False, True))
+        ours, by_hand = (
+            float(ELBO(num_particles=2).loss(key, {}, model, guide(masked), Y, REAL))
+            for masked in (False, True)
+        )
         np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
-    draws = [Fit({}, np.zeros((1, 1)), model, guide(masked), ELBO(), (Y, REAL)).sample(num_samples=3) for masked in (False, True)]
+    draws = [
+        Fit({}, np.zeros((1, 1)), model, guide(masked), ELBO(), (Y, REAL)).sample(num_samples=3)
+        for masked in (False, True)
+    ]
     np.testing.assert_allclose(draws[0].log_weights, draws[1].log_weights, rtol=1e-5)
 
 
@@ -229,7 +264,9 @@ def test_a_density_that_comes_as_a_factor_keeps_the_entropy():
         with numpyro.plate("n", 3):
             numpyro.sample("x", dist.Normal(1.0, 0.5))
 
-    np.testing.assert_allclose(value_of(written_out(True), guide), value_of(written_out(False), guide), rtol=1e-6)
+    np.testing.assert_allclose(
+        value_of(written_out(True), guide), value_of(written_out(False), guide), rtol=1e-6
+    )
 
 
 def test_an_element_that_a_sum_reads_is_seen():
@@ -245,7 +282,9 @@ def test_an_element_that_a_sum_reads_is_seen():
 
     def guide_with_hole():
         with numpyro.plate("n", 3):
-            numpyro.sample("x", dist.Normal(jnp.array([0.1, 0.2, 0.3]), 0.5).mask(jnp.array([True, False, True])))
+            numpyro.sample(
+                "x", dist.Normal(jnp.array([0.1, 0.2, 0.3]), 0.5).mask(jnp.array([True, False, True]))
+            )
 
     def at(x):
         return float(dist.Normal(0.0, 1.0).log_prob(x))
@@ -266,7 +305,9 @@ def test_an_element_that_a_state_may_pick_is_seen(how):
         rows = numpyro.sample("rows", dist.Normal(0.0, 1.0).expand([2, 2]).to_event(1).mask(False))
 
         def step(z, y):
-            z = numpyro.sample("z", dist.Categorical(logits=rows[z] - jnp.array([0.0, 9.0])), infer=dict(infer))
+            z = numpyro.sample(
+                "z", dist.Categorical(logits=rows[z] - jnp.array([0.0, 9.0])), infer=dict(infer)
+            )
             numpyro.sample("y", dist.Normal(rows[z].sum(), 1.0), obs=y)
             return z, None
 
@@ -276,7 +317,9 @@ def test_an_element_that_a_state_may_pick_is_seen(how):
             z = numpyro.sample("z", dist.Bernoulli(0.02), infer={} if how == "drawn" else dict(infer))
             if how == "two of them":
                 w = numpyro.sample("w", dist.Bernoulli(0.02), infer=dict(infer))
-            numpyro.sample("y", dist.Normal(rows[z, w] if how == "two of them" else rows[z].sum(), 1.0), obs=0.4)
+            numpyro.sample(
+                "y", dist.Normal(rows[z, w] if how == "two of them" else rows[z].sum(), 1.0), obs=0.4
+            )
 
     def guide():
         numpyro.sample("rows", dist.Normal(0.3, 1e-4).expand([2, 2]).to_event(1))
@@ -342,7 +385,9 @@ def test_steps_after_the_end_of_a_series(in_scan):
 
         return program
 
-    np.testing.assert_allclose(value_of(model, guide(False), Y, length), value_of(model, guide(True), Y, length), rtol=1e-6)
+    np.testing.assert_allclose(
+        value_of(model, guide(False), Y, length), value_of(model, guide(True), Y, length), rtol=1e-6
+    )
 
 
 def test_the_report_of_a_good_fit_calls_it_good():

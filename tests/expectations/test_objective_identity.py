@@ -1,4 +1,6 @@
-"""Objectives are one only if they are the same in every option: two that print alike may weigh differently."""
+"""Objectives are one only if they are the same in every option: two that print alike may weigh
+differently.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,10 @@ from ppl_ext.objectives import ELBO, IWELBO, FDivergence, MarkovScoreClimbing, c
 def Weighted(model, guide, weights, power=1.0):
     """Minus a weighted sum of squares around the guide's location: its optimum is known."""
     draw = simulate(guide)
-    return -jnp.mean(jnp.asarray(weights) * (draw.values["z"] - jnp.asarray(weights)) ** 2) + 0.0 * log_density(model, draw.values).total
+    return (
+        -jnp.mean(jnp.asarray(weights) * (draw.values["z"] - jnp.asarray(weights)) ** 2)
+        + 0.0 * log_density(model, draw.values).total
+    )
 
 
 def model():
@@ -47,8 +52,14 @@ DIFFERENT = {
     "a number of particles": (IWELBO(8), IWELBO(9)),
     "a flag": (ELBO(), ELBO(stick_the_landing=True)),
     "a function of the same name": (FDivergence(ratio), FDivergence(other_ratio)),
-    "a nested objective": (constrain(ELBO(4), kl("z"), at_most=1.0), constrain(ELBO(4, vectorize_particles=False), kl("z"), at_most=1.0)),
-    "a nested quantity": (constrain(ELBO(), kl("z"), at_most=1.0), constrain(ELBO(), kl("z", 2), at_most=1.0)),
+    "a nested objective": (
+        constrain(ELBO(4), kl("z"), at_most=1.0),
+        constrain(ELBO(4, vectorize_particles=False), kl("z"), at_most=1.0),
+    ),
+    "a nested quantity": (
+        constrain(ELBO(), kl("z"), at_most=1.0),
+        constrain(ELBO(), kl("z", 2), at_most=1.0),
+    ),
     "a class": (ELBO(8), IWELBO(8)),
 }
 SAME = {
@@ -78,16 +89,21 @@ def test_what_is_shown():
 
 
 def test_a_second_fit_uses_its_own_weights():
-    """The mean of w (z - w)² is least at Σ w² / Σ w; changed in place, too, and back again with nothing compiled."""
+    """The mean of w (z - w)² is least at Σ w² / Σ w; changed in place, too, and back again with nothing
+    compiled.
+    """
     optim = optax.adam(0.05)
 
     def loc(chosen):
-        return float(fit(jax.random.key(0), model, guide, chosen, optim, 400, progress_bar=False).params["loc"][0])
+        return float(
+            fit(jax.random.key(0), model, guide, chosen, optim, 400, progress_bar=False).params["loc"][0]
+        )
 
     weights = np.full(2000, 1.0)
     first = Weighted(weights)
     assert loc(first) == pytest.approx(1.0, abs=0.02)
-    other = np.where((np.arange(2000) > 900) & (np.arange(2000) < 1100), 6.0, 1.0)  # nothing that print would show
+    # nothing that print would show
+    other = np.where((np.arange(2000) > 900) & (np.arange(2000) < 1100), 6.0, 1.0)
     assert repr(Weighted(other)) == repr(first)
     expected = (other**2).sum() / other.sum()
     assert loc(Weighted(other)) == pytest.approx(expected, abs=0.05) and expected > 2.9

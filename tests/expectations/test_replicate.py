@@ -18,7 +18,9 @@ from tests.oracles import assert_unbiased
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 
-@pytest.mark.parametrize("strategy", [SCORE, ScoreFunction(), Enumerate()], ids=["score", "leave-one-out", "enumerate"])
+@pytest.mark.parametrize(
+    "strategy", [SCORE, ScoreFunction(), Enumerate()], ids=["score", "leave-one-out", "enumerate"]
+)
 def test_replicates_inside_replicates(strategy):
     def program(p):
         return replicate(lambda: replicate(lambda: coin(p, strategy), 3).mean() ** 2, 2).mean()
@@ -45,7 +47,9 @@ PARTICLES = {
 
 @pytest.mark.parametrize("combine", PARTICLES)
 def test_leave_one_out_lowers_the_variance_and_stays_unbiased(combine):
-    """A mean of terms: the mean of the others. Anything else: VIMCO. Costs are far from zero, where a baseline matters."""
+    """A mean of terms: the mean of the others. Anything else: VIMCO. Costs are far from zero, where a
+    baseline matters.
+    """
     cost = np.array([10.0, 12.0])
     combination, by_hand = PARTICLES[combine]
     num = 4
@@ -59,7 +63,9 @@ def test_leave_one_out_lowers_the_variance_and_stays_unbiased(combine):
     def program(strategy):
         def particle(p):
             value = jnp.asarray(cost)[coin(p, strategy).astype(int)]
-            return log_density(lambda: numpyro.factor("cost", value), {}) if combine == "term by term" else value
+            return (
+                log_density(lambda: numpyro.factor("cost", value), {}) if combine == "term by term" else value
+            )
 
         return lambda p: combination(replicate(lambda: particle(p), num))
 
@@ -83,7 +89,10 @@ def test_one_after_another_is_the_same_as_side_by_side():
 
     key = jax.random.key(0)
     estimator = expectation(program)
-    close(estimator.value_and_grad(key, jnp.array(0.4), vectorize=False), estimator.value_and_grad(key, jnp.array(0.4), vectorize=True))
+    close(
+        estimator.value_and_grad(key, jnp.array(0.4), vectorize=False),
+        estimator.value_and_grad(key, jnp.array(0.4), vectorize=True),
+    )
 
 
 def test_particles_are_different_and_calls_are_too():

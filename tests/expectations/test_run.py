@@ -1,4 +1,5 @@
-"""What a run inside an expectation goes through: ``scan``, ``cond``, inner compilation, and ``mutable`` state.
+"""What a run inside an expectation goes through: ``scan``, ``cond``, inner compilation, and ``mutable``
+state.
 
 Statistical tests average 20,000 replicates under fixed keys and allow 4.5 standard errors.
 """
@@ -30,7 +31,8 @@ from tests.oracles import assert_unbiased, quick_jit
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 
-# --- control flow and compilation inside the program -----------------------------------------------------------------------------------
+# --- control flow and compilation inside the program
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner", [SCORE, Enumerate()], ids=["score", "enumerate"])
@@ -42,7 +44,9 @@ def test_a_site_inside_cond(outer, inner):
         a = numpyro.sample("a", dist.Bernoulli(logits=p[0]), infer={"gradient": outer})
 
         def branch(logits):
-            return lambda _: 1.0 * numpyro.sample("b", dist.Bernoulli(logits=logits), infer={"gradient": inner})
+            return lambda _: (
+                1.0 * numpyro.sample("b", dist.Bernoulli(logits=logits), infer={"gradient": inner})
+            )
 
         b = cond(a == 1, branch(p[1]), branch(p[0] * p[1] - 0.5), None)
         return jnp.exp(0.5 * b + a) * p[1] + b
@@ -62,7 +66,9 @@ def test_a_site_inside_cond(outer, inner):
 def test_sites_in_scan(strategy):
     def program(p):
         def step(x, t):
-            x = 1.0 * numpyro.sample("x", dist.Bernoulli(logits=p[0] + p[1] * x + 0.1 * t), infer={"gradient": strategy})
+            x = 1.0 * numpyro.sample(
+                "x", dist.Bernoulli(logits=p[0] + p[1] * x + 0.1 * t), infer={"gradient": strategy}
+            )
             return x, x
 
         _, xs = scan(step, 0.0, jnp.arange(3.0))
@@ -83,7 +89,9 @@ def test_sites_in_scan(strategy):
 
 
 def test_every_draw_of_a_scan_has_a_key_of_its_own():
-    """Sites of a step, lanes of one and the program's own draws differ, within a step and between; a seed around has no say."""
+    """Sites of a step, lanes of one and the program's own draws differ, within a step and between; a seed
+    around has no say.
+    """
 
     def step(before, _):
         sites = [numpyro.sample(name, dist.Normal()) for name in "abc"]
@@ -112,7 +120,9 @@ def test_control_flow_inside_control_flow_is_refused():
             site = functools.partial(numpyro.sample, "x", dist.Bernoulli(p), infer={"gradient": "score"})
             return loops[outer](lambda: loops[inner](lambda: 1.0 * site()))
 
-        with pytest.raises(StrategyError, match=f"A {inner} inside a {outer} is not supported; use jax.lax.{inner}"):
+        with pytest.raises(
+            StrategyError, match=f"A {inner} inside a {outer} is not supported; use jax.lax.{inner}"
+        ):
             expectation(program).value_and_grad(jax.random.key(0), 0.3)
 
 
@@ -137,7 +147,8 @@ def test_inner_jit_relu_and_while_loop(strategy):
     assert_unbiased(replicates(program, 0.4), exactly(by_hand, 0.4))
 
 
-# --- mutable state ---------------------------------------------------------------------------------------------------------------------
+# --- mutable state
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Normed(nn.Module):
@@ -162,7 +173,9 @@ def normed_guide(x, y):
 
 @pytest.mark.parametrize("objective", [ELBO(), ELBO(num_particles=3)], ids=repr)
 def test_mutable_sites_as_svi_keeps_them(objective):
-    """Two steps of NumPyro's SVI leave the same running statistics with our objective as with ``Trace_ELBO``."""
+    """Two steps of NumPyro's SVI leave the same running statistics with our objective as with
+    ``Trace_ELBO``.
+    """
     states = []
     for loss in (objective, Trace_ELBO()):
         svi = SVI(normed_model, normed_guide, optax.sgd(0.0), loss=loss)

@@ -18,7 +18,9 @@ KEY, Y = jax.random.key(0), np.array([0.5, -0.2, 1.0], np.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """``call(wrong)`` must raise an error whose message matches ``words`` (a regular expression, or one made from what is wrong)."""
+    """``call(wrong)`` must raise an error whose message matches ``words`` (a regular expression, or one made
+    from what is wrong).
+    """
 
     name: str
     wrong: st.SearchStrategy
@@ -31,7 +33,10 @@ NAMES = st.text("abcdefgh", min_size=1, max_size=6)  # none of the sites here
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 NUMBERS = st.one_of(st.integers(-5, 5), st.floats(), st.booleans(), st.complex_numbers(max_magnitude=3))
 ARRAYS = st.one_of(
-    SHAPES.map(np.zeros), SHAPES.map(jnp.zeros), SHAPES.map(lambda s: np.full(s, np.nan)), SHAPES.map(lambda s: np.zeros(s, int))
+    SHAPES.map(np.zeros),
+    SHAPES.map(jnp.zeros),
+    SHAPES.map(lambda s: np.full(s, np.nan)),
+    SHAPES.map(lambda s: np.zeros(s, int)),
 )
 NOT_NUMBERS = st.one_of(
     st.none(),
@@ -48,7 +53,11 @@ NOT_NUMBERS = st.one_of(
     st.builds(set),
     st.builds(lambda: pd.Series(Y)),
 )
-CONTAINERS = st.one_of(st.lists(st.integers(), max_size=2), st.dictionaries(NAMES, st.integers(), max_size=2), st.tuples(st.integers()))
+CONTAINERS = st.one_of(
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(NAMES, st.integers(), max_size=2),
+    st.tuples(st.integers()),
+)
 NOT_CALLABLE = st.one_of(NUMBERS, ARRAYS, CONTAINERS, NOT_NUMBERS)
 NOT_A_KEY = st.one_of(
     st.none(),
@@ -61,15 +70,39 @@ NOT_A_KEY = st.one_of(
     st.just(lambda: KEY),
 )
 NOT_A_COUNT = st.one_of(
-    st.integers(-9, 0), st.floats(), st.booleans(), st.text(max_size=2), ARRAYS, CONTAINERS, st.complex_numbers(), st.just(KEY)
+    st.integers(-9, 0),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=2),
+    ARRAYS,
+    CONTAINERS,
+    st.complex_numbers(),
+    st.just(KEY),
 )
-NOT_A_FLAG = st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=3), CONTAINERS, st.just(np.ones(2, bool)))
+NOT_A_FLAG = st.one_of(
+    st.none(), st.integers(), st.floats(), st.text(max_size=3), CONTAINERS, st.just(np.ones(2, bool))
+)
 NOT_A_MAPPING = st.one_of(
-    NUMBERS, ARRAYS, st.text(max_size=3), st.lists(st.integers(), max_size=2), st.builds(object), st.sampled_from([dict])
+    NUMBERS,
+    ARRAYS,
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=2),
+    st.builds(object),
+    st.sampled_from([dict]),
 )
-NOT_A_NUMBER = st.one_of(st.none(), st.text(max_size=3), st.booleans(), st.just(np.nan), CONTAINERS, st.complex_numbers(), st.just(KEY))
+NOT_A_NUMBER = st.one_of(
+    st.none(),
+    st.text(max_size=3),
+    st.booleans(),
+    st.just(np.nan),
+    CONTAINERS,
+    st.complex_numbers(),
+    st.just(KEY),
+)
 NOT_NEGATIVE_WRONG = st.one_of(NOT_A_NUMBER, st.floats(max_value=-1e-3))
-BAD_KEYS = st.dictionaries(st.one_of(st.integers(), st.none(), st.tuples(st.integers())), st.just(1.0), min_size=1, max_size=2)
+BAD_KEYS = st.dictionaries(
+    st.one_of(st.integers(), st.none(), st.tuples(st.integers())), st.just(1.0), min_size=1, max_size=2
+)
 
 
 def one_of_values(strategy):

@@ -42,14 +42,32 @@ def niw(**changes):
 
 
 NO_NUMBERS = NOT_NUMBERS.filter(lambda x: not isinstance(x, list | pd.Series) and x is not None)
-NO_EPISODES = st.one_of(NUMBERS, ARRAYS, st.text(max_size=3), st.none(), st.dictionaries(NAMES, NUMBERS, max_size=1), st.builds(object))
+NO_EPISODES = st.one_of(
+    NUMBERS,
+    ARRAYS,
+    st.text(max_size=3),
+    st.none(),
+    st.dictionaries(NAMES, NUMBERS, max_size=1),
+    st.builds(object),
+)
 NO_OPTION = st.one_of(st.none(), NAMES, NUMBERS, ARRAYS, CONTAINERS)
 NO_SITES = st.one_of(
-    NUMBERS, ARRAYS.filter(np.size), st.text(max_size=3), st.none(), st.lists(st.integers(), min_size=1, max_size=2), st.builds(object)
+    NUMBERS,
+    ARRAYS.filter(np.size),
+    st.text(max_size=3),
+    st.none(),
+    st.lists(st.integers(), min_size=1, max_size=2),
+    st.builds(object),
 )
 
 STREAMS = [
-    Case("EpisodeStream: episodes", st.one_of(NO_EPISODES, st.builds(set), st.just([])), lambda x: EpisodeStream(x), "EpisodeStream: ", 25),
+    Case(
+        "EpisodeStream: episodes",
+        st.one_of(NO_EPISODES, st.builds(set), st.just([])),
+        lambda x: EpisodeStream(x),
+        "EpisodeStream: ",
+        25,
+    ),
     Case(
         "an episode that is no array",
         NO_NUMBERS.filter(lambda x: not isinstance(x, pd.Series)),
@@ -65,7 +83,11 @@ STREAMS = [
         12,
     ),
     Case(
-        "episodes of other structure", st.integers(2, 4), lambda n: EpisodeStream([(ONES,), (ONES,) * n]), "episodes differ in structure", 3
+        "episodes of other structure",
+        st.integers(2, 4),
+        lambda n: EpisodeStream([(ONES,), (ONES,) * n]),
+        "episodes differ in structure",
+        3,
     ),
     Case(
         "episodes of other columns",
@@ -74,8 +96,20 @@ STREAMS = [
         "array 0 differs",
         3,
     ),
-    Case("episodes of other rows", st.integers(4, 9), lambda n: EpisodeStream([(ONES, ONES), (np.ones(2), np.ones(n))]), "in episode 1", 4),
-    Case("episodes without rows", st.integers(1, 3), lambda n: EpisodeStream([(np.zeros(0),)] * n), "every episode is empty", 3),
+    Case(
+        "episodes of other rows",
+        st.integers(4, 9),
+        lambda n: EpisodeStream([(ONES, ONES), (np.ones(2), np.ones(n))]),
+        "in episode 1",
+        4,
+    ),
+    Case(
+        "episodes without rows",
+        st.integers(1, 3),
+        lambda n: EpisodeStream([(np.zeros(0),)] * n),
+        "every episode is empty",
+        3,
+    ),
     Case(
         "from_arrays",
         st.one_of(NO_NUMBERS, NUMBERS.filter(lambda x: not isinstance(x, complex))),
@@ -106,12 +140,20 @@ STREAMS = [
     ),
     Case(
         "batch: index",
-        st.one_of(st.lists(st.integers(2, 9), min_size=1), st.just([]), st.floats(), st.text(max_size=2), st.none()),
+        st.one_of(
+            st.lists(st.integers(2, 9), min_size=1), st.just([]), st.floats(), st.text(max_size=2), st.none()
+        ),
         lambda x: STREAM.batch(x),
         "batch: index",
         15,
     ),
-    Case("batch: pad_to", st.one_of(NOT_A_COUNT, st.integers(1, 2)), lambda x: STREAM.batch([0], pad_to=x), "pad_to", 15),
+    Case(
+        "batch: pad_to",
+        st.one_of(NOT_A_COUNT, st.integers(1, 2)),
+        lambda x: STREAM.batch([0], pad_to=x),
+        "pad_to",
+        15,
+    ),
     Case(
         "SimulatedStream: simulate",
         NOT_CALLABLE.filter(lambda x: not callable(x)),
@@ -126,8 +168,20 @@ STREAMS = [
         "<lambda>|SimulatedStream",
         12,
     ),
-    Case("SimulatedStream: batch_size", NO_COUNT, lambda x: next(SimulatedStream(lambda key: ONES).batches(KEY, x)), "batch_size", 15),
-    Case("SimulatedStream: rng_key", NOT_A_KEY, lambda x: next(SimulatedStream(lambda key: ONES).batches(x, 2)), "rng_key", 15),
+    Case(
+        "SimulatedStream: batch_size",
+        NO_COUNT,
+        lambda x: next(SimulatedStream(lambda key: ONES).batches(KEY, x)),
+        "batch_size",
+        15,
+    ),
+    Case(
+        "SimulatedStream: rng_key",
+        NOT_A_KEY,
+        lambda x: next(SimulatedStream(lambda key: ONES).batches(x, 2)),
+        "rng_key",
+        15,
+    ),
     Case(
         "ArrivingStream: episodes",
         st.one_of(NUMBERS, st.none(), st.builds(object), st.just([]), st.just({})),
@@ -136,11 +190,35 @@ STREAMS = [
         15,
     ),
     Case("ArrivingStream: peek", NO_COUNT, lambda x: ArrivingStream([(ONES,)], peek=x), "peek", 15),
-    Case("ArrivingStream: batch_size", NO_COUNT, lambda x: next(ArrivingStream([(ONES,)]).batches(KEY, x)), "batch_size", 15),
-    Case("head: features", SHAPES.filter(lambda s: len(s) != 2).map(np.zeros), lambda x: meta.head("w", x), "head: features", 10),
+    Case(
+        "ArrivingStream: batch_size",
+        NO_COUNT,
+        lambda x: next(ArrivingStream([(ONES,)]).batches(KEY, x)),
+        "batch_size",
+        15,
+    ),
+    Case(
+        "head: features",
+        SHAPES.filter(lambda s: len(s) != 2).map(np.zeros),
+        lambda x: meta.head("w", x),
+        "head: features",
+        10,
+    ),
     Case("head: features that are no array", NO_NUMBERS, lambda x: meta.head("w", x), "head: features", 15),
-    Case("head: name", st.one_of(NUMBERS, st.none(), CONTAINERS), lambda x: meta.head(x, np.ones((2, 2))), "head: name", 10),
-    Case("head: num_outputs", NOT_A_COUNT, lambda x: meta.head("w", np.ones((2, 2)), x), "head: num_outputs", 15),
+    Case(
+        "head: name",
+        st.one_of(NUMBERS, st.none(), CONTAINERS),
+        lambda x: meta.head(x, np.ones((2, 2))),
+        "head: name",
+        10,
+    ),
+    Case(
+        "head: num_outputs",
+        NOT_A_COUNT,
+        lambda x: meta.head("w", np.ones((2, 2)), x),
+        "head: num_outputs",
+        15,
+    ),
 ]
 
 LAWS = [
@@ -148,7 +226,12 @@ LAWS = [
         Case(f"NIW: {n} that is no array", NO_NUMBERS, lambda x, n=n: niw(**{n: x}), f"NIW: {n}", 15)
         for n in ("loc", "mean_precision", "scale_matrix", "df")
     ),
-    Case("NIW: loc of another shape", SHAPES.filter(lambda s: len(s) != 1 or s == (0,)), lambda s: niw(loc=np.zeros(s)), "NIW: loc"),
+    Case(
+        "NIW: loc of another shape",
+        SHAPES.filter(lambda s: len(s) != 1 or s == (0,)),
+        lambda s: niw(loc=np.zeros(s)),
+        "NIW: loc",
+    ),
     Case(
         "NIW: scale_matrix of another shape",
         SHAPES.filter(lambda s: s not in ((2,), (2, 2))),
@@ -157,12 +240,26 @@ LAWS = [
     ),
     Case(
         "NIW: scale_matrix that is none",
-        st.sampled_from([-np.eye(2), np.zeros((2, 2)), np.full((2, 2), np.nan), np.array([[1.0, 0.5], [0.0, 1.0]]), -np.ones(2)]),
+        st.sampled_from(
+            [
+                -np.eye(2),
+                np.zeros((2, 2)),
+                np.full((2, 2), np.nan),
+                np.array([[1.0, 0.5], [0.0, 1.0]]),
+                -np.ones(2),
+            ]
+        ),
         lambda x: niw(scale_matrix=x),
         "NIW: scale_matrix",
         5,
     ),
-    Case("NIW: df", st.one_of(st.floats(max_value=0.99), st.just(np.inf), st.just(np.nan)), lambda x: niw(df=x), "NIW: df", 10),
+    Case(
+        "NIW: df",
+        st.one_of(st.floats(max_value=0.99), st.just(np.inf), st.just(np.nan)),
+        lambda x: niw(df=x),
+        "NIW: df",
+        10,
+    ),
     Case(
         "NIW: mean_precision",
         st.one_of(st.floats(max_value=0.0), st.just(np.inf), st.just(np.nan)),
@@ -183,7 +280,13 @@ LAWS = [
         20,
     ),
     Case("NIW: kl", st.one_of(NUMBERS, st.none(), ARRAYS), lambda x: niw().kl(x), "NIW.kl: other", 10),
-    Case("NIW: kl of another structure", st.just(np.ones(2)), lambda x: niw().kl(niw(scale_matrix=x)), "NIW.kl: the structures differ", 1),
+    Case(
+        "NIW: kl of another structure",
+        st.just(np.ones(2)),
+        lambda x: niw().kl(niw(scale_matrix=x)),
+        "NIW.kl: the structures differ",
+        1,
+    ),
     Case(
         "NIW: posterior",
         SHAPES.filter(lambda s: len(s) != 2 or s[1] != 2),
@@ -201,11 +304,30 @@ LAWS = [
         10,
     ),
     *(
-        Case(f"{name}: {option}", wrong, lambda x, solver=solver, option=option: solver(**{option: x}), rf"{name}\({option}", 12)
+        Case(
+            f"{name}: {option}",
+            wrong,
+            lambda x, solver=solver, option=option: solver(**{option: x}),
+            rf"{name}\({option}",
+            12,
+        )
         for name, solver, options in (
             ("LaplaceGGN", meta.LaplaceGGN, {"num_steps": NO_COUNT, "structure": NO_OPTION}),
-            ("SGLD", meta.SGLD, {"num_steps": NO_COUNT, "num_warmup": NO_COUNT, "structure": NO_OPTION, "step_size": NOT_A_NUMBER}),
-            ("VariationalLocal", meta.VariationalLocal, {"num_steps": NO_COUNT, "structure": NO_OPTION, "step_size": NOT_A_NUMBER}),
+            (
+                "SGLD",
+                meta.SGLD,
+                {
+                    "num_steps": NO_COUNT,
+                    "num_warmup": NO_COUNT,
+                    "structure": NO_OPTION,
+                    "step_size": NOT_A_NUMBER,
+                },
+            ),
+            (
+                "VariationalLocal",
+                meta.VariationalLocal,
+                {"num_steps": NO_COUNT, "structure": NO_OPTION, "step_size": NOT_A_NUMBER},
+            ),
         )
         for option, wrong in options.items()
     ),

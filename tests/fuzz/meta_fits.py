@@ -47,7 +47,13 @@ def lifted(**options):
 LIFTS = [
     Case("lift: model", NOT_CALLABLE, lambda x: lifted(model=x), "lift: model", 20),
     Case("lift: local", NO_SITES, lambda x: lifted(local=x), "lift: local", 15),
-    Case("lift: shared", NO_SITES.filter(lambda x: x is not None), lambda x: lifted(shared=x), "lift: shared", 15),
+    Case(
+        "lift: shared",
+        NO_SITES.filter(lambda x: x is not None),
+        lambda x: lifted(shared=x),
+        "lift: shared",
+        15,
+    ),
     Case("lift: structure", NO_OPTION, lambda x: lifted(structure=x), "lift: structure", 15),
     Case(
         "lift: num_episodes",
@@ -56,7 +62,13 @@ LIFTS = [
         "lift: num_episodes",
         15,
     ),
-    Case("lift: prior", st.one_of(NUMBERS, ARRAYS, CONTAINERS, st.just(NIW)), lambda x: lifted(prior=x), "lift: prior", 15),
+    Case(
+        "lift: prior",
+        st.one_of(NUMBERS, ARRAYS, CONTAINERS, st.just(NIW)),
+        lambda x: lifted(prior=x),
+        "lift: prior",
+        15,
+    ),
     Case(
         "lift: a prior of another dimension",
         st.integers(3, 6),
@@ -65,11 +77,35 @@ LIFTS = [
         3,
     ),
     Case("lift: keep_prior", NOT_A_FLAG, lambda x: lifted(keep_prior=x), "lift: keep_prior", 15),
-    Case("lift: a site that is not there", NAMES, lambda x: lifted(local=[x]).hierarchy(STREAM), lambda x: f"'{x}'", 6),
+    Case(
+        "lift: a site that is not there",
+        NAMES,
+        lambda x: lifted(local=[x]).hierarchy(STREAM),
+        lambda x: f"'{x}'",
+        6,
+    ),
     Case("hierarchy: stream", NO_EPISODES, lambda x: LIFTED.hierarchy(x), "lift: episodes", 20),
-    Case("hierarchy: rng_key", NOT_A_KEY.filter(lambda x: x is not None), lambda x: LIFTED.hierarchy(STREAM, x), "lift: rng_key", 15),
-    Case("hierarchy: arguments", st.integers(3, 5), lambda n: LIFTED.hierarchy([(ONES,) * n]), "lift: the episode model", 3),
-    Case("hierarchy: rows that disagree", st.integers(4, 9), lambda n: LIFTED.hierarchy([(ONES, np.ones(n))]), "'y'", 4),
+    Case(
+        "hierarchy: rng_key",
+        NOT_A_KEY.filter(lambda x: x is not None),
+        lambda x: LIFTED.hierarchy(STREAM, x),
+        "lift: rng_key",
+        15,
+    ),
+    Case(
+        "hierarchy: arguments",
+        st.integers(3, 5),
+        lambda n: LIFTED.hierarchy([(ONES,) * n]),
+        "lift: the episode model",
+        3,
+    ),
+    Case(
+        "hierarchy: rows that disagree",
+        st.integers(4, 9),
+        lambda n: LIFTED.hierarchy([(ONES, np.ones(n))]),
+        "'y'",
+        4,
+    ),
     Case("as_model: stream", NO_EPISODES, lambda x: LIFTED.as_model(x), "as_model", 12),
     Case(
         "load: path",
@@ -88,7 +124,13 @@ LIFTS = [
         "fit: local_solver",
         12,
     ),
-    Case("fit of a stream: optim", st.one_of(NUMBERS, ARRAYS, st.just(optax.adam)), lambda x: fit(optim=x), "fit: optim", 12),
+    Case(
+        "fit of a stream: optim",
+        st.one_of(NUMBERS, ARRAYS, st.just(optax.adam)),
+        lambda x: fit(optim=x),
+        "fit: optim",
+        12,
+    ),
     Case("fit of a stream: num_steps", NO_COUNT, lambda x: fit(num_steps=x), "fit: num_steps", 20),
     Case("fit of a stream: batch_size", NOT_A_COUNT, lambda x: fit(batch_size=x), "fit: batch_size", 20),
     Case(
@@ -113,8 +155,20 @@ LIFTS = [
         15,
     ),
     Case("fit of a stream: num_draws", NO_COUNT, lambda x: fit(num_draws=x), "fit: num_draws", 12),
-    Case("fit of a stream: init", st.one_of(NUMBERS, ARRAYS, CONTAINERS), lambda x: fit(init=x), "fit: init", 12),
-    Case("fit of a stream: checkpoint", st.one_of(NUMBERS, ARRAYS, CONTAINERS, NAMES), lambda x: fit(checkpoint=x), "fit: checkpoint", 12),
+    Case(
+        "fit of a stream: init",
+        st.one_of(NUMBERS, ARRAYS, CONTAINERS),
+        lambda x: fit(init=x),
+        "fit: init",
+        12,
+    ),
+    Case(
+        "fit of a stream: checkpoint",
+        st.one_of(NUMBERS, ARRAYS, CONTAINERS, NAMES),
+        lambda x: fit(checkpoint=x),
+        "fit: checkpoint",
+        12,
+    ),
     Case("fit of a stream: progress_bar", NOT_A_FLAG, lambda x: fit(progress_bar=x), "fit: progress_bar", 12),
 ]
 
@@ -133,14 +187,32 @@ LEVELS = st.one_of(NOT_A_NUMBER, st.sampled_from([0, 1, -0.1, 1.5]))
 ADAPTED = [
     Case("adapt: rng_key", NOT_A_KEY, lambda x: adapt(ONES, ONES, rng_key=x), "adapt: rng_key", 15),
     Case("adapt: prior", NO_OPTION, lambda x: adapt(ONES, ONES, prior=x), "adapt: prior", 15),
-    Case("adapt: num_samples", NO_COUNT, lambda x: adapt(ONES, ONES, num_samples=x), "adapt: num_samples", 12),
+    Case(
+        "adapt: num_samples", NO_COUNT, lambda x: adapt(ONES, ONES, num_samples=x), "adapt: num_samples", 12
+    ),
     Case("adapt: num_nodes", NO_COUNT, lambda x: adapt(ONES, ONES, num_nodes=x), "adapt: num_nodes", 12),
     Case("adapt: arguments", st.lists(ARRAYS, min_size=3, max_size=4), lambda x: adapt(*x), "adapt", 10),
-    Case("adapt: shapes", SHAPES.filter(lambda s: s != (3,)), lambda s: adapt(ONES, np.zeros(s)), "adapt|'y'", 12),
     Case(
-        "adapt: data that are no numbers", NO_NUMBERS.filter(lambda x: not isinstance(x, type)), lambda x: adapt(ONES, x), "adapt: |'y'", 20
+        "adapt: shapes",
+        SHAPES.filter(lambda s: s != (3,)),
+        lambda s: adapt(ONES, np.zeros(s)),
+        "adapt|'y'",
+        12,
     ),
-    Case("adapt: NaN", st.sampled_from([0, 1, 2]), lambda i: adapt(ONES, np.where(np.arange(3) == i, np.nan, 0.0)), "adapt: .*'y'", 2),
+    Case(
+        "adapt: data that are no numbers",
+        NO_NUMBERS.filter(lambda x: not isinstance(x, type)),
+        lambda x: adapt(ONES, x),
+        "adapt: |'y'",
+        20,
+    ),
+    Case(
+        "adapt: NaN",
+        st.sampled_from([0, 1, 2]),
+        lambda i: adapt(ONES, np.where(np.arange(3) == i, np.nan, 0.0)),
+        "adapt: .*'y'",
+        2,
+    ),
     Case("posteriors: stream", NO_EPISODES, lambda x: fitted().posteriors(x), "posteriors", 15),
     Case(
         "posteriors: rng_key",
@@ -151,13 +223,21 @@ ADAPTED = [
     ),
     Case(
         "save of a fit: path",
-        st.one_of(st.none(), NUMBERS, st.just(""), NAMES.map(lambda s: f"no/such/folder/{s}.npz"), st.just(".")),
+        st.one_of(
+            st.none(), NUMBERS, st.just(""), NAMES.map(lambda s: f"no/such/folder/{s}.npz"), st.just(".")
+        ),
         lambda x: fitted().save(x),
         "path",
         12,
     ),
     Case("to_arviz of a fit: episodes", NO_EPISODES, lambda x: fitted().to_arviz(x), "to_arviz", 12),
-    Case("to_arviz of a fit: num_samples", NO_COUNT, lambda x: fitted().to_arviz(STREAM, num_samples=x), "to_arviz: num_samples", 12),
+    Case(
+        "to_arviz of a fit: num_samples",
+        NO_COUNT,
+        lambda x: fitted().to_arviz(STREAM, num_samples=x),
+        "to_arviz: num_samples",
+        12,
+    ),
     Case(
         "to_arviz of a fit: labels",
         st.one_of(st.lists(NAMES, min_size=3, max_size=4), NUMBERS),
@@ -172,7 +252,13 @@ ADAPTED = [
         "to_arviz: scores",
         8,
     ),
-    Case("to_arviz of a fit: an unknown option", NAMES, lambda x: fitted().to_arviz(STREAM, **{x: 1}), lambda x: f"'{x}'", 6),
+    Case(
+        "to_arviz of a fit: an unknown option",
+        NAMES,
+        lambda x: fitted().to_arviz(STREAM, **{x: 1}),
+        lambda x: f"'{x}'",
+        6,
+    ),
     Case(
         "adapted_to_arviz",
         st.one_of(NUMBERS, ARRAYS, st.dictionaries(NAMES, NUMBERS), st.none()),
@@ -184,17 +270,47 @@ ADAPTED = [
     Case("evaluate: rng_key", NOT_A_KEY, lambda x: evaluate(rng_key=x), "evaluate: rng_key", 12),
     Case("evaluate: support", NO_EPISODES, lambda x: evaluate(support=x), "evaluate: support", 12),
     Case("evaluate: query", NO_EPISODES, lambda x: evaluate(query=x), "evaluate: query", 12),
-    Case("evaluate: as many", st.integers(1, 4).filter(lambda n: n != 2), lambda n: evaluate(query=[EPISODES[0]] * n), "2 supports", 2),
-    Case("evaluate: arguments", st.integers(3, 4), lambda n: evaluate(query=[(ONES,) * n] * 2), "evaluate: query", 2),
+    Case(
+        "evaluate: as many",
+        st.integers(1, 4).filter(lambda n: n != 2),
+        lambda n: evaluate(query=[EPISODES[0]] * n),
+        "2 supports",
+        2,
+    ),
+    Case(
+        "evaluate: arguments",
+        st.integers(3, 4),
+        lambda n: evaluate(query=[(ONES,) * n] * 2),
+        "evaluate: query",
+        2,
+    ),
     Case("evaluate: level", LEVELS, lambda x: evaluate(level=x), "evaluate: level", 12),
     Case("evaluate: prior", NO_OPTION, lambda x: evaluate(prior=x), "evaluate: .*prior", 12),
     *(
         Case(f"evaluate: {n}", NO_COUNT, lambda x, n=n: evaluate(**{n: x}), f"evaluate: {n}", 10)
         for n in ("num_samples", "num_nodes", "batch_size")
     ),
-    Case("mass_elsewhere: fit", NOT_CALLABLE, lambda x: meta.mass_elsewhere(x, EPISODES), "mass_elsewhere: fit", 12),
-    Case("mass_elsewhere: episodes", NO_EPISODES, lambda x: meta.mass_elsewhere(fitted(), x), "mass_elsewhere", 12),
-    Case("mass_elsewhere: num_starts", NO_COUNT, lambda x: meta.mass_elsewhere(fitted(), EPISODES, num_starts=x), "num_starts", 12),
+    Case(
+        "mass_elsewhere: fit",
+        NOT_CALLABLE,
+        lambda x: meta.mass_elsewhere(x, EPISODES),
+        "mass_elsewhere: fit",
+        12,
+    ),
+    Case(
+        "mass_elsewhere: episodes",
+        NO_EPISODES,
+        lambda x: meta.mass_elsewhere(fitted(), x),
+        "mass_elsewhere",
+        12,
+    ),
+    Case(
+        "mass_elsewhere: num_starts",
+        NO_COUNT,
+        lambda x: meta.mass_elsewhere(fitted(), EPISODES, num_starts=x),
+        "num_starts",
+        12,
+    ),
     Case(
         "expected_calibration_error: confidence",
         st.one_of(NOT_NUMBERS, SHAPES.filter(lambda s: s != (3,)).map(np.zeros)),
@@ -202,14 +318,35 @@ ADAPTED = [
         "expected_calibration_error",
         20,
     ),
-    Case("expected_calibration_error: num_bins", NO_COUNT, lambda x: meta.expected_calibration_error(ONES, ONES, x), "num_bins", 12),
-    Case("plot_episodes: fit", NOT_CALLABLE, lambda x: meta.plot_episodes(x, EPISODES, ONES), "plot_episodes: fit", 10),
+    Case(
+        "expected_calibration_error: num_bins",
+        NO_COUNT,
+        lambda x: meta.expected_calibration_error(ONES, ONES, x),
+        "num_bins",
+        12,
+    ),
+    Case(
+        "plot_episodes: fit",
+        NOT_CALLABLE,
+        lambda x: meta.plot_episodes(x, EPISODES, ONES),
+        "plot_episodes: fit",
+        10,
+    ),
     Case(
         "plot_episodes: at",
-        st.one_of(NOT_NUMBERS.filter(lambda x: not isinstance(x, pd.Series)), SHAPES.filter(lambda s: len(s) != 1).map(np.zeros)),
+        st.one_of(
+            NOT_NUMBERS.filter(lambda x: not isinstance(x, pd.Series)),
+            SHAPES.filter(lambda s: len(s) != 1).map(np.zeros),
+        ),
         lambda x: meta.plot_episodes(fitted(), EPISODES, x),
         "plot_episodes: at",
         15,
     ),
-    Case("plot_episodes: level", LEVELS, lambda x: meta.plot_episodes(fitted(), EPISODES, ONES, level=x), "plot_episodes: .*level", 10),
+    Case(
+        "plot_episodes: level",
+        LEVELS,
+        lambda x: meta.plot_episodes(fitted(), EPISODES, ONES, level=x),
+        "plot_episodes: .*level",
+        10,
+    ),
 ]

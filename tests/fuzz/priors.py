@@ -59,7 +59,11 @@ FAMILIES = {"Gaussian": priors.Gaussian, "ScaleMixture": priors.ScaleMixture, "F
 OPTIONS = {
     "Gaussian": {"scale": NOT_POSITIVE, "learn_mean": NOT_A_FLAG},
     "ScaleMixture": {"shape": NOT_POSITIVE, "scale": NOT_POSITIVE, "centered": NOT_A_FLAG},
-    "Flow": {"num_flows": NO_COUNT, "scale": NOT_POSITIVE, "seed": st.one_of(NOT_NEGATIVE_WRONG, st.floats(), st.booleans())},
+    "Flow": {
+        "num_flows": NO_COUNT,
+        "scale": NOT_POSITIVE,
+        "seed": st.one_of(NOT_NEGATIVE_WRONG, st.floats(), st.booleans()),
+    },
     "SlicedWasserstein": {"num_projections": NO_COUNT, "control_variates": NOT_A_FLAG, "debias": NOT_A_FLAG},
     "MMD": {"bandwidth": NOT_POSITIVE.filter(lambda x: x is not None)},
     "GaussianKL": {"noise": NOT_POSITIVE},
@@ -101,10 +105,18 @@ FAMILY_CASES = [
         for f, of in OPTIONS.items()
         for o, wrong in of.items()
     ),
-    Case("lift_prior: model", NOT_CALLABLE, lambda x: lift_prior(x, {"w": Gaussian()}), "lift_prior: model", 20),
+    Case(
+        "lift_prior: model", NOT_CALLABLE, lambda x: lift_prior(x, {"w": Gaussian()}), "lift_prior: model", 20
+    ),
     Case("lift_prior: rules", NOT_A_MAPPING, lambda x: lift_prior(network, x), "lift_prior: rules", 20),
     Case("lift_prior: patterns", BAD_KEYS, lambda x: lift_prior(network, x), "lift_prior: rules"),
-    Case("lift_prior: no rules", st.builds(dict), lambda x: lift_prior(network, x), "lift_prior: rules is empty", 1),
+    Case(
+        "lift_prior: no rules",
+        st.builds(dict),
+        lambda x: lift_prior(network, x),
+        "lift_prior: rules is empty",
+        1,
+    ),
     Case(
         "lift_prior: family",
         st.tuples(NAMES, st.one_of(NO_OPTION, st.just(Gaussian))),
@@ -126,13 +138,31 @@ FAMILY_CASES = [
         lambda x: f"'{x}'",
         2,
     ),
-    Case("lift_prior: twice", st.just("w"), lambda x: lift_prior(network, {x: Gaussian(), "*w": Gaussian()}).layout(X), "'w'", 1),
+    Case(
+        "lift_prior: twice",
+        st.just("w"),
+        lambda x: lift_prior(network, {x: Gaussian(), "*w": Gaussian()}).layout(X),
+        "'w'",
+        1,
+    ),
 ]
 
 TARGETS = [
-    Case("GaussianProcess: kernel", st.one_of(NO_FUNCTION, st.just(dict)), lambda x: process(kernel=x), "GaussianProcess: kernel", 20),
+    Case(
+        "GaussianProcess: kernel",
+        st.one_of(NO_FUNCTION, st.just(dict)),
+        lambda x: process(kernel=x),
+        "GaussianProcess: kernel",
+        20,
+    ),
     Case("GaussianProcess: mean", NOT_A_NUMBER, lambda x: process(mean=x), "GaussianProcess: mean", 15),
-    Case("GaussianProcess: hyper", NOT_A_MAPPING.filter(lambda x: x is not None), lambda x: process(hyper=x), "GaussianProcess: hyper", 15),
+    Case(
+        "GaussianProcess: hyper",
+        NOT_A_MAPPING.filter(lambda x: x is not None),
+        lambda x: process(hyper=x),
+        "GaussianProcess: hyper",
+        15,
+    ),
     Case(
         "GaussianProcess: laws",
         st.tuples(NAMES, st.one_of(NUMBERS, ARRAYS, NAMES, st.none())),
@@ -140,7 +170,13 @@ TARGETS = [
         "GaussianProcess: hyper",
         15,
     ),
-    Case("GaussianProcess: num_outputs", NO_COUNT, lambda x: process(num_outputs=x), "GaussianProcess: num_outputs", 15),
+    Case(
+        "GaussianProcess: num_outputs",
+        NO_COUNT,
+        lambda x: process(num_outputs=x),
+        "GaussianProcess: num_outputs",
+        15,
+    ),
     Case(
         "a kernel of another shape",
         SHAPES.filter(lambda s: s != (5, 5)),
@@ -162,7 +198,13 @@ TARGETS = [
         "NNGP: depth",
         15,
     ),
-    Case("NNGP: activation", NO_OPTION.filter(lambda x: not callable(x)), lambda x: priors.NNGP(1, x), "NNGP: activation", 15),
+    Case(
+        "NNGP: activation",
+        NO_OPTION.filter(lambda x: not callable(x)),
+        lambda x: priors.NNGP(1, x),
+        "NNGP: activation",
+        15,
+    ),
     *(
         Case(
             f"NNGP: {n}",
@@ -187,7 +229,13 @@ TARGETS = [
         "nngp_kernel: x1 and x2",
         3,
     ),
-    Case("nngp_kernel: nodes", NO_COUNT, lambda x: priors.nngp_kernel(np.ones((2, 1)), depth=1, nodes=x), "nngp_kernel: nodes", 12),
+    Case(
+        "nngp_kernel: nodes",
+        NO_COUNT,
+        lambda x: priors.nngp_kernel(np.ones((2, 1)), depth=1, nodes=x),
+        "nngp_kernel: nodes",
+        12,
+    ),
     Case(
         "StudentTProcess: base",
         st.one_of(NUMBERS, ARRAYS, st.none(), st.just(GaussianProcess)),
@@ -195,11 +243,27 @@ TARGETS = [
         "StudentTProcess: base",
         12,
     ),
-    Case("StudentTProcess: shape", NOT_POSITIVE, lambda x: priors.StudentTProcess(TARGET, x, 1.0), "StudentTProcess: shape", 12),
-    Case("StudentTProcess: scale", NOT_POSITIVE, lambda x: priors.StudentTProcess(TARGET, 2.0, x), "StudentTProcess: scale", 12),
+    Case(
+        "StudentTProcess: shape",
+        NOT_POSITIVE,
+        lambda x: priors.StudentTProcess(TARGET, x, 1.0),
+        "StudentTProcess: shape",
+        12,
+    ),
+    Case(
+        "StudentTProcess: scale",
+        NOT_POSITIVE,
+        lambda x: priors.StudentTProcess(TARGET, 2.0, x),
+        "StudentTProcess: scale",
+        12,
+    ),
     Case("ModelTarget: model", NOT_CALLABLE, lambda x: priors.ModelTarget(x), "ModelTarget: model", 15),
     Case(
-        "ModelTarget: output", st.one_of(NUMBERS, CONTAINERS, ARRAYS), lambda x: priors.ModelTarget(network, x), "ModelTarget: output", 12
+        "ModelTarget: output",
+        st.one_of(NUMBERS, CONTAINERS, ARRAYS),
+        lambda x: priors.ModelTarget(network, x),
+        "ModelTarget: output",
+        12,
     ),
     Case(
         "ModelTarget: args",
@@ -227,7 +291,10 @@ TARGETS = [
     Case("integral: nodes", NO_POINTS, lambda x: priors.integral(x, X), "integral", 12),
     Case(
         "integral: weights",
-        st.one_of(NOT_NUMBERS.filter(lambda x: not isinstance(x, pd.Series)), SHAPES.filter(lambda s: s != (5,)).map(np.zeros)),
+        st.one_of(
+            NOT_NUMBERS.filter(lambda x: not isinstance(x, pd.Series)),
+            SHAPES.filter(lambda s: s != (5,)).map(np.zeros),
+        ),
         lambda x: priors.integral(X, x),
         "integral",
         15,
@@ -240,7 +307,13 @@ TARGETS = [
         "Conditioned: base",
         12,
     ),
-    Case("Conditioned: operator", NO_FUNCTION, lambda x: priors.Conditioned(TARGET, x, [1.0]), "Conditioned: operator", 12),
+    Case(
+        "Conditioned: operator",
+        NO_FUNCTION,
+        lambda x: priors.Conditioned(TARGET, x, [1.0]),
+        "Conditioned: operator",
+        12,
+    ),
     Case(
         "Conditioned: what the operator gives",
         st.one_of(st.none(), NAMES, st.builds(object)),
@@ -266,10 +339,28 @@ TARGETS = [
         "Conditioned: noise",
         12,
     ),
-    Case("Image: base", st.one_of(NUMBERS, ARRAYS, st.none()), lambda x: priors.Image(x, lambda f, x: f(x)), "Image: base", 12),
+    Case(
+        "Image: base",
+        st.one_of(NUMBERS, ARRAYS, st.none()),
+        lambda x: priors.Image(x, lambda f, x: f(x)),
+        "Image: base",
+        12,
+    ),
     Case("Image: operator", NO_FUNCTION, lambda x: priors.Image(TARGET, x), "Image: operator", 12),
-    Case("measurement_inputs: inputs", NO_POINTS, lambda x: priors.measurement_inputs(x), "measurement_inputs: inputs", 15),
-    Case("measurement_inputs: num_points", NO_COUNT, lambda x: priors.measurement_inputs(X, x), "measurement_inputs: num_points", 12),
+    Case(
+        "measurement_inputs: inputs",
+        NO_POINTS,
+        lambda x: priors.measurement_inputs(x),
+        "measurement_inputs: inputs",
+        15,
+    ),
+    Case(
+        "measurement_inputs: num_points",
+        NO_COUNT,
+        lambda x: priors.measurement_inputs(X, x),
+        "measurement_inputs: num_points",
+        12,
+    ),
     Case(
         "measurement_inputs: data_fraction",
         st.one_of(NOT_NEGATIVE_WRONG, st.floats(1.01, 3.0)),

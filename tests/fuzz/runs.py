@@ -48,7 +48,15 @@ def fine_fit(**changes):
 
 
 def run_fit(**changes):
-    options = {"rng_key": KEY, "model": model, "guide": guide, "objective": objectives.ELBO(), "optim": OPTIM, "num_steps": 2, "args": (Y,)}
+    options = {
+        "rng_key": KEY,
+        "model": model,
+        "guide": guide,
+        "objective": objectives.ELBO(),
+        "optim": OPTIM,
+        "num_steps": 2,
+        "args": (Y,),
+    }
     options |= {"progress_bar": False} | changes
     first = [options.pop(n) for n in ("rng_key", "model", "guide", "objective", "optim", "num_steps")]
     return fit(*first, *options.pop("args"), **options)
@@ -64,17 +72,34 @@ FITS = [
     Case("guide", NOT_CALLABLE, lambda x: run_fit(guide=x), "fit: guide", 25),
     Case(
         "objective",
-        st.one_of(NOT_CALLABLE, st.sampled_from([objectives.ELBO, objectives.IWELBO, objectives.Renyi, objectives.ForwardKL])),
+        st.one_of(
+            NOT_CALLABLE,
+            st.sampled_from([objectives.ELBO, objectives.IWELBO, objectives.Renyi, objectives.ForwardKL]),
+        ),
         lambda x: run_fit(objective=x),
         "fit: objective",
         25,
     ),
     Case("optim", st.one_of(NOT_CALLABLE, st.just(optax.adam)), lambda x: run_fit(optim=x), "fit: optim", 25),
-    Case("num_steps", st.one_of(st.none(), NOT_A_COUNT), lambda x: run_fit(num_steps=x), "fit: num_steps", 25),
-    Case("num_chains", st.one_of(st.none(), NOT_A_COUNT), lambda x: run_fit(num_chains=x), "fit: num_chains", 25),
+    Case(
+        "num_steps", st.one_of(st.none(), NOT_A_COUNT), lambda x: run_fit(num_steps=x), "fit: num_steps", 25
+    ),
+    Case(
+        "num_chains",
+        st.one_of(st.none(), NOT_A_COUNT),
+        lambda x: run_fit(num_chains=x),
+        "fit: num_chains",
+        25,
+    ),
     Case("progress_bar", NOT_A_FLAG, lambda x: run_fit(progress_bar=x), "fit: progress_bar", 15),
     Case("init_params", NOT_A_MAPPING, lambda x: run_fit(init_params=x), "fit: init_params", 20),
-    Case("init_params that are no numbers", one_of_values(NOT_NUMBERS), lambda x: run_fit(init_params=x), "fit: init_params: .*'mu'", 20),
+    Case(
+        "init_params that are no numbers",
+        one_of_values(NOT_NUMBERS),
+        lambda x: run_fit(init_params=x),
+        "fit: init_params: .*'mu'",
+        20,
+    ),
     Case("init_params of no site", NAMES, lambda x: run_fit(init_params={x: 0.0}), names, 4),
     Case(
         "init_params of another shape",
@@ -90,14 +115,28 @@ FITS = [
         "fit: early_stopping",
         15,
     ),
-    Case("callback", NOT_CALLABLE.filter(lambda x: x is not None and not callable(x)), lambda x: run_fit(callback=x), "fit: callback", 15),
-    Case("checkpoint", NOT_CALLABLE.filter(lambda x: x is not None), lambda x: run_fit(checkpoint=x), "fit: checkpoint", 20),
+    Case(
+        "callback",
+        NOT_CALLABLE.filter(lambda x: x is not None and not callable(x)),
+        lambda x: run_fit(callback=x),
+        "fit: callback",
+        15,
+    ),
+    Case(
+        "checkpoint",
+        NOT_CALLABLE.filter(lambda x: x is not None),
+        lambda x: run_fit(checkpoint=x),
+        "fit: checkpoint",
+        20,
+    ),
     Case("arguments", st.lists(ARRAYS, min_size=2, max_size=3), lambda x: run_fit(args=x), "fit: model", 12),
     Case("unknown keyword", NAMES, lambda x: run_fit(**{x: 1}), names, 12),
     Case(
         "tables and objects as data",
         st.one_of(
-            st.sampled_from([pd.Series(Y), pd.DataFrame({"y": Y})]), st.just(np.array([None] * 3)), NAMES.map(lambda s: np.array([s] * 3))
+            st.sampled_from([pd.Series(Y), pd.DataFrame({"y": Y})]),
+            st.just(np.array([None] * 3)),
+            NAMES.map(lambda s: np.array([s] * 3)),
         ),
         lambda x: run_fit(args=(x,)),
         "fit: model argument 0",
@@ -105,12 +144,22 @@ FITS = [
     ),
     Case(
         "a key out of place",
-        st.permutations(["rng_key", "model", "guide", "objective", "optim", "num_steps"]).filter(lambda p: p.index("rng_key")),
-        lambda order: run_fit(**dict(zip(order, (KEY, model, guide, objectives.ELBO(), OPTIM, 2), strict=True))),
+        st.permutations(["rng_key", "model", "guide", "objective", "optim", "num_steps"]).filter(
+            lambda p: p.index("rng_key")
+        ),
+        lambda order: run_fit(
+            **dict(zip(order, (KEY, model, guide, objectives.ELBO(), OPTIM, 2), strict=True))
+        ),
         "fit: (model|guide|rng_key)",
         25,
     ),
-    Case("a site too many", NAMES, lambda x: run_fit(guide=lambda y: (guide(y), one(x, dist.Normal(0.0, 1.0))())), names, 3),
+    Case(
+        "a site too many",
+        NAMES,
+        lambda x: run_fit(guide=lambda y: (guide(y), one(x, dist.Normal(0.0, 1.0))())),
+        names,
+        3,
+    ),
     Case(
         "a missing site",
         NAMES,
@@ -145,17 +194,39 @@ SAMPLES = {"mu": np.zeros((1, 2)), "w": np.zeros((1, 2, 3))}
 
 def log_likelihood(**changes):
     options = {"model": model, "samples": SAMPLES, "args": (jnp.asarray(Y),)} | changes
-    return diagnostics.log_likelihood(options.pop("model"), options.pop("samples"), *options.pop("args"), **options)
+    return diagnostics.log_likelihood(
+        options.pop("model"), options.pop("samples"), *options.pop("args"), **options
+    )
 
 
 DIAGNOSTICS = [
     Case("psis", WEIGHTS_WRONG, lambda x: diagnostics.psis(x), "log_weights", 30),
-    Case("psis under jit", st.integers(2, 9), lambda n: jax.jit(lambda x: diagnostics.psis(x).ess)(jnp.zeros(n)), "outside jit", 5),
+    Case(
+        "psis under jit",
+        st.integers(2, 9),
+        lambda n: jax.jit(lambda x: diagnostics.psis(x).ess)(jnp.zeros(n)),
+        "outside jit",
+        5,
+    ),
     Case("importance_ess", WEIGHTS_WRONG, lambda x: diagnostics.importance_ess(x), "log_weights", 25),
-    Case("pareto_k_threshold", st.one_of(st.none(), NOT_A_COUNT), lambda x: diagnostics.pareto_k_threshold(x), "num_draws", 20),
+    Case(
+        "pareto_k_threshold",
+        st.one_of(st.none(), NOT_A_COUNT),
+        lambda x: diagnostics.pareto_k_threshold(x),
+        "num_draws",
+        20,
+    ),
     Case("loo", NOT_CALLABLE, lambda x: diagnostics.loo(x), "loo: result", 20),
-    Case("log_likelihood: model", NOT_CALLABLE, lambda x: log_likelihood(model=x), "log_likelihood: model", 20),
-    Case("log_likelihood: samples", NOT_A_MAPPING, lambda x: log_likelihood(samples=x), "log_likelihood: samples", 20),
+    Case(
+        "log_likelihood: model", NOT_CALLABLE, lambda x: log_likelihood(model=x), "log_likelihood: model", 20
+    ),
+    Case(
+        "log_likelihood: samples",
+        NOT_A_MAPPING,
+        lambda x: log_likelihood(samples=x),
+        "log_likelihood: samples",
+        20,
+    ),
     Case(
         "log_likelihood: samples that are no numbers",
         one_of_values(NOT_NUMBERS),
@@ -186,15 +257,34 @@ DIAGNOSTICS = [
     ),
     Case(
         "log_likelihood: batch_ndims",
-        st.one_of(st.none(), NOT_A_COUNT).filter(lambda x: isinstance(x, bool) or not (isinstance(x, int) and x == 0)),
+        st.one_of(st.none(), NOT_A_COUNT).filter(
+            lambda x: isinstance(x, bool) or not (isinstance(x, int) and x == 0)
+        ),
         lambda x: log_likelihood(batch_ndims=x),
         "batch_ndims",
         15,
     ),
     Case("log_likelihood: chunk_size", NOT_A_COUNT, lambda x: log_likelihood(chunk_size=x), "chunk_size", 20),
-    Case("log_likelihood: units", st.one_of(st.none(), NAMES, NUMBERS, CONTAINERS, ARRAYS), lambda x: log_likelihood(units=x), "units", 20),
-    Case("log_likelihood: arguments", st.lists(ARRAYS, min_size=2, max_size=3), lambda x: log_likelihood(args=x), "log_likelihood: model"),
-    Case("log_likelihood: data of another length", st.integers(4, 9), lambda n: log_likelihood(args=(jnp.zeros(n),)), "'y'", 6),
+    Case(
+        "log_likelihood: units",
+        st.one_of(st.none(), NAMES, NUMBERS, CONTAINERS, ARRAYS),
+        lambda x: log_likelihood(units=x),
+        "units",
+        20,
+    ),
+    Case(
+        "log_likelihood: arguments",
+        st.lists(ARRAYS, min_size=2, max_size=3),
+        lambda x: log_likelihood(args=x),
+        "log_likelihood: model",
+    ),
+    Case(
+        "log_likelihood: data of another length",
+        st.integers(4, 9),
+        lambda n: log_likelihood(args=(jnp.zeros(n),)),
+        "'y'",
+        6,
+    ),
     Case(
         "log_likelihood: tables and objects as data",
         st.sampled_from([pd.Series(Y), np.array([None] * 3)]),
@@ -216,12 +306,30 @@ REPORTS = [
         15,
     ),
     Case("model_kwargs", NOT_A_MAPPING, arviz_option("model_kwargs"), "to_arviz: model_kwargs", 15),
-    Case("rng_key", NOT_A_KEY.filter(lambda x: x is not None), arviz_option("rng_key"), "to_arviz: rng_key", 20),
-    Case("num_samples", st.one_of(st.none(), NOT_A_COUNT), arviz_option("num_samples"), "to_arviz: num_samples", 20),
-    Case("log_likelihood", NOT_A_FLAG.filter(lambda x: x is not None), arviz_option("log_likelihood"), "to_arviz: log_likelihood", 12),
+    Case(
+        "rng_key", NOT_A_KEY.filter(lambda x: x is not None), arviz_option("rng_key"), "to_arviz: rng_key", 20
+    ),
+    Case(
+        "num_samples",
+        st.one_of(st.none(), NOT_A_COUNT),
+        arviz_option("num_samples"),
+        "to_arviz: num_samples",
+        20,
+    ),
+    Case(
+        "log_likelihood",
+        NOT_A_FLAG.filter(lambda x: x is not None),
+        arviz_option("log_likelihood"),
+        "to_arviz: log_likelihood",
+        12,
+    ),
     Case(
         "posterior_predictive",
-        st.one_of(NOT_A_FLAG.filter(lambda x: not isinstance(x, dict)), one_of_values(NOT_NUMBERS), one_of_values(NUMBERS)),
+        st.one_of(
+            NOT_A_FLAG.filter(lambda x: not isinstance(x, dict)),
+            one_of_values(NOT_NUMBERS),
+            one_of_values(NUMBERS),
+        ),
         arviz_option("posterior_predictive"),
         "to_arviz: posterior_predictive",
         15,
@@ -242,7 +350,11 @@ REPORTS = [
     ),
     Case(
         "coords",
-        st.one_of(NOT_A_MAPPING, st.dictionaries(NAMES, st.one_of(st.text(), NUMBERS, st.none()), min_size=1), BAD_KEYS),
+        st.one_of(
+            NOT_A_MAPPING,
+            st.dictionaries(NAMES, st.one_of(st.text(), NUMBERS, st.none()), min_size=1),
+            BAD_KEYS,
+        ),
         arviz_option("coords"),
         "to_arviz: coords",
         20,
@@ -251,7 +363,9 @@ REPORTS = [
         "dims",
         st.one_of(
             NOT_A_MAPPING,
-            st.dictionaries(NAMES, st.one_of(NAMES, NUMBERS, st.none(), st.lists(st.integers(), min_size=1)), min_size=1),
+            st.dictionaries(
+                NAMES, st.one_of(NAMES, NUMBERS, st.none(), st.lists(st.integers(), min_size=1)), min_size=1
+            ),
             BAD_KEYS,
         ),
         arviz_option("dims"),
@@ -265,8 +379,20 @@ REPORTS = [
         "model 'model' takes",
         12,
     ),
-    Case("sample: num_samples", st.one_of(st.none(), NOT_A_COUNT), lambda x: fine_fit().sample(num_samples=x), "num_samples", 20),
-    Case("sample: rng_key", NOT_A_KEY.filter(lambda x: x is not None), lambda x: fine_fit().sample(x), "rng_key", 20),
+    Case(
+        "sample: num_samples",
+        st.one_of(st.none(), NOT_A_COUNT),
+        lambda x: fine_fit().sample(num_samples=x),
+        "num_samples",
+        20,
+    ),
+    Case(
+        "sample: rng_key",
+        NOT_A_KEY.filter(lambda x: x is not None),
+        lambda x: fine_fit().sample(x),
+        "rng_key",
+        20,
+    ),
     Case(
         "print_summary: num_samples",
         st.one_of(st.none(), NOT_A_COUNT),
@@ -274,15 +400,35 @@ REPORTS = [
         "num_samples",
         20,
     ),
-    Case("print_summary: rng_key", NOT_A_KEY.filter(lambda x: x is not None), lambda x: fine_fit().print_summary(x), "rng_key", 15),
+    Case(
+        "print_summary: rng_key",
+        NOT_A_KEY.filter(lambda x: x is not None),
+        lambda x: fine_fit().print_summary(x),
+        "rng_key",
+        15,
+    ),
     Case(
         "save: path",
-        st.one_of(st.none(), NUMBERS, CONTAINERS, ARRAYS, st.just(""), NAMES.map(lambda s: f"no/such/folder/{s}.nc"), st.just(".")),
+        st.one_of(
+            st.none(),
+            NUMBERS,
+            CONTAINERS,
+            ARRAYS,
+            st.just(""),
+            NAMES.map(lambda s: f"no/such/folder/{s}.nc"),
+            st.just("."),
+        ),
         lambda x: fine_fit().save(x),
         "save: path",
         15,
     ),
-    Case("a guide of other sites", NAMES, lambda x: fine_fit(guide=guide_with(x, (3,))).sample(num_samples=2), "'w'", 4),
+    Case(
+        "a guide of other sites",
+        NAMES,
+        lambda x: fine_fit(guide=guide_with(x, (3,))).sample(num_samples=2),
+        "'w'",
+        4,
+    ),
 ]
 
 LOSSES_WRONG = st.one_of(NUMBERS, CONTAINERS, SHAPES.filter(lambda s: len(s) != 2).map(np.zeros), st.none())
@@ -290,14 +436,40 @@ LOSSES_WRONG = st.one_of(NUMBERS, CONTAINERS, SHAPES.filter(lambda s: len(s) != 
 RUNS = [
     Case(
         "Checkpoint: path",
-        st.one_of(st.none(), NUMBERS, CONTAINERS, ARRAYS, st.just(""), NAMES.map(lambda s: f"no/such/folder/{s}.npz"), st.just(".")),
+        st.one_of(
+            st.none(),
+            NUMBERS,
+            CONTAINERS,
+            ARRAYS,
+            st.just(""),
+            NAMES.map(lambda s: f"no/such/folder/{s}.npz"),
+            st.just("."),
+        ),
         lambda x: Checkpoint(x),
         "Checkpoint: path",
         25,
     ),
-    Case("Checkpoint: every", st.one_of(st.none(), NOT_A_COUNT), lambda x: Checkpoint("run.npz", every=x), "Checkpoint: every", 25),
-    Case("Plateau: window", st.one_of(st.none(), NOT_A_COUNT, st.integers(1, 19)), lambda x: Plateau(window=x), "Plateau: window", 25),
-    Case("Plateau: patience", st.one_of(st.none(), NOT_A_COUNT), lambda x: Plateau(patience=x), "Plateau: patience", 25),
+    Case(
+        "Checkpoint: every",
+        st.one_of(st.none(), NOT_A_COUNT),
+        lambda x: Checkpoint("run.npz", every=x),
+        "Checkpoint: every",
+        25,
+    ),
+    Case(
+        "Plateau: window",
+        st.one_of(st.none(), NOT_A_COUNT, st.integers(1, 19)),
+        lambda x: Plateau(window=x),
+        "Plateau: window",
+        25,
+    ),
+    Case(
+        "Plateau: patience",
+        st.one_of(st.none(), NOT_A_COUNT),
+        lambda x: Plateau(patience=x),
+        "Plateau: patience",
+        25,
+    ),
     Case("Plateau: tolerance", NOT_NEGATIVE_WRONG, lambda x: Plateau(tolerance=x), "Plateau: tolerance", 20),
     Case("Plateau: z", NOT_NEGATIVE_WRONG, lambda x: Plateau(z=x), "Plateau: z", 20),
     Case("Plateau: losses", LOSSES_WRONG, lambda x: Plateau()(x), "Plateau: losses", 20),

@@ -1,4 +1,6 @@
-"""Malformed calls of the samplers of ``ppl_ext.infer``: particle Gibbs, PMMH, SGHMC and SGLD, made and run by NumPyro's ``MCMC``."""
+"""Malformed calls of the samplers of ``ppl_ext.infer``: particle Gibbs, PMMH, SGHMC and SGLD, made and run by
+NumPyro's ``MCMC``.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +41,21 @@ NOT_POSITIVE = st.one_of(NOT_A_NUMBER, st.just(np.inf), st.floats(max_value=0.0)
 def argument(name, wrong, of, examples=20):
     """Each of some kernels, with something wrong as one argument."""
     words = lambda x: f"{x[0]}: {name}"  # noqa: E731
-    return Case(f"{name} of {of[0]}", st.tuples(st.sampled_from(of), wrong), lambda x: made(x[0], **{name: x[1]}), words, examples)
+    return Case(
+        f"{name} of {of[0]}",
+        st.tuples(st.sampled_from(of), wrong),
+        lambda x: made(x[0], **{name: x[1]}),
+        words,
+        examples,
+    )
 
 
 def made(which, **options):
-    options = {"model": model if which in GRADIENTS else series} | ({} if which in GRADIENTS else {"num_particles": 5}) | options
+    options = (
+        {"model": model if which in GRADIENTS else series}
+        | ({} if which in GRADIENTS else {"num_particles": 5})
+        | options
+    )
     return KERNELS[which](options.pop("model"), **options)
 
 
@@ -59,7 +71,9 @@ def each(wrong, of=RUN):
     return st.tuples(st.sampled_from(of), wrong)
 
 
-INITIAL = st.one_of(NUMBERS, ARRAYS, st.text(max_size=3), st.lists(st.integers(), min_size=1, max_size=2), st.builds(object))
+INITIAL = st.one_of(
+    NUMBERS, ARRAYS, st.text(max_size=3), st.lists(st.integers(), min_size=1, max_size=2), st.builds(object)
+)
 
 SAMPLERS = [
     argument("model", NOT_CALLABLE, tuple(KERNELS), 40),
@@ -68,16 +82,29 @@ SAMPLERS = [
     argument("backward", NOT_A_KERNEL, PARTICLES[:2], 30),
     argument("resampling", st.one_of(st.none(), NAMES, NUMBERS, CONTAINERS, ARRAYS), PARTICLES[2:]),
     argument("initial", INITIAL, PARTICLES[::2], 25),
-    argument("inner", st.one_of(NUMBERS, ARRAYS, CONTAINERS, st.text(max_size=3), st.just(NUTS)), PARTICLES[:1]),
+    argument(
+        "inner", st.one_of(NUMBERS, ARRAYS, CONTAINERS, st.text(max_size=3), st.just(NUTS)), PARTICLES[:1]
+    ),
     argument("inner", st.sampled_from([NUTS(model)]), PARTICLES[:1], 1),
     argument("proposal", NOT_CALLABLE.filter(lambda x: x is not None and not callable(x)), PARTICLES[:2]),
-    argument("initial_proposal", NOT_CALLABLE.filter(lambda x: x is not None and not callable(x)), PARTICLES[:2]),
+    argument(
+        "initial_proposal", NOT_CALLABLE.filter(lambda x: x is not None and not callable(x)), PARTICLES[:2]
+    ),
     argument("batch_size", NOT_A_COUNT, GRADIENTS, 25),
     argument("step_size", NOT_POSITIVE, GRADIENTS, 25),
-    argument("step_size", st.sampled_from([lambda: 0.1, lambda k: "a", lambda k: -1.0, lambda k: jnp.ones(2), float, dict]), GRADIENTS),
+    argument(
+        "step_size",
+        st.sampled_from([lambda: 0.1, lambda k: "a", lambda k: -1.0, lambda k: jnp.ones(2), float, dict]),
+        GRADIENTS,
+    ),
     argument("temperature", st.one_of(NOT_NEGATIVE_WRONG, st.just(np.inf)), GRADIENTS, 25),
     argument("num_steps", NO_COUNT, GRADIENTS, 25),
-    argument("clip", NOT_POSITIVE.filter(lambda x: x is not None and not (isinstance(x, float) and x > 0)), GRADIENTS, 25),
+    argument(
+        "clip",
+        NOT_POSITIVE.filter(lambda x: x is not None and not (isinstance(x, float) and x > 0)),
+        GRADIENTS,
+        25,
+    ),
     argument("init_strategy", NOT_CALLABLE.filter(lambda x: not callable(x)), GRADIENTS),
     argument("friction", st.one_of(NOT_POSITIVE, st.floats(1.01, 5.0)), GRADIENTS[:1], 25),
     argument("adapt", st.one_of(NAMES, NUMBERS, ARRAYS, CONTAINERS), GRADIENTS[:1]),
@@ -112,7 +139,13 @@ SAMPLER_RUNS = [
         lambda x: f"{x[0]}: model.*{x[1]}",
         16,
     ),
-    Case("data of a sampler that are no arrays", each(OF_NO_DATA), lambda x: run(x[0], args=(x[1],)), "argument 0|'y'|after site 'x0'", 30),
+    Case(
+        "data of a sampler that are no arrays",
+        each(OF_NO_DATA),
+        lambda x: run(x[0], args=(x[1],)),
+        "argument 0|'y'|after site 'x0'",
+        30,
+    ),
     Case(
         "rng_key of a sampler",
         each(NOT_A_KEY.filter(lambda x: not np.ndim(x) or not len(x) or not isinstance(x, jax.Array))),
@@ -127,19 +160,38 @@ SAMPLER_RUNS = [
         "init_params",
         30,
     ),
-    Case("names of init_params of a sampler", each(BAD_KEYS), lambda x: run(x[0], init_params=x[1]), "init_params", 12),
-    Case("init_params of other sites", each(NAMES), lambda x: run(x[0], init_params={x[1]: jnp.zeros(())}), "init_params", 8),
+    Case(
+        "names of init_params of a sampler",
+        each(BAD_KEYS),
+        lambda x: run(x[0], init_params=x[1]),
+        "init_params",
+        12,
+    ),
+    Case(
+        "init_params of other sites",
+        each(NAMES),
+        lambda x: run(x[0], init_params={x[1]: jnp.zeros(())}),
+        "init_params",
+        8,
+    ),
     Case(
         "init_params of a sampler that are no numbers",
         each(NOT_NUMBERS),
-        lambda x: run(x[0], init_params={"phi": x[1]} if x[0] in PARTICLES else {"mu": x[1], "w": jnp.zeros(3)}),
+        lambda x: run(
+            x[0], init_params={"phi": x[1]} if x[0] in PARTICLES else {"mu": x[1], "w": jnp.zeros(3)}
+        ),
         "init_params.*'(phi|mu)'",
         20,
     ),
     Case(
         "init_params of a sampler of another shape",
         each(SHAPES.filter(len)),
-        lambda x: run(x[0], init_params={"phi": jnp.zeros(x[1])} if x[0] in PARTICLES else {"mu": jnp.zeros(x[1]), "w": jnp.zeros(3)}),
+        lambda x: run(
+            x[0],
+            init_params={"phi": jnp.zeros(x[1])}
+            if x[0] in PARTICLES
+            else {"mu": jnp.zeros(x[1]), "w": jnp.zeros(3)},
+        ),
         "init_params.*'(phi|mu)'",
         12,
     ),
@@ -172,5 +224,11 @@ SAMPLER_RUNS = [
         "'y'",
         5,
     ),
-    Case("a draw before init", each(st.none()), lambda x: made(x[0]).sample(None, (Y,), {}), "init must be called", 4),
+    Case(
+        "a draw before init",
+        each(st.none()),
+        lambda x: made(x[0]).sample(None, (Y,), {}),
+        "init must be called",
+        4,
+    ),
 ]

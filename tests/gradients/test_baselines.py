@@ -1,7 +1,9 @@
-"""Baselines of score-function sites: none moves the mean of a gradient, each takes noise away, and what they keep goes from step to step.
+"""Baselines of score-function sites: none moves the mean of a gradient, each takes noise away, and what they
+keep goes from step to step.
 
-Unbiasedness is judged as in ``tests/objectives/test_unbiased.py``: 20,000 replicates against the exact answer, 4.5 standard errors. About
-90 coordinates in the default run: a false alarm rate of 0.06% over fresh keys.
+Unbiasedness is judged as in ``tests/objectives/test_unbiased.py``: 20,000 replicates against the exact
+answer, 4.5 standard errors. About 90 coordinates in the default run: a false alarm rate of 0.06% over fresh
+keys.
 """
 
 import jax
@@ -53,11 +55,15 @@ def state(*values):
 
 
 def drawn_before(draws):
-    return numpyro.param("a", 0.0) + sum(numpyro.param(f"of_{name}", 0.0) * x.sum() for name, x in draws.items())
+    return numpyro.param("a", 0.0) + sum(
+        numpyro.param(f"of_{name}", 0.0) * x.sum() for name, x in draws.items()
+    )
 
 
 def given(problem, baseline):
-    return infer_config(PROBLEMS[problem].guide, lambda site: {"gradient": "score", "baseline": baseline(site["name"])})
+    return infer_config(
+        PROBLEMS[problem].guide, lambda site: {"gradient": "score", "baseline": baseline(site["name"])}
+    )
 
 
 def strategy(problem, **strategies):
@@ -65,7 +71,12 @@ def strategy(problem, **strategies):
 
 
 CASES = {
-    "average, one coin": ("one_bernoulli", ELBO(), strategy("one_bernoulli", z=AVERAGE), {"z_baseline": state(-2.0)}),
+    "average, one coin": (
+        "one_bernoulli",
+        ELBO(),
+        strategy("one_bernoulli", z=AVERAGE),
+        {"z_baseline": state(-2.0)},
+    ),
     "average, particles": (
         "chain",
         IWELBO(2),
@@ -84,15 +95,30 @@ CASES = {
         strategy("subsampled", g=AVERAGE, z=AVERAGE),
         {"z_baseline": {"average": jnp.ones(1), "weight": jnp.ones(())}},
     ),
-    "average, scan": ("scanned", ELBO(), strategy("scanned", x0=AVERAGE, x=AVERAGE), {"x_baseline": state(-4.0, 2.0, 3.0)}),
-    "average, cond": ("conditional_site", ELBO(), strategy("conditional_site", a=AVERAGE, b=AVERAGE), {"b_baseline": state(-4.0)}),
+    "average, scan": (
+        "scanned",
+        ELBO(),
+        strategy("scanned", x0=AVERAGE, x=AVERAGE),
+        {"x_baseline": state(-4.0, 2.0, 3.0)},
+    ),
+    "average, cond": (
+        "conditional_site",
+        ELBO(),
+        strategy("conditional_site", a=AVERAGE, b=AVERAGE),
+        {"b_baseline": state(-4.0)},
+    ),
     "average, beside enumeration": (
         "coin_normal_coin",
         ELBO(),
         strategy("coin_normal_coin", a="enumerate", b=AVERAGE),
         {"b_baseline": state(-5.0)},
     ),
-    "average, before enumeration": ("chain", ELBO(), strategy("chain", a=AVERAGE, c="enumerate"), {"a_baseline": state(-5.0)}),
+    "average, before enumeration": (
+        "chain",
+        ELBO(),
+        strategy("chain", a=AVERAGE, c="enumerate"),
+        {"a_baseline": state(-5.0)},
+    ),
     "learned, of the past": (
         "chain",
         ELBO(),
@@ -105,21 +131,42 @@ CASES = {
         strategy("triple", b="enumerate", **{"*": ScoreFunction(Learned(drawn_before))}),
         {"a_baseline/a": -3.0, "c_baseline/of_b": -2.0, "c_baseline/of_a": 4.0},
     ),
-    "given, array": ("plated", ELBO(), given("plated", lambda name: -2.0 if name == "g" else jnp.array([1.0, -2.0, 4.0])), {}),
-    "given, function": ("chain", IWELBO(2), given("chain", lambda name: lambda draws: 3.0 * draws.get("a", 1.0)), {}),
+    "given, array": (
+        "plated",
+        ELBO(),
+        given("plated", lambda name: -2.0 if name == "g" else jnp.array([1.0, -2.0, 4.0])),
+        {},
+    ),
+    "given, function": (
+        "chain",
+        IWELBO(2),
+        given("chain", lambda name: lambda draws: 3.0 * draws.get("a", 1.0)),
+        {},
+    ),
 }
 
 
-QUICK = ("average, one coin", "average, scan", "average, subsampled", "average, before enumeration", "learned, beside enumeration")
+QUICK = (
+    "average, one coin",
+    "average, scan",
+    "average, subsampled",
+    "average, before enumeration",
+    "learned, beside enumeration",
+)
 QUICK += ("average, beside enumeration", "given, function", "given, array")
 
 
-@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_value_and_gradient_are_unbiased(case):
     problem, objective, guide, held = CASES[case]
     formula = oracles.elbo() if isinstance(objective, ELBO) else oracles.iwelbo()
     samples = replicates(Holding(objective, held), PROBLEMS[problem], guide=guide)
-    assert_unbiased(samples, expected_loss(PROBLEMS[problem].oracle, PROBLEMS[problem].params, formula, objective.num_particles))
+    assert_unbiased(
+        samples,
+        expected_loss(PROBLEMS[problem].oracle, PROBLEMS[problem].params, formula, objective.num_particles),
+    )
 
 
 @pytest.mark.parametrize("case", ["average, one coin", "learned, beside enumeration"])
@@ -158,20 +205,28 @@ def spread(guide, **held):
 
 
 def of_the_coin(draws):
-    return numpyro.param("a", jnp.zeros(3)) + numpyro.param("b", jnp.zeros(3)) * draws["z"] if draws else numpyro.param("a", 0.0)
+    return (
+        numpyro.param("a", jnp.zeros(3)) + numpyro.param("b", jnp.zeros(3)) * draws["z"]
+        if draws
+        else numpyro.param("a", 0.0)
+    )
 
 
 def trained(strategy):
     """What a baseline has learned after some hundred steps in which the guide stands still."""
     guide = gradient(offset_guide, {"*": strategy})
-    guide_stands = optax.masked(optax.set_to_zero(), lambda params: {name: "baseline" not in name for name in params})
+    guide_stands = optax.masked(
+        optax.set_to_zero(), lambda params: {name: "baseline" not in name for name in params}
+    )
     svi = SVI(offset_model, guide, optax.chain(optax.adam(2.0), guide_stands), ELBO())
     result = svi.run(jax.random.key(0), 600, progress_bar=False)
     kept = result.params | (result.state.mutable_state or {})
     return guide, {name: value for name, value in kept.items() if "baseline" in name}
 
 
-@pytest.mark.parametrize("baseline", [MovingAverage(0.95), Learned(of_the_coin)], ids=["average", "regression"])
+@pytest.mark.parametrize(
+    "baseline", [MovingAverage(0.95), Learned(of_the_coin)], ids=["average", "regression"]
+)
 @pytest.mark.slow
 def test_a_trained_baseline_takes_the_offset_out(baseline):
     """Costs of several hundred nats, of which the draws decide some tens."""
@@ -184,29 +239,41 @@ def test_a_trained_baseline_takes_the_offset_out(baseline):
 
 def test_a_stated_baseline_takes_the_offset_out():
     def stating(site):
-        return {"gradient": "score", "baseline": -700.0 if site["name"] == "z" else lambda draws: jnp.array([-400.0, -230.0, -40.0])}
+        return {
+            "gradient": "score",
+            "baseline": -700.0 if site["name"] == "z" else lambda draws: jnp.array([-400.0, -230.0, -40.0]),
+        }
 
-    plain, less = spread(gradient(offset_guide, {"*": ScoreFunction(baseline=None)})), spread(infer_config(offset_guide, stating))
+    plain, less = (
+        spread(gradient(offset_guide, {"*": ScoreFunction(baseline=None)})),
+        spread(infer_config(offset_guide, stating)),
+    )
     assert less["phi"] < 0.35 * plain["phi"]
     assert (less["psi"] < 0.6 * plain["psi"]).all()
 
 
 def test_a_baseline_that_is_the_cost_leaves_no_noise_beside_enumeration():
-    """The lanes of an enumerated coin share the cost of a later site by their weights, and its baseline evenly: all of it, together."""
+    """The lanes of an enumerated coin share the cost of a later site by their weights, and its baseline
+    evenly: all of it, together.
+    """
 
     def program(loc):
         coin = numpyro.sample("coin", dist.Bernoulli(0.3), infer={"gradient": "enumerate"})
         z = numpyro.sample("z", dist.Normal(loc, 1.0), infer={"gradient": "score", "baseline": 7.0})
         return 7.0 + 0.0 * coin * z
 
-    values, grads = quick_jit(jax.vmap(lambda key: expectation(program).value_and_grad(key, 0.5)))(jax.random.split(jax.random.key(0), 9))
+    values, grads = quick_jit(jax.vmap(lambda key: expectation(program).value_and_grad(key, 0.5)))(
+        jax.random.split(jax.random.key(0), 9)
+    )
     np.testing.assert_allclose(values, 7.0, rtol=1e-6)
     np.testing.assert_allclose(grads, 0.0, atol=1e-5)
 
 
 def test_a_baseline_of_a_batch_serves_each_element_of_its_events():
     given = jnp.array([1.0, 2.0, 3.0])
-    np.testing.assert_array_equal(fitted("x", given, (3, 2), batch_ndim=1), np.repeat(given[:, None], 2, axis=1))
+    np.testing.assert_array_equal(
+        fitted("x", given, (3, 2), batch_ndim=1), np.repeat(given[:, None], 2, axis=1)
+    )
     np.testing.assert_array_equal(fitted("x", given, (3,), batch_ndim=1), given)
     np.testing.assert_array_equal(fitted("x", 4.0, (3, 2), batch_ndim=1), np.full((3, 2), 4.0))
 
@@ -237,7 +304,9 @@ def test_the_average_is_that_of_earlier_costs():
 @pytest.mark.parametrize("baseline", [MovingAverage(0.8), Learned()], ids=["average", "learned"])
 @pytest.mark.slow
 def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
-    """A scored coin beside an enumerated die: it is charged with the mean over the die, and the noise of its offset goes."""
+    """A scored coin beside an enumerated die: it is charged with the mean over the die, and the noise of its
+    offset goes.
+    """
 
     def model():
         d = numpyro.sample("d", dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])))
@@ -248,7 +317,11 @@ def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
         coin_guide()
 
     handled = gradient(guide, {"d": "enumerate", "z": ScoreFunction(baseline)})
-    kept = {"z_baseline": {"average": jnp.array(0.0), "weight": jnp.array(0.0)}} if isinstance(baseline, MovingAverage) else {}
+    kept = (
+        {"z_baseline": {"average": jnp.array(0.0), "weight": jnp.array(0.0)}}
+        if isinstance(baseline, MovingAverage)
+        else {}
+    )
 
     def one(params, key):
         out = ELBO().loss_with_mutable_state(key, params | kept, model, handled)
@@ -264,7 +337,11 @@ def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
 
     def spread_of(params):
         run = jax.grad(lambda params, key: ELBO().loss(key, params, model, handled))
-        return np.std(quick_jit(jax.vmap(run, in_axes=(None, 0)))(params, jax.random.split(jax.random.key(0), 500))["phi"])
+        return np.std(
+            quick_jit(jax.vmap(run, in_axes=(None, 0)))(params, jax.random.split(jax.random.key(0), 500))[
+                "phi"
+            ]
+        )
 
     held = {"z_baseline": {"average": 47.0, "weight": 1.0}} if kept else {"z_baseline/constant": 47.0}
     assert spread_of(params | held) < 0.1 * spread_of(params | kept)
@@ -273,20 +350,26 @@ def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
 def test_a_cost_that_is_not_finite_is_not_remembered():
     old = {"average": jnp.array([1.0, 2.0]), "weight": jnp.array(0.5)}
     new = MovingAverage(0.5).moved(old, jnp.array([-jnp.inf, 4.0]))
-    np.testing.assert_allclose(MovingAverage().value(new), [2.0, 4.0])  # 1/0.5 as before, and (0.5 · 2 + 0.5 · 4)/0.75
+    # 1/0.5 as before, and (0.5 · 2 + 0.5 · 4)/0.75
+    np.testing.assert_allclose(MovingAverage().value(new), [2.0, 4.0])
 
 
 @pytest.mark.slow
 def test_the_square_trains_the_regression_and_nothing_else():
     def grads(guide, params):
-        return jax.value_and_grad(lambda params: ELBO().loss(jax.random.key(3), params, coin_model, guide))(params)
+        return jax.value_and_grad(lambda params: ELBO().loss(jax.random.key(3), params, coin_model, guide))(
+            params
+        )
 
     stated = infer_config(coin_guide, lambda site: {"gradient": "score", "baseline": 2.5})
     loss, by_hand = grads(stated, {"phi": 0.3})
-    learned_loss, learned = grads(gradient(coin_guide, {"z": LEARNED}), {"phi": 0.3, "z_baseline/constant": 2.5})
+    learned_loss, learned = grads(
+        gradient(coin_guide, {"z": LEARNED}), {"phi": 0.3, "z_baseline/constant": 2.5}
+    )
     np.testing.assert_allclose(learned_loss, loss)
     np.testing.assert_allclose(learned["phi"], by_hand["phi"])
-    np.testing.assert_allclose(learned["z_baseline/constant"], 2.5 + loss, rtol=1e-6)  # of (cost − b)²/2, the cost being minus the loss
+    # of (cost − b)²/2, the cost being minus the loss
+    np.testing.assert_allclose(learned["z_baseline/constant"], 2.5 + loss, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -333,7 +416,9 @@ def test_a_regression_in_a_scan_sees_what_came_before_it():
         scan(step, numpyro.sample("x0", dist.Bernoulli(0.4)), None, length=3)
         numpyro.sample("after", dist.Bernoulli(0.4))
 
-    kept_shapes(gradient(guide, {"*": ScoreFunction(Learned(lambda draws: seen.append(sorted(draws)) or 0.0))}))
+    kept_shapes(
+        gradient(guide, {"*": ScoreFunction(Learned(lambda draws: seen.append(sorted(draws)) or 0.0))})
+    )
     assert sorted(seen) == sorted([[], ["x0"], ["x0"], ["w", "x", "x0"]])
 
 
@@ -398,7 +483,8 @@ def test_an_expectation_has_no_steps():
         return 5.0 + gradient(lambda: 3.0 * numpyro.sample("z", dist.Bernoulli(p)), {"z": strategy})()
 
     with_average, without = (
-        expectation(program).value_and_grad(jax.random.key(0), 0.3, ScoreFunction(baseline)) for baseline in (MovingAverage(), None)
+        expectation(program).value_and_grad(jax.random.key(0), 0.3, ScoreFunction(baseline))
+        for baseline in (MovingAverage(), None)
     )
     np.testing.assert_allclose(with_average, without)
 
@@ -420,8 +506,15 @@ def test_a_scan_may_state_a_baseline_made_in_its_body():
 
     @quick_jit
     def grads(phi):
-        guides = (lambda: guide(True), lambda: guide(False), gradient(lambda: guide(True), {"x": ScoreFunction(None)}))
-        return [jax.grad(lambda phi, g=g: ELBO().loss(jax.random.key(0), {"phi": phi}, model, g))(phi) for g in guides]
+        guides = (
+            lambda: guide(True),
+            lambda: guide(False),
+            gradient(lambda: guide(True), {"x": ScoreFunction(None)}),
+        )
+        return [
+            jax.grad(lambda phi, g=g: ELBO().loss(jax.random.key(0), {"phi": phi}, model, g))(phi)
+            for g in guides
+        ]
 
     inside, outside, without = grads(0.3)
     np.testing.assert_allclose(inside, outside, rtol=1e-5)
@@ -457,7 +550,10 @@ def test_nobody_declared_what_is_kept(baseline):
     ids=["given", "learned"],
 )
 def test_a_baseline_that_does_not_fit(guide):
-    with pytest.raises(StrategyError, match=r"baseline of site 'z' has shape \(2,\), which does not broadcast to the site's \(\)"):
+    with pytest.raises(
+        StrategyError,
+        match=r"baseline of site 'z' has shape \(2,\), which does not broadcast to the site's \(\)",
+    ):
         ELBO().loss(jax.random.key(0), {"phi": 0.3}, coin_model, guide)
 
 

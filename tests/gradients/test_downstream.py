@@ -1,8 +1,10 @@
-"""Which costs a scored draw is charged with: exactly those downstream of it, on the shapes of plates where that is easy to get wrong.
+"""Which costs a scored draw is charged with: exactly those downstream of it, on the shapes of plates where
+that is easy to get wrong.
 
-The shapes are those of NumPyro's ``test/infer/test_compute_downstream_costs.py`` (a tree of plates, plates entered in another order, a
-diamond), with laws that do depend on each other; the code is new. What is downstream is written by hand: ``own`` is a site's term of the
-model less its term of the guide, element by element.
+The shapes are those of NumPyro's ``test/infer/test_compute_downstream_costs.py`` (a tree of plates, plates
+entered in another order, a diamond), with laws that do depend on each other; the code is new. What is
+downstream is written by hand: ``own`` is a site's term of the model less its term of the guide, element by
+element.
 """
 
 import jax.numpy as jnp
@@ -49,7 +51,16 @@ def tree_charges(own):
     c2 = own["c2"] + own["c3"]
     c1 = own["c1"] + c2
     b = own["b"] + c1.sum(0) + d1.sum(0)
-    return {"a": own["a"] + b.sum(), "single_b": own["single_b"], "b": b, "c1": c1, "c2": c2, "c3": own["c3"], "d1": d1, "d2": d2}
+    return {
+        "a": own["a"] + b.sum(),
+        "single_b": own["single_b"],
+        "b": b,
+        "c1": c1,
+        "c2": c2,
+        "c3": own["c3"],
+        "d1": d1,
+        "d2": d2,
+    }
 
 
 def reused(w, observed):
@@ -72,7 +83,9 @@ def reused_charges(own):
 
 
 def diamond(w, observed):
-    """One coin, two that it loads, one element apiece of what they load together; a plate is summed on the way."""
+    """One coin, two that it loads, one element apiece of what they load together; a plate is summed on the
+    way.
+    """
     a = coin("a", 0.2)
     left, right = coin("left", w * a), coin("right", -w * a)
     with numpyro.plate("n", 3):
@@ -100,7 +113,11 @@ def diamond_charges(own):
     }
 
 
-SHAPES = {"tree": (tree, tree_charges), "reused": (reused, reused_charges), "diamond": (diamond, diamond_charges)}
+SHAPES = {
+    "tree": (tree, tree_charges),
+    "reused": (reused, reused_charges),
+    "diamond": (diamond, diamond_charges),
+}
 
 
 def charges(shape):
@@ -132,7 +149,8 @@ def charges(shape):
 def test_a_draw_is_charged_with_what_is_downstream_of_it(name):
     shape, by_hand = SHAPES[name]
     found, own = charges(shape)
-    expected = by_hand({site: term.reshape(term.shape[1:]) for site, term in own.items()})  # without the axis of the one particle
+    # without the axis of the one particle
+    expected = by_hand({site: term.reshape(term.shape[1:]) for site, term in own.items()})
     assert set(found) == set(expected)
     for site, cost in expected.items():
         np.testing.assert_allclose(np.asarray(found[site])[0], cost, rtol=1e-5, atol=1e-5, err_msg=site)

@@ -1,7 +1,7 @@
 """Strategies that compare a draw with alternatives: measure-valued derivatives and local enumeration.
 
-Means of 20,000 replicates against exact sums or quadrature within 4.5 standard errors; over fresh keys a right estimator would fail one
-coordinate with probability 7e-6. Keys are fixed.
+Means of 20,000 replicates against exact sums or quadrature within 4.5 standard errors; over fresh keys a
+right estimator would fail one coordinate with probability 7e-6. Keys are fixed.
 """
 
 import itertools
@@ -17,7 +17,15 @@ from scipy import stats
 
 from ppl_ext import expectation, replicate
 from ppl_ext.errors import StrategyError
-from ppl_ext.gradients import Enumerate, EnumerateLocally, MeasureValued, Reparameterize, ScoreFunction, local, measure_valued
+from ppl_ext.gradients import (
+    Enumerate,
+    EnumerateLocally,
+    MeasureValued,
+    Reparameterize,
+    ScoreFunction,
+    local,
+    measure_valued,
+)
 from ppl_ext.handlers import gradient
 from tests.objectives.test_unbiased import OBJECTIVES, exact
 from tests.oracles import assert_unbiased, quick_jit, replicates
@@ -31,10 +39,13 @@ MEASURE, LOCAL, SCORE = MeasureValued(), EnumerateLocally(), ScoreFunction(basel
 def estimates(program, params, num=20_000, seed=0):
     """Independent values and gradients of a program's expectation."""
     est = expectation(program)
-    return quick_jit(jax.vmap(lambda key: est.value_and_grad(key, params)))(jax.random.split(jax.random.key(seed), num))
+    return quick_jit(jax.vmap(lambda key: est.value_and_grad(key, params)))(
+        jax.random.split(jax.random.key(seed), num)
+    )
 
 
-# --- each pair of laws ---------------------------------------------------------------------------------------------------------------
+# --- each pair of laws
+# ------------------------------------------------------------------------------------------------------------
 
 
 def bend(x):
@@ -55,8 +66,16 @@ def integrated(law, low, high):
 LAWS = {
     "bernoulli": (lambda p: dist.Bernoulli(p[0]), [0.3], lambda law: summed(law, range(2))),
     "bernoulli logits": (lambda p: dist.Bernoulli(logits=p[0]), [0.3], lambda law: summed(law, range(2))),
-    "categorical": (lambda p: dist.Categorical(probs=p / p.sum()), [0.3, 0.5, 0.2, 0.7], lambda law: summed(law, range(4))),
-    "categorical logits": (lambda p: dist.Categorical(logits=p), [0.3, -0.5, 1.0], lambda law: summed(law, range(3))),
+    "categorical": (
+        lambda p: dist.Categorical(probs=p / p.sum()),
+        [0.3, 0.5, 0.2, 0.7],
+        lambda law: summed(law, range(4)),
+    ),
+    "categorical logits": (
+        lambda p: dist.Categorical(logits=p),
+        [0.3, -0.5, 1.0],
+        lambda law: summed(law, range(3)),
+    ),
     "poisson": (lambda p: dist.Poisson(p[0]), [1.7], lambda law: summed(law, range(40))),
     "binomial": (lambda p: dist.Binomial(5, p[0]), [0.3], lambda law: summed(law, range(6))),
     "binomial logits": (lambda p: dist.Binomial(1, logits=p[0]), [0.3], lambda law: summed(law, range(2))),
@@ -70,7 +89,10 @@ LAWS = {
 
 def law_samples(name):
     law, params, _ = LAWS[name]
-    return estimates(lambda p: bend(numpyro.sample("x", law(p), infer={"gradient": MEASURE}).astype(float)), jnp.array(params))
+    return estimates(
+        lambda p: bend(numpyro.sample("x", law(p), infer={"gradient": MEASURE}).astype(float)),
+        jnp.array(params),
+    )
 
 
 def law_answer(name):
@@ -89,12 +111,17 @@ def test_all_pairs_in_one_program():
     names = ["poisson", "binomial", "geometric", "exponential", "gamma", "normal"]
 
     def program(params):
-        sites = [numpyro.sample(name, LAWS[name][0](params[name]), infer={"gradient": MEASURE}) for name in names]
+        sites = [
+            numpyro.sample(name, LAWS[name][0](params[name]), infer={"gradient": MEASURE}) for name in names
+        ]
         return sum(bend(x.astype(float)) for x in sites)
 
     samples = estimates(program, {name: jnp.array(LAWS[name][1]) for name in names})
     answers = {name: law_answer(name) for name in names}
-    assert_unbiased(samples, (sum(value for value, _ in answers.values()), {name: grad for name, (_, grad) in answers.items()}))
+    assert_unbiased(
+        samples,
+        (sum(value for value, _ in answers.values()), {name: grad for name, (_, grad) in answers.items()}),
+    )
 
 
 def test_the_table_is_the_one_that_is_tested():
@@ -114,7 +141,9 @@ def test_a_wrong_pair_is_seen(monkeypatch, name):
 
 
 def test_draws_used_twice_are_seen(monkeypatch):
-    """A Maxwell draw that is not matched to the normal one, or a mean pair without its constant, is wrong and found."""
+    """A Maxwell draw that is not matched to the normal one, or a mean pair without its constant, is wrong and
+    found.
+    """
     right = measure_valued._PAIRS[dist.Normal]
 
     def unmatched(law, key, x):
@@ -123,7 +152,9 @@ def test_draws_used_twice_are_seen(monkeypatch):
 
     for wrong in (
         right._replace(alternatives=unmatched),
-        right._replace(coefficients=lambda site, law: (-(c := right.coefficients(site, law))[3], law.loc, -law.loc, c[3])),
+        right._replace(
+            coefficients=lambda site, law: (-(c := right.coefficients(site, law))[3], law.loc, -law.loc, c[3])
+        ),
     ):
         monkeypatch.setitem(measure_valued._PAIRS, dist.Normal, wrong)
         with pytest.raises(AssertionError, match="standard errors off"):
@@ -131,7 +162,9 @@ def test_draws_used_twice_are_seen(monkeypatch):
 
 
 def test_the_normal_pairs_have_their_laws():
-    """Alternatives against the distributions of the literature (Kolmogorov-Smirnov, each level 1e-4, fixed keys)."""
+    """Alternatives against the distributions of the literature (Kolmogorov-Smirnov, each level 1e-4, fixed
+    keys).
+    """
     law = dist.Normal(0.0, 1.0)
     x = law.sample(jax.random.key(0), (20_000,))
     up, down, wide = measure_valued._PAIRS[dist.Normal].alternatives(law, jax.random.key(1), x)
@@ -164,14 +197,18 @@ def test_probabilities_of_exactly_0_and_1(strategy, at):
 
 
 def test_an_impossible_alternative_of_infinite_cost_has_no_say():
-    """At p = 0 the outcome 1 costs infinitely much and is never drawn: what is left of d/dp E f is −f(0), as under joint enumeration."""
+    """At p = 0 the outcome 1 costs infinitely much and is never drawn: what is left of d/dp E f is −f(0), as
+    under joint enumeration.
+    """
 
     def program(p, strategy):
         b = numpyro.sample("b", dist.Bernoulli(p), infer={"gradient": strategy})
         return jnp.where(b == 1, -jnp.inf, 3.0)
 
     for strategy in (LOCAL, Enumerate()):
-        value, grad = expectation(lambda p, strategy=strategy: program(p, strategy)).value_and_grad(jax.random.key(0), 0.0)
+        value, grad = expectation(lambda p, strategy=strategy: program(p, strategy)).value_and_grad(
+            jax.random.key(0), 0.0
+        )
         assert (float(value), float(grad)) == (3.0, -3.0)
 
 
@@ -179,20 +216,25 @@ def test_a_die_of_one_side():
     """Nothing to compare its one outcome with: the site costs nothing and has no gradient."""
 
     def program(logits):
-        return 3.0 + numpyro.sample("k", dist.Categorical(logits=logits), infer={"gradient": LOCAL}) * 1.0 + logits.sum()
+        return (
+            3.0
+            + numpyro.sample("k", dist.Categorical(logits=logits), infer={"gradient": LOCAL}) * 1.0
+            + logits.sum()
+        )
 
     value, grad = expectation(program).value_and_grad(jax.random.key(0), jnp.ones(1))
     assert (float(value), grad.tolist()) == (4.0, [1.0])
 
 
 def test_a_binomial_of_no_trials():
-    grad = expectation(lambda p: 1.0 * numpyro.sample("n", dist.Binomial(0, p), infer={"gradient": MEASURE})).value_and_grad(
-        jax.random.key(0), 0.3
-    )[1]
+    grad = expectation(
+        lambda p: 1.0 * numpyro.sample("n", dist.Binomial(0, p), infer={"gradient": MEASURE})
+    ).value_and_grad(jax.random.key(0), 0.3)[1]
     assert float(grad) == 0.0
 
 
-# --- mixes ----------------------------------------------------------------------------------------------------------------------------
+# --- mixes
+# ------------------------------------------------------------------------------------------------------------
 
 SITES = {
     "a": {"score": SCORE, "enumerate": Enumerate(), "locally": LOCAL, "measure-valued": MEASURE},
@@ -203,7 +245,9 @@ TRIPLES = list(itertools.product(*SITES.values()))
 
 
 def covering_pairs():
-    """Few triples that hold every pair of strategies at every two sites: chosen one by one, the one with most new pairs first."""
+    """Few triples that hold every pair of strategies at every two sites: chosen one by one, the one with most
+    new pairs first.
+    """
 
     def pairs(triple):
         return {((i, triple[i]), (j, triple[j])) for i, j in itertools.combinations(range(3), 2)}
@@ -235,12 +279,25 @@ def test_every_triple_of_strategies_on_dependent_sites(triple, objective, num_pa
     check_triple("coin_normal_coin", triple, objective, num_particles)
 
 
-TANGLED = ("chain", "plated", "plated_local", "subsampled", "subsampled_local", "scaled", "masked", "scanned", "scan_output")
+TANGLED = (
+    "chain",
+    "plated",
+    "plated_local",
+    "subsampled",
+    "subsampled_local",
+    "scaled",
+    "masked",
+    "scanned",
+    "scan_output",
+)
 TANGLED += ("coupled_plate", "relayed", "conditional_site")
 
 
-@pytest.mark.filterwarnings("ignore:Plate 'n' is subsampled")  # no bound with two particles, and unbiased for its mean all the same
-@pytest.mark.parametrize(("objective", "num_particles"), [("elbo", 1), pytest.param("iwelbo", 2, marks=pytest.mark.slow)])
+# no bound with two particles, and unbiased for its mean all the same
+@pytest.mark.filterwarnings("ignore:Plate 'n' is subsampled")
+@pytest.mark.parametrize(
+    ("objective", "num_particles"), [("elbo", 1), pytest.param("iwelbo", 2, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("problem", TANGLED)
 def test_plates_scans_scales_and_masks(problem, objective, num_particles):
     """Every finite site locally enumerated, on the problems where estimators go wrong."""
@@ -261,12 +318,15 @@ def test_a_broken_branch_is_seen(monkeypatch):
         check_triple("coin_normal_coin", ("locally", "reparam", "locally"), "elbo", 1)
 
 
-# --- lanes ----------------------------------------------------------------------------------------------------------------------------
+# --- lanes
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", [MEASURE, LOCAL], ids=repr)
 def test_elements_whose_costs_do_not_meet_share_a_lane(strategy):
-    """A plate of coins with a cost each: the gradient of every element is the exact difference, in one lane."""
+    """A plate of coins with a cost each: the gradient of every element is the exact difference, in one
+    lane.
+    """
     effect = jnp.arange(1.0, 6.0)
 
     def program(logits):
@@ -301,7 +361,9 @@ def test_elements_that_meet_take_a_lane_each_and_many_go_in_chunks(monkeypatch):
 
 
 def test_event_dimensions_are_elements_too():
-    """``.to_event`` sites: the coordinates' costs are apart, so their derivatives have no noise from one another."""
+    """``.to_event`` sites: the coordinates' costs are apart, so their derivatives have no noise from one
+    another.
+    """
 
     def program(loc):
         x = numpyro.sample("x", dist.Normal(loc, 1.0).to_event(1), infer={"gradient": "measure_valued"})
@@ -310,7 +372,9 @@ def test_event_dimensions_are_elements_too():
     samples = estimates(program, jnp.array([0.5, -1.0, 2.0]), num=4000)
     assert_unbiased(samples, (3 + jnp.sum(jnp.array([0.5, -1.0, 2.0]) ** 2), 2 * jnp.array([0.5, -1.0, 2.0])))
     # (f(μ+R) − f(μ−R)) / √(2π) = 4μR/√(2π) has sd 4μ √(2 − π/2) / √(2π), whatever the other coordinates do
-    np.testing.assert_allclose(samples[1].std(0), 4 * np.array([0.5, 1.0, 2.0]) * np.sqrt((2 - np.pi / 2) / (2 * np.pi)), rtol=0.05)
+    np.testing.assert_allclose(
+        samples[1].std(0), 4 * np.array([0.5, 1.0, 2.0]) * np.sqrt((2 - np.pi / 2) / (2 * np.pi)), rtol=0.05
+    )
 
 
 def test_enumeration_reaches_into_event_dimensions():
@@ -328,11 +392,15 @@ def test_enumeration_reaches_into_event_dimensions():
 
 
 def test_steps_of_a_scan():
-    """A random walk of coins whose odds the carry sets, with a cost at every step; every element in its own lane."""
+    """A random walk of coins whose odds the carry sets, with a cost at every step; every element in its own
+    lane.
+    """
 
     def program(phi):
         def step(carry, t):
-            z = numpyro.sample("z", dist.Bernoulli(logits=phi[0] + phi[1] * carry), infer={"gradient": MEASURE})
+            z = numpyro.sample(
+                "z", dist.Bernoulli(logits=phi[0] + phi[1] * carry), infer={"gradient": MEASURE}
+            )
             carry = 0.5 * carry + z
             return carry, jnp.sin(carry + t)
 
@@ -357,12 +425,17 @@ def test_particles_of_a_nonlinear_objective():
     """Under a logarithm particles meet: a lane for each."""
 
     def program(logit):
-        cost = replicate(lambda: 1.0 + numpyro.sample("z", dist.Bernoulli(logits=logit), infer={"gradient": LOCAL}), 3)
+        cost = replicate(
+            lambda: 1.0 + numpyro.sample("z", dist.Bernoulli(logits=logit), infer={"gradient": LOCAL}), 3
+        )
         return jnp.log(cost.mean())
 
     def answer(logit):
         p = jax.nn.sigmoid(logit)
-        return sum(p ** sum(z) * (1 - p) ** (3 - sum(z)) * jnp.log(1 + sum(z) / 3) for z in itertools.product((0, 1), repeat=3))
+        return sum(
+            p ** sum(z) * (1 - p) ** (3 - sum(z)) * jnp.log(1 + sum(z) / 3)
+            for z in itertools.product((0, 1), repeat=3)
+        )
 
     assert_unbiased(estimates(program, 0.4), jax.value_and_grad(answer)(0.4))
 
@@ -392,18 +465,23 @@ class OneHot(dist.Distribution):
 
 
 def test_outcomes_may_be_vectors():
-    """Two one-hot draws in a plate: the alternatives to each are the other rows, and the gradient is that of the sum over outcomes."""
+    """Two one-hot draws in a plate: the alternatives to each are the other rows, and the gradient is that of
+    the sum over outcomes.
+    """
     prices, logits = jnp.array([1.0, 4.0, 9.0]), jnp.array([[0.3, -0.5, 1.0], [0.0, 2.0, -1.0]])
     drawn = jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     others = LOCAL.alternatives(OneHot(logits), None, drawn)
-    assert [[int(x[n].argmax()) for x in others] for n in range(2)] == [[2, 0], [1, 2]]  # the order of the support from the draw on
+    # the order of the support from the draw on
+    assert [[int(x[n].argmax()) for x in others] for n in range(2)] == [[2, 0], [1, 2]]
 
     def program(logits):
         with numpyro.plate("n", 2):
             return jnp.sum(numpyro.sample("x", OneHot(logits), infer={"gradient": LOCAL}) @ prices)
 
     _, grad = expectation(program).value_and_grad(jax.random.key(0), logits)
-    np.testing.assert_allclose(grad, jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) @ prices))(logits), rtol=1e-5)
+    np.testing.assert_allclose(
+        grad, jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) @ prices))(logits), rtol=1e-5
+    )
 
 
 def test_a_site_that_nothing_feels():
@@ -436,7 +514,8 @@ def test_by_default_local_enumeration_comes_before_the_score_function():
     assert relative[0] < 0.3 < 3.0 < relative[1]
 
 
-# --- what it cannot do, it says -------------------------------------------------------------------------------------------------------
+# --- what it cannot do, it says
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", [MEASURE, LOCAL], ids=repr)
@@ -462,5 +541,9 @@ def test_a_parameter_without_a_pair_is_refused_only_if_it_is_differentiated():
 
 
 def test_a_law_without_a_pair():
-    with pytest.raises(StrategyError, match=r"MeasureValued\(\) cannot serve site 'x' \(Beta\).*Reparameterize.*Score"):
-        expectation(lambda: numpyro.sample("x", dist.Beta(1.0, 1.0), infer={"gradient": MEASURE})).value(jax.random.key(0))
+    with pytest.raises(
+        StrategyError, match=r"MeasureValued\(\) cannot serve site 'x' \(Beta\).*Reparameterize.*Score"
+    ):
+        expectation(lambda: numpyro.sample("x", dist.Beta(1.0, 1.0), infer={"gradient": MEASURE})).value(
+            jax.random.key(0)
+        )

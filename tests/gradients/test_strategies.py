@@ -29,7 +29,14 @@ from ppl_ext.gradients import (
 DEFAULT_ROWS = 5  # of each table; the others are slow: see conftest.py
 
 STRATEGIES = [
-    *(Reparameterize(), ScoreFunction(), ScoreFunction(baseline=None), Enumerate(), Enumerate(max_lanes=3), Constant()),
+    *(
+        Reparameterize(),
+        ScoreFunction(),
+        ScoreFunction(baseline=None),
+        Enumerate(),
+        Enumerate(max_lanes=3),
+        Constant(),
+    ),
     *(EnumerateLocally(), MeasureValued()),
 ]
 
@@ -59,7 +66,10 @@ def test_short_forms():
 
 
 def test_unknown_forms_name_the_site():
-    with pytest.raises(StrategyError, match="Unknown gradient strategy 'reinforce' for 'z'. Known: 'reparam', 'score', 'enumerate'"):
+    with pytest.raises(
+        StrategyError,
+        match="Unknown gradient strategy 'reinforce' for 'z'. Known: 'reparam', 'score', 'enumerate'",
+    ):
         as_strategy("reinforce", "z")
     with pytest.raises(StrategyError, match="strategy of 'z' is a class; give an instance: Enumerate()"):
         as_strategy(Enumerate, "z")
@@ -84,13 +94,25 @@ SERVED = {
     "dirichlet": (dist.Dirichlet(jnp.ones(3)), {"reparam", "score"}, Reparameterize),
     "multivariate": (dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), {"reparam", "score"}, Reparameterize),
     "lognormal": (dist.LogNormal(0.0, 1.0), {"reparam", "score"}, Reparameterize),
-    "to_event": (dist.Normal(jnp.zeros(2), 1.0).to_event(1), {"reparam", "score", "measure_valued"}, Reparameterize),
-    "masked": (dist.Normal(jnp.zeros(2), 1.0).mask(jnp.array([True, False])), {"reparam", "score", "measure_valued"}, Reparameterize),
+    "to_event": (
+        dist.Normal(jnp.zeros(2), 1.0).to_event(1),
+        {"reparam", "score", "measure_valued"},
+        Reparameterize,
+    ),
+    "masked": (
+        dist.Normal(jnp.zeros(2), 1.0).mask(jnp.array([True, False])),
+        {"reparam", "score", "measure_valued"},
+        Reparameterize,
+    ),
     "expanded": (dist.Normal(0.0, 1.0).expand([2]), {"reparam", "score", "measure_valued"}, Reparameterize),
     "bernoulli": (dist.Bernoulli(0.3), FINITE | {"measure_valued"}, Enumerate),
     "bernoulli logits": (dist.Bernoulli(logits=0.3), FINITE | {"measure_valued"}, Enumerate),
     "categorical": (dist.Categorical(probs=jnp.ones(3) / 3), FINITE | {"measure_valued"}, Enumerate),
-    "masked coin": (dist.Bernoulli(0.3 * jnp.ones(2)).mask(jnp.array([True, False])), FINITE | {"measure_valued"}, Enumerate),
+    "masked coin": (
+        dist.Bernoulli(0.3 * jnp.ones(2)).mask(jnp.array([True, False])),
+        FINITE | {"measure_valued"},
+        Enumerate,
+    ),
     "expanded coin": (dist.Bernoulli(0.3).expand([2]), FINITE | {"measure_valued"}, Enumerate),
     "binomial": (dist.Binomial(4, 0.3), FINITE | {"measure_valued"}, Enumerate),
     "large binomial": (dist.Binomial(100, 0.3), FINITE | {"measure_valued"}, ScoreFunction),
@@ -123,7 +145,12 @@ def test_what_serves_a_law_and_its_default(name):
         (lambda: dist.Poisson(1.0), "enumerate", "Poisson", "ScoreFunction"),
         (lambda: dist.Bernoulli(0.3), "reparam", "Bernoulli", "ScoreFunction"),
         (lambda: dist.Bernoulli(0.3), "reparam", "Bernoulli", "Enumerate"),
-        (lambda: dist.Bernoulli(0.3 * jnp.ones(2)).mask(jnp.array([True, False])), "reparam", "Bernoulli", "Enumerate"),
+        (
+            lambda: dist.Bernoulli(0.3 * jnp.ones(2)).mask(jnp.array([True, False])),
+            "reparam",
+            "Bernoulli",
+            "Enumerate",
+        ),
         (lambda: dist.Normal(0.0, 1.0), "enumerate", "Normal", "Reparameterize"),
     ],
 )
@@ -131,7 +158,9 @@ def test_a_strategy_that_cannot_serve_names_the_site_and_what_can(law, strategy,
     def program(p):
         return 1.0 * numpyro.sample("the_site", law(), infer={"gradient": strategy}).sum()
 
-    with pytest.raises(StrategyError, match=rf"cannot serve site 'the_site' \({kind}.*\). Strategies that can: .*{others}") as error:
+    with pytest.raises(
+        StrategyError, match=rf"cannot serve site 'the_site' \({kind}.*\). Strategies that can: .*{others}"
+    ) as error:
         expectation(program).value(jax.random.key(0), 0.3)
     assert isinstance(error.value, ValueError) and isinstance(error.value, PplExtError)
 
@@ -143,10 +172,13 @@ def test_enumerating_a_traced_total_count():
 
     with pytest.raises(StrategyError, match="(?s)Site 'n' cannot be enumerated.*'score'.*total_count"):
         jax.jit(lambda n: expectation(program).value(jax.random.key(0), n, "enumerate"))(4)
-    held = expectation(program).value(jax.random.key(0), jnp.array(4), "enumerate")  # whose value is asked for is a constant
+    # whose value is asked for is a constant
+    held = expectation(program).value(jax.random.key(0), jnp.array(4), "enumerate")
     assert float(held) == pytest.approx(1.2, abs=1e-5)
     assert expectation(program).value(jax.random.key(0), jnp.array(4), None) <= 4  # by default it is scored
-    assert float(expectation(program).value(jax.random.key(0), 4, "enumerate")) == pytest.approx(1.2, abs=1e-5)
+    assert float(expectation(program).value(jax.random.key(0), 4, "enumerate")) == pytest.approx(
+        1.2, abs=1e-5
+    )
 
 
 def summed_coins(strategy, num):
@@ -159,15 +191,22 @@ def summed_coins(strategy, num):
 
 
 def test_too_many_lanes():
-    with pytest.raises(StrategyError, match=r"needs 1024 assignments \('z': 1024\), more than max_lanes=1000.*score.*max_lanes"):
+    with pytest.raises(
+        StrategyError,
+        match=r"needs 1024 assignments \('z': 1024\), more than max_lanes=1000.*score.*max_lanes",
+    ):
         expectation(summed_coins(Enumerate(max_lanes=1000), 10)).value(jax.random.key(0))
     exact = 10 * 0.3 * 0.7 + 9.0
-    assert float(expectation(summed_coins(Enumerate(max_lanes=1024), 10)).value(jax.random.key(0))) == pytest.approx(exact, rel=1e-5)
+    assert float(
+        expectation(summed_coins(Enumerate(max_lanes=1024), 10)).value(jax.random.key(0))
+    ) == pytest.approx(exact, rel=1e-5)
 
 
 def test_the_smallest_limit_counts():
     def program():
-        a = numpyro.sample("a", dist.Categorical(probs=jnp.ones(3) / 3), infer={"gradient": Enumerate(max_lanes=5)})
+        a = numpyro.sample(
+            "a", dist.Categorical(probs=jnp.ones(3) / 3), infer={"gradient": Enumerate(max_lanes=5)}
+        )
         return 1.0 * a * numpyro.sample("b", dist.Bernoulli(0.3), infer={"gradient": "enumerate"})
 
     with pytest.raises(StrategyError, match=r"6 assignments \('a': 3, 'b': 2\), more than max_lanes=5"):
@@ -175,7 +214,9 @@ def test_the_smallest_limit_counts():
 
 
 def test_by_default_many_lanes_become_scores():
-    """Nobody asked for enumeration here, so a program of 2**10 assignments is scored instead: its value depends on the key."""
+    """Nobody asked for enumeration here, so a program of 2**10 assignments is scored instead: its value
+    depends on the key.
+    """
 
     def program(num):
         def run():
@@ -185,7 +226,10 @@ def test_by_default_many_lanes_become_scores():
 
         return run
 
-    few, many = (np.asarray(jax.vmap(expectation(program(n)).value)(jax.random.split(jax.random.key(0), 20))) for n in (3, 10))
+    few, many = (
+        np.asarray(jax.vmap(expectation(program(n)).value)(jax.random.split(jax.random.key(0), 20)))
+        for n in (3, 10)
+    )
     np.testing.assert_allclose(few, 3 * 0.21 + 0.81, rtol=1e-5)
     assert many.std() > 1.0
 
@@ -203,6 +247,11 @@ def test_constant_has_the_value_and_no_gradient():
 
 def test_the_score_of_a_law_whose_support_moves():
     """The derivative of a uniform density misses the boundary, so the score would be wrong without a word."""
-    for law in (dist.Uniform(0.0, 2.0), dist.Delta(1.0), dist.TruncatedNormal(0.0, 1.0, low=-1.0), dist.Uniform(0.0, 1.0).expand([2])):
+    for law in (
+        dist.Uniform(0.0, 2.0),
+        dist.Delta(1.0),
+        dist.TruncatedNormal(0.0, 1.0, low=-1.0),
+        dist.Uniform(0.0, 1.0).expand([2]),
+    ):
         with pytest.raises(StrategyError, match="cannot serve site 'z'"):
             choice(law, gradient="score")

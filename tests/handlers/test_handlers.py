@@ -1,4 +1,6 @@
-"""A handler is a value around a program: it chooses, it nests, it passes through jit, and it never changes what it wraps."""
+"""A handler is a value around a program: it chooses, it nests, it passes through jit, and it never changes
+what it wraps.
+"""
 
 import dataclasses
 
@@ -37,7 +39,9 @@ COIN = coin()
 
 
 def chosen(program, *args):
-    """The strategies that a run of the program inside an expectation meets, by site (reparameterised and constant ones do not show)."""
+    """The strategies that a run of the program inside an expectation meets, by site (reparameterised and
+    constant ones do not show).
+    """
     with (run := Run(jax.random.key(0), jax.random.key(1))):
         program(*args)
     return {c.name: c.strategy for c in run.choices}
@@ -46,10 +50,15 @@ def chosen(program, *args):
 def annotated(program, *args):
     """What the handlers wrote at each latent site."""
     sites = trace(seed(program, jax.random.key(0))).get_trace(*args)
-    return {n: s["infer"].get("gradient") for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
+    return {
+        n: s["infer"].get("gradient")
+        for n, s in sites.items()
+        if s["type"] == "sample" and not s["is_observed"]
+    }
 
 
-# --- who decides -----------------------------------------------------------------------------------------------------------------------
+# --- who decides
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_outer_handler_over_inner_over_annotation_over_default():
@@ -71,7 +80,9 @@ def test_the_first_matching_pattern_counts():
 
 
 @pytest.mark.parametrize(
-    ("short", "strategy"), [("score", ScoreFunction()), ("enumerate", Enumerate()), ("reparam", Reparameterize())], ids=lambda x: str(x)
+    ("short", "strategy"),
+    [("score", ScoreFunction()), ("enumerate", Enumerate()), ("reparam", Reparameterize())],
+    ids=lambda x: str(x),
 )
 def test_a_short_form_is_the_strategy_it_stands_for(short, strategy):
     program = coin()
@@ -86,7 +97,8 @@ def test_a_handler_decides_although_the_site_was_reparameterisable():
     assert chosen(gradient(program, {"x": "score"})) == {"x": ScoreFunction()}
 
 
-# --- patterns that match nothing -------------------------------------------------------------------------------------------------------
+# --- patterns that match nothing
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_pattern_that_matches_no_latent_site():
@@ -96,7 +108,9 @@ def test_a_pattern_that_matches_no_latent_site():
         numpyro.deterministic("d", z)
 
     for pattern in ("zz", "y", "d", "Z"):
-        with pytest.raises(ModelError, match=rf"the pattern '{pattern}' matches no latent site. Latent sites: 'z'"):
+        with pytest.raises(
+            ModelError, match=rf"the pattern '{pattern}' matches no latent site. Latent sites: 'z'"
+        ):
             simulate(gradient(program, {"z": "score", pattern: "score"}), rng_key=jax.random.key(0))
         with pytest.raises(ModelError, match=rf"'{pattern}'"):
             log_density(gradient(program, {pattern: "score"}), {"z": 0.1})
@@ -109,7 +123,9 @@ def test_wrong_arguments():
         gradient(coin(), ["score"])
     with pytest.raises(ArgumentError, match="strategies is empty"):
         gradient(coin(), {})
-    with pytest.raises(StrategyError, match="Unknown gradient strategy 'magic' for 'z'.*'reparam', 'score', 'enumerate'"):
+    with pytest.raises(
+        StrategyError, match="Unknown gradient strategy 'magic' for 'z'.*'reparam', 'score', 'enumerate'"
+    ):
         gradient(coin(), {"z": "magic"})
     with pytest.raises(StrategyError, match="is a class; give an instance: ScoreFunction()"):
         gradient(coin(), {"z": ScoreFunction})
@@ -118,7 +134,8 @@ def test_wrong_arguments():
             make(3)
 
 
-# --- inside scan and cond --------------------------------------------------------------------------------------------------------------
+# --- inside scan and cond
+# ------------------------------------------------------------------------------------------------------------
 
 
 def scanned(xs):
@@ -154,14 +171,18 @@ def test_sites_in_the_branches_of_cond_are_reached():
 def test_a_handler_changes_no_draw_and_no_density():
     key = jax.random.key(2)
     for handled in (gradient(scanned, {"x": "score"}), detach(scanned)):
-        plain, with_handler = simulate(scanned, jnp.zeros(4), rng_key=key), simulate(handled, jnp.zeros(4), rng_key=key)
+        plain, with_handler = (
+            simulate(scanned, jnp.zeros(4), rng_key=key),
+            simulate(handled, jnp.zeros(4), rng_key=key),
+        )
         np.testing.assert_array_equal(plain.values["x"], with_handler.values["x"])
         np.testing.assert_allclose(plain.log_density.total, with_handler.log_density.total, rtol=1e-6)
         again = log_density(handled, plain.values, jnp.zeros(4))
         np.testing.assert_allclose(plain.log_density.total, again.total, rtol=1e-6)
 
 
-# --- values ----------------------------------------------------------------------------------------------------------------------------
+# --- values
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_handlers_are_immutable_hashable_and_comparable():
@@ -214,7 +235,9 @@ def test_handlers_pass_through_jit_vmap_and_grad_as_arguments(wrap):
         return log_density(handler, {"x": 0.5}).total
 
     for loc in (0.1, 0.2):
-        np.testing.assert_allclose(score(wrap(Shifted(jnp.array(loc)))), dist.Normal(loc, 1.0).log_prob(0.5), rtol=1e-5)
+        np.testing.assert_allclose(
+            score(wrap(Shifted(jnp.array(loc)))), dist.Normal(loc, 1.0).log_prob(0.5), rtol=1e-5
+        )
     assert len(traced) == 1
     locs = jnp.array([0.1, 0.2])
     many = eqx.filter_vmap(lambda loc: log_density(wrap(Shifted(loc)), {"x": 0.5}).total)(locs)
@@ -242,7 +265,8 @@ def test_a_new_handler_of_equal_strategies_traces_nothing_anew():
     assert len(runs) > count
 
 
-# --- nesting with NumPyro's handlers ---------------------------------------------------------------------------------------------------
+# --- nesting with NumPyro's handlers
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_nesting_with_numpyros_handlers_both_ways():
@@ -253,7 +277,11 @@ def test_nesting_with_numpyros_handlers_both_ways():
 
     plain = log_density(substitute(model, {"loc": 1.0}), {"z": 0.2}).total
     for wrap in (lambda p: gradient(p, {"z": "score"}), detach):
-        inside = [wrap(substitute(model, {"loc": 1.0})), wrap(scale(model, scale=2.0)), wrap(scope(model, prefix="a"))]
+        inside = [
+            wrap(substitute(model, {"loc": 1.0})),
+            wrap(scale(model, scale=2.0)),
+            wrap(scope(model, prefix="a")),
+        ]
         outside = [substitute(wrap(model), {"loc": 1.0}), scale(wrap(model), scale=2.0)]
         np.testing.assert_allclose(log_density(inside[0], {"z": 0.2}).total, plain, rtol=1e-6)
         np.testing.assert_allclose(log_density(outside[0], {"z": 0.2}).total, plain, rtol=1e-6)
@@ -264,7 +292,8 @@ def test_nesting_with_numpyros_handlers_both_ways():
     assert annotated(condition(gradient(model, {"z": "score"}), {"z": 0.3})) == {}
 
 
-# --- detach ----------------------------------------------------------------------------------------------------------------------------
+# --- detach
+# ------------------------------------------------------------------------------------------------------------
 
 
 def location(p):
@@ -318,7 +347,9 @@ def test_detach_reaches_into_scan():
         return scan(step, 0.0, jnp.zeros(3))[1].sum()
 
     _, grad = expectation(lambda p: substitute(program, {"loc": p})()).value_and_grad(jax.random.key(0), 0.3)
-    _, held = expectation(lambda p: detach(substitute(program, {"loc": p}))()).value_and_grad(jax.random.key(0), 0.3)
+    _, held = expectation(lambda p: detach(substitute(program, {"loc": p}))()).value_and_grad(
+        jax.random.key(0), 0.3
+    )
     assert (float(grad), float(held)) == (6.0, 0.0)
 
     def sampled(p):  # the parameter comes in from outside: only the draws are held
@@ -334,11 +365,15 @@ def test_detach_reaches_into_scan():
 def test_detach_stops_the_params_of_a_module():
     def program():
         net = flax_module("net", nn.Dense(1), input_shape=(1, 2))
-        return net(jnp.array([[1.0, 2.0]])).sum() + numpyro.sample("x", dist.Normal(net(jnp.ones((1, 2))).sum(), 1.0))
+        return net(jnp.array([[1.0, 2.0]])).sum() + numpyro.sample(
+            "x", dist.Normal(net(jnp.ones((1, 2))).sum(), 1.0)
+        )
 
     weights = {"net$params": {"kernel": jnp.array([[0.5], [0.3]]), "bias": jnp.array([0.1])}}
     value, grad = expectation(lambda p: substitute(program, p)()).value_and_grad(jax.random.key(0), weights)
-    held_value, held = expectation(lambda p: detach(substitute(program, p))()).value_and_grad(jax.random.key(0), weights)
+    held_value, held = expectation(lambda p: detach(substitute(program, p))()).value_and_grad(
+        jax.random.key(0), weights
+    )
     np.testing.assert_allclose(held_value, value, rtol=1e-6)
     assert all(bool((g != 0).all()) for g in jax.tree.leaves(grad))
     assert all(bool((g == 0).all()) for g in jax.tree.leaves(held))
@@ -361,5 +396,9 @@ def test_what_was_observed_is_drawn_and_factors_stay():
     names = set()
     draw = simulate(unobserved(model, names), jnp.zeros(3), rng_key=jax.random.key(0))
     assert set(draw.values) == names == {"first", "later"}
-    assert draw.values["later"].shape == (2,) and (draw.values["later"] > 19.0).all() and draw.values["first"] > 9.0
+    assert (
+        draw.values["later"].shape == (2,)
+        and (draw.values["later"] > 19.0).all()
+        and draw.values["first"] > 9.0
+    )
     assert draw.log_density.by_site["weight"] == -2.0 and draw.log_density.by_site["first"] == 0.0

@@ -23,7 +23,9 @@ def model(y):
 
 def guide(y):
     loc = numpyro.param("q_loc", jax.random.normal)
-    numpyro.sample("loc", dist.Normal(loc, numpyro.param("q_scale", 1.0, constraint=dist.constraints.positive)))
+    numpyro.sample(
+        "loc", dist.Normal(loc, numpyro.param("q_scale", 1.0, constraint=dist.constraints.positive))
+    )
 
 
 def run(checkpoint=None, num_steps=4000, callback=None):
@@ -34,7 +36,11 @@ def run(checkpoint=None, num_steps=4000, callback=None):
 
 if __name__ == "__main__":
     path, target, *lifetime = sys.argv[1:]
-    killer = threading.Timer(float(lifetime[0]), lambda: os.kill(os.getpid(), signal.SIGKILL)) if lifetime else None
+    killer = (
+        threading.Timer(float(lifetime[0]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+        if lifetime
+        else None
+    )
 
     def slowly(progress):
         if killer is not None and not killer.is_alive():

@@ -1,4 +1,6 @@
-"""Run by ``test_many_devices.py`` in a process of its own, since the number of devices is fixed when JAX starts: fits to a file."""
+"""Run by ``test_many_devices.py`` in a process of its own, since the number of devices is fixed when JAX
+starts: fits to a file.
+"""
 
 import sys
 
@@ -50,7 +52,10 @@ if __name__ == "__main__":
         try:
             run(mesh, num_chains=3)
         except ArgumentError as error:
-            assert "num_chains=3 does not divide over the 8 devices of the mesh's axis 'chains'. Take a multiple of 8." in str(error)
+            assert (
+                "num_chains=3 does not divide over the 8 devices of the mesh's axis 'chains'. Take a "
+                "multiple of 8." in str(error)
+            )
         else:
             raise AssertionError("three chains on eight devices")
     np.savez(f"{folder}/{devices}.npz", losses=whole.losses, **whole.params)

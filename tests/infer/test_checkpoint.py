@@ -1,4 +1,6 @@
-"""A run that is killed at any moment resumes from its checkpoint and ends with the same bits; a file of anything else is refused."""
+"""A run that is killed at any moment resumes from its checkpoint and ends with the same bits; a file of
+anything else is refused.
+"""
 
 import random
 import subprocess
@@ -81,7 +83,9 @@ def test_stopped_run_goes_on_in_the_same_process(tmp_path, uninterrupted):
 def test_finished_run_is_returned_and_can_be_prolonged(tmp_path, uninterrupted):
     checkpoint = Checkpoint(tmp_path / "run.npz")
     interrupted.run(checkpoint, num_steps=300)
-    again = interrupted.run(checkpoint, num_steps=300, callback=lambda progress: pytest.fail("nothing was left to do"))
+    again = interrupted.run(
+        checkpoint, num_steps=300, callback=lambda progress: pytest.fail("nothing was left to do")
+    )
     assert again.num_steps == 300
     longer = interrupted.run(checkpoint)
     assert_same_bits({"losses": longer.losses, **longer.params}, uninterrupted)
@@ -124,7 +128,13 @@ def test_foreign_file_is_refused_by_name(tmp_path):
 @pytest.mark.slow
 def test_checkpoint_of_another_run_is_refused(saved, what, change):
     y = np.random.default_rng(0).normal(2.0, 1.0, 20).astype(np.float32)
-    run = {"rng_key": jax.random.key(7), "objective": ELBO(), "optim": optax.adam(1e-2), "num_chains": 2, "y": y} | change
+    run = {
+        "rng_key": jax.random.key(7),
+        "objective": ELBO(),
+        "optim": optax.adam(1e-2),
+        "num_chains": 2,
+        "y": y,
+    } | change
     with pytest.raises(ArgumentError, match=f"of another run: its {what} is"):
         fit(
             run["rng_key"],
@@ -148,4 +158,13 @@ def test_arguments():
     with pytest.raises(ArgumentError, match="every"):
         Checkpoint("x.npz", every=0)
     with pytest.raises(ArgumentTypeError, match="checkpoint"):
-        fit(jax.random.key(0), interrupted.model, interrupted.guide, ELBO(), optax.sgd(0.1), 1, np.ones(20), checkpoint="x.npz")
+        fit(
+            jax.random.key(0),
+            interrupted.model,
+            interrupted.guide,
+            ELBO(),
+            optax.sgd(0.1),
+            1,
+            np.ones(20),
+            checkpoint="x.npz",
+        )

@@ -1,4 +1,6 @@
-"""A checkpoint is of what its run computes: of the numbers that model and guide read from outside of their arguments, too."""
+"""A checkpoint is of what its run computes: of the numbers that model and guide read from outside of their
+arguments, too.
+"""
 
 from contextlib import nullcontext
 
@@ -45,14 +47,25 @@ def test_a_run_on_other_data_from_outside_is_another_run(change, tmp_path):
 
     def run(num_steps, learning_rate=0.1):
         options = {"progress_bar": False, "checkpoint": Checkpoint(tmp_path / "run.npz")}
-        return fit(jax.random.key(0), level.model, AutoDelta(level.model), ELBO(), optax.adam(learning_rate), num_steps, **options)
+        return fit(
+            jax.random.key(0),
+            level.model,
+            AutoDelta(level.model),
+            ELBO(),
+            optax.adam(learning_rate),
+            num_steps,
+            **options,
+        )
 
     run(5)
     CHANGES[change](level)
     if change.startswith("nothing"):
         assert run(7, learning_rate=0.01).num_steps == 7
         return
-    with pytest.raises(ArgumentError, match="of another run: its program, with the numbers that it reads from outside of its arguments"):
+    with pytest.raises(
+        ArgumentError,
+        match="of another run: its program, with the numbers that it reads from outside of its arguments",
+    ):
         run(7)
 
 
@@ -71,7 +84,10 @@ def test_another_version_may_write_the_program_otherwise(tmp_path, monkeypatch):
 
 def test_a_callback_that_changes_the_data_is_told_of_where_the_run_breaks_down():
     level = Level(np.zeros(4, np.float32), 1.0)
-    with pytest.raises(NonFiniteError, match="attribute 'y' of Level, which the program reads, has changed since the run began"):
+    with pytest.raises(
+        NonFiniteError,
+        match="attribute 'y' of Level, which the program reads, has changed since the run began",
+    ):
         fit(
             jax.random.key(0),
             level.model,

@@ -1,4 +1,5 @@
-"""What users meet most and understand least: each situation, through ``fit`` and through an objective's ``loss``, in words that help.
+"""What users meet most and understand least: each situation, through ``fit`` and through an objective's
+``loss``, in words that help.
 
 The error named in each docstring is what JAX, NumPyro or pandas says of it.
 """
@@ -18,7 +19,14 @@ from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 import ppl_ext
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError, ProgramError, StrategyError
+from ppl_ext.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ModelError,
+    NonFiniteError,
+    ProgramError,
+    StrategyError,
+)
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO
 
@@ -56,8 +64,12 @@ def minibatch_model(data=DATA):
 @pytest.mark.parametrize("run", [by_fit, by_loss, by_svi])
 @pytest.mark.slow
 def test_numpy_data_indexed_in_a_plate(run):
-    """TracerArrayConversionError: the numpy.ndarray conversion method __array__() was called on traced array."""
-    with pytest.raises(ProgramError, match=r"'minibatch_model' failed after plate 'rows'.*jnp\.asarray\(data\)\[indices\]"):
+    """TracerArrayConversionError: the numpy.ndarray conversion method __array__() was called on traced
+    array.
+    """
+    with pytest.raises(
+        ProgramError, match=r"'minibatch_model' failed after plate 'rows'.*jnp\.asarray\(data\)\[indices\]"
+    ):
         run(minibatch_model, guide)
     assert np.isfinite(by_fit(lambda: minibatch_model(jnp.asarray(DATA)), guide).losses).all()
 
@@ -86,7 +98,9 @@ def switched():
 
 
 @pytest.mark.parametrize("automatic", [AutoNormal, AutoDelta])
-@pytest.mark.parametrize("run", [by_fit, lambda model, guide: ELBO().loss(KEY, {}, model, guide)], ids=["fit", "loss"])
+@pytest.mark.parametrize(
+    "run", [by_fit, lambda model, guide: ELBO().loss(KEY, {}, model, guide)], ids=["fit", "loss"]
+)
 @pytest.mark.filterwarnings("ignore:.*discrete latent variables:UserWarning")
 def test_an_automatic_guide_without_block_on_a_discrete_site(automatic, run):
     """ValueError: Continuous inference cannot handle discrete sample site 'z'."""
@@ -94,7 +108,8 @@ def test_an_automatic_guide_without_block_on_a_discrete_site(automatic, run):
         warnings.simplefilter("ignore")
         with pytest.raises(
             ProgramError,
-            match=rf"'{automatic.__name__}' failed.*block\(model, hide=\['z'\]\)\): marked.*'z' is summed out; or sample it in",
+            match=rf"'{automatic.__name__}' failed.*block\(model, hide=\['z'\]\)\): marked.*'z' is summed "
+            r"out; or sample it in",
         ):
             run(switched, automatic(switched))
 
@@ -116,12 +131,19 @@ def test_a_key_out_of_place():
     data = jnp.asarray(DATA)
     with pytest.raises(ArgumentTypeError, match="fit: guide must be a NumPyro program.*got an ELBO"):
         fit(minibatch_model, guide, ELBO(), OPTIM, 2, KEY, data)
-    with pytest.raises(ArgumentTypeError, match="fit: model must be a NumPyro program.*got a random-key array"):
+    with pytest.raises(
+        ArgumentTypeError, match="fit: model must be a NumPyro program.*got a random-key array"
+    ):
         fit(minibatch_model, KEY, guide, ELBO(), OPTIM, 2, data)
-    with pytest.raises(ArgumentError, match="fit: num_steps must be a positive integer, got a random-key array"):
+    with pytest.raises(
+        ArgumentError, match="fit: num_steps must be a positive integer, got a random-key array"
+    ):
         fit(KEY, minibatch_model, guide, ELBO(), OPTIM, KEY, data)
     for wrong in (0, jnp.zeros(2), None, "seed"):
-        with pytest.raises(ArgumentTypeError, match=r"fit: rng_key, the first argument, must be one random key.*jax\.random\.key\(0\)"):
+        with pytest.raises(
+            ArgumentTypeError,
+            match=r"fit: rng_key, the first argument, must be one random key.*jax\.random\.key\(0\)",
+        ):
             fit(wrong, minibatch_model, guide, ELBO(), OPTIM, 2, data)
     with pytest.raises(ArgumentError, match=r"fit: rng_key.* one random key.*shape \(3,\)"):
         fit(jax.random.split(KEY, 3), minibatch_model, guide, ELBO(), OPTIM, 2, data)
@@ -134,7 +156,9 @@ def test_a_key_out_of_place():
 
 def test_arguments_that_the_programs_do_not_take():
     """TypeError: whole_model() missing 1 required positional argument: 'data'."""
-    with pytest.raises(ArgumentError, match=r"fit: model 'whole_model' takes \(data\).*missing a required argument: 'data'"):
+    with pytest.raises(
+        ArgumentError, match=r"fit: model 'whole_model' takes \(data\).*missing a required argument: 'data'"
+    ):
         by_fit(whole_model, guide)
     with pytest.raises(ArgumentError, match=r"fit: guide 'narrow' takes \(\).*too many positional arguments"):
         by_fit(whole_model, narrow, jnp.asarray(DATA))
@@ -176,7 +200,8 @@ def inside(transformation, fn, gradient):
 @EVERY_WAY
 @pytest.mark.parametrize("transformation", ["vmap", "jit", "scan", "grad"])
 @pytest.mark.parametrize(
-    ("fn", "gradient"), [(dist.Bernoulli, "score"), (dist.Bernoulli, "enumerate"), (lambda p: dist.Normal(p, 1.0), None)]
+    ("fn", "gradient"),
+    [(dist.Bernoulli, "score"), (dist.Bernoulli, "enumerate"), (lambda p: dist.Normal(p, 1.0), None)],
 )
 def test_a_site_inside_a_transformation_of_jax(run, transformation, fn, gradient):
     """UnexpectedTracerError: Encountered an unexpected tracer."""
@@ -198,7 +223,9 @@ def test_a_transformation_around_the_whole_is_no_mistake():
     """What is drawn and scored under one vmap stays there."""
     losses = jax.vmap(lambda key: ELBO().loss(key, {}, switched, switched_guide))(jax.random.split(KEY, 3))
     assert losses.shape == (3,) and np.isfinite(losses).all()
-    totals = jax.vmap(lambda key: ppl_ext.simulate(switched, rng_key=key).log_density.total)(jax.random.split(KEY, 3))
+    totals = jax.vmap(lambda key: ppl_ext.simulate(switched, rng_key=key).log_density.total)(
+        jax.random.split(KEY, 3)
+    )
     assert np.isfinite(totals).all()
 
 
@@ -214,8 +241,11 @@ def test_a_pathwise_site_of_an_expectation_may_lie_inside_vmap():
         return jax.vmap(lambda m: numpyro.sample("z", dist.Normal(m, 1e-3)))(loc * jnp.ones(2)).sum()
 
     np.testing.assert_allclose(ppl_ext.expectation(pathwise).value(KEY, 1.0), 2.0, atol=0.02)
-    coins = ppl_ext.expectation(lambda p: jax.vmap(lambda q: 1.0 * numpyro.sample("z", dist.Bernoulli(q)))(p * jnp.ones(2)).sum())
-    np.testing.assert_allclose(jax.grad(lambda p: coins.value(KEY, p))(0.3), 2.0, rtol=1e-5)  # enumerated, as in a plate
+    coins = ppl_ext.expectation(
+        lambda p: jax.vmap(lambda q: 1.0 * numpyro.sample("z", dist.Bernoulli(q)))(p * jnp.ones(2)).sum()
+    )
+    # enumerated, as in a plate
+    np.testing.assert_allclose(jax.grad(lambda p: coins.value(KEY, p))(0.3), 2.0, rtol=1e-5)
 
 
 @EVERY_WAY
@@ -263,7 +293,9 @@ def test_parameters_that_do_not_broadcast_say_where(run):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(mu * jnp.ones(2), jnp.ones(3)), obs=0.0)
 
-    with pytest.raises(ProgramError, match=r"'model' failed after site 'mu': ValueError: Incompatible shapes.*\(2,\), \(3,\)"):
+    with pytest.raises(
+        ProgramError, match=r"'model' failed after site 'mu': ValueError: Incompatible shapes.*\(2,\), \(3,\)"
+    ):
         run(model, guide)
 
 
@@ -288,12 +320,19 @@ def bad_likelihood():
 
 def bad_shapes():
     """ValueError: Incompatible shapes for broadcasting."""
-    numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)) * jnp.ones(3), jnp.ones(2)), obs=1.0)
+    numpyro.sample(
+        "y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)) * jnp.ones(3), jnp.ones(2)), obs=1.0
+    )
 
 
 @pytest.mark.parametrize("automatic", [False, True])
 @pytest.mark.parametrize(
-    ("model", "where"), [(bad_prior, "before its first site"), (bad_likelihood, "after site 'mu'"), (bad_shapes, "after site 'mu'")]
+    ("model", "where"),
+    [
+        (bad_prior, "before its first site"),
+        (bad_likelihood, "after site 'mu'"),
+        (bad_shapes, "after site 'mu'"),
+    ],
 )
 def test_a_distribution_that_cannot_be_names_the_program_and_the_place(model, where, automatic):
     with pytest.raises(ProgramError, match=f"'{model.__name__}' failed {where}: ValueError"):
@@ -308,5 +347,8 @@ def test_data_outside_the_support_under_an_automatic_guide(automatic):
     def model():
         numpyro.sample("y", dist.Poisson(jnp.exp(numpyro.sample("mu", dist.Normal(0.0, 1.0)))), obs=-1)
 
-    with pytest.raises(NonFiniteError, match=r"site 'y' in the model is -inf .*outside the support of Poisson in 1 of 1 places"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"site 'y' in the model is -inf .*outside the support of Poisson in 1 of 1 places",
+    ):
         by_fit(model, AutoNormal(model) if automatic else guide)

@@ -1,4 +1,6 @@
-"""Particle Gibbs where states or parameters are finite, marked for enumeration or not, against all their values."""
+"""Particle Gibbs where states or parameters are finite, marked for enumeration or not, against all their
+values.
+"""
 
 import itertools
 
@@ -64,7 +66,8 @@ def test_every_joint_value_has_its_frequency(infer):
     joint = np.concatenate([np.asarray(found["shift"])[:, None], np.asarray(found["z"])], 1).astype(int)
     for values, p in reference().items():
         hits = (joint == values).all(1)
-        error = np.sqrt(hits.reshape(100, -1).mean(1).var() / 100) + 1e-4  # of batch means: sweeps are not independent
+        # of batch means: sweeps are not independent
+        error = np.sqrt(hits.reshape(100, -1).mean(1).var() / 100) + 1e-4
         assert abs(hits.mean() - p) < 5 * error, (values, hits.mean(), p)
 
 
@@ -83,7 +86,11 @@ def test_beside_a_continuous_parameter_and_in_a_report():
     error = np.sqrt(level.reshape(50, -1).mean(1).var() / 50)
     assert abs(level.mean() - np.average(means, weights=weights)) < 4 * error < 0.1
     report = to_arviz(mcmc)
-    assert {"level", "shift", "z"} <= set(report.posterior.data_vars) and report.posterior["z"].dims == ("chain", "draw", "time")
+    assert {"level", "shift", "z"} <= set(report.posterior.data_vars) and report.posterior["z"].dims == (
+        "chain",
+        "draw",
+        "time",
+    )
 
 
 @pytest.mark.parametrize("inner", [NUTS, HMC])
@@ -97,7 +104,10 @@ def test_in_a_scope():
     assert names == {"a/shift", "a/z"}
 
 
-@pytest.mark.parametrize(("kernel", "words"), [(ParticleGibbs, r"the parameter 'k' \(Poisson\).*inner="), (PMMH, "'k' is discrete")])
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [(ParticleGibbs, r"the parameter 'k' \(Poisson\).*inner="), (PMMH, "'k' is discrete")],
+)
 def test_a_parameter_without_a_list_of_values_is_refused(kernel, words):
     def counted(y):
         model(y - numpyro.sample("k", dist.Poisson(1.0)))

@@ -1,7 +1,9 @@
-"""``fit`` reaches posteriors that are known, restarts are independent, nothing compiles twice, and what is wrong is said by site.
+"""``fit`` reaches posteriors that are known, restarts are independent, nothing compiles twice, and what is
+wrong is said by site.
 
-The conjugate model has a normal posterior, so a normal guide reaches it exactly and each bound becomes the evidence there. Bad input is
-refused before or at the first step; a run that breaks down hands back its last good state.
+The conjugate model has a normal posterior, so a normal guide reaches it exactly and each bound becomes the
+evidence there. Bad input is refused before or at the first step; a run that breaks down hands back its last
+good state.
 """
 
 import re
@@ -23,7 +25,14 @@ from numpyro.infer.autoguide import AutoNormal
 from scipy.stats import multivariate_normal
 
 from ppl_ext import log_density
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError, StrategyError
+from ppl_ext.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    HandlerError,
+    ModelError,
+    NonFiniteError,
+    StrategyError,
+)
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO, Renyi
@@ -38,7 +47,8 @@ def quick(*args, **kwargs):
     return fit(*args, progress_bar=False, **kwargs)
 
 
-# --- what it finds ---------------------------------------------------------------------------------------------------------------------
+# --- what it finds
+# ------------------------------------------------------------------------------------------------------------
 
 
 def conjugate(y):
@@ -65,15 +75,21 @@ STEPS, DECAY = 5000, optax.adam(optax.exponential_decay(0.05, 1500, 0.1))
 
 @pytest.mark.parametrize(
     "objective",
-    [ELBO(num_particles=4), IWELBO(num_particles=2), Renyi(alpha=0.5, num_particles=2), Trace_ELBO(num_particles=4)],
+    [
+        ELBO(num_particles=4),
+        IWELBO(num_particles=2),
+        Renyi(alpha=0.5, num_particles=2),
+        Trace_ELBO(num_particles=4),
+    ],
     ids=lambda o: type(o).__name__,
 )
 def test_a_conjugate_posterior(objective):
     """Under every bound the loss of the exact posterior is minus the evidence, whatever is drawn.
 
-    Restarts are replicates: their mean lies within 4.5 of its standard errors of the exact answer, where those errors are small enough to
-    mean something. With 32 restarts (Student's t, 31 degrees of freedom) a right answer fails in 9e-5 of all keys, and in 7e-4 for one of
-    the eight numbers here. A prior 10 % wider moves the posterior by 0.03 and 0.01, ten standard errors or more.
+    Restarts are replicates: their mean lies within 4.5 of its standard errors of the exact answer, where
+    those errors are small enough to mean something. With 32 restarts (Student's t, 31 degrees of freedom) a
+    right answer fails in 9e-5 of all keys, and in 7e-4 for one of the eight numbers here. A prior 10 % wider
+    moves the posterior by 0.03 and 0.01, ten standard errors or more.
     """
     result = quick(jax.random.key(0), conjugate, normal_guide, objective, DECAY, STEPS, Y, num_chains=32)
     assert_reaches(result.params, POSTERIOR)
@@ -133,7 +149,8 @@ def test_one_chain_is_numpyros_svi_step_by_step():
     np.testing.assert_allclose(ours.params["loc"][0], theirs.params["loc"], rtol=1e-4)
 
 
-# --- chains, keys, arguments -----------------------------------------------------------------------------------------------------------
+# --- chains, keys, arguments
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -163,12 +180,17 @@ def test_equal_keys_equal_results_even_for_an_autoguide_in_its_second_fit():
 def test_another_key_starts_an_autoguide_elsewhere():
     guide = AutoNormal(conjugate, init_loc_fn=init_to_uniform)
     frozen = optax.sgd(0.0)
-    first, second = (quick(jax.random.key(k), conjugate, guide, ELBO(), frozen, 2, Y, num_chains=2) for k in (1, 2))
+    first, second = (
+        quick(jax.random.key(k), conjugate, guide, ELBO(), frozen, 2, Y, num_chains=2) for k in (1, 2)
+    )
     assert len(np.unique([first.params["mu_auto_loc"], second.params["mu_auto_loc"]])) == 4
 
 
 def test_both_kinds_of_keys():
-    typed, legacy = (quick(key, conjugate, normal_guide, ELBO(), OPTIM, 3, Y) for key in (jax.random.key(0), jax.random.PRNGKey(0)))
+    typed, legacy = (
+        quick(key, conjugate, normal_guide, ELBO(), OPTIM, 3, Y)
+        for key in (jax.random.key(0), jax.random.PRNGKey(0))
+    )
     np.testing.assert_allclose(typed.losses, legacy.losses, rtol=1e-6)
 
 
@@ -217,8 +239,21 @@ def test_numbers_may_change_and_sizes_compile_again():
 
 
 def test_arguments_and_keywords_reach_model_and_guide():
-    """The prior's width is the second argument, the power a keyword: each moves the posterior where it should."""
-    result = quick(jax.random.key(0), Runs(), flexible_guide, ELBO(num_particles=4), DECAY, STEPS, Y, 0.5, power=1, flag=False)
+    """The prior's width is the second argument, the power a keyword: each moves the posterior where it
+    should.
+    """
+    result = quick(
+        jax.random.key(0),
+        Runs(),
+        flexible_guide,
+        ELBO(num_particles=4),
+        DECAY,
+        STEPS,
+        Y,
+        0.5,
+        power=1,
+        flag=False,
+    )
     np.testing.assert_allclose(result.params["loc"][0], Y.sum() / (4 + 4), atol=0.02)
     assert result.kwargs == {"power": 1, "flag": False}
     np.testing.assert_array_equal(result.args[0], Y)
@@ -226,11 +261,30 @@ def test_arguments_and_keywords_reach_model_and_guide():
 
 def test_init_params():
     started = time.perf_counter()
-    result = quick(jax.random.key(0), conjugate, normal_guide, ELBO(), optax.sgd(0.0), 2, Y, init_params={"loc": 3.0, "width": 0.5})
+    result = quick(
+        jax.random.key(0),
+        conjugate,
+        normal_guide,
+        ELBO(),
+        optax.sgd(0.0),
+        2,
+        Y,
+        init_params={"loc": 3.0, "width": 0.5},
+    )
     assert 0 < result.compile_seconds + result.run_seconds < time.perf_counter() - started
     np.testing.assert_allclose(result.params["loc"], [3.0])
     np.testing.assert_allclose(result.params["width"], [0.5], rtol=1e-6)
-    some = quick(jax.random.key(0), conjugate, normal_guide, ELBO(), optax.sgd(0.0), 2, Y, init_params={"loc": 3.0}, num_chains=2)
+    some = quick(
+        jax.random.key(0),
+        conjugate,
+        normal_guide,
+        ELBO(),
+        optax.sgd(0.0),
+        2,
+        Y,
+        init_params={"loc": 3.0},
+        num_chains=2,
+    )
     np.testing.assert_allclose(some.params["loc"], [3.0, 3.0])
     np.testing.assert_allclose(some.params["width"], [1.0, 1.0], rtol=1e-6)
     with pytest.raises(ArgumentError, match=r"init_params names \['lco'\].*There are: \['loc', 'width'\]"):
@@ -270,12 +324,22 @@ def test_a_model_with_mutable_state():
         w = numpyro.sample("mu", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(net(x)[:, 0] + w, 1.0).to_event(1), obs=y)
 
-    result = quick(jax.random.key(0), model, lambda x, y: normal_guide(y), ELBO(), OPTIM, 20, x, np.arange(3, dtype=np.float32))
+    result = quick(
+        jax.random.key(0),
+        model,
+        lambda x, y: normal_guide(y),
+        ELBO(),
+        OPTIM,
+        20,
+        x,
+        np.arange(3, dtype=np.float32),
+    )
     assert np.isfinite(result.losses).all()
     assert result.losses.shape == (1, 20)
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------------------------
+# --- bad input
+# ------------------------------------------------------------------------------------------------------------
 
 
 def refused(error, *parts):
@@ -283,7 +347,16 @@ def refused(error, *parts):
 
 
 def run(model=conjugate, guide=normal_guide, objective=None, num_steps=3, args=(Y,), **kwargs):
-    return quick(jax.random.key(0), model, guide, ELBO() if objective is None else objective, OPTIM, num_steps, *args, **kwargs)
+    return quick(
+        jax.random.key(0),
+        model,
+        guide,
+        ELBO() if objective is None else objective,
+        OPTIM,
+        num_steps,
+        *args,
+        **kwargs,
+    )
 
 
 OBJECTIVES = [ELBO(), IWELBO(num_particles=2), Trace_ELBO()]
@@ -331,7 +404,9 @@ def test_shapes_that_disagree():
 def test_nan_data(objective):
     holed = Y.copy()
     holed[[1, 2]] = np.nan
-    with refused(NonFiniteError, "Before the first step", "site 'y' in the model", "data hold 2 NaN of 4", "mask"):
+    with refused(
+        NonFiniteError, "Before the first step", "site 'y' in the model", "data hold 2 NaN of 4", "mask"
+    ):
         run(args=(holed,), objective=objective)
 
 
@@ -425,7 +500,8 @@ def test_two_sites_of_one_name():
         run(guide=guide)
 
 
-# --- a run that breaks down ------------------------------------------------------------------------------------------------------------
+# --- a run that breaks down
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_huge_step_stops_the_run_and_keeps_the_last_good_state():
@@ -434,7 +510,9 @@ def test_a_huge_step_stops_the_run_and_keeps_the_last_good_state():
         numpyro.sample("steep", dist.Normal(jnp.exp(mu), 0.1), obs=2.0)
 
     optim = optax.sgd(1e3)
-    with pytest.raises(NonFiniteError, match="at step [0-9]+ of chain 0: the .*site .(steep|mu). in the") as error:
+    with pytest.raises(
+        NonFiniteError, match="at step [0-9]+ of chain 0: the .*site .(steep|mu). in the"
+    ) as error:
         quick(jax.random.key(0), model, normal_guide, ELBO(), optim, 50, Y)
     result = error.value.result
     assert "'steep'" in str(error.value) or "'mu'" in str(error.value)
@@ -457,7 +535,9 @@ def test_a_density_that_becomes_nan_when_a_parameter_crosses_a_line():
     def guide():
         numpyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(NonFiniteError, match="at step 6 of chain 0: the log density of site 'cliff' in the model is nan") as error:
+    with pytest.raises(
+        NonFiniteError, match="at step 6 of chain 0: the log density of site 'cliff' in the model is nan"
+    ) as error:
         quick(jax.random.key(0), model, guide, ELBO(), optax.sgd(0.1), 40, num_chains=2)
     result = error.value.result
     np.testing.assert_allclose(result.params["climb"], 0.6, rtol=1e-5)
@@ -498,7 +578,9 @@ def test_one_chain_of_several_breaks_down():
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_names_the_site_and_the_parameter():
-    """The square root has a finite value and an infinite slope at zero, which the first step after the checks meets."""
+    """The square root has a finite value and an infinite slope at zero, which the first step after the checks
+    meets.
+    """
 
     def model():
         numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -508,7 +590,8 @@ def test_a_gradient_that_is_not_finite_names_the_site_and_the_parameter():
         numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     with pytest.raises(
-        NonFiniteError, match="at step 0 of chain 0: the gradient .* site 'root' in the model by the parameter 'a'"
+        NonFiniteError,
+        match="at step 0 of chain 0: the gradient .* site 'root' in the model by the parameter 'a'",
     ) as error:
         quick(jax.random.key(0), model, guide, ELBO(), OPTIM, 5)
     np.testing.assert_array_equal(error.value.result.params["a"], [0.0])

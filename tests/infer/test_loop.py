@@ -1,7 +1,9 @@
-"""How many steps go in one launch depends on the clock; the run does not: same states, same looks at the losses, same saves.
+"""How many steps go in one launch depends on the clock; the run does not: same states, same looks at the
+losses, same saves.
 
-``REFRESH`` 0 launches chunk by chunk, which here is every 20 steps; a long one launches eight times as many each time. The loop is run
-over a chaotic map in place of a model, so that a step too many or too few changes every number after it; one ``fit`` shows the same of JAX.
+``REFRESH`` 0 launches chunk by chunk, which here is every 20 steps; a long one launches eight times as many
+each time. The loop is run over a chaotic map in place of a model, so that a step too many or too few changes
+every number after it; one ``fit`` shows the same of JAX.
 """
 
 import jax
@@ -80,7 +82,12 @@ def run(monkeypatch, refresh, cliff=STEPS, stop_at=None, done=0, save_every=None
             None if save_every is None else save,
             save_every or STEPS,
         )
-    seen = {"states": taken.states[0], "losses": taken.losses, "alive": taken.alive, "stop_reason": taken.stop_reason}
+    seen = {
+        "states": taken.states[0],
+        "losses": taken.losses,
+        "alive": taken.alive,
+        "stop_reason": taken.stop_reason,
+    }
     return seen | {"looks": looks, "saves": saves, "called": called}, runner.launches
 
 
@@ -134,7 +141,12 @@ def test_a_fit_has_the_same_bits(monkeypatch):
         numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y)
 
     def guide(y):
-        numpyro.sample("mu", dist.Normal(numpyro.param("loc", 3.0), numpyro.param("width", 1.0, constraint=dist.constraints.positive)))
+        numpyro.sample(
+            "mu",
+            dist.Normal(
+                numpyro.param("loc", 3.0), numpyro.param("width", 1.0, constraint=dist.constraints.positive)
+            ),
+        )
 
     results = []
     for refresh in (0.0, LONG):

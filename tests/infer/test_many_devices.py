@@ -30,4 +30,13 @@ def test_eight_devices_give_what_one_gives(tmp_path):
 
 def test_what_is_no_mesh_is_refused():
     with pytest.raises(ArgumentTypeError, match="mesh must be a jax.sharding.Mesh"):
-        fit(jax.random.key(0), model, guide, ELBO(), optax.adam(0.1), 5, np.zeros(3, np.float32), mesh="devices")
+        fit(
+            jax.random.key(0),
+            model,
+            guide,
+            ELBO(),
+            optax.adam(0.1),
+            5,
+            np.zeros(3, np.float32),
+            mesh="devices",
+        )

@@ -1,4 +1,6 @@
-"""Supports that depend on other latents: named before the first step, mended by a line, right by the reference; steps left out."""
+"""Supports that depend on other latents: named before the first step, mended by a line, right by the
+reference; steps left out.
+"""
 
 import warnings
 
@@ -33,12 +35,17 @@ def triangle(y):
 
 
 def run(model, guide=AutoNormal, num_steps=5, data=0.7, **options):
-    return fit(KEY, model, guide(model), ELBO(), optax.adam(0.02), num_steps, data, progress_bar=False, **options)
+    return fit(
+        KEY, model, guide(model), ELBO(), optax.adam(0.02), num_steps, data, progress_bar=False, **options
+    )
 
 
 @pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal, AutoDelta])
 def test_the_site_is_named_before_the_first_step(guide):
-    with pytest.raises(ModelError, match=r"before the first step, the support of site 'b' \(Uniform\).*depends on 'a'.*fixed_support"):
+    with pytest.raises(
+        ModelError,
+        match=r"before the first step, the support of site 'b' \(Uniform\).*depends on 'a'.*fixed_support",
+    ):
         run(triangle, guide)
     assert np.isfinite(run(fixed_support(triangle, "b"), guide).losses).all()
 
@@ -81,9 +88,12 @@ def test_the_density_is_that_of_the_site_times_the_jacobian():
         draw = ppl_ext.simulate(fixed_support(triangle, "b"), 0.7, rng_key=KEY)
     a, u = draw.values["a"], draw.values["b_base"]
     share = jax.nn.sigmoid(u)
-    expected = jnp.log(share * (1 - share))  # of b = (1 - a) share, the density 1 / (1 - a) and the slope (1 - a) share (1 - share)
+    # of b = (1 - a) share, the density 1 / (1 - a) and the slope (1 - a) share (1 - share)
+    expected = jnp.log(share * (1 - share))
     np.testing.assert_allclose(draw.log_density.by_site["b_base"], expected, rtol=1e-5)
-    np.testing.assert_allclose(draw.log_density.by_site["y"], dist.Normal(a + (1 - a) * share, 0.5).log_prob(0.7), rtol=1e-5)
+    np.testing.assert_allclose(
+        draw.log_density.by_site["y"], dist.Normal(a + (1 - a) * share, 0.5).log_prob(0.7), rtol=1e-5
+    )
 
 
 def test_inside_a_scan_and_under_a_mask():
@@ -127,10 +137,20 @@ def test_names_that_fit_nothing_and_sites_that_have_no_real_line_are_refused():
 def test_garch_against_the_reference():
     model = fixed_support(garch, "beta1")
     adam = optax.adam(optax.cosine_decay_schedule(0.03, 2000))
-    result = fit(KEY, model, AutoMultivariateNormal(model, init_scale=0.1), ELBO(8), adam, 2000, SERIES, progress_bar=False)
+    result = fit(
+        KEY,
+        model,
+        AutoMultivariateNormal(model, init_scale=0.1),
+        ELBO(8),
+        adam,
+        2000,
+        SERIES,
+        progress_bar=False,
+    )
     found = means(result.sample(KEY, 4000).values)
     for name, (mean, spread) in REFERENCE.items():
-        assert abs(found[name][0] - mean) < 0.35 * spread, name  # a Gaussian on the real line for a skewed posterior
+        # a Gaussian on the real line for a skewed posterior
+        assert abs(found[name][0] - mean) < 0.35 * spread, name
         assert 0.7 < found[name][1] / spread < 1.3, name
 
 
@@ -151,12 +171,26 @@ def with_a_cliff(y):
 
 
 def near_the_cliff(y):
-    numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.1), numpyro.param("scale", 0.3, constraint=constraints.positive)))
+    numpyro.sample(
+        "z",
+        dist.Normal(numpyro.param("loc", 0.1), numpyro.param("scale", 0.3, constraint=constraints.positive)),
+    )
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted(capsys):
     def fitted(**options):
-        return fit(KEY, with_a_cliff, near_the_cliff, ELBO(), optax.adam(0.02), 400, 2.0, progress_bar=False, num_chains=2, **options)
+        return fit(
+            KEY,
+            with_a_cliff,
+            near_the_cliff,
+            ELBO(),
+            optax.adam(0.02),
+            400,
+            2.0,
+            progress_bar=False,
+            num_chains=2,
+            **options,
+        )
 
     with pytest.raises(NonFiniteError):
         fitted()
@@ -165,7 +199,10 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(capsys):
     assert (result.skipped > 0).all() and (result.skipped == np.isnan(result.losses).sum(1)).all()
     assert np.isfinite(result.params["loc"]).all() and (result.params["loc"] > 1.0).all()
     result.print_summary(num_samples=50)
-    assert f"left out: chain 0: {result.skipped[0]}, chain 1: {result.skipped[1]} of 400 steps" in capsys.readouterr().out
+    assert (
+        f"left out: chain 0: {result.skipped[0]}, chain 1: {result.skipped[1]} of 400 steps"
+        in capsys.readouterr().out
+    )
     stopped = fitted(stable_update=True, early_stopping=Plateau(window=20, patience=1, tolerance=1e6))
     assert stopped.stop_reason.startswith("plateau")
     assert np.isfinite(filled(result.losses)).all()

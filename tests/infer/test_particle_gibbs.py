@@ -1,4 +1,6 @@
-"""Particle Gibbs with NUTS for the parameters, against NUTS on the exact marginal of a linear Gaussian model."""
+"""Particle Gibbs with NUTS for the parameters, against NUTS on the exact marginal of a linear Gaussian
+model.
+"""
 
 from functools import partial
 
@@ -49,7 +51,9 @@ def marginal(y):
     def step(state, y_t):
         mean, var = phi * state[0], phi**2 * state[1] + scale**2
         gain = var / (var + 0.49)
-        return (mean + gain * (y_t - mean), (1 - gain) * var), dist.Normal(mean, jnp.sqrt(var + 0.49)).log_prob(y_t)
+        return (mean + gain * (y_t - mean), (1 - gain) * var), dist.Normal(
+            mean, jnp.sqrt(var + 0.49)
+        ).log_prob(y_t)
 
     numpyro.factor("y", jax.lax.scan(step, (0.0, 1.0), y)[1].sum())
 
@@ -58,7 +62,9 @@ def means(kernel, num_samples, num_warmup=300):
     """Posterior means of the parameters, with Monte Carlo standard errors, and the run."""
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, progress_bar=False)
     mcmc.run(jax.random.key(0), Y, extra_fields=("renewed",) if isinstance(kernel, ParticleGibbs) else ())
-    draws = {name: np.asarray(x, np.float64) for name, x in mcmc.get_samples().items() if name in ("phi", "scale")}
+    draws = {
+        name: np.asarray(x, np.float64) for name, x in mcmc.get_samples().items() if name in ("phi", "scale")
+    }
     errors = {name: x.std() / np.sqrt(effective_sample_size(x[None])) for name, x in draws.items()}
     return {name: x.mean() for name, x in draws.items()}, errors, mcmc
 
@@ -121,7 +127,9 @@ def test_the_state_is_told_from_the_parameters():
 
 @pytest.mark.parametrize("num_chains", [3, 4])  # a raw key may have four words, too
 def test_chains_that_numpyro_expects_to_be_vectorised_are_refused_with_the_way_to_go(num_chains):
-    mcmc = MCMC(ParticleGibbs(model, 3), num_warmup=1, num_samples=1, num_chains=num_chains, chain_method="vectorized")
+    mcmc = MCMC(
+        ParticleGibbs(model, 3), num_warmup=1, num_samples=1, num_chains=num_chains, chain_method="vectorized"
+    )
     with pytest.raises(ArgumentError, match=f"got {num_chains}.*chain_method=jax.vmap"):
         mcmc.run(jax.random.key(0), Y[:3])
 
@@ -132,14 +140,18 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ArgumentError, match="same model"):
         ParticleGibbs(model, 5, inner=NUTS(marginal))
     with pytest.raises(ModelError, match="'phi'"):
-        MCMC(Gibbs([(NUTS(model), ["x0"]), (PathSweep(model, 5), ["x", "phi", "scale"])]), num_warmup=1, num_samples=1).run(
-            jax.random.key(0), Y
-        )
+        MCMC(
+            Gibbs([(NUTS(model), ["x0"]), (PathSweep(model, 5), ["x", "phi", "scale"])]),
+            num_warmup=1,
+            num_samples=1,
+        ).run(jax.random.key(0), Y)
     for nothing in ({}, None):
         with pytest.raises(ArgumentError, match="use it as a block of Gibbs"):
             PathSweep(model, 5).init(jax.random.key(0), 0, nothing, (Y,), {})
     with pytest.raises(ModelError, match="scan"):
-        MCMC(ParticleGibbs(marginal, 5), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0), Y)
+        MCMC(ParticleGibbs(marginal, 5), num_warmup=1, num_samples=1, progress_bar=False).run(
+            jax.random.key(0), Y
+        )
 
 
 def test_states_that_the_model_marks_to_be_summed_out_are_drawn_all_the_same():

@@ -1,4 +1,6 @@
-"""Stochastic gradient MCMC: gradients against all minibatches, stationary moments against exact ones, and what NumPyro asks of a kernel."""
+"""Stochastic gradient MCMC: gradients against all minibatches, stationary moments against exact ones, and
+what NumPyro asks of a kernel.
+"""
 
 from itertools import combinations
 
@@ -39,7 +41,8 @@ def test_rows_are_different_and_every_ordered_set_is_as_likely(size, num):
 
 
 def test_rows_that_could_repeat_are_seen(monkeypatch):
-    monkeypatch.setattr(minibatch, "_by_pairs", lambda found, valid, num: (found[:num], jnp.array(True)))  # every draw passes for a new one
+    # every draw passes for a new one
+    monkeypatch.setattr(minibatch, "_by_pairs", lambda found, valid, num: (found[:num], jnp.array(True)))
     rows = np.asarray(jax.vmap(lambda key: minibatch.draw_rows(key, 5, 2))(jax.random.split(KEY, 100)))
     assert not all(len(set(row)) == 2 for row in rows)
 
@@ -59,7 +62,9 @@ def test_the_first_different_ones_are_kept_in_their_order(pick):
 
 def test_many_rows_are_different_and_as_likely():
     """So many that they are sorted, and so few tries that some draws start again."""
-    rows = np.asarray(jax.jit(jax.vmap(lambda key: minibatch.draw_rows(key, 400, 150)))(jax.random.split(KEY, 2000)))
+    rows = np.asarray(
+        jax.jit(jax.vmap(lambda key: minibatch.draw_rows(key, 400, 150)))(jax.random.split(KEY, 2000))
+    )
     assert (np.diff(np.sort(rows, axis=1)) > 0).all() and rows.min() >= 0 and rows.max() < 400
     counts = np.bincount(rows.ravel(), minlength=400)
     # Without replacement a count varies less than a multinomial's, by 1 - 150/400.
@@ -67,12 +72,16 @@ def test_many_rows_are_different_and_as_likely():
 
 
 def test_all_words_together_have_the_moments_of_the_normal_law():
-    """Every radius at one angle, then every direction at one radius: with independent bits, that is the whole law."""
+    """Every radius at one angle, then every direction at one radius: with independent bits, that is the whole
+    law.
+    """
     run = jax.jit(lambda words: noise._from_words(words).reshape(2, -1))
     x, y = np.asarray(run(np.arange(2**20, dtype=np.uint32) << 12 | 300), float)
     square = x**2 + y**2
     np.testing.assert_allclose(square, -2.0 * np.log((np.arange(2**20) + 0.5) / 2**20), rtol=2e-6, atol=2e-7)
-    np.testing.assert_allclose([square.mean(), (square**2).mean(), (square**3).mean()], [2.0, 8.0, 48.0], rtol=1e-4)
+    np.testing.assert_allclose(
+        [square.mean(), (square**2).mean(), (square**3).mean()], [2.0, 8.0, 48.0], rtol=1e-4
+    )
     x, y = np.asarray(run(np.arange(2**12, dtype=np.uint32) | 1 << 24), float)
     np.testing.assert_allclose(np.diff(np.sort(np.arctan2(y, x))), 2.0 * np.pi / 2**12, atol=1e-6)
     np.testing.assert_allclose(np.hypot(x, y), np.hypot(x[0], y[0]), rtol=1e-6)
@@ -130,8 +139,13 @@ def test_the_gradient_is_unbiased_over_all_minibatches(model, batch_size, kwargs
         part = np.array(rows)
 
         def potential(z, part=part):
-            prior = sum(jnp.sum(-d.log_prob(v)) for d, v in ((dist.Normal(0, 1), z["slope"]), (dist.Normal(0, 1), z["noise"])))
-            return prior - 2.5 * dist.Normal(z["slope"] * X[part], jnp.exp(z["noise"])).log_prob(Y[part]).sum()
+            prior = sum(
+                jnp.sum(-d.log_prob(v))
+                for d, v in ((dist.Normal(0, 1), z["slope"]), (dist.Normal(0, 1), z["noise"]))
+            )
+            return (
+                prior - 2.5 * dist.Normal(z["slope"] * X[part], jnp.exp(z["noise"])).log_prob(Y[part]).sum()
+            )
 
         each.append(jax.grad(potential)(Z))
     each = {name: np.array([g[name] for g in each]) for name in Z}
@@ -156,21 +170,28 @@ def test_nested_plates_are_unbiased():
 
     def model(y, size=2):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-        with numpyro.plate("a", 4, subsample_size=size, dim=-1) as a, numpyro.plate("b", 4, subsample_size=size, dim=-2) as b:
+        with (
+            numpyro.plate("a", 4, subsample_size=size, dim=-1) as a,
+            numpyro.plate("b", 4, subsample_size=size, dim=-2) as b,
+        ):
             numpyro.sample("y", dist.Normal(jnp.sin(mu), 1.0), obs=y[b][:, a])
 
     target, z = sg_potential.set_up("test", model, None, KEY, (y,), {}), {"mu": jnp.array(0.4)}
-    drawn = jax.vmap(lambda key: jax.grad(target.estimate)(z, key, (y,), {})["mu"])(jax.random.split(KEY, 20_000))
+    drawn = jax.vmap(lambda key: jax.grad(target.estimate)(z, key, (y,), {})["mu"])(
+        jax.random.split(KEY, 20_000)
+    )
     full = jax.grad(lambda z: potential_energy(model, (y, 4), {}, z))(z)["mu"]
     assert abs(float(drawn.mean() - full)) < 4.5 * float(drawn.std()) / np.sqrt(20_000)
     assert drawn.std() > 0.1
 
 
-# --- stationary moments. The posterior is normal and the gradient linear, so the chain is a linear recursion with additive noise, whose
-# stationary covariance is the solution of a Lyapunov equation.
+# --- stationary moments. The posterior is normal and the gradient linear, so the chain is a linear recursion
+# with additive noise, whose stationary covariance is the solution of a Lyapunov equation.
 
 ROWS, BATCH, WIDTH = 40, 4, 1.0
-DATA = np.random.default_rng(1).normal(0.5, 0.25, size=(ROWS, 2)).astype(np.float32) * np.array([1.0, 1.3], np.float32)
+DATA = np.random.default_rng(1).normal(0.5, 0.25, size=(ROWS, 2)).astype(np.float32) * np.array(
+    [1.0, 1.3], np.float32
+)
 H = 1.0 + ROWS / WIDTH**2
 GRADIENT_NOISE = ROWS**2 / WIDTH**4 * DATA.astype(float).var(0, ddof=1) / BATCH * (1.0 - BATCH / ROWS)
 MEAN = DATA.astype(float).sum(0) / WIDTH**2 / H
@@ -184,13 +205,22 @@ def gaussian(y):
 
 
 def ran(kernel, num_warmup=400, num_samples=2000, thinning=40, model_args=(DATA,), extra_fields=()):
-    mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, thinning=thinning, num_chains=CHAINS, chain_method="vectorized")
+    mcmc = MCMC(
+        kernel,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        thinning=thinning,
+        num_chains=CHAINS,
+        chain_method="vectorized",
+    )
     mcmc.progress_bar = False
     mcmc.run(KEY, *model_args, extra_fields=extra_fields)
     return mcmc
 
 
-def sghmc_variance(step_size, friction, temperature, inverse=1.0, taken_off=0.0, least=0.0, gradient_noise=GRADIENT_NOISE):
+def sghmc_variance(
+    step_size, friction, temperature, inverse=1.0, taken_off=0.0, least=0.0, gradient_noise=GRADIENT_NOISE
+):
     """Of each coordinate, elementwise in the arguments; from (z, v) of one step to the next."""
     found = []
     for m, s in np.broadcast(inverse, gradient_noise):
@@ -210,9 +240,11 @@ def assert_variance(draws, wanted, within=None):
     ratio = (np.square(np.asarray(draws, float) - MEAN) / wanted).mean(1)  # (chain, 2)
     error = ratio.std(0, ddof=1) / np.sqrt(len(ratio))
     assert (error < 0.015).all(), error
-    assert (np.abs(ratio.mean(0) - 1.0) < 4.5 * error).all() if within is None else (np.abs(ratio.mean(0) - 1.0) < within).all(), (
-        ratio.mean(0)
-    )
+    assert (
+        (np.abs(ratio.mean(0) - 1.0) < 4.5 * error).all()
+        if within is None
+        else (np.abs(ratio.mean(0) - 1.0) < within).all()
+    ), ratio.mean(0)
 
 
 STEP, FRICTION = 0.011, 0.3
@@ -225,7 +257,9 @@ def test_sghmc_has_its_exact_variance_and_nearly_the_posteriors(temperature):
     draws = ran(kernel).get_samples(group_by_chain=True)["mu"]
     assert_variance(draws, sghmc_variance(STEP, FRICTION, temperature))
     assert_variance(draws, temperature / H, within=0.03)
-    np.testing.assert_allclose(np.asarray(draws).mean((0, 1)), MEAN, atol=4.5 * 3.0 * np.sqrt(1.0 / H / draws[..., 0].size))
+    np.testing.assert_allclose(
+        np.asarray(draws).mean((0, 1)), MEAN, atol=4.5 * 3.0 * np.sqrt(1.0 / H / draws[..., 0].size)
+    )
     with pytest.raises(AssertionError):
         assert_variance(draws, temperature * 1.1 / H)
 
@@ -265,7 +299,9 @@ def test_the_adapted_chain_is_frozen_and_has_its_exact_variance(temperature):
 @pytest.mark.slow
 def test_sgld_has_its_exact_variance():
     eta = 0.01
-    draws = ran(SGLD(gaussian, step_size=eta, temperature=0.5), 100, 1000, 20).get_samples(group_by_chain=True)["mu"]
+    draws = ran(SGLD(gaussian, step_size=eta, temperature=0.5), 100, 1000, 20).get_samples(
+        group_by_chain=True
+    )["mu"]
     assert_variance(draws, sgld_variance(eta, 0.5))
     with pytest.raises(AssertionError):
         assert_variance(draws, sgld_variance(eta, 1.0))
@@ -282,18 +318,28 @@ def test_the_scale_follows_the_published_recursion():
     tau, g, square, v = np.ones(3), np.ones(3), np.ones(3), np.zeros(3)
     for i in range(7):
         gradient, noise = rng.normal(1.0, 5.0, size=(2, 3))
-        state = SGState(jnp.array(i), {"w": jnp.zeros(3)}, momentum, scale, *(jnp.zeros(()),) * 3, *(None,) * 4)
+        state = SGState(
+            jnp.array(i), {"w": jnp.zeros(3)}, momentum, scale, *(jnp.zeros(()),) * 3, *(None,) * 4
+        )
         gradients, noises = ({"w": jnp.asarray(x, jnp.float32)} for x in (gradient, noise))
-        move, momentum, scale = kernel.move(state, gradients, noises, jnp.float32(eta), jnp.float32(temperature), KEY)
+        move, momentum, scale = kernel.move(
+            state, gradients, noises, jnp.float32(eta), jnp.float32(temperature), KEY
+        )
         if i < 5:
             rho = 1.0 / (tau + 1.0)
             tau = tau + 1.0 - tau * g**2 / square
             g, square = (1.0 - rho) * g + rho * gradient, (1.0 - rho) * square + rho * gradient**2
         m = square**-0.5
-        v = (1 - a) * v - eta**2 * m * gradient + np.sqrt(np.maximum(2 * eta**2 * a * m * temperature - eta**4, 1e-16)) * noise
+        v = (
+            (1 - a) * v
+            - eta**2 * m * gradient
+            + np.sqrt(np.maximum(2 * eta**2 * a * m * temperature - eta**4, 1e-16)) * noise
+        )
         np.testing.assert_allclose(move["w"], v, rtol=1e-4)
         np.testing.assert_allclose(scale.window["w"], tau, rtol=1e-4)
-    assert (2 * eta**2 * a * m * temperature < eta**4).any() and (2 * eta**2 * a * m * temperature > eta**4).any()
+    assert (2 * eta**2 * a * m * temperature < eta**4).any() and (
+        2 * eta**2 * a * m * temperature > eta**4
+    ).any()
 
 
 # --- what NumPyro asks of a kernel
@@ -311,7 +357,9 @@ def hierarchical(x, y):
 ARGS = (np.asarray(X), np.asarray(Y))
 
 
-def mcmc_of(kernel, *args, key=KEY, num_warmup=20, num_samples=30, extra_fields=(), init_params=None, **options):
+def mcmc_of(
+    kernel, *args, key=KEY, num_warmup=20, num_samples=30, extra_fields=(), init_params=None, **options
+):
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, progress_bar=False, **options)
     mcmc.run(key, *(args or ARGS), extra_fields=extra_fields, init_params=init_params)
     return mcmc
@@ -327,11 +375,19 @@ def vectorized():
 @pytest.mark.slow
 def test_sites_come_out_as_from_nuts(vectorized):
     samples = vectorized.get_samples(group_by_chain=True)
-    assert {name: x.shape for name, x in samples.items()} == {"scale": (2, 30), "slope": (2, 30), "mean": (2, 30, 5)}
+    assert {name: x.shape for name, x in samples.items()} == {
+        "scale": (2, 30),
+        "slope": (2, 30),
+        "mean": (2, 30, 5),
+    }
     assert (jnp.abs(samples["slope"]) < samples["scale"]).all()
     np.testing.assert_allclose(samples["mean"], samples["slope"][..., None] * X, rtol=1e-5)
     fields = vectorized.get_extra_fields(group_by_chain=True)
-    assert not fields["diverging"].any() and fields["potential_energy"].shape == (2, 30) and fields["momentum.slope"].shape == (2, 30)
+    assert (
+        not fields["diverging"].any()
+        and fields["potential_energy"].shape == (2, 30)
+        and fields["momentum.slope"].shape == (2, 30)
+    )
     np.testing.assert_allclose(fields["step_size"], 0.05, rtol=1e-6)
 
 
@@ -339,7 +395,9 @@ def test_sites_come_out_as_from_nuts(vectorized):
 def test_chains_in_sequence_and_the_old_kind_of_keys_give_the_same(vectorized):
     kernel = SGHMC(hierarchical, step_size=0.05, friction=0.2, resample_every=7, clip=10.0)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
-    found = mcmc_of(kernel, key=keys, num_chains=2, chain_method="sequential").get_samples(group_by_chain=True)
+    found = mcmc_of(kernel, key=keys, num_chains=2, chain_method="sequential").get_samples(
+        group_by_chain=True
+    )
     for name, x in vectorized.get_samples(group_by_chain=True).items():
         np.testing.assert_allclose(found[name], x, rtol=2e-3, atol=1e-4)
 
@@ -349,16 +407,22 @@ def test_a_resampled_momentum_has_its_stationary_variance():
     from ppl_ext.infer.sgmcmc.kernel import SGState
 
     eta, a, temperature, m = 0.1, 0.2, 0.5, 0.25
-    kernel = SGHMC(gaussian, step_size=eta, friction=a, temperature=temperature, resample_every=3, adapt="scale")
+    kernel = SGHMC(
+        gaussian, step_size=eta, friction=a, temperature=temperature, resample_every=3, adapt="scale"
+    )
     many, ones = jnp.full(40_000, 7.0), jnp.ones(40_000)
     scale = kernel.begin({"w": many})[1]._replace(square={"w": ones / m**2})
     for i in range(4):
         state = SGState(jnp.array(i), {"w": many}, {"w": many}, scale, *(jnp.zeros(()),) * 3, *(None,) * 4)
         still = {"w": 0.0 * ones}
-        v = np.asarray(kernel.move(state, still, still, jnp.float32(eta), jnp.float32(temperature), KEY)[0]["w"])
+        v = np.asarray(
+            kernel.move(state, still, still, jnp.float32(eta), jnp.float32(temperature), KEY)[0]["w"]
+        )
         if i % 3 == 0:
             wanted = (1.0 - a) ** 2 * eta**2 * m * temperature
-            assert abs(v.var() / wanted - 1.0) < 4.5 * np.sqrt(2.0 / 40_000) and abs(v.mean()) < 4.5 * np.sqrt(wanted / 40_000)
+            assert abs(v.var() / wanted - 1.0) < 4.5 * np.sqrt(2.0 / 40_000) and abs(
+                v.mean()
+            ) < 4.5 * np.sqrt(wanted / 40_000)
         else:
             np.testing.assert_allclose(v, (1.0 - a) * 7.0, rtol=1e-5)
 
@@ -392,7 +456,9 @@ def test_a_run_traces_the_model_a_few_times_whatever_its_length():
 def test_given_starting_points_are_used():
     init = {"slope": jnp.array([3.0, -3.0]), "noise": jnp.zeros(2)}
     kernel = SGLD(subsampled, step_size=1e-6)
-    found = mcmc_of(kernel, num_warmup=0, num_samples=1, num_chains=2, chain_method="vectorized", init_params=init).get_samples()["slope"]
+    found = mcmc_of(
+        kernel, num_warmup=0, num_samples=1, num_chains=2, chain_method="vectorized", init_params=init
+    ).get_samples()["slope"]
     np.testing.assert_allclose(found, [3.0, -3.0], atol=0.02)
 
 
@@ -415,7 +481,9 @@ def test_a_cycle_explores_without_noise():
 
 
 def test_a_step_of_sgld_is_what_langevin_says():
-    r"""The step :math:`-\eta g + \sqrt{2 \eta T}\, \xi` (Welling and Teh 2011, eq. 4, with a temperature), term by term."""
+    r"""The step :math:`-\eta g + \sqrt{2 \eta T}\, \xi` (Welling and Teh 2011, eq. 4, with a temperature),
+    term by term.
+    """
     step, *_ = SGLD(whole).move(None, {"slope": 3.0}, {"slope": 0.0}, 0.02, 0.5, None)
     np.testing.assert_allclose(step["slope"], -0.06, rtol=1e-6)
     step, *_ = SGLD(whole).move(None, {"slope": 0.0}, {"slope": 2.0}, 0.02, 0.5, None)
@@ -429,7 +497,9 @@ def test_clipping_bounds_the_gradient_over_the_rows():
     def moved(clip):
         kernel = SGLD(whole, batch_size=5, step_size=1.0, temperature=0.0, clip=clip)
         init = {"slope": jnp.array(50.0), "noise": jnp.array(0.0)}
-        found = mcmc_of(kernel, num_warmup=0, num_samples=1, init_params=init, extra_fields=("z.slope", "z.noise")).get_extra_fields()
+        found = mcmc_of(
+            kernel, num_warmup=0, num_samples=1, init_params=init, extra_fields=("z.slope", "z.noise")
+        ).get_extra_fields()
         return np.array([found["z.slope"][0] - 50.0, found["z.noise"][0]])
 
     free = moved(None)
@@ -461,7 +531,9 @@ def test_a_run_that_breaks_down_is_nan_and_names_the_site():
     failed_at = int(fields["failed_at"][-1])
     np.testing.assert_array_equal(fields["diverging"], np.arange(50) >= failed_at)
     assert np.isnan(slope[failed_at:]).all() and np.isfinite(slope[:failed_at]).all() and 0 < failed_at < 49
-    with pytest.raises(NonFiniteError, match=rf"1 of 1 chains.*step {failed_at}.*'(slope|other)'.*smaller step_size") as error:
+    with pytest.raises(
+        NonFiniteError, match=rf"1 of 1 chains.*step {failed_at}.*'(slope|other)'.*smaller step_size"
+    ) as error:
         ppl_ext.to_arviz(mcmc)
     assert error.value.result is mcmc.last_state
     assert "not finite since step" in kernel.get_diagnostics_str(mcmc.last_state)
@@ -527,7 +599,12 @@ def crooked(x, y):
         (lambda x, y: None, None, ModelError, "no latent site"),
         (local, None, ModelError, "'level' lies in the subsampled plate 'rows'"),
         (local_whole, 2, ModelError, "latent site 'level' has shape .5,. on 5 rows"),
-        (joint, 2, ArgumentError, "no argument .first axes .5.. is as long as an axis of an observed site 'y' "),
+        (
+            joint,
+            2,
+            ArgumentError,
+            "no argument .first axes .5.. is as long as an axis of an observed site 'y' ",
+        ),
         (fixed, 2, ModelError, "sizes must come from the arguments"),
         (closed, 2, ArgumentError, "Pass the data as arguments"),
         (whole, 6, ArgumentError, "more than the 5 rows"),
@@ -568,7 +645,12 @@ def test_what_is_no_model_or_no_schedule_is_refused():
     for model in (None, SGHMC, X):
         with pytest.raises(ArgumentTypeError, match="SGLD: model"):
             SGLD(model)
-    for make in (lambda: Cyclical(0.0, 5), lambda: Cyclical(0.1, 0), lambda: Cyclical(0.1, 5, 1.0), lambda: Decay(0.1, power=0.5)):
+    for make in (
+        lambda: Cyclical(0.0, 5),
+        lambda: Cyclical(0.1, 0),
+        lambda: Cyclical(0.1, 5, 1.0),
+        lambda: Decay(0.1, power=0.5),
+    ):
         with pytest.raises(ArgumentError):
             make()
     with pytest.raises(ArgumentError, match="init_params must hold"):

@@ -1,4 +1,6 @@
-"""Plateau stops on noise without a trend, never while the loss still falls by more than its noise, and says why."""
+"""Plateau stops on noise without a trend, never while the loss still falls by more than its noise, and says
+why.
+"""
 
 import numpy as np
 import pytest
@@ -46,9 +48,11 @@ def test_looks_at_whole_windows_only():
 
 
 def test_correlated_noise_is_not_taken_for_improvement():
-    """An autoregressive loss (correlation .9) has four times the window noise that independent steps would have.
+    """An autoregressive loss (correlation .9) has four times the window noise that independent steps would
+    have.
 
-    Batch means see most of it: at most 15 % of windows pass for an improvement. With plain standard errors more than 25 % would.
+    Batch means see most of it: at most 15 % of windows pass for an improvement. With plain standard errors
+    more than 25 % would.
     """
     rng, false, plain = np.random.default_rng(0), 0, 0
     for _ in range(400):

@@ -1,4 +1,6 @@
-"""A training run in a process of its own: ``python -m tests.meta.interrupted FILE NUM_STEPS`` prints the bits of where it ends."""
+"""A training run in a process of its own: ``python -m tests.meta.interrupted FILE NUM_STEPS`` prints the bits
+of where it ends.
+"""
 
 import sys
 

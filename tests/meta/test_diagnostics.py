@@ -42,7 +42,9 @@ def test_densities_are_those_of_the_exact_predictive_law(fitted, scores):
         sd = np.sqrt(np.einsum("ni,ij,nj->n", f, post.covariance, f) + NOISE**2)
         exact = -np.asarray(dist.Normal(f @ np.asarray(post.mean), sd).log_prob(of)).mean()
         assert abs(scores.nll[i] - exact) < 0.15
-        assert np.abs(scores.pit[i] - norm.cdf((of - f @ np.asarray(post.mean)) / sd)).max() < 4.5 * np.sqrt(0.25 / 2000)
+        assert np.abs(scores.pit[i] - norm.cdf((of - f @ np.asarray(post.mean)) / sd)).max() < 4.5 * np.sqrt(
+            0.25 / 2000
+        )
 
 
 def test_coverage_and_calibration(scores, capsys):
@@ -56,7 +58,9 @@ def test_coverage_and_calibration(scores, capsys):
 
 def test_expected_calibration_error_by_hand():
     confidence, correct = np.array([0.95, 0.95, 0.55, 0.55, 1.0]), np.array([True, False, True, True, True])
-    assert abs(expected_calibration_error(confidence, correct) - (abs(2.0 - 2.9) + abs(2.0 - 1.1)) / 5) < 1e-12
+    assert (
+        abs(expected_calibration_error(confidence, correct) - (abs(2.0 - 2.9) + abs(2.0 - 1.1)) / 5) < 1e-12
+    )
     with pytest.raises(ArgumentError, match="shapes must be equal"):
         expected_calibration_error(confidence, correct[:2])
 
@@ -74,8 +78,12 @@ def test_classes_have_accuracy_and_confidence():
     fit = quiet(lift(coin, ["w"]), data, local_solver=LaplaceGGN(num_steps=5), num_steps=20)
     scores = evaluate(fit, KEY, data, data)
     assert (scores.accuracy == 1.0).all() and scores.coverage is None
-    assert all((0.5 < c).all() and (c <= 1).all() for c in scores.confidence) and 0 < scores.pooled_calibration_error < 0.5
-    np.testing.assert_allclose(scores.nll, [-np.log(c).mean() for c in scores.confidence], rtol=1e-3)  # all are right
+    assert (
+        all((0.5 < c).all() and (c <= 1).all() for c in scores.confidence)
+        and 0 < scores.pooled_calibration_error < 0.5
+    )
+    # all are right
+    np.testing.assert_allclose(scores.nll, [-np.log(c).mean() for c in scores.confidence], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,9 @@ def folded(y):
 
 
 def test_a_posterior_with_two_modes_is_flagged():
-    """Symmetric but for the prior, whose mean is 0.1: the other mode's share follows from the prior's density at the two."""
+    """Symmetric but for the prior, whose mean is 0.1: the other mode's share follows from the prior's density
+    at the two.
+    """
     stream = EpisodeStream([np.full(4, 4.0, np.float32), np.full(4, 4.0, np.float32)])
     share = mass_elsewhere(lift(folded, ["w"], prior=NIW([0.1], 5.0, [[4.0]], 4.0)).untrained(stream), stream)
     expected = 1 / (1 + np.exp(0.5 * 1.0 * ((2 + 0.1) ** 2 - (2 - 0.1) ** 2)))  # precision n/V = 1
@@ -135,10 +145,17 @@ def test_the_report_of_a_fit(fitted, scores):
     q = fitted.posteriors(STREAM)
     sd = np.sqrt(np.diagonal(q.covariance, axis1=1, axis2=2))
     assert np.abs((w.values[0].mean(0) - q.mean) / sd).max() < 4.5 / np.sqrt(400)
-    assert report.posterior["mean"].shape == (1, 400, 2) and report.posterior["covariance"].shape == (1, 400, 2, 2)
+    assert report.posterior["mean"].shape == (1, 400, 2) and report.posterior["covariance"].shape == (
+        1,
+        400,
+        2,
+        2,
+    )
     x, y = episodes()[2]
     by_hand = dist.Normal(w.values[0, :, 2, 0] + w.values[0, :, 2, 1] * x[0], NOISE).log_prob(y[0])
-    np.testing.assert_allclose(report.log_likelihood["episodes"].values[0, :, 2], by_hand, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        report.log_likelihood["episodes"].values[0, :, 2], by_hand, rtol=1e-3, atol=1e-4
+    )
     assert report.vi_trace["loss"].shape == (1, 60)
     assert az.summary(report, var_names=["w"]).shape[0] == 12
     scored = fitted.to_arviz(NEW, num_samples=3, scores=scores)
@@ -153,8 +170,13 @@ def test_the_report_of_a_fit(fitted, scores):
 def test_the_report_of_new_episodes(fitted):
     posts = {name: fitted.adapt(KEY, *e, num_samples=7) for name, e in zip("xy", NEW[:2], strict=True)}
     report = adapted_to_arviz(posts)
-    assert report.posterior["w"].shape == (1, 7, 2, 2) and report.posterior["episode"].values.tolist() == ["x", "y"]
-    np.testing.assert_array_equal(posts["y"].to_arviz("y").posterior["w"].values[:, :, 0], report.posterior["w"].sel(episode="y").values)
+    assert report.posterior["w"].shape == (1, 7, 2, 2) and report.posterior["episode"].values.tolist() == [
+        "x",
+        "y",
+    ]
+    np.testing.assert_array_equal(
+        posts["y"].to_arviz("y").posterior["w"].values[:, :, 0], report.posterior["w"].sel(episode="y").values
+    )
     with pytest.raises(ArgumentTypeError, match="what adapt returned"):
         adapted_to_arviz({"x": 3})
     with pytest.raises(ArgumentTypeError, match="must be a dict from labels"):
@@ -166,10 +188,17 @@ def test_the_report_of_new_episodes(fitted):
 @pytest.mark.slow
 def test_pictures_take_axes_and_return_them(fitted):
     figure, given = plt.subplots(1, 2)
-    axes = plot_episodes(fitted, NEW[:2], np.linspace(-3, 3, 20), given, labels=["one", "two"], num_samples=200)
+    axes = plot_episodes(
+        fitted, NEW[:2], np.linspace(-3, 3, 20), given, labels=["one", "two"], num_samples=200
+    )
     assert list(axes) == list(given) and axes[1].get_title() == "two" and axes[0].get_ylabel() == "y"
     lower = np.asarray(axes[0].collections[0].get_paths()[0].vertices)
-    assert lower[:, 1].min() < axes[0].lines[0].get_ydata().min() < axes[0].lines[0].get_ydata().max() < lower[:, 1].max()
+    assert (
+        lower[:, 1].min()
+        < axes[0].lines[0].get_ydata().min()
+        < axes[0].lines[0].get_ydata().max()
+        < lower[:, 1].max()
+    )
     plt.close(figure)
     with pytest.raises(ArgumentError, match="axes must be 2"):
         plot_episodes(fitted, NEW[:2], np.zeros(3), given[:1])

@@ -27,14 +27,21 @@ def levels(y):
         numpyro.sample("y", dist.Normal(w, 0.5).to_event(1), obs=y)
 
 
-PAIRS = [np.random.default_rng(i).normal([1.0, -2.0], 1.0, size=(n, 2)).astype(np.float32) for i, n in enumerate((3, 1, 4, 2))]
+PAIRS = [
+    np.random.default_rng(i).normal([1.0, -2.0], 1.0, size=(n, 2)).astype(np.float32)
+    for i, n in enumerate((3, 1, 4, 2))
+]
 
 
 @pytest.mark.slow
 def test_separate_dimensions_are_separate_hierarchies_and_one_is_normal_inverse_gamma():
-    """Trained, not only evaluated: a diagonal hierarchy of two levels, each level alone, and each alone with a full 1 x 1 covariance."""
+    """Trained, not only evaluated: a diagonal hierarchy of two levels, each level alone, and each alone with
+    a full 1 x 1 covariance.
+    """
     solver = LaplaceGGN(num_steps=2, structure="diagonal")
-    both = quiet(lift(levels, ["w"], structure="diagonal"), EpisodeStream(PAIRS), local_solver=solver, num_steps=30).niw
+    both = quiet(
+        lift(levels, ["w"], structure="diagonal"), EpisodeStream(PAIRS), local_solver=solver, num_steps=30
+    ).niw
     for j in range(2):
         alone = EpisodeStream([p[:, j] for p in PAIRS])
         gamma = quiet(lift(level, ["w"], structure="diagonal"), alone, local_solver=solver, num_steps=30).niw
@@ -49,7 +56,9 @@ def test_separate_dimensions_are_separate_hierarchies_and_one_is_normal_inverse_
 @pytest.mark.slow
 @pytest.mark.parametrize("df", [1.001, 1e5])
 def test_training_from_a_prior_at_either_end(df):
-    """df just above d − 1, where the prior's mean covariance does not exist; and so large that the covariance is known."""
+    """df just above d − 1, where the prior's mean covariance does not exist; and so large that the covariance
+    is known.
+    """
     scale = np.eye(2) * (1.0 if df < 10 else df)
     result = quiet(lift(line, ["w"], prior=NIW(np.zeros(2, np.float32), 0.01, scale, df)))
     assert np.isfinite(result.losses).all() and abs(float(result.niw.df) - df - 6) < 1e-2 * df
@@ -69,9 +78,15 @@ def shaped(x, y=None):
 def test_matrices_simplices_and_positive_numbers_share_one_vector():
     """4 + 2 + 1 dimensions in the model's order; the log likelihood by hand, and draws in their supports."""
     rng = np.random.default_rng(0)
-    data = [(rng.normal(size=(n, 2)).astype(np.float32), rng.normal(size=n).astype(np.float32)) for n in (3, 5)]
+    data = [
+        (rng.normal(size=(n, 2)).astype(np.float32), rng.normal(size=n).astype(np.float32)) for n in (3, 5)
+    ]
     h = lift(shaped, ["size", "a", "share"]).hierarchy(EpisodeStream(data))
-    assert [(s.name, s.start, s.shape) for s in h.form.sites] == [("a", 0, (2, 2)), ("share", 4, (2,)), ("size", 6, ())]
+    assert [(s.name, s.start, s.shape) for s in h.form.sites] == [
+        ("a", 0, (2, 2)),
+        ("share", 4, (2,)),
+        ("size", 6, ()),
+    ]
     theta = jnp.asarray(rng.normal(size=7), jnp.float32)
     values = h.form.values(theta)
     share, (x, y) = values["share"], data[0]
@@ -85,7 +100,9 @@ def test_matrices_simplices_and_positive_numbers_share_one_vector():
 
 @pytest.mark.slow
 def test_single_precision_in_a_fit_of_fifty_dimensions():
-    """Local laws from 10 rows each against the same in double precision, in the latter's standard deviations."""
+    """Local laws from 10 rows each against the same in double precision, in the latter's standard
+    deviations.
+    """
     d, rng = 50, np.random.default_rng(0)
     data = [(rng.normal(size=(10, d)), rng.normal(size=10)) for _ in range(2)]
     scale = np.eye(d) + 0.5
@@ -114,12 +131,20 @@ def test_single_precision_in_a_fit_of_fifty_dimensions():
 
 
 def intervals(num_simulations=400, num_episodes=12, rows=5, narrower=1.0):
-    """Hierarchies simulated from the prior and fitted: how often truths lie in their 90 % intervals, local ones and a new episode's."""
+    """Hierarchies simulated from the prior and fitted: how often truths lie in their 90 % intervals, local
+    ones and a new episode's.
+    """
     prior = NIW(np.zeros(2, np.float32), 1.0, np.eye(2), 6.0)
     x = jnp.linspace(-1.0, 1.0, rows)
-    stream = EpisodeStream.from_arrays(np.zeros((num_episodes, rows), np.float32), np.zeros((num_episodes, rows), np.float32))
+    stream = EpisodeStream.from_arrays(
+        np.zeros((num_episodes, rows), np.float32), np.zeros((num_episodes, rows), np.float32)
+    )
     h = lift(line, ["w"], prior=prior).hierarchy(stream)
-    template, shared, design = stream.batch(range(num_episodes)), h.form.initial_shared(), jnp.stack([jnp.ones(rows), x], 1)
+    template, shared, design = (
+        stream.batch(range(num_episodes)),
+        h.form.initial_shared(),
+        jnp.stack([jnp.ones(rows), x], 1),
+    )
 
     def one(key):
         of_globals, of_local, of_data, of_new = jax.random.split(key, 4)
@@ -130,14 +155,17 @@ def intervals(num_simulations=400, num_episodes=12, rows=5, narrower=1.0):
         batch = template._replace(args=(jnp.broadcast_to(x, y.shape), y))
 
         def laws(niw):
-            return jax.vmap(lambda f: closed_form(f, niw))(h.fits(niw, shared, batch, ExactLinearGaussian(), key))
+            return jax.vmap(lambda f: closed_form(f, niw))(
+                h.fits(niw, shared, batch, ExactLinearGaussian(), key)
+            )
 
         niw = jax.lax.fori_loop(0, 60, lambda _, niw: h.update(niw, laws(niw), 1.0), prior)
         q = laws(niw)
         z = (theta - q.mean) / jnp.sqrt(jnp.diagonal(q.covariance, axis1=1, axis2=2)) / narrower
         new, law = mean + root @ jax.random.normal(of_new, (2,)), niw.predictive()
         scale = jnp.sqrt(jnp.diagonal(law.scale_tril @ law.scale_tril.T)) * narrower
-        u = jax.scipy.special.betainc(law.df / 2, 0.5, law.df / (law.df + ((new - law.loc) / scale) ** 2))  # two tails of a Student-t
+        # two tails of a Student-t
+        u = jax.scipy.special.betainc(law.df / 2, 0.5, law.df / (law.df + ((new - law.loc) / scale) ** 2))
         return jnp.abs(z) < 1.6449, u > 0.1
 
     local, new = jax.jit(jax.vmap(one))(jax.random.split(KEY, num_simulations))
@@ -146,8 +174,9 @@ def intervals(num_simulations=400, num_episodes=12, rows=5, narrower=1.0):
 
 @pytest.mark.slow
 def test_coverage_on_simulated_hierarchies():
-    """Local intervals of 90 % hold 88 to 91 % of the truths, those of a new episode 85 to 91: a little narrow, since the bound takes the
-    shared law for independent of the episodes. Intervals made half as wide fail by far. False alarms at 4.5 standard errors: 1e-5."""
+    """Local intervals of 90 % hold 88 to 91 % of the truths, those of a new episode 85 to 91: a little
+    narrow, since the bound takes the shared law for independent of the episodes. Intervals made half as wide
+    fail by far. False alarms at 4.5 standard errors: 1e-5."""
     local, new = intervals()
     error = local.mean((1, 2)).std(ddof=1) / np.sqrt(len(local))
     assert 0.88 - 4.5 * error < local.mean() < 0.91 + 4.5 * error

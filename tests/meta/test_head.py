@@ -1,4 +1,6 @@
-"""Networks with a local last layer: flax nnx, flax linen and equinox; and all weights local, with a diagonal law."""
+"""Networks with a local last layer: flax nnx, flax linen and equinox; and all weights local, with a diagonal
+law.
+"""
 
 import equinox as eqx
 import flax.linen as nn
@@ -49,18 +51,30 @@ def sines(num=8, sizes=(6,), seed=0):
     rng, out = np.random.default_rng(seed), []
     for i in range(num):
         x = rng.uniform(-2, 2, sizes[i % len(sizes)]).astype(np.float32)
-        out.append((x, (rng.uniform(0.5, 2) * np.sin(x) + NOISE * rng.normal(size=len(x))).astype(np.float32)))
+        out.append(
+            (x, (rng.uniform(0.5, 2) * np.sin(x) + NOISE * rng.normal(size=len(x))).astype(np.float32))
+        )
     return out
 
 
-@pytest.mark.parametrize("make", [new_nnx, pytest.param(linen, marks=pytest.mark.slow), pytest.param(equinox, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make",
+    [new_nnx, pytest.param(linen, marks=pytest.mark.slow), pytest.param(equinox, marks=pytest.mark.slow)],
+)
 def test_features_are_shared_and_the_head_is_exact(make):
-    """After training the head's posterior is that of Bayesian regression on the trained features, bias and all."""
+    """After training the head's posterior is that of Bayesian regression on the trained features, bias and
+    all.
+    """
     data = sines(sizes=(6, 4))
-    result = quiet(lift(model_of(make()), ["weights"]), EpisodeStream(data), num_steps=40, optim=optax.adam(0.02))
+    result = quiet(
+        lift(model_of(make()), ["weights"]), EpisodeStream(data), num_steps=40, optim=optax.adam(0.02)
+    )
     params = result.shared["net$params"]
     first = result.hierarchy.form.params["net$params"]
-    assert any(np.abs(a - b).max() > 1e-2 for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(first), strict=True))
+    assert any(
+        np.abs(a - b).max() > 1e-2
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(first), strict=True)
+    )
     assert result.losses[-1] < result.losses[5]
     x, y = data[0]
     with numpyro.handlers.substitute(data={"net$params": params}), numpyro.handlers.seed(rng_seed=0):
@@ -98,10 +112,14 @@ def test_classes_have_a_head_with_a_column_each():
 @pytest.mark.slow
 @pytest.mark.parametrize("structure", ["diagonal", "low_rank"])
 def test_all_weights_local_with_a_diagonal_law(structure):
-    """Every weight of a network by a pattern of names: its own in each episode, from a prior located at initial weights."""
+    """Every weight of a network by a pattern of names: its own in each episode, from a prior located at
+    initial weights.
+    """
 
     def episode(x, y=None):
-        module = nnx.Sequential(nnx.Linear(1, 6, rngs=nnx.Rngs(0)), jnp.tanh, nnx.Linear(6, 1, rngs=nnx.Rngs(1)))
+        module = nnx.Sequential(
+            nnx.Linear(1, 6, rngs=nnx.Rngs(0)), jnp.tanh, nnx.Linear(6, 1, rngs=nnx.Rngs(1))
+        )
         net = random_nnx_module("net", module, prior=dist.Normal(0.0, 1.0))
         with numpyro.plate("rows", len(x)):
             numpyro.sample("y", dist.Normal(net(x[:, None])[:, 0], NOISE), obs=y)
@@ -113,7 +131,9 @@ def test_all_weights_local_with_a_diagonal_law(structure):
     result = quiet(lifted, data, local_solver=LaplaceGGN(num_steps=5, structure=structure), num_steps=40)
     assert result.niw.diagonal and result.losses[-1] < result.losses[0] - 1.0
     new = sines(6, (12,), seed=9)
-    scores = evaluate(result, KEY, [(x[:6], y[:6]) for x, y in new], [(x[6:], y[6:]) for x, y in new], num_samples=100)
+    scores = evaluate(
+        result, KEY, [(x[:6], y[:6]) for x, y in new], [(x[6:], y[6:]) for x, y in new], num_samples=100
+    )
     spread = np.concatenate([y for _, y in new]).std()
     assert scores.nll.mean() < 0.5 * np.log(2 * np.pi * spread**2) + 0.5  # better than a Normal around zero
 

@@ -1,4 +1,6 @@
-"""Episodes of several kinds: EM's bound and updates against the one law's, and adaptation against enumeration of kinds and scales."""
+"""Episodes of several kinds: EM's bound and updates against the one law's, and adaptation against enumeration
+of kinds and scales.
+"""
 
 import equinox as eqx
 import jax
@@ -79,7 +81,9 @@ def test_a_round_counts_each_episode_by_its_membership(em):
 
 @pytest.mark.slow
 def test_adaptation_is_the_mixture_over_kinds_and_scales(untrained):
-    """Given kind and scale an episode of known noise has a Gaussian evidence and Gaussian regression: all of them enumerated."""
+    """Given kind and scale an episode of known noise has a Gaussian evidence and Gaussian regression: all of
+    them enumerated.
+    """
     two = Kinds(untrained, LAWS, jnp.array([3.0, 1.0]), np.zeros((6, 2)), np.zeros(1))
     x, y = np.array([0.5, -1.0, 2.0]), np.array([0.0, 0.1, 0.4])
     post = two.adapt(KEY, x.astype(np.float32), y.astype(np.float32), num_nodes=8)
@@ -98,7 +102,9 @@ def test_adaptation_is_the_mixture_over_kinds_and_scales(untrained):
     np.testing.assert_allclose(post.mean, weights @ np.array(means), rtol=1e-3, atol=1e-4)
     assert 0.02 < weights[:8].sum() < 0.98  # both kinds count
     assert post.samples["w"].shape == (1000, 2)
-    np.testing.assert_allclose(post.theta.mean(0), post.mean, atol=4.5 * float(jnp.sqrt(post.covariance.diagonal().max() / 1000)))
+    np.testing.assert_allclose(
+        post.theta.mean(0), post.mean, atol=4.5 * float(jnp.sqrt(post.covariance.diagonal().max() / 1000))
+    )
 
 
 @pytest.mark.slow
@@ -109,8 +115,14 @@ def test_two_populations_are_told_apart(solver):
     rows, flat = [], rng.random(60) < 0.25
     for is_flat in flat:
         x = rng.normal(size=8)
-        level, slope = (3 + 0.3 * rng.normal(), 0.3 * rng.normal()) if is_flat else (0.3 * rng.normal(), 3 * rng.normal())
-        rows.append((x.astype(np.float32), (level + slope * x + NOISE * rng.normal(size=8)).astype(np.float32)))
+        level, slope = (
+            (3 + 0.3 * rng.normal(), 0.3 * rng.normal())
+            if is_flat
+            else (0.3 * rng.normal(), 3 * rng.normal())
+        )
+        rows.append(
+            (x.astype(np.float32), (level + slope * x + NOISE * rng.normal(size=8)).astype(np.float32))
+        )
     fit = quiet(lift(line, ["w"]), EpisodeStream(rows), local_solver=solver)
     two = kinds(fit, KEY, rows, num_starts=4, num_rounds=30)
     assert (np.diff(two.losses) <= 1e-5).all()
@@ -129,7 +141,11 @@ def test_two_populations_are_told_apart(solver):
         ({"num_kinds": 3}, ArgumentError, "there are 6 in all"),
         ({"num_starts": 1.5}, ArgumentError, "num_starts"),
         ({"rng_key": 3}, ArgumentTypeError, "rng_key"),
-        ({"episodes": [(np.zeros(3, np.float32), np.full(3, np.nan, np.float32))] * 6}, NonFiniteError, "'y'"),
+        (
+            {"episodes": [(np.zeros(3, np.float32), np.full(3, np.nan, np.float32))] * 6},
+            NonFiniteError,
+            "'y'",
+        ),
     ],
 )
 def test_what_kinds_refuses(untrained, change, error, message):
@@ -144,6 +160,10 @@ def test_a_diagonal_law_has_no_kinds():
 
 
 def test_before_training_the_law_is_the_prior(untrained):
-    assert untrained.niw is untrained.hierarchy.prior and untrained.losses.size == 0 and "num_steps=0" in repr(untrained)
+    assert (
+        untrained.niw is untrained.hierarchy.prior
+        and untrained.losses.size == 0
+        and "num_steps=0" in repr(untrained)
+    )
     with pytest.raises(ArgumentTypeError, match="local_solver"):
         lift(line, ["w"]).untrained(STREAM, LaplaceGGN)

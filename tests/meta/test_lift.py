@@ -1,4 +1,6 @@
-"""A lifted model against what is known exactly: coordinate ascent, quadrature, invariances, and what it must refuse."""
+"""A lifted model against what is known exactly: coordinate ascent, quadrature, invariances, and what it must
+refuse.
+"""
 
 import math
 
@@ -42,7 +44,11 @@ STREAM = EpisodeStream(episodes())
 
 
 def quiet(lifted, stream=STREAM, **options):
-    return lifted.fit(KEY, stream, **{"local_solver": ExactLinearGaussian(), "num_steps": 60, "progress_bar": False, **options})
+    return lifted.fit(
+        KEY,
+        stream,
+        **{"local_solver": ExactLinearGaussian(), "num_steps": 60, "progress_bar": False, **options},
+    )
 
 
 def test_the_prior_by_default_is_the_documented_one():
@@ -58,7 +64,9 @@ def test_the_prior_by_default_is_the_documented_one():
 
 def by_hand(prior, data, num_steps=300):
     """Closed-form coordinate ascent in NumPy, straight from the update equations."""
-    m0, l0, v0, n0 = (np.asarray(v, float) for v in (prior.loc, prior.mean_precision, prior.scale_matrix, prior.df))
+    m0, l0, v0, n0 = (
+        np.asarray(v, float) for v in (prior.loc, prior.mean_precision, prior.scale_matrix, prior.df)
+    )
     mu0, lam0, s0, nu0 = m0, l0, v0, n0
     stats = []
     for x, y in data:
@@ -70,13 +78,22 @@ def by_hand(prior, data, num_steps=300):
         mean = [v @ (b + p @ m0) for v, (_, b) in zip(cov, stats, strict=True)]
         n0, l0 = nu0 + len(data), lam0 + len(data)
         m0 = (lam0 * mu0 + sum(mean)) / l0
-        v0 = s0 + lam0 * np.outer(mu0 - m0, mu0 - m0) + sum(v + np.outer(m - m0, m - m0) for v, m in zip(cov, mean, strict=True))
+        v0 = (
+            s0
+            + lam0 * np.outer(mu0 - m0, mu0 - m0)
+            + sum(v + np.outer(m - m0, m - m0) for v, m in zip(cov, mean, strict=True))
+        )
     return m0, l0, v0, n0
 
 
 def to_vector(niw):
     return np.concatenate(
-        [niw.loc, [np.log(niw.mean_precision)], np.linalg.cholesky(niw.scale_matrix)[np.tril_indices(2)], [np.log(niw.df - 1)]]
+        [
+            niw.loc,
+            [np.log(niw.mean_precision)],
+            np.linalg.cholesky(niw.scale_matrix)[np.tril_indices(2)],
+            [np.log(niw.df - 1)],
+        ]
     )
 
 
@@ -86,7 +103,9 @@ def from_vector(v):
 
 
 def test_training_is_coordinate_ascent_and_minimises_the_bound():
-    """Three independent answers: training, the update equations in NumPy, and a general optimiser on the episodic bound, to 1e-6."""
+    """Three independent answers: training, the update equations in NumPy, and a general optimiser on the
+    episodic bound, to 1e-6.
+    """
     with jax.enable_x64(True):
         data = [(np.asarray(x, float), np.asarray(y, float)) for x, y in episodes()]
         stream, lifted = EpisodeStream(data), lift(line, ["w"])
@@ -101,7 +120,9 @@ def test_training_is_coordinate_ascent_and_minimises_the_bound():
         def bound(v):
             def value(v):
                 niw = from_vector(v)
-                return h.terms(niw, shared, batch, h.fits(niw, shared, batch, ExactLinearGaussian(), KEY)).total
+                return h.terms(
+                    niw, shared, batch, h.fits(niw, shared, batch, ExactLinearGaussian(), KEY)
+                ).total
 
             return jax.value_and_grad(value)(v)
 
@@ -113,7 +134,9 @@ def test_training_is_coordinate_ascent_and_minimises_the_bound():
             options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 2000},
         )
         best = from_vector(found.x)
-        for a, b in zip((best.loc, best.mean_precision, best.df), (exact[0], exact[1], exact[3]), strict=True):
+        for a, b in zip(
+            (best.loc, best.mean_precision, best.df), (exact[0], exact[1], exact[3]), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(best.scale_matrix, exact[2], rtol=1e-5, atol=1e-5)
         assert float(bound(to_vector(ours))[0]) <= found.fun + 1e-9
@@ -152,7 +175,9 @@ def test_a_single_episode():
 @pytest.mark.slow
 def test_solvers_agree_where_one_is_exact(fitted):
     h, batch = fitted.hierarchy, STREAM.batch(range(len(STREAM)))
-    exact, ggn = (h.fits(fitted.niw, fitted.state.shared, batch, s, KEY) for s in (ExactLinearGaussian(), LaplaceGGN()))
+    exact, ggn = (
+        h.fits(fitted.niw, fitted.state.shared, batch, s, KEY) for s in (ExactLinearGaussian(), LaplaceGGN())
+    )
     np.testing.assert_allclose(ggn.precision, exact.precision, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ggn.linear, exact.linear, rtol=2e-3, atol=2e-3)
 
@@ -172,7 +197,9 @@ def test_a_local_posterior_is_that_of_bayesian_regression(fitted):
 
 @pytest.mark.slow
 def test_an_unconverged_diagonal_fit_does_not_overshoot():
-    """One step from m₀ with correlated coordinates: the closed form's mean is the iterate, not a whole Newton step in each coordinate."""
+    """One step from m₀ with correlated coordinates: the closed form's mean is the iterate, not a whole Newton
+    step in each coordinate.
+    """
 
     def correlated(y):
         w = numpyro.sample("w", dist.Normal(jnp.zeros(8), 1.0).to_event(1))
@@ -185,7 +212,8 @@ def test_an_unconverged_diagonal_fit_does_not_overshoot():
     fit = h.fits(niw, h.form.initial_shared(), batch, LaplaceGGN(num_steps=1, structure="diagonal"), KEY)
     q = closed_form(Quadratic(*(v[0] for v in fit)), niw)
     assert q.covariance.shape == (8,) and 0.0 < float(q.mean.sum()) <= 4.01
-    naive = 1 / (fit.precision[0] + 3.0) * (fit.precision[0] * 4.0)  # each coordinate alone would go all the way
+    # each coordinate alone would go all the way
+    naive = 1 / (fit.precision[0] + 3.0) * (fit.precision[0] * 4.0)
     assert float(naive.sum()) > 30
 
 
@@ -203,7 +231,9 @@ def test_gradients_flow_through_the_closed_form_only(fitted):
         )
         fits = h.fits(niw, shared, batch, solver, KEY)
         flat, unravel = ravel_pytree(niw)
-        free = jax.jit(lambda v: h.terms(unravel(v), shared, batch, h.fits(unravel(v), shared, batch, solver, KEY)).total)
+        free = jax.jit(
+            lambda v: h.terms(unravel(v), shared, batch, h.fits(unravel(v), shared, batch, solver, KEY)).total
+        )
         held = jax.jit(lambda v: h.terms(unravel(v), shared, batch, fits).total)
         slope = jax.grad(free)(flat)
         steps = 1e-5 * np.eye(len(flat))
@@ -217,7 +247,9 @@ def test_gradients_flow_through_the_closed_form_only(fitted):
 def test_expected_loss_is_exact_for_cubics(diagonal):
     rng = np.random.default_rng(0)
     root = np.tril(rng.normal(size=(3, 3))).astype(np.float32)
-    q = Gaussian(jnp.asarray([0.5, -1.0, 2.0]), jnp.diag(root @ root.T) if diagonal else jnp.asarray(root @ root.T))
+    q = Gaussian(
+        jnp.asarray([0.5, -1.0, 2.0]), jnp.diag(root @ root.T) if diagonal else jnp.asarray(root @ root.T)
+    )
     covariance = np.diag(q.covariance) if diagonal else np.asarray(q.covariance)
     value = expected(lambda t: t @ jnp.arange(9.0).reshape(3, 3) @ t + t[0] ** 3 + t[1], q)
     m, b = np.asarray(q.mean), np.arange(9.0).reshape(3, 3)
@@ -306,7 +338,9 @@ def test_batches_reach_the_same_law(fitted):
 
 def test_groups_of_a_table():
     stream = EpisodeStream.from_groups(np.array([2, 1, 2, 1, 1]), np.arange(5.0), np.arange(5.0) * 10)
-    assert len(stream) == 2 and stream[0][0].tolist() == [1.0, 3.0, 4.0] and stream[1][1].tolist() == [0.0, 20.0]
+    assert (
+        len(stream) == 2 and stream[0][0].tolist() == [1.0, 3.0, 4.0] and stream[1][1].tolist() == [0.0, 20.0]
+    )
 
 
 @pytest.mark.slow
@@ -316,7 +350,9 @@ def test_a_simulator_as_stream():
         x = jax.random.normal(a, (4,))
         return x, 1.0 + 0.5 * jax.random.normal(b, ()) - x
 
-    result = quiet(lift(line, ["w"], num_episodes=1000), SimulatedStream(simulate), batch_size=20, num_steps=100)
+    result = quiet(
+        lift(line, ["w"], num_episodes=1000), SimulatedStream(simulate), batch_size=20, num_steps=100
+    )
     np.testing.assert_allclose(result.niw.loc, [1.0, -1.0], atol=0.15)
     with pytest.raises(ArgumentError, match="num_episodes"):
         quiet(lift(line, ["w"]), SimulatedStream(simulate), batch_size=20)
@@ -338,25 +374,34 @@ def curve(x, y=None):
 def test_constrained_local_sites_and_shared_ones():
     rng = np.random.default_rng(1)
     x = np.linspace(0, 2, 12, dtype=np.float32)
-    data = [(x, (0.5 + 0.7 * np.exp(-r * x) + 0.05 * rng.normal(size=12)).astype(np.float32)) for r in rng.gamma(9.0, 0.2, 10)]
+    data = [
+        (x, (0.5 + 0.7 * np.exp(-r * x) + 0.05 * rng.normal(size=12)).astype(np.float32))
+        for r in rng.gamma(9.0, 0.2, 10)
+    ]
     stream = EpisodeStream(data)
     lifted = lift(curve, ["rate", "share"])
     result = quiet(lifted, stream, local_solver=LaplaceGGN(), optim=optax.adam(0.03), num_steps=400)
     assert set(result.shared) == {"noise", "offset"} and abs(float(result.shared["noise"]) - 0.05) < 0.03
-    np.testing.assert_allclose(result.hierarchy.form.params_of(result.hierarchy.form.initial_shared())["offset"], 0.2, rtol=1e-5)
+    np.testing.assert_allclose(
+        result.hierarchy.form.params_of(result.hierarchy.form.initial_shared())["offset"], 0.2, rtol=1e-5
+    )
     assert (result.shared["offset"] > 0).all()
     assert result.losses[-1] < result.losses[0]
     post = result.adapt(KEY, *data[0], num_samples=500)
     assert post.samples["rate"].shape == (500,) and (post.samples["rate"] > 0).all()
     assert ((post.samples["share"] > 0) & (post.samples["share"] < 1)).all()
     params = {k: v for k, v in result.shared.items()}
-    drawn = Predictive(numpyro.handlers.substitute(curve, params), posterior_samples=post.samples)(KEY, x)["y"]
+    drawn = Predictive(numpyro.handlers.substitute(curve, params), posterior_samples=post.samples)(KEY, x)[
+        "y"
+    ]
     assert np.abs(drawn.mean(0) - data[0][1]).max() < 0.3
 
 
 @pytest.mark.slow
 def test_the_hierarchy_as_one_model_has_the_same_density():
-    """log p of the NumPyro model at a point, against the same written out by hand, Jacobians and padding included."""
+    """log p of the NumPyro model at a point, against the same written out by hand, Jacobians and padding
+    included.
+    """
     lifted = lift(curve, ["rate", "share"])
     x = np.linspace(0, 2, 5, dtype=np.float32)
     stream = EpisodeStream([(x, x), (x[:3], -x[:3])])
@@ -382,16 +427,30 @@ def test_the_hierarchy_as_one_model_has_the_same_density():
 @pytest.mark.slow
 def test_own_priors_are_replaced_or_kept():
     theta, (x, y) = jnp.array([0.4, 0.2]), episodes()[0]
-    plain, kept = (lift(line, ["w"], keep_prior=k).hierarchy(EpisodeStream([(x, y)])).form for k in (False, True))
+    plain, kept = (
+        lift(line, ["w"], keep_prior=k).hierarchy(EpisodeStream([(x, y)])).form for k in (False, True)
+    )
     shared = plain.initial_shared()
-    difference = kept.log_likelihood(theta, shared, (x, y), {}) - plain.log_likelihood(theta, shared, (x, y), {})
+    difference = kept.log_likelihood(theta, shared, (x, y), {}) - plain.log_likelihood(
+        theta, shared, (x, y), {}
+    )
     np.testing.assert_allclose(difference, dist.Normal(0.0, 1.0).log_prob(theta).sum(), rtol=1e-4)
     x = np.linspace(0, 2, 5, dtype=np.float32)
-    plain, kept = (lift(curve, ["rate", "share"], keep_prior=k).hierarchy(EpisodeStream([(x, x)])).form for k in (False, True))
+    plain, kept = (
+        lift(curve, ["rate", "share"], keep_prior=k).hierarchy(EpisodeStream([(x, x)])).form
+        for k in (False, True)
+    )
     shared = plain.initial_shared()
-    difference = kept.log_likelihood(theta, shared, (x, x), {}) - plain.log_likelihood(theta, shared, (x, x), {})
+    difference = kept.log_likelihood(theta, shared, (x, x), {}) - plain.log_likelihood(
+        theta, shared, (x, x), {}
+    )
     rate, share = jnp.exp(theta[0]), jax.nn.sigmoid(theta[1])
-    own = dist.Gamma(2.0, 1.0).log_prob(rate) + theta[0] + dist.Beta(2.0, 2.0).log_prob(share) + jnp.log(share * (1 - share))
+    own = (
+        dist.Gamma(2.0, 1.0).log_prob(rate)
+        + theta[0]
+        + dist.Beta(2.0, 2.0).log_prob(share)
+        + jnp.log(share * (1 - share))
+    )
     np.testing.assert_allclose(difference, own, rtol=1e-3)
 
 
@@ -422,7 +481,9 @@ def test_adaptation_in_one_dimension_by_quadrature():
 @pytest.mark.parametrize("structure", ["diagonal", "block"])
 @pytest.mark.slow
 def test_structures_train_and_adapt(structure):
-    prior = None if structure == "diagonal" else NIW(np.zeros(2, np.float32), 0.01, np.eye(2), 2.0, blocks=(1, 1))
+    prior = (
+        None if structure == "diagonal" else NIW(np.zeros(2, np.float32), 0.01, np.eye(2), 2.0, blocks=(1, 1))
+    )
     result = quiet(lift(line, ["w"], structure=structure, prior=prior))
     full = result.niw.scale_matrix if structure == "block" else jnp.diag(result.niw.scale_matrix)
     assert float(full[0, 1]) == 0.0 and np.isfinite(result.losses).all()
@@ -441,7 +502,11 @@ def discrete(y):
 
 
 def unplated(y):
-    numpyro.sample("y", dist.Normal(numpyro.sample("w", dist.Normal(0.0, 1.0)) * jnp.ones(len(y)), 1.0).to_event(1), obs=y)
+    numpyro.sample(
+        "y",
+        dist.Normal(numpyro.sample("w", dist.Normal(0.0, 1.0)) * jnp.ones(len(y)), 1.0).to_event(1),
+        obs=y,
+    )
 
 
 def subsampled(y):
@@ -487,17 +552,37 @@ def test_a_model_that_is_not_quadratic_has_no_exact_solver():
         (lambda: lift(line, ["w"], structure="block"), ArgumentError, "needs prior"),
         (lambda: lift(line, ["w"], num_episodes=0), ArgumentError, "at least 1"),
         (lambda: lift(line, ["w"], prior=3.0), ArgumentError, "must be a ppl_ext.meta.NIW"),
-        (lambda: lift(line, ["w"], prior=NIW(np.zeros(3), 1.0, np.eye(3), 4.0)).hierarchy(STREAM), ArgumentError, "3 dimensions"),
-        (lambda: lift(line, ["w"], prior=NIW(np.zeros(2), 1.0, np.ones(2), 4.0)).hierarchy(STREAM), ArgumentError, "prior is diagonal"),
+        (
+            lambda: lift(line, ["w"], prior=NIW(np.zeros(3), 1.0, np.eye(3), 4.0)).hierarchy(STREAM),
+            ArgumentError,
+            "3 dimensions",
+        ),
+        (
+            lambda: lift(line, ["w"], prior=NIW(np.zeros(2), 1.0, np.ones(2), 4.0)).hierarchy(STREAM),
+            ArgumentError,
+            "prior is diagonal",
+        ),
         (lambda: lift(line, ["w"]).hierarchy(3), ArgumentTypeError, "must be a list of tuples"),
         (lambda: EpisodeStream([]), ArgumentError, "no episode"),
         (lambda: EpisodeStream(3), ArgumentTypeError, "sequence of tuples"),
         (lambda: EpisodeStream([(1.0, 2.0), (1.0,)]), ArgumentError, "differ in structure"),
-        (lambda: EpisodeStream([(np.zeros((2, 2)),), (np.zeros((3, 1)),)]), ArgumentError, "beyond its first axis"),
+        (
+            lambda: EpisodeStream([(np.zeros((2, 2)),), (np.zeros((3, 1)),)]),
+            ArgumentError,
+            "beyond its first axis",
+        ),
         (lambda: EpisodeStream([(np.zeros(2), np.zeros(3)), (np.zeros(3), np.zeros(3))]) and None, None, ""),
-        (lambda: EpisodeStream([(np.zeros(2), np.zeros(3)), (np.zeros(3), np.zeros(4))]), ArgumentError, "different numbers of rows"),
+        (
+            lambda: EpisodeStream([(np.zeros(2), np.zeros(3)), (np.zeros(3), np.zeros(4))]),
+            ArgumentError,
+            "different numbers of rows",
+        ),
         (lambda: EpisodeStream.from_groups([1, 2], [1.0]), ArgumentError, "column 0 has"),
-        (lambda: quiet(lift(line, ["w"]), local_solver=ExactLinearGaussian), ArgumentTypeError, "local_solver must be an instance"),
+        (
+            lambda: quiet(lift(line, ["w"]), local_solver=ExactLinearGaussian),
+            ArgumentTypeError,
+            "local_solver must be an instance",
+        ),
         (lambda: quiet(lift(line, ["w"]), rate=2.0), ArgumentError, r"rate must lie in \(0, 1\]"),
         (lambda: quiet(lift(line, ["w"]), optim=0.1), ArgumentTypeError, "optimiser of optax"),
         (lambda: LaplaceGGN(structure="banded"), ArgumentError, "'full', 'diagonal'"),

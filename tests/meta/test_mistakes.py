@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError, ProgramError
+from ppl_ext.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    HandlerError,
+    ModelError,
+    NonFiniteError,
+    ProgramError,
+)
 from ppl_ext.meta import NIW, ArrivingStream, EpisodeStream, SimulatedStream, lift
 from tests.meta.test_lift import KEY, episodes, line, quiet
 
@@ -20,7 +27,12 @@ HOLED = np.where(X == 2, np.float32(np.nan), Y)
 @pytest.mark.parametrize(
     ("args", "kwargs", "error", "message"),
     [
-        ((X, HOLED), {}, NonFiniteError, "adapt: the log density of site 'y' is .*1 NaN of 5: drop them, or mask"),
+        (
+            (X, HOLED),
+            {},
+            NonFiniteError,
+            "adapt: the log density of site 'y' is .*1 NaN of 5: drop them, or mask",
+        ),
         (
             (X, Y[:3]),
             {},
@@ -32,7 +44,12 @@ HOLED = np.where(X == 2, np.float32(np.nan), Y)
         ((), {}, ArgumentError, "takes .* missing a required argument: 'x'"),
         ((X, Y, Y), {}, ArgumentError, "too many positional"),
         ((X,), {"z": Y}, ArgumentError, "unexpected keyword argument 'z'"),
-        ((X, Y[:, None]), {}, ArgumentError, r"argument 1 has shape \(5, 1\); in the episodes trained on it was \(rows,\)"),
+        (
+            (X, Y[:, None]),
+            {},
+            ArgumentError,
+            r"argument 1 has shape \(5, 1\); in the episodes trained on it was \(rows,\)",
+        ),
         ((X, Y[:0]), {}, ArgumentError, "argument 1 is empty and argument 0 is not"),
         ((X, "a"), {}, ArgumentError, "argument 1 has another structure"),
         ((X, None), {}, ArgumentError, "argument 1 has another structure"),
@@ -50,13 +67,18 @@ def test_what_adapt_refuses(fitted, args, kwargs, error, message):
 @pytest.mark.slow
 def test_adapt_takes_keywords_and_lists(fitted):
     by_place = fitted.adapt(KEY, X, Y, num_samples=3)
-    for other in (fitted.adapt(KEY, y=Y, x=X, num_samples=3), fitted.adapt(KEY, X.tolist(), Y.tolist(), num_samples=3)):
+    for other in (
+        fitted.adapt(KEY, y=Y, x=X, num_samples=3),
+        fitted.adapt(KEY, X.tolist(), Y.tolist(), num_samples=3),
+    ):
         np.testing.assert_allclose(by_place.theta, other.theta, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_density_that_breaks_down_in_training_names_episode_and_site():
-    with pytest.raises(NonFiniteError, match="at step 0: in episode 1 the log density of site 'y' is .*1 NaN of 5.*result"):
+    with pytest.raises(
+        NonFiniteError, match="at step 0: in episode 1 the log density of site 'y' is .*1 NaN of 5.*result"
+    ):
         quiet(lift(line, ["w"]), [(X, Y), (X, HOLED), (X[:3], Y[:3])], num_steps=2)
 
 
@@ -93,7 +115,11 @@ NORMAL = dict(loc=np.zeros(2), mean_precision=1.0, scale_matrix=np.eye(2), df=4.
             "the ArrivingStream does not hold all of its episodes.*batch_size=32",
         ),
         (lambda: L.load("nowhere.npz", [(X, Y)]), ArgumentError, "no file 'nowhere.npz'"),
-        (lambda: L.as_model(SimulatedStream(lambda key: (jnp.zeros(3),))), ArgumentTypeError, "needs all episodes at once"),
+        (
+            lambda: L.as_model(SimulatedStream(lambda key: (jnp.zeros(3),))),
+            ArgumentTypeError,
+            "needs all episodes at once",
+        ),
         (lambda: lift(line, None), ArgumentError, "local must be a list"),
         (lambda: lift(line, ["w"], num_episodes="a"), ArgumentTypeError, "num_episodes must be a real"),
         (lambda: lift(line, ["w"], num_episodes=math.nan), ArgumentError, "num_episodes must be a real"),
@@ -115,19 +141,35 @@ NORMAL = dict(loc=np.zeros(2), mean_precision=1.0, scale_matrix=np.eye(2), df=4.
         (lambda: EpisodeStream([(X, Y), (X[:3], Y[:2])]), ArgumentError, "3 and 2 in episode 1"),
         (lambda: EpisodeStream([(X, Y)]).batch([1]), ArgumentError, "from 0 to 0"),
         (lambda: EpisodeStream([(X, Y), (X[:2], Y[:2])]).batch([0], pad_to=2), ArgumentError, "has 5 rows"),
-        (lambda: EpisodeStream.from_groups([1, 2], ["a", "b"]), ArgumentTypeError, "column 0 must be an array of numbers"),
+        (
+            lambda: EpisodeStream.from_groups([1, 2], ["a", "b"]),
+            ArgumentTypeError,
+            "column 0 must be an array of numbers",
+        ),
         (lambda: EpisodeStream.from_groups([1, 2]), ArgumentError, "0 columns"),
-        (lambda: EpisodeStream.from_arrays(np.zeros((2, 3)), np.zeros((3, 3))), ArgumentError, "same leading axis"),
+        (
+            lambda: EpisodeStream.from_arrays(np.zeros((2, 3)), np.zeros((3, 3))),
+            ArgumentError,
+            "same leading axis",
+        ),
         (lambda: ArrivingStream(iter([])), ArgumentError, "no episode"),
         (lambda: ArrivingStream("abc"), ArgumentTypeError, "iterator"),
-        (lambda: list(ArrivingStream([(X, Y), (X[:2], Y[:2])], peek=1).batches(KEY, 1)), ArgumentError, "larger peek="),
+        (
+            lambda: list(ArrivingStream([(X, Y), (X[:2], Y[:2])], peek=1).batches(KEY, 1)),
+            ArgumentError,
+            "larger peek=",
+        ),
         (lambda: next(SimulatedStream(lambda key: ("a",)).batches(KEY, 2)), ProgramError, "failed"),
         (lambda: NIW(**{**NORMAL, "mean_precision": "a"}), ArgumentTypeError, "mean_precision must be real"),
         (lambda: NIW(**{**NORMAL, "scale_matrix": [[1.0, 0.5], [0.0, 1.0]]}), ArgumentError, "not symmetric"),
         (lambda: NIW(**{**NORMAL, "df": math.inf}), ArgumentError, "df is not finite"),
         (lambda: NIW(**{**NORMAL, "blocks": "a"}), ArgumentTypeError, "blocks must be whole numbers"),
         (lambda: NIW(**NORMAL).kl(3), ArgumentTypeError, "must be a NIW"),
-        (lambda: NIW(**NORMAL).posterior(np.zeros((3, 3)), np.zeros((3, 2, 2))), ArgumentError, r"shape \(n, 2\)"),
+        (
+            lambda: NIW(**NORMAL).posterior(np.zeros((3, 3)), np.zeros((3, 2, 2))),
+            ArgumentError,
+            r"shape \(n, 2\)",
+        ),
         (lambda: NIW(**NORMAL).sample(3), ArgumentTypeError, "rng_key must be one random key"),
     ],
 )
@@ -149,7 +191,9 @@ def test_what_posteriors_refuses(fitted):
 
 
 def test_data_outside_a_support_say_so():
-    with pytest.raises(NonFiniteError, match="'y' is -?(inf|nan). Its data lie outside the support of Exponential in 1 of 2"):
+    with pytest.raises(
+        NonFiniteError, match="'y' is -?(inf|nan). Its data lie outside the support of Exponential in 1 of 2"
+    ):
         lift(outside, ["rate"]).fit(KEY, [np.array([1.0, -1.0], np.float32)], num_steps=1, progress_bar=False)
 
 

@@ -70,7 +70,9 @@ def test_expected_divergence_is_the_mean_over_draws(structure):
     mean, covariance = draws_of(niw)
     m, v = jnp.ones(3), jnp.asarray(spd(3), jnp.float32)
     q = dist.MultivariateNormal(m, v)
-    divergences = jax.vmap(lambda a, b: dist.kl_divergence(q, dist.MultivariateNormal(a, b)))(mean, covariance)
+    divergences = jax.vmap(lambda a, b: dist.kl_divergence(q, dist.MultivariateNormal(a, b)))(
+        mean, covariance
+    )
     close_to_mean(niw.expected_kl(m, v), divergences)
     diagonal = jnp.diag(jnp.diag(v))
     np.testing.assert_allclose(niw.expected_kl(m, jnp.diag(v)), niw.expected_kl(m, diagonal), rtol=1e-5)
@@ -83,7 +85,10 @@ def niw_log_prob(niw, mean, covariance):
         at_mean = dist.Normal(niw.loc, jnp.sqrt(diagonal / niw.mean_precision)).log_prob(mean).sum(-1)
         return at_mean + laws.log_prob(diagonal)
     ends = np.cumsum(niw.blocks)
-    parts = [law.log_prob(covariance[:, e - b : e, e - b : e]) for law, b, e in zip(laws, niw.blocks, ends, strict=True)]
+    parts = [
+        law.log_prob(covariance[:, e - b : e, e - b : e])
+        for law, b, e in zip(laws, niw.blocks, ends, strict=True)
+    ]
     return sum(parts) + dist.MultivariateNormal(niw.loc, covariance / niw.mean_precision).log_prob(mean)
 
 
@@ -109,7 +114,9 @@ def test_divergence_in_one_dimension_by_quadrature():
     def given(s2):
         mu = float(q.loc[0]) + np.sqrt(s2 / float(q.mean_precision)) * nodes
         law = invgamma(float(q.df) / 2, scale=float(q.scale_matrix[0, 0]) / 2)
-        return law.pdf(s2) * np.sum(weights / weights.sum() * (log_density(q, mu, s2) - log_density(p, mu, s2)))
+        return law.pdf(s2) * np.sum(
+            weights / weights.sum() * (log_density(q, mu, s2) - log_density(p, mu, s2))
+        )
 
     assert abs(float(q.kl(p)) - (quad(given, 0, 1)[0] + quad(given, 1, np.inf, limit=200)[0])) < 1e-5
 
@@ -123,29 +130,42 @@ def test_full_in_one_dimension_is_normal_inverse_gamma():
     other = NIW([0.0], 0.5, [[1.0]], 2.0), NIW([0.0], 0.5, [1.0], 2.0)
     np.testing.assert_allclose(full.kl(other[0]), diagonal.kl(other[1]), rtol=1e-5)
     scale = np.sqrt(2.2 / 1.2 * 2.0 / 3.0)
-    np.testing.assert_allclose(full.predictive().log_prob(m), student_t(3.0, 0.4, scale).logpdf(0.1), rtol=1e-5)
+    np.testing.assert_allclose(
+        full.predictive().log_prob(m), student_t(3.0, 0.4, scale).logpdf(0.1), rtol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_diagonal_and_blocks_are_members_side_by_side():
     whole = member("diagonal")
-    apart = [NIW(whole.loc[i : i + 1], whole.mean_precision, whole.scale_matrix[i : i + 1], whole.df) for i in range(3)]
+    apart = [
+        NIW(whole.loc[i : i + 1], whole.mean_precision, whole.scale_matrix[i : i + 1], whole.df)
+        for i in range(3)
+    ]
     m, v = jnp.ones(3), jnp.array([0.3, 0.5, 2.0])
     np.testing.assert_allclose(
-        whole.expected_kl(m, v), sum(a.expected_kl(m[i : i + 1], v[i : i + 1]) for i, a in enumerate(apart)), rtol=1e-5
+        whole.expected_kl(m, v),
+        sum(a.expected_kl(m[i : i + 1], v[i : i + 1]) for i, a in enumerate(apart)),
+        rtol=1e-5,
     )
     np.testing.assert_allclose(
-        whole.predictive().log_prob(m), sum(a.predictive().log_prob(m[i : i + 1]) for i, a in enumerate(apart)), rtol=1e-5
+        whole.predictive().log_prob(m),
+        sum(a.predictive().log_prob(m[i : i + 1]) for i, a in enumerate(apart)),
+        rtol=1e-5,
     )
     blocks = member("block")
     parts = [slice(0, 2), slice(2, 3)]
     apart = [NIW(blocks.loc[s], blocks.mean_precision, blocks.scale_matrix[s, s], blocks.df) for s in parts]
     other = member("block", seed=3)
     others = [NIW(other.loc[s], other.mean_precision, other.scale_matrix[s, s], other.df) for s in parts]
-    np.testing.assert_allclose(blocks.kl(other), sum(a.kl(b) for a, b in zip(apart, others, strict=True)), rtol=1e-4)
+    np.testing.assert_allclose(
+        blocks.kl(other), sum(a.kl(b) for a, b in zip(apart, others, strict=True)), rtol=1e-4
+    )
     for name in ("predictive", "at_mode"):
         joint, split = getattr(blocks, name)(), [getattr(a, name)() for a in apart]
-        np.testing.assert_allclose(joint.log_prob(m), sum(p.log_prob(m[s]) for p, s in zip(split, parts, strict=True)), rtol=1e-5)
+        np.testing.assert_allclose(
+            joint.log_prob(m), sum(p.log_prob(m[s]) for p, s in zip(split, parts, strict=True)), rtol=1e-5
+        )
         np.testing.assert_allclose(joint.mean, jnp.concatenate([p.mean for p in split]))
         np.testing.assert_allclose(joint.variance, jnp.concatenate([p.variance for p in split]), rtol=1e-5)
         assert joint.sample(jax.random.key(0), (5,)).shape == (5, 3)
@@ -171,27 +191,40 @@ def test_the_update_is_the_minimum(structure, num_episodes):
     with jax.enable_x64(True):
         prior = member(structure, df=4.0, mean_precision=0.6, seed=2)
         rng = np.random.default_rng(5)
-        means, covariances = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(np.stack([spd(3, rng) for _ in range(4)]))
+        means, covariances = (
+            jnp.asarray(rng.normal(size=(4, 3))),
+            jnp.asarray(np.stack([spd(3, rng) for _ in range(4)])),
+        )
         best = prior.posterior(means, covariances, num_episodes)
         weight = 1.0 if num_episodes is None else num_episodes / 4
         slope = jax.grad(objective)(best, prior, means, covariances, weight)
         for leaf in jax.tree.leaves(slope):
             np.testing.assert_allclose(leaf, 0.0, atol=1e-9)
-        assert float(best.df) == 4.0 + (num_episodes or 4) and float(best.mean_precision) == 0.6 + (num_episodes or 4)
+        assert float(best.df) == 4.0 + (num_episodes or 4) and float(best.mean_precision) == 0.6 + (
+            num_episodes or 4
+        )
         wrong = NIW(best.loc, best.mean_precision, best.scale_matrix, best.df + 1, best.blocks)
         assert abs(float(jax.grad(objective)(wrong, prior, means, covariances, weight).df)) > 1e-3
 
 
 def test_without_the_prior_there_is_no_optimum_at_finite_df():
-    """Empirical Bayes sends df and mean precision to infinity: the slope of the episodes' terms alone never vanishes."""
+    """Empirical Bayes sends df and mean precision to infinity: the slope of the episodes' terms alone never
+    vanishes.
+    """
     with jax.enable_x64(True):
         rng = np.random.default_rng(5)
-        means, covariances = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(np.stack([spd(3, rng) for _ in range(4)]))
+        means, covariances = (
+            jnp.asarray(rng.normal(size=(4, 3))),
+            jnp.asarray(np.stack([spd(3, rng) for _ in range(4)])),
+        )
         scatter = (covariances + jax.vmap(jnp.outer)(means - means.mean(0), means - means.mean(0))).mean(0)
         for df in (5.0, 50.0, 500.0):
             niw = NIW(means.mean(0), df, df * scatter, df)
             slope = jax.grad(lambda n: jax.vmap(n.expected_kl)(means, covariances).sum())(niw)
-            assert float(slope.mean_precision) < 0 and float(jnp.vdot(slope.scale_matrix, scatter)) + float(slope.df) < 0
+            assert (
+                float(slope.mean_precision) < 0
+                and float(jnp.vdot(slope.scale_matrix, scatter)) + float(slope.df) < 0
+            )
 
 
 def test_no_episodes_return_the_prior():
@@ -222,7 +255,9 @@ def test_single_precision_at_fifty_dimensions():
     scale, m, v = spd(50, rng), rng.normal(size=50), spd(50, rng)
     with jax.enable_x64(True):
         exact = float(NIW(np.zeros(50), 2.0, scale, 60.0).expected_kl(jnp.asarray(m), jnp.asarray(v)))
-    single = NIW(np.zeros(50, np.float32), 2.0, scale, 60.0).expected_kl(jnp.asarray(m, jnp.float32), jnp.asarray(v, jnp.float32))
+    single = NIW(np.zeros(50, np.float32), 2.0, scale, 60.0).expected_kl(
+        jnp.asarray(m, jnp.float32), jnp.asarray(v, jnp.float32)
+    )
     np.testing.assert_allclose(single, exact, rtol=1e-4)
 
 

@@ -1,4 +1,6 @@
-"""Real hierarchies against Gibbs sampling of the very same model: local means and standard deviations, group by group."""
+"""Real hierarchies against Gibbs sampling of the very same model: local means and standard deviations, group
+by group.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,12 @@ def gibbs(groups, noise, prior, sweeps=20_000, burn_in=1_000, seed=0):
     designs = [np.stack([np.ones(len(x)), x], 1) for x, _ in groups]
     a = np.stack([f.T @ f for f in designs]) / noise**2
     b = np.stack([f.T @ y for f, (_, y) in zip(designs, groups, strict=True)]) / noise**2
-    mu0, lam0, s0, nu0 = np.asarray(prior.loc, float), float(prior.mean_precision), np.asarray(prior.scale_matrix, float), float(prior.df)
+    mu0, lam0, s0, nu0 = (
+        np.asarray(prior.loc, float),
+        float(prior.mean_precision),
+        np.asarray(prior.scale_matrix, float),
+        float(prior.df),
+    )
     n = len(groups)
     mean, precision = np.zeros(d), np.eye(d)
     total, squares = np.zeros((n, d)), np.zeros((n, d))
@@ -53,7 +60,9 @@ def gibbs(groups, noise, prior, sweeps=20_000, burn_in=1_000, seed=0):
         root = np.tril(rng.normal(size=(d, d)), -1) + np.diag(np.sqrt(rng.chisquare(nu - np.arange(d))))
         half = np.linalg.cholesky(np.linalg.inv(scale)) @ root
         precision = half @ half.T
-        mean = (lam0 * mu0 + n * average) / lam + np.linalg.cholesky(np.linalg.inv(precision) / lam) @ rng.normal(size=d)
+        mean = (lam0 * mu0 + n * average) / lam + np.linalg.cholesky(
+            np.linalg.inv(precision) / lam
+        ) @ rng.normal(size=d)
         if sweep >= burn_in:  # Rao-Blackwell: moments of the conditional, not of the draw
             total += centre
             squares += centre**2 + np.diagonal(covariance, axis1=1, axis2=2)
@@ -80,7 +89,8 @@ def test_local_posteriors_are_those_of_gibbs_sampling(name):
     means, sds = gibbs([stream[i] for i in range(len(stream))], noise, prior)
     ours = np.sqrt(np.diagonal(q.covariance, axis1=1, axis2=2))
     off = np.abs((q.mean - means) / sds)
-    # The most is at radon's counties with one home, of which Gibbs' own error is a fifth; the rest is what the bound's independence costs.
+    # The most is at radon's counties with one home, of which Gibbs' own error is a fifth; the rest is what
+    # the bound's independence costs.
     assert off.max() < 0.05 and off.mean() < 0.02, (off.max(), off.mean())
     ratio = ours / sds
     assert ratio.min() > 0.85 and ratio.max() < 1.02

@@ -11,7 +11,15 @@ import numpyro.distributions as dist
 import pytest
 
 from ppl_ext.errors import ArgumentError
-from ppl_ext.meta import EpisodeStream, ExactLinearGaussian, LaplaceGGN, adapted_to_arviz, evaluate, kinds, lift
+from ppl_ext.meta import (
+    EpisodeStream,
+    ExactLinearGaussian,
+    LaplaceGGN,
+    adapted_to_arviz,
+    evaluate,
+    kinds,
+    lift,
+)
 
 KEY = jax.random.key(0)
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
@@ -58,11 +66,16 @@ def model(setting, x, y):
 def data(num=4, ragged=False):
     rng = np.random.default_rng(0)
     rows = [3 + (i % 2 if ragged else 0) for i in range(num)]
-    return [(rng.normal(size=n).astype(np.float32), rng.normal(size=n).astype(np.float32) + i) for i, n in enumerate(rows)]
+    return [
+        (rng.normal(size=n).astype(np.float32), rng.normal(size=n).astype(np.float32) + i)
+        for i, n in enumerate(rows)
+    ]
 
 
 def trained(program, episodes, solver=ExactLinearGaussian):
-    return lift(program, local=["slope"]).fit(KEY, episodes, local_solver=solver(), num_steps=3, progress_bar=False)
+    return lift(program, local=["slope"]).fit(
+        KEY, episodes, local_solver=solver(), num_steps=3, progress_bar=False
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -75,20 +88,29 @@ def test_as_closed_over(name, ragged):
     np.testing.assert_allclose(found.losses, plain.losses, rtol=1e-5)
     new = data(1)[0]
     np.testing.assert_allclose(found.adapt(KEY, setting, *new).mean, plain.adapt(KEY, *new).mean, rtol=1e-5)
-    with pytest.raises(ArgumentError, match="adapt: argument 0 has another structure than in the episodes trained on"):
+    with pytest.raises(
+        ArgumentError, match="adapt: argument 0 has another structure than in the episodes trained on"
+    ):
         found.adapt(KEY, other, *new)
-    with pytest.raises(ArgumentError, match=r"episodes differ in structure.*no array must be the same in all"):
+    with pytest.raises(
+        ArgumentError, match=r"episodes differ in structure.*no array must be the same in all"
+    ):
         trained(model, [(setting, *episodes[0]), (other, *episodes[1])])
 
 
 def test_equal_settings_are_one_setting_though_new_objects():
     found = trained(model, [(Config("narrow"), *e) for e in data()])
-    np.testing.assert_allclose(found.adapt(KEY, Config("narrow"), *data(1)[0]).mean, found.adapt(KEY, Config("narrow"), *data(1)[0]).mean)
+    np.testing.assert_allclose(
+        found.adapt(KEY, Config("narrow"), *data(1)[0]).mean,
+        found.adapt(KEY, Config("narrow"), *data(1)[0]).mean,
+    )
 
 
 @pytest.mark.slow
 def test_every_other_verb():
-    """A Laplace fit, posteriors, reports, kinds, a plain model of the hierarchy, and scores of support and query."""
+    """A Laplace fit, posteriors, reports, kinds, a plain model of the hierarchy, and scores of support and
+    query.
+    """
     episodes = [("narrow", *e) for e in data(6)]
     lifted, found = lift(model, local=["slope"]), trained(model, episodes, LaplaceGGN)
     assert found.posteriors(EpisodeStream(episodes)).mean.shape == (6, 1)

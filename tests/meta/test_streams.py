@@ -45,7 +45,12 @@ def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path):
     assert int(same.state.step) == 3
     with pytest.raises(ArgumentError, match="its batch_size is 2, here 3"):
         lift(curve, ["rate", "share"]).fit(
-            KEY, interrupted.data(), local_solver=LaplaceGGN(num_steps=2), batch_size=3, checkpoint=Checkpoint(path), progress_bar=False
+            KEY,
+            interrupted.data(),
+            local_solver=LaplaceGGN(num_steps=2),
+            batch_size=3,
+            checkpoint=Checkpoint(path),
+            progress_bar=False,
         )
 
 
@@ -53,10 +58,14 @@ def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path):
 def test_a_saved_fit_adapts_and_goes_on(whole, tmp_path):
     lifted, path = lift(curve, ["rate", "share"]), whole.save(tmp_path / "fit.npz")
     loaded = lifted.load(path, interrupted.data(), whole.solver)
-    assert interrupted.bits((loaded.niw, loaded.state.shared)) == interrupted.bits((whole.niw, whole.state.shared))
+    assert interrupted.bits((loaded.niw, loaded.state.shared)) == interrupted.bits(
+        (whole.niw, whole.state.shared)
+    )
     np.testing.assert_array_equal(loaded.losses, whole.losses)
     new = interrupted.data()[0]
-    np.testing.assert_array_equal(loaded.adapt(KEY, *new, num_samples=5).theta, whole.adapt(KEY, *new, num_samples=5).theta)
+    np.testing.assert_array_equal(
+        loaded.adapt(KEY, *new, num_samples=5).theta, whole.adapt(KEY, *new, num_samples=5).theta
+    )
     assert int(interrupted.run(None, 1, init=loaded).state.step) == 8
     with pytest.raises(ArgumentError, match="its local sites is"):
         lift(line, ["w"]).load(path, episodes())
@@ -80,8 +89,11 @@ def test_a_generator_is_the_list_in_its_order():
             made.append(episode)
             yield episode
 
-    arrived = quiet(lift(line, ["w"], num_episodes=6), ArrivingStream(arriving, peek=3), batch_size=2, num_steps=None)
-    passing = quiet(lift(line, ["w"], num_episodes=6), arriving(), batch_size=2, num_steps=50)  # at most: there are three batches
+    arrived = quiet(
+        lift(line, ["w"], num_episodes=6), ArrivingStream(arriving, peek=3), batch_size=2, num_steps=None
+    )
+    # at most: there are three batches
+    passing = quiet(lift(line, ["w"], num_episodes=6), arriving(), batch_size=2, num_steps=50)
     assert arrived.losses.shape == passing.losses.shape == (3,)
     for a, b, c in zip(*(jax.tree.leaves(f.niw) for f in (listed, arrived, passing)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -128,7 +140,13 @@ def test_padding_is_masked_in_whatever_plate_the_rows_are():
 def test_what_was_peeked_at_is_not_lost():
     """An iterator cannot be begun again: its first episodes, drawn to see their shapes, come first."""
     passing = ArrivingStream(iter([(np.full(3, i, np.float32),) for i in range(5)]), peek=3)
-    assert [np.asarray(batch.args[0]).mean().item() for batch in passing.batches(KEY, 1)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [np.asarray(batch.args[0]).mean().item() for batch in passing.batches(KEY, 1)] == [
+        0.0,
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    ]
 
 
 @pytest.mark.slow
@@ -166,8 +184,14 @@ def test_a_checkpoint_is_of_its_episodes_and_of_what_the_model_reads(change, tmp
     drift, episodes = _Drift(), [np.arange(3.0, dtype=np.float32), np.ones(2, np.float32)]
 
     def run(num_steps):
-        options = {"num_steps": num_steps, "progress_bar": False, "checkpoint": Checkpoint(tmp_path / "run.npz")}
-        return lift(drift.model, ["level"]).fit(KEY, episodes, local_solver=LaplaceGGN(num_steps=1), **options)
+        options = {
+            "num_steps": num_steps,
+            "progress_bar": False,
+            "checkpoint": Checkpoint(tmp_path / "run.npz"),
+        }
+        return lift(drift.model, ["level"]).fit(
+            KEY, episodes, local_solver=LaplaceGGN(num_steps=1), **options
+        )
 
     run(2)
     if change == "nothing":
@@ -177,5 +201,7 @@ def test_a_checkpoint_is_of_its_episodes_and_of_what_the_model_reads(change, tmp
         drift.scale = np.float32(2.0)
     else:
         episodes[1] = 2 * episodes[1]
-    with pytest.raises(ArgumentError, match="of another run: its " + ("program" if change == "outside" else "data")):
+    with pytest.raises(
+        ArgumentError, match="of another run: its " + ("program" if change == "outside" else "data")
+    ):
         run(3)

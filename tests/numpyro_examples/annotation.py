@@ -84,7 +84,9 @@ def item_difficulty(said):
     with numpyro.plate("item", said.shape[0], dim=-2):
         truth = numpyro.sample("truth", dist.Categorical(prevalence), infer={"enumerate": "parallel"})
         with reparam(config={"difficulty": LocScaleReparam(0)}):
-            difficulty = padded(numpyro.sample("difficulty", dist.Normal(loc[truth], scale[truth]).to_event(1)))
+            difficulty = padded(
+                numpyro.sample("difficulty", dist.Normal(loc[truth], scale[truth]).to_event(1))
+            )
         with numpyro.plate("position", said.shape[1]):
             numpyro.sample("said", dist.Categorical(logits=difficulty), obs=said)
 
@@ -99,7 +101,9 @@ def random_effects(who, said):
         with reparam(config={"difficulty": LocScaleReparam(0)}):
             difficulty = padded(numpyro.sample("difficulty", dist.Normal(0, item_scale[truth]).to_event(1)))
         with numpyro.plate("position", said.shape[1]):
-            numpyro.sample("said", dist.Categorical(logits=Vindex(ability)[who, truth, :] - difficulty), obs=said)
+            numpyro.sample(
+                "said", dist.Categorical(logits=Vindex(ability)[who, truth, :] - difficulty), obs=said
+            )
 
 
 EXAMPLES = [

@@ -43,7 +43,9 @@ def emissions(*shape):
 
 
 def sequences(step, notes, lengths, *begun, history=1):
-    """Each step inside of the plate of sequences, masked behind its end. ``step`` takes what was carried, the notes, and returns both."""
+    """Each step inside of the plate of sequences, masked behind its end. ``step`` takes what was carried, the
+    notes, and returns both.
+    """
 
     def body(carry, y):
         *states, t = carry
@@ -99,7 +101,11 @@ def factorial(notes, lengths):
 
 
 def one_drives_the_other(notes, lengths):
-    w_moves, x_moves, emits = transitions("w_moves"), transitions("x_moves", STATES), emissions(STATES, STATES)
+    w_moves, x_moves, emits = (
+        transitions("w_moves"),
+        transitions("x_moves", STATES),
+        emissions(STATES, STATES),
+    )
 
     def step(w, x, y):
         w = state("w", w_moves[w])
@@ -129,17 +135,31 @@ SONGS = dict(args=(NOTES, LENGTHS), by_parts=True, no_loo=ONE_STEP)
 ONE_SONG = SONGS | {"args": (NOTES[:1], LENGTHS[:1]), "no_loo": "history=1"}
 
 EXAMPLES = [
-    Example("HMM, by hand", by_hand, (np.ones(2, np.float32), np.ones(4, np.float32), TAGS, WORDS, WORDS[::-1].copy()), no_loo=ONE_STEP),
-    Example("HMM, first order", first_order, summed=("x",), states=("x",), exact=True, **SONGS),
-    Example("HMM, prior masked", first_order, kwargs={"with_prior": False}, summed=("x",), states=("x",), exact=True, **SONGS),
-    Example("HMM, autoregressive", autoregressive, summed=("x",), states=("x",), exact=True, **SONGS),
-    Example("HMM, factorial", factorial, summed=("w", "x"), states=("w", "x"), exact=True, **SONGS),
-    Example("HMM, one drives the other", one_drives_the_other, summed=("w", "x"), states=("w", "x"), exact=True, **SONGS),
     Example(
-        "HMM, second order",
-        second_order,
+        "HMM, by hand",
+        by_hand,
+        (np.ones(2, np.float32), np.ones(4, np.float32), TAGS, WORDS, WORDS[::-1].copy()),
+        no_loo=ONE_STEP,
+    ),
+    Example("HMM, first order", first_order, summed=("x",), states=("x",), exact=True, **SONGS),
+    Example(
+        "HMM, prior masked",
+        first_order,
+        kwargs={"with_prior": False},
         summed=("x",),
         states=("x",),
-        **ONE_SONG,
+        exact=True,
+        **SONGS,
     ),
+    Example("HMM, autoregressive", autoregressive, summed=("x",), states=("x",), exact=True, **SONGS),
+    Example("HMM, factorial", factorial, summed=("w", "x"), states=("w", "x"), exact=True, **SONGS),
+    Example(
+        "HMM, one drives the other",
+        one_drives_the_other,
+        summed=("w", "x"),
+        states=("w", "x"),
+        exact=True,
+        **SONGS,
+    ),
+    Example("HMM, second order", second_order, summed=("x",), states=("x",), **ONE_SONG),
 ]

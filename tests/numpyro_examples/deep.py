@@ -36,7 +36,9 @@ class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, training):
         x = nn.Dropout(self.dropout, deterministic=not training)(Coder(self.widths)(x))
-        return nn.BatchNorm(use_bias=False, use_scale=False, momentum=0.9, use_running_average=not training)(x)
+        return nn.BatchNorm(use_bias=False, use_scale=False, momentum=0.9, use_running_average=not training)(
+            x
+        )
 
 
 # --- pictures in minibatches
@@ -77,7 +79,9 @@ def halves(batch, hidden=3, latent=2):
 
 def topics(documents, settings, training=False):
     net = Normed((settings["words"],), settings["dropout"])
-    decode = flax_module("decoder", net, input_shape=(1, 2), apply_rng=["dropout"], mutable=["batch_stats"], training=True)
+    decode = flax_module(
+        "decoder", net, input_shape=(1, 2), apply_rng=["dropout"], mutable=["batch_stats"], training=True
+    )
     with numpyro.plate("documents", len(documents), subsample_size=settings["batch"]):
         here = numpyro.subsample(documents, event_dim=1)
         theta = numpyro.sample("theta", dist.Dirichlet(jnp.ones(2)))
@@ -89,10 +93,14 @@ def topics_guide(model, example):
     def guide(documents, settings, training=False):
         net = Normed((3, 2), settings["dropout"])
         shape = (1, settings["words"])
-        encode = flax_module("encoder", net, input_shape=shape, apply_rng=["dropout"], mutable=["batch_stats"], training=True)
+        encode = flax_module(
+            "encoder", net, input_shape=shape, apply_rng=["dropout"], mutable=["batch_stats"], training=True
+        )
         with numpyro.plate("documents", len(documents), subsample_size=settings["batch"]):
             here = numpyro.subsample(documents, event_dim=1)
-            numpyro.sample("theta", dist.Dirichlet(jnp.exp(encode(here, training, rngs={"dropout": numpyro.prng_key()}))))
+            numpyro.sample(
+                "theta", dist.Dirichlet(jnp.exp(encode(here, training, rngs={"dropout": numpyro.prng_key()})))
+            )
 
     return guide
 
@@ -139,7 +147,9 @@ def tunes_guide(model, example):
                 out = jnp.concatenate([y, h], -1) @ mix
                 return jnp.tanh(out[:, :latent]), out
 
-            _, out = jax.lax.scan(back, jnp.broadcast_to(begun, (batch, latent)), here.swapaxes(0, 1), reverse=True)
+            _, out = jax.lax.scan(
+                back, jnp.broadcast_to(begun, (batch, latent)), here.swapaxes(0, 1), reverse=True
+            )
             loc, log_width = jnp.split(out.swapaxes(0, 1), 2, axis=-1)
             with scale(scale=annealing):
                 numpyro.sample("z", dist.Normal(loc, jnp.exp(log_width)).mask(playing).to_event(2))
@@ -163,7 +173,10 @@ def tune_scanned(song, latent=2):
 
 def random_network(x, y, hidden=3):
     shapes = {"w1": (x.shape[1], hidden), "w2": (hidden, hidden), "w3": (hidden, 1)}
-    w = {name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), jnp.ones(shape))) for name, shape in shapes.items()}
+    w = {
+        name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), jnp.ones(shape)))
+        for name, shape in shapes.items()
+    }
     z = jnp.tanh(jnp.tanh(x @ w["w1"]) @ w["w2"]) @ w["w3"]
     noise = 1.0 / jnp.sqrt(numpyro.sample("precision", dist.Gamma(3.0, 1.0)))
     with numpyro.plate("rows", len(x)):
@@ -181,7 +194,9 @@ def mean_learned_scale_random(x, y):
 EXAMPLES = [
     Example("pictures", pictures, (PICTURES,), guide=pictures_guide),
     Example("halves of pictures", halves, (PICTURES,), guide=pictures_guide),
-    Example("topics", topics, (DOCUMENTS, {"words": 5, "dropout": 0.0, "batch": 2}, True), guide=topics_guide),
+    Example(
+        "topics", topics, (DOCUMENTS, {"words": 5, "dropout": 0.0, "batch": 2}, True), guide=topics_guide
+    ),
     Example("tunes", tunes, (TUNES, LENGTHS), guide=tunes_guide, no_draws="all of the plate 'songs'"),
     Example("tune, scanned", tune_scanned, (TUNES[0],), states=("z",)),
     Example("random network", random_network, (X, Y)),

@@ -25,7 +25,9 @@ def history(caught, survival):
         phi = survival()
         with numpyro.plate("animals", len(caught), dim=-1), mask(mask=marked):
             probs = marked * phi * alive + (1 - marked)
-            alive = numpyro.sample("alive", dist.Bernoulli(clamp_probs(probs)), infer={"enumerate": "parallel"})
+            alive = numpyro.sample(
+                "alive", dist.Bernoulli(clamp_probs(probs)), infer={"enumerate": "parallel"}
+            )
             numpyro.sample("caught", dist.Bernoulli(clamp_probs(seen_again * alive)), obs=y)
         return (marked | y.astype(bool), alive), None
 
@@ -43,7 +45,10 @@ def by_year(caught, sex):
 
 
 def random_years(caught, sex):
-    mean, width = numpyro.sample("mean", dist.Uniform(0.0, 1.0)), numpyro.sample("width", dist.Uniform(0.0, 10.0))
+    mean, width = (
+        numpyro.sample("mean", dist.Uniform(0.0, 1.0)),
+        numpyro.sample("width", dist.Uniform(0.0, 10.0)),
+    )
 
     def survival():
         with reparam(config={"logit": LocScaleReparam(0)}):
@@ -62,21 +67,29 @@ def by_sex_and_year(caught, sex):
     history(caught, lambda: expit(offset + numpyro.sample("year", dist.Normal(0.0, 10.0))))
 
 
-MORTALITY = {f"{name}_{kind}": LocScaleReparam(0) for name, kind in (("region", "effect"), ("place", "effect"), ("age", "drift"))}
+MORTALITY = {
+    f"{name}_{kind}": LocScaleReparam(0)
+    for name, kind in (("region", "effect"), ("place", "effect"), ("age", "drift"))
+}
 
 
 @reparam(config=MORTALITY)
 def mortality(age, place, year, region_of, population, deaths=None):
     ages, places, years = (len(np.unique(x)) for x in (age, place, year))
     by_age, by_place = numpyro.plate("ages", ages, dim=-3), numpyro.plate("places", places, dim=-2)
-    scales = {name: numpyro.sample(f"{name}_scale", dist.HalfNormal(1.0)) for name in ("region", "place", "age", "trend", "year")}
+    scales = {
+        name: numpyro.sample(f"{name}_scale", dist.HalfNormal(1.0))
+        for name in ("region", "place", "age", "trend", "year")
+    }
     with numpyro.plate("regions", len(np.unique(region_of)), dim=-2):
         region = numpyro.sample("region_effect", dist.Normal(0, scales["region"]))
     with by_place:
         local = numpyro.sample("place_effect", dist.Normal(region[region_of], scales["place"]))
 
     def drift(name):
-        widths = jnp.pad(jnp.broadcast_to(scales[name], ages - 1), (1, 0), constant_values=10.0)[:, None, None]
+        widths = jnp.pad(jnp.broadcast_to(scales[name], ages - 1), (1, 0), constant_values=10.0)[
+            :, None, None
+        ]
         return jnp.cumsum(numpyro.sample(f"{name}_drift", dist.Normal(0, widths)), -3)
 
     with by_age:
@@ -96,6 +109,11 @@ EXAMPLES = [
     Example("capture, by year", by_year, states=("phi", "alive"), **CHAIN),
     Example("capture, random years", random_years, states=("logit_decentered", "alive"), **CHAIN),
     Example("capture, by sex", by_sex, states=("alive",), exact=True, **CHAIN),
-    Example("capture, by sex and year", by_sex_and_year, given={"offset": 0.5, "year": jnp.array([-0.3, 0.8, 1.5])}, **CHAIN),
+    Example(
+        "capture, by sex and year",
+        by_sex_and_year,
+        given={"offset": 0.5, "year": jnp.array([-0.3, 0.8, 1.5])},
+        **CHAIN,
+    ),
     Example("mortality", mortality, (*ROWS, np.array([0, 1, 1]), np.full(18, 30), np.arange(18) % 4)),
 ]

@@ -25,8 +25,9 @@ class Example:
 
     :param guide: made from the model and the example; by default :func:`mean_field`.
     :param summed: finite sites that are marked for enumeration, which get no value.
-    :param by_parts: that NumPyro's ``TraceEnum_ELBO`` is another number than its log densities give: it drops masks of finite sites
-        (decision 12), and counts a law of the model several times that is expanded along them.
+    :param by_parts: that NumPyro's ``TraceEnum_ELBO`` is another number than its log densities give: it drops
+        masks of finite sites (decision 12), and counts a law of the model several times that is expanded
+        along them.
     :param given: values of sites that cannot be drawn from their prior.
     :param no_loo: what ``loo`` says where it refuses.
     :param no_draws: what ``Fit.sample`` says of a guide that takes its minibatch for the whole plate.
@@ -48,13 +49,19 @@ class Example:
     exact: bool = False
 
     def drawn(self, key=KEY) -> tuple[Callable, dict[str, jax.Array]]:
-        """The model with its parameters held, and a draw of the prior: latent sites but those that are summed out, and subsampled rows."""
+        """The model with its parameters held, and a draw of the prior: latent sites but those that are summed
+        out, and subsampled rows.
+        """
         held, values = drawn(substitute(self.model, data=self.given), self, key)
-        return substitute(self.model, data=held), {name: x for name, x in values.items() if name not in self.summed}
+        return substitute(self.model, data=held), {
+            name: x for name, x in values.items() if name not in self.summed
+        }
 
 
 def drawn(program: Callable, example: Example, key) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """A run of a program: parameters and states, and values of latent sites and the rows of subsampled plates."""
+    """A run of a program: parameters and states, and values of latent sites and the rows of subsampled
+    plates.
+    """
     kinds = {}
 
     def run(key):
@@ -81,11 +88,15 @@ def numpyro_log_density(example: Example, model: Callable, values) -> jax.Array:
     if not example.summed:
         return log_density(model, example.args, example.kwargs, values)[0]
     nesting = _guess_max_plate_nesting(trace(model).get_trace(*example.args, **example.kwargs))
-    return summed_log_density(enum(config_enumerate(model), -nesting - 1), example.args, example.kwargs, values)[0]
+    return summed_log_density(
+        enum(config_enumerate(model), -nesting - 1), example.args, example.kwargs, values
+    )[0]
 
 
 def mean_field(model: Callable, example: Example) -> Callable:
-    """A Gaussian on the real line for each latent site, in the plates of the model: an automatic guide that is not set up by a run."""
+    """A Gaussian on the real line for each latent site, in the plates of the model: an automatic guide that
+    is not set up by a run.
+    """
 
     def guide(*args, **kwargs):
         with block():

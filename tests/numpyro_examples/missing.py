@@ -1,4 +1,6 @@
-"""What was not seen: imputed values, truncation, censoring, and the positions of authors behind their words."""
+"""What was not seen: imputed values, truncation, censoring, and the positions of authors behind their
+words.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,17 @@ from numpyro.distributions.util import promote_shapes
 
 from tests.numpyro_examples.example import Example
 
-AGES, TITLES, LIVED = np.float32([0.3, np.nan, -1.0, np.nan, 0.8, 0.1]), np.array([0, 1, 1, 0, 1, 0]), np.array([1, 0, 0, 1, 1, 0])
+AGES, TITLES, LIVED = (
+    np.float32([0.3, np.nan, -1.0, np.nan, 0.8, 0.1]),
+    np.array([0, 1, 1, 0, 1, 0]),
+    np.array([1, 0, 0, 1, 1, 0]),
+)
 SEEN = np.float32([0.3, -1.2, 0.7, -0.4])
-A, B, OUT = np.array([0, 1, -1, 1, -1]), np.float32([0.2, -0.5, 1.0, 0.0, 0.3]), np.float32([0.1, 0.9, -0.4, 1.2, 0.5])
+A, B, OUT = (
+    np.array([0, 1, -1, 1, -1]),
+    np.float32([0.2, -0.5, 1.0, 0.0, 0.3]),
+    np.float32([0.1, 0.9, -0.4, 1.2, 0.5]),
+)
 
 
 def ages(age, title, lived=None):
@@ -111,7 +121,9 @@ class LeftTruncatedPoisson(dist.Distribution):
 
     def log_prob(self, value):
         below = jax.scipy.stats.poisson.cdf(self.low - 1, self.rate)
-        return jnp.where(value >= self.low, jax.scipy.stats.poisson.logpmf(value, self.rate) - jnp.log1p(-below), -jnp.inf)
+        return jnp.where(
+            value >= self.low, jax.scipy.stats.poisson.logpmf(value, self.rate) - jnp.log1p(-below), -jnp.inf
+        )
 
     def sample(self, key, sample_shape=()):
         return jnp.broadcast_to(self.low, sample_shape + self.batch_shape)
@@ -127,7 +139,10 @@ def counts_from_somewhere(counts, num_lows=4):
 
 def censored(times, ended):
     """Lifetimes that ended, and lifetimes that were at least so long."""
-    shape, scale = numpyro.sample("shape", dist.LogNormal(0.0, 0.5)), numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    shape, scale = (
+        numpyro.sample("shape", dist.LogNormal(0.0, 0.5)),
+        numpyro.sample("scale", dist.LogNormal(0.0, 1.0)),
+    )
     law = dist.Weibull(scale, shape)
     with numpyro.plate("rows", len(times)):
         numpyro.factor("alive", jnp.where(ended, 0.0, -((times / scale) ** shape)))
@@ -172,7 +187,10 @@ def ideal_points_guide(model, example):
         num_authors, num_topics = sizes
         with numpyro.plate("authors", num_authors):
             law("x", dist.Normal, (num_authors,))
-        with numpyro.plate("topics", num_topics, dim=-2), numpyro.plate("topic_words", words.shape[1], dim=-1):
+        with (
+            numpyro.plate("topics", num_topics, dim=-2),
+            numpyro.plate("topic_words", words.shape[1], dim=-1),
+        ):
             law("beta", dist.LogNormal, (num_topics, words.shape[1]))
             law("eta", dist.Normal, (num_topics, words.shape[1]))
         with numpyro.plate("documents", len(words), subsample_size=batch, dim=-2):
@@ -188,14 +206,26 @@ BOTH, PART = "var_name", "all of the plate 'documents'"
 EXAMPLES = [
     Example("ages imputed", ages, (AGES, TITLES, LIVED), no_loo=BOTH),
     Example("exposure imputed", exposure, (A, B, OUT), summed=("a",), by_parts=True),
-    Example("exposure imputed, and missingness", exposure, (A, B, OUT), {"of_missingness": True}, summed=("a",), by_parts=True),
+    Example(
+        "exposure imputed, and missingness",
+        exposure,
+        (A, B, OUT),
+        {"of_missingness": True},
+        summed=("a",),
+        by_parts=True,
+    ),
     Example("truncated normal", truncated, ("normal", SEEN, 1.0)),
     Example("truncated soft Laplace", truncated, ("soft Laplace", SEEN, 1.0)),
     Example("folded", folded, (SEEN,)),
     Example("truncated somewhere", truncated_somewhere, (SEEN,)),
     Example("counts from somewhere", counts_from_somewhere, (np.array([2, 3, 5]),), summed=("low",)),
     Example("censored", censored, (np.float32([0.5, 1.2, 2.0]), np.array([True, False, True]))),
-    Example("adjusted by the past", adjusted_by_the_past, (SEEN, np.array([0, 1, 1, 0]), SEEN[::-1].copy()), no_loo=BOTH),
+    Example(
+        "adjusted by the past",
+        adjusted_by_the_past,
+        (SEEN, np.array([0, 1, 1, 0]), SEEN[::-1].copy()),
+        no_loo=BOTH,
+    ),
     Example(
         "ideal points",
         ideal_points,

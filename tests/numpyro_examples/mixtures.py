@@ -60,7 +60,10 @@ def two_moons():
 @reparam(config={"phi_loc": CircularReparam(), "psi_loc": CircularReparam()})
 def skewed_angles(angles, components=2):
     weights = numpyro.sample("weights", dist.Dirichlet(jnp.ones(components)))
-    mean, strength = numpyro.sample("mean", dist.Uniform(0.0, 1.0)), numpyro.sample("strength", dist.Gamma(1.0, 1.0 / components))
+    mean, strength = (
+        numpyro.sample("mean", dist.Uniform(0.0, 1.0)),
+        numpyro.sample("strength", dist.Gamma(1.0, 1.0 / components)),
+    )
     with numpyro.plate("components", components):
         phi = numpyro.sample("phi_loc", dist.VonMises(jnp.pi, 2.0))
         psi = numpyro.sample("psi_loc", dist.VonMises(0.0, 0.1))
@@ -82,7 +85,9 @@ def skewed_angles(angles, components=2):
 
 def chain_of_coins(seen):
     first = numpyro.sample("first", dist.Beta(1, 1))
-    second, third = (numpyro.sample(name, dist.Beta(jnp.ones(2), jnp.ones(2)).to_event(1)) for name in ("second", "third"))
+    second, third = (
+        numpyro.sample(name, dist.Beta(jnp.ones(2), jnp.ones(2)).to_event(1)) for name in ("second", "third")
+    )
     with numpyro.plate("rows", len(seen["a"])):
         a = numpyro.sample("a", dist.Bernoulli(first), obs=seen["a"])
         b = numpyro.sample("b", dist.Bernoulli(Vindex(second)[a]), infer={"enumerate": "parallel"})
@@ -92,7 +97,10 @@ def chain_of_coins(seen):
 def coins_guide(model, example):
     def guide(seen):
         for name, shape in {"first": (), "second": (2,), "third": (2,)}.items():
-            a, b = (numpyro.param(f"{name}_{side}", jnp.full(shape, 2.0), constraint=constraints.positive) for side in "ab")
+            a, b = (
+                numpyro.param(f"{name}_{side}", jnp.full(shape, 2.0), constraint=constraints.positive)
+                for side in "ab"
+            )
             numpyro.sample(name, dist.Beta(a, b).to_event(len(shape)))
 
     return guide

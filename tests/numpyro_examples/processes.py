@@ -22,7 +22,9 @@ def squared_exponential(x, variance, length, jitter=1e-4):
 
 
 def gaussian_process(x, y):
-    variance, noise, length = (numpyro.sample(name, dist.LogNormal(0.0, 1.0)) for name in ("variance", "noise", "length"))
+    variance, noise, length = (
+        numpyro.sample(name, dist.LogNormal(0.0, 1.0)) for name in ("variance", "noise", "length")
+    )
     covariance = squared_exponential(x, variance, length) + noise * jnp.eye(len(x))
     numpyro.sample("y", dist.MultivariateNormal(loc=jnp.zeros(len(x)), covariance_matrix=covariance), obs=y)
 
@@ -34,7 +36,11 @@ def classified(x, labels, length=0.5):
 
 
 def on_a_circle(x, labels):
-    n, scale, length = x.size, numpyro.sample("scale", dist.HalfNormal()), numpyro.sample("length", dist.InverseGamma(5, 25))
+    n, scale, length = (
+        x.size,
+        numpyro.sample("scale", dist.HalfNormal()),
+        numpyro.sample("length", dist.InverseGamma(5, 25)),
+    )
     wave = jnp.arange(n // 2 + 1)
     power = scale**2 * length * jnp.sqrt(2 * jnp.pi) * jnp.exp(-2 * (jnp.pi * wave * length / n) ** 2) + 1e-3
     z = numpyro.sample("z", dist.CirculantNormal(jnp.zeros(n), covariance_rfft=power))
@@ -45,7 +51,10 @@ def on_a_circle(x, labels):
 def in_basis_functions(x, weekday, y, num_functions):
     """A slow trend, a rough one, and effects of weekdays, as of births by day."""
     intercept = numpyro.sample("intercept", dist.Normal(0, 1))
-    alpha, length = numpyro.sample("alpha", dist.HalfNormal(1.0)), numpyro.sample("length", dist.LogNormal(0.0, 0.5))
+    alpha, length = (
+        numpyro.sample("alpha", dist.HalfNormal(1.0)),
+        numpyro.sample("length", dist.LogNormal(0.0, 0.5)),
+    )
     trend = hsgp_squared_exponential(x=x, alpha=alpha, length=length, ell=1.5, m=num_functions)
     with numpyro.handlers.scope(prefix="rough", divider="_"):
         rough = hsgp_matern(x=x, nu=1.5, alpha=alpha, length=0.5, ell=1.5, m=2)
@@ -66,7 +75,12 @@ def sparse_quadratic(x, y, settings):
     local = numpyro.sample("local", dist.HalfCauchy(jnp.ones(width)))
     kx = x * jnp.sqrt(msq) * local / jnp.sqrt(msq + jnp.square(eta1 * local))
     inner, squares = kx @ kx.T, jnp.square(kx) @ jnp.square(kx).T
-    k = 0.5 * eta2**2 * (jnp.square(1.0 + inner) - squares) + (eta1**2 - eta2**2) * inner + settings["c"] ** 2 - 0.5 * eta2**2
+    k = (
+        0.5 * eta2**2 * (jnp.square(1.0 + inner) - squares)
+        + (eta1**2 - eta2**2) * inner
+        + settings["c"] ** 2
+        - 0.5 * eta2**2
+    )
     k = k + (1e-3 + noise**2) * jnp.eye(num)
     numpyro.sample("y", dist.MultivariateNormal(loc=jnp.zeros(num), covariance_matrix=k), obs=y)
 

@@ -1,4 +1,6 @@
-"""Regressions and pooling: the examples on baseball, forest cover, admissions, waters fished in, births of shrinkage, and notebooks."""
+"""Regressions and pooling: the examples on baseball, forest cover, admissions, waters fished in, births of
+shrinkage, and notebooks.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,10 @@ def not_pooled(trials, hits=None):
 
 
 def partly_pooled(trials, hits=None):
-    mean, strength = numpyro.sample("mean", dist.Uniform(0, 1)), numpyro.sample("strength", dist.Pareto(1, 1.5))
+    mean, strength = (
+        numpyro.sample("mean", dist.Uniform(0, 1)),
+        numpyro.sample("strength", dist.Pareto(1, 1.5)),
+    )
     with numpyro.plate("players", len(trials)):
         rate = numpyro.sample("rate", dist.Beta(mean * strength, (1 - mean) * strength))
         return numpyro.sample("hits", dist.Binomial(trials, probs=rate), obs=hits)
@@ -57,7 +62,9 @@ def logistic_in_minibatches(x, labels, batch):
     slopes = numpyro.sample("slopes", dist.Normal(0, 1).expand([x.shape[-1]]).to_event(1))
     with numpyro.plate("rows", len(x), subsample_size=batch):
         here = numpyro.subsample(x, event_dim=1)
-        numpyro.sample("labels", dist.Bernoulli(logits=here @ slopes), obs=numpyro.subsample(labels, event_dim=0))
+        numpyro.sample(
+            "labels", dist.Bernoulli(logits=here @ slopes), obs=numpyro.subsample(labels, event_dim=0)
+        )
 
 
 def funnel(dim=4):
@@ -92,7 +99,10 @@ def admissions(group, male, trials, admitted=None):
 
 
 def zero_inflated(x, counts):
-    gate, rate = (numpyro.sample(name, dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1)) for name in ("gate", "rate"))
+    gate, rate = (
+        numpyro.sample(name, dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+        for name in ("gate", "rate")
+    )
     with numpyro.plate("rows", len(x)):
         law = dist.ZeroInflatedPoisson(gate=jax.scipy.special.expit(x @ gate), rate=jnp.exp(x @ rate))
         numpyro.sample("counts", law, obs=counts)
@@ -118,7 +128,9 @@ def optional_covariates(first=None, second=None, y=None):
 
 
 def proportions(design, outcome=None):
-    slopes = numpyro.sample("slopes", dist.MultivariateNormal(loc=0.0, covariance_matrix=jnp.eye(design.shape[1])))
+    slopes = numpyro.sample(
+        "slopes", dist.MultivariateNormal(loc=0.0, covariance_matrix=jnp.eye(design.shape[1]))
+    )
     with numpyro.plate("rows", len(design)):
         numpyro.sample("outcome", dist.Bernoulli(logits=design.dot(slopes)), obs=outcome)
 
@@ -140,7 +152,9 @@ def stacking(x, num_discrete, scores, loc, scale):
             discrete = numpyro.sample("discrete_effect", dist.Normal(0, 1))
         with numpyro.plate("continuous", width - num_discrete, dim=-1):
             continuous = numpyro.sample("continuous_effect", dist.Normal(0, 1))
-    effects = numpyro.deterministic("effects", jnp.hstack([(sd.squeeze() * discrete.T + mean.squeeze()).T, continuous]))
+    effects = numpyro.deterministic(
+        "effects", jnp.hstack([(sd.squeeze() * discrete.T + mean.squeeze()).T, continuous])
+    )
     log_weights = jax.nn.log_softmax(jnp.hstack([x @ effects.T, jnp.zeros((len(x), 1))]), axis=1)
     numpyro.deterministic("weights", jnp.exp(log_weights))
     numpyro.factor("score", jax.nn.logsumexp(scores + log_weights, axis=1).sum())
@@ -153,7 +167,9 @@ RATINGS = np.array([0, 1, 2, 1, 0, 2, 2, 1])
 
 def cut_points_from_nowhere(x, ratings, classes=3):
     slope = numpyro.sample("slope", dist.Normal(0, 5))
-    improper = dist.ImproperUniform(support=constraints.ordered_vector, batch_shape=(), event_shape=(classes - 1,))
+    improper = dist.ImproperUniform(
+        support=constraints.ordered_vector, batch_shape=(), event_shape=(classes - 1,)
+    )
     cuts = numpyro.sample("cuts", improper)
     numpyro.sample("cuts_prior", dist.Normal(0, 1), obs=cuts)
     with numpyro.plate("rows", len(x)):
@@ -171,7 +187,9 @@ def cut_points_in_order(x, ratings, classes=3):
 def cut_points_of_a_simplex(x, ratings, concentration):
     slope = numpyro.sample("slope", dist.Normal(0, 5))
     with reparam(config={"cuts": TransformReparam()}):
-        law = dist.TransformedDistribution(dist.Dirichlet(concentration), transforms.SimplexToOrderedTransform(0.0))
+        law = dist.TransformedDistribution(
+            dist.Dirichlet(concentration), transforms.SimplexToOrderedTransform(0.0)
+        )
         cuts = numpyro.sample("cuts", law)
     with numpyro.plate("rows", len(x)):
         numpyro.sample("rating", dist.OrderedLogistic(x * slope, cuts), obs=ratings)
@@ -195,9 +213,19 @@ EXAMPLES = [
     Example("varying intercepts", varying_intercepts, (GROUPS, X[:, 0], Y)),
     Example("optional covariates", optional_covariates, (None, X[:, 1]), {"y": Y}),
     Example("proportions", proportions, (jnp.asarray(X), LABELS)),
-    Example("schools, partly centred", schools_partly_centred, (np.float32([9.0, 11.0, 8.0]), np.float32([3.0, -2.0, 10.0]))),
+    Example(
+        "schools, partly centred",
+        schools_partly_centred,
+        (np.float32([9.0, 11.0, 8.0]), np.float32([3.0, -2.0, 10.0])),
+    ),
     Example("stacking", stacking, (X, 2, X - 1.0, 1.0, 0.5), no_loo=NOTHING_SEEN),
-    Example("ordinal, improper", cut_points_from_nowhere, (Y, RATINGS), given={"cuts": jnp.array([-0.4, 0.9])}, no_loo="var_name"),
+    Example(
+        "ordinal, improper",
+        cut_points_from_nowhere,
+        (Y, RATINGS),
+        given={"cuts": jnp.array([-0.4, 0.9])},
+        no_loo="var_name",
+    ),
     Example("ordinal, ordered", cut_points_in_order, (Y, RATINGS)),
     Example("ordinal, simplex", cut_points_of_a_simplex, (Y, RATINGS, np.ones(3, np.float32))),
 ]

@@ -37,7 +37,9 @@ def ar2_written_out(y):
     first, second, const, noise = ar2_priors()
     earlier, before = y[0], y[1]
     for t in range(2, len(y)):
-        now = numpyro.sample(f"y_{t}", dist.Normal(const + first * before + second * earlier, noise), obs=y[t])
+        now = numpyro.sample(
+            f"y_{t}", dist.Normal(const + first * before + second * earlier, noise), obs=y[t]
+        )
         earlier, before = before, now
 
 
@@ -45,7 +47,10 @@ def var2(y):
     """The whole series is carried, and each step reads its own row."""
     width = y.shape[1]
     const = numpyro.sample("const", dist.Normal(0, 1).expand([width]))
-    first, second = (numpyro.sample(name, dist.Normal(0, 1).expand([width, width]).to_event(2)) for name in ("first", "second"))
+    first, second = (
+        numpyro.sample(name, dist.Normal(0, 1).expand([width, width]).to_event(2))
+        for name in ("first", "second")
+    )
     scales = numpyro.sample("scales", dist.HalfNormal(1.0).expand([width]).to_event(1))
     factor = scales[..., None] * numpyro.sample("correlation", dist.LKJCholesky(width, concentration=1.0))
 
@@ -91,7 +96,10 @@ def seasonal_global_trend(y, season_length):
     slope = numpyro.sample("slope", dist.Cauchy(0, width))
     trend_power = 1.5 * numpyro.sample("trend_power", dist.Beta(1, 1)) - 0.5
     season_power = numpyro.sample("season_power", dist.Beta(1, 1))
-    level_rate, season_rate = numpyro.sample("level_rate", dist.Beta(1, 2)), numpyro.sample("season_rate", dist.Uniform(0, 1))
+    level_rate, season_rate = (
+        numpyro.sample("level_rate", dist.Beta(1, 2)),
+        numpyro.sample("season_rate", dist.Uniform(0, 1)),
+    )
     begun = numpyro.sample("begun", dist.Cauchy(0, y[:season_length] * 0.3))
 
     def step(carry, t):
@@ -148,7 +156,9 @@ def hierarchical_forecast(arrivals, season_length):
     with targets:
         scale = origin_scale + numpyro.sample("target_scale", dist.LogNormal(-1, 1))
     season = jnp.tile(origin_season + target_season, length // season_length)
-    _, levels = jax.lax.scan(lambda level, t: (level + drift[..., t],) * 2, jnp.zeros(num), jnp.arange(length))
+    _, levels = jax.lax.scan(
+        lambda level, t: (level + drift[..., t],) * 2, jnp.zeros(num), jnp.arange(length)
+    )
     with condition(data={"arrivals": arrivals}):
         numpyro.sample("arrivals", dist.Normal(levels.T + season + pairwise, scale))
 

@@ -21,15 +21,23 @@ def test_log_density(example):
     real, others = eqx.partition(values, eqx.is_inexact_array)
 
     def ours(real):
-        return log_density(model, eqx.combine(real, others), *example.args, rng_key=KEY, **example.kwargs).total
+        return log_density(
+            model, eqx.combine(real, others), *example.args, rng_key=KEY, **example.kwargs
+        ).total
 
     def theirs(real):
         return numpyro_log_density(example, model, eqx.combine(real, others))
 
-    found, expected = quick_jit(lambda real: (jax.value_and_grad(ours)(real), jax.value_and_grad(theirs)(real)))(real)
+    found, expected = quick_jit(
+        lambda real: (jax.value_and_grad(ours)(real), jax.value_and_grad(theirs)(real))
+    )(real)
     assert np.isfinite(expected[0])
     np.testing.assert_allclose(found[0], expected[0], rtol=2e-5, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * (1 + np.abs(b).max())), found[1], expected[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * (1 + np.abs(b).max())),
+        found[1],
+        expected[1],
+    )
 
 
 def test_a_long_chain_of_second_order_is_refused_by_name():

@@ -1,4 +1,6 @@
-"""Bounds of NumPyro's examples in NumPyro's ``SVI``: at the same draw of the guide, the number that NumPyro's own objective has."""
+"""Bounds of NumPyro's examples in NumPyro's ``SVI``: at the same draw of the guide, the number that NumPyro's
+own objective has.
+"""
 
 import jax
 import numpy as np
@@ -15,7 +17,8 @@ from tests.numpyro_examples.registry import EXAMPLES
 from tests.oracles import quick_jit
 
 DEFAULT_ROWS = 10  # the others are slow: see conftest.py
-REFUSED_BY_RENYI = {"subsampled HMC", "ideal points"}  # NumPyro's wants every site in the plate that is subsampled
+# NumPyro's wants every site in the plate that is subsampled
+REFUSED_BY_RENYI = {"subsampled HMC", "ideal points"}
 
 
 @pytest.mark.filterwarnings("ignore:Plate '.*' is subsampled")
@@ -44,9 +47,14 @@ def test_bounds(example):
     np.testing.assert_allclose(ours, [expected[0], expected[-1]], rtol=2e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["volatility", *(pytest.param(name, marks=pytest.mark.slow) for name in ("varying intercepts", "DAIS"))])
+@pytest.mark.parametrize(
+    "name",
+    ["volatility", *(pytest.param(name, marks=pytest.mark.slow) for name in ("varying intercepts", "DAIS"))],
+)
 def test_means_of_many_draws(name):
-    """Over draws of the guide, not held: bounds of one and of three particles, those of AutoDAIS among them."""
+    """Over draws of the guide, not held: bounds of one and of three particles, those of AutoDAIS among
+    them.
+    """
     [example] = [e for e in EXAMPLES if e.name == name]
     guide, params = mean_field(example.model, example), {}
     if name == "DAIS":
@@ -57,11 +65,15 @@ def test_means_of_many_draws(name):
     def losses(key):
         pairs = (ELBO(), Trace_ELBO()), (IWELBO(3), RenyiELBO(alpha=0.0, num_particles=3))
         return [
-            [loss.loss(k, params, example.model, guide, *example.args) for loss, k in zip(pair, jax.random.split(key), strict=True)]
+            [
+                loss.loss(k, params, example.model, guide, *example.args)
+                for loss, k in zip(pair, jax.random.split(key), strict=True)
+            ]
             for pair in pairs
         ]
 
-    found = np.asarray(quick_jit(jax.vmap(losses))(jax.random.split(KEY, 2000)), np.float64)  # (bound, ours or theirs, key)
+    # (bound, ours or theirs, key)
+    found = np.asarray(quick_jit(jax.vmap(losses))(jax.random.split(KEY, 2000)), np.float64)
     error = np.hypot(*(found.std(-1).T / np.sqrt(found.shape[-1])))
     # Two comparisons by default at 4.5 standard errors: a false alarm in 10^5.
     assert np.all(np.abs(found[:, 0].mean(-1) - found[:, 1].mean(-1)) < 4.5 * error + 1e-4)

@@ -1,4 +1,6 @@
-"""From ``fit`` or NUTS to ArviZ on NumPyro's examples: finite losses, log likelihoods as NumPyro has them, leave-one-out or why not."""
+"""From ``fit`` or NUTS to ArviZ on NumPyro's examples: finite losses, log likelihoods as NumPyro has them,
+leave-one-out or why not.
+"""
 
 import jax
 import numpy as np
@@ -32,7 +34,11 @@ def left_out(example, report):
 
 
 HARD = {"skewed angles": [pytest.mark.slow], "halves of pictures": [pytest.mark.slow]}
-WARNS = "ignore:Plate '.*' is subsampled", "ignore:Estimated shape parameter of Pareto", "ignore:The point-wise LOO is the same"
+WARNS = (
+    "ignore:Plate '.*' is subsampled",
+    "ignore:Estimated shape parameter of Pareto",
+    "ignore:The point-wise LOO is the same",
+)
 
 
 def rows(examples):
@@ -43,7 +49,17 @@ def rows(examples):
 @pytest.mark.parametrize("example", rows(EXAMPLES))
 def test_fit(example):
     guide = (example.guide or mean_field)(example.model, example)
-    result = fit(KEY, example.model, guide, ELBO(), optax.adam(1e-3), 20, *example.args, progress_bar=False, **example.kwargs)
+    result = fit(
+        KEY,
+        example.model,
+        guide,
+        ELBO(),
+        optax.adam(1e-3),
+        20,
+        *example.args,
+        progress_bar=False,
+        **example.kwargs,
+    )
     assert result.losses.shape == (1, 20) and np.isfinite(result.losses).all()
     if example.no_draws:
         with pytest.raises(PplExtError, match=example.no_draws):
@@ -56,16 +72,24 @@ def test_fit(example):
     report = result.to_arviz(num_samples=DRAWS)
     assert {name.replace("/", ".") for name in latent} <= set(report.posterior.data_vars)
     left_out(example, report)
-    if not (example.summed or drawn & SUBSAMPLED or example.no_loo == NOTHING_OBSERVED):  # NumPyro's is for none of these
+    # NumPyro's is for none of these
+    if not (example.summed or drawn & SUBSAMPLED or example.no_loo == NOTHING_OBSERVED):
         model = substitute(example.model, data=jax.tree.map(lambda x: x[0], result.params))
         values = {name: x[0] for name, x in draws.values.items()}
         ours = log_likelihood(model, values, *example.args, batch_ndims=1, **example.kwargs)
         theirs = of_numpyro(model, values, *example.args, **example.kwargs)
         for name, terms in ours.items():
-            np.testing.assert_allclose(terms[~np.isnan(terms)], np.asarray(theirs[name])[~np.isnan(terms)], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                terms[~np.isnan(terms)], np.asarray(theirs[name])[~np.isnan(terms)], rtol=1e-4, atol=1e-4
+            )
 
 
-CHAINS = [e for e in EXAMPLES if not e.guide and e.name not in {"tune, scanned", "several predators", "predators", "random scale", *HARD}]
+CHAINS = [
+    e
+    for e in EXAMPLES
+    if not e.guide
+    and e.name not in {"tune, scanned", "several predators", "predators", "random scale", *HARD}
+]
 
 
 @pytest.mark.filterwarnings(*WARNS)

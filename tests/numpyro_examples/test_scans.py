@@ -1,4 +1,6 @@
-"""Examples with a ``scan``: the evidence of their states is that of NumPyro's densities, and particle Gibbs runs on them."""
+"""Examples with a ``scan``: the evidence of their states is that of NumPyro's densities, and particle Gibbs
+runs on them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,11 @@ def evidence(example, model, params, num_draws=4000):
     def log_likelihood(key):
         at = substitute(model, data=params)
         sites = trace(seed(at, key)).get_trace(*example.args, **example.kwargs)
-        latent = {n: s for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"] and n not in example.summed}
+        latent = {
+            n: s
+            for n, s in sites.items()
+            if s["type"] == "sample" and not s["is_observed"] and n not in example.summed
+        }
         prior = sum(jnp.sum(s["fn"].log_prob(s["value"])) for s in latent.values())
         return numpyro_log_density(example, model, {n: s["value"] for n, s in latent.items()}) - prior
 
@@ -54,7 +60,12 @@ def test_evidence(example):
 def test_particle_gibbs(example):
     model = example.drawn()[0]
     backward = "path" if example.name == SECOND_ORDER else "mcmc"
-    mcmc = MCMC(ParticleGibbs(model, num_particles=4, backward=backward), num_warmup=3, num_samples=4, progress_bar=False)
+    mcmc = MCMC(
+        ParticleGibbs(model, num_particles=4, backward=backward),
+        num_warmup=3,
+        num_samples=4,
+        progress_bar=False,
+    )
     mcmc.run(KEY, *example.args, **example.kwargs)
     samples = mcmc.get_samples()
     assert set(example.states) - {"logit_decentered"} <= samples.keys()

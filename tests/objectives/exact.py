@@ -1,4 +1,6 @@
-"""What tests of several objectives share: comparisons with exact answers, and one Gaussian problem whose posterior is known."""
+"""What tests of several objectives share: comparisons with exact answers, and one Gaussian problem whose
+posterior is known.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +20,20 @@ SCORE = ScoreFunction(baseline=None)
 
 def check(loss, problem, formula, num_particles, strategy=None, seed=0):
     problem = PROBLEMS[problem] if isinstance(problem, str) else problem
-    guide = problem.guide if strategy is None else gradient(problem.guide, dict.fromkeys(problem.finite_sites, strategy))
+    guide = (
+        problem.guide
+        if strategy is None
+        else gradient(problem.guide, dict.fromkeys(problem.finite_sites, strategy))
+    )
     samples = replicates(loss, problem, guide=guide, seed=seed)
     assert_unbiased(samples, expected_loss(problem.oracle, problem.params, formula, num_particles))
     return samples
 
 
 def held(problem, num_particles, value, signal):
-    """Exact mean of ``value`` and of the gradient of ``signal``, functions of (log w held, log p, log q), each (K, tuples, elements)."""
+    """Exact mean of ``value`` and of the gradient of ``signal``, functions of (log w held, log p, log q),
+    each (K, tuples, elements).
+    """
 
     def both(params):
         def surrogate(moving):
@@ -41,7 +49,9 @@ def held(problem, num_particles, value, signal):
         return of_value, grads
 
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, quick_jit(both)(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem.params)))
+        return jax.tree.map(
+            np.asarray, quick_jit(both)(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem.params))
+        )
 
 
 def log_mean(x):

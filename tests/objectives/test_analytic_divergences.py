@@ -1,6 +1,7 @@
 """``ELBO(analytic_kl=True)``: which divergences are known in closed form, and that they change no mean.
 
-As in ``test_unbiased.py``: 20,000 replicates with fixed keys, within 4.5 standard errors of an oracle that sums over all outcomes.
+As in ``test_unbiased.py``: 20,000 replicates with fixed keys, within 4.5 standard errors of an oracle that
+sums over all outcomes.
 """
 
 import jax
@@ -13,13 +14,20 @@ from numpyro.handlers import mask, scale, substitute
 from numpyro.infer.autoguide import AutoNormal
 
 from ppl_ext.handlers import detach
-from ppl_ext.objectives import (
-    ELBO,
-)
+from ppl_ext.objectives import ELBO
 from ppl_ext.objectives.terms.analytic_kl import known_sites
 from tests import oracles
 from tests.objectives.exact import SCORE, check
-from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, normal, product, replicates
+from tests.oracles import (
+    Oracle,
+    assert_unbiased,
+    bernoulli,
+    expected_loss,
+    finite,
+    normal,
+    product,
+    replicates,
+)
 from tests.problems import PROBLEMS, Problem
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -36,7 +44,11 @@ KNOWN = {
 
 
 @pytest.mark.parametrize(
-    "problem", [name if name in ("plated", "scaled", "subsampled") else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN]
+    "problem",
+    [
+        name if name in ("plated", "scaled", "subsampled") else pytest.param(name, marks=pytest.mark.slow)
+        for name in KNOWN
+    ],
 )
 @pytest.mark.slow
 def test_analytic_divergences_change_no_mean(problem):
@@ -49,7 +61,9 @@ def test_analytic_divergences_change_no_mean(problem):
 def test_which_divergences_are_known(problem):
     problem = PROBLEMS[problem]
     guide = substitute(problem.guide, jax.tree.map(jnp.asarray, problem.params))
-    assert known_sites(lambda: problem.model(*problem.args), lambda: guide(*problem.args)) == KNOWN[problem.name]
+    assert (
+        known_sites(lambda: problem.model(*problem.args), lambda: guide(*problem.args)) == KNOWN[problem.name]
+    )
 
 
 def test_analytic_divergences_take_noise_away():
@@ -77,14 +91,20 @@ def crossed(guide_looks_back):
         return bernoulli(z["b"], phi[0]) + bernoulli(z["a"], phi[1] + phi[2] * z["b"])
 
     def log_p(params, z, batch):
-        return bernoulli(z["a"], np.log(0.4 / 0.6)) + bernoulli(z["b"], 2.0 * z["a"] - 1.0) + normal(0.3, z["a"] - z["b"])
+        return (
+            bernoulli(z["a"], np.log(0.4 / 0.6))
+            + bernoulli(z["b"], 2.0 * z["a"] - 1.0)
+            + normal(0.3, z["a"] - z["b"])
+        )
 
     oracle = Oracle(**product(a=finite(2), b=finite(2)), log_pmf=log_q, log_p=log_p, log_q=log_q)
     return Problem("crossed", model, guide, {"phi": phi}, oracle, ("a", "b"))
 
 
 def test_a_law_that_depends_on_the_site_itself_is_sampled(monkeypatch):
-    """p(b | a) where the guide drew a by looking at b: its divergence from q(b) is another number, and whoever takes it is caught."""
+    """p(b | a) where the guide drew a by looking at b: its divergence from q(b) is another number, and
+    whoever takes it is caught.
+    """
     problem = crossed(True)
     assert known_sites(problem.model, problem.guide) == {"a"}
     check(ELBO(analytic_kl=True), problem, oracles.elbo(), 1, SCORE)
@@ -103,7 +123,10 @@ def test_another_order_of_independent_sites_is_known():
 
 LAWS = {
     "Normal": (dist.Normal(0.3, 0.7), dist.Normal(-0.2, 1.3)),
-    "Normal, event": (dist.Normal(jnp.array([0.3, 0.1]), 0.7).to_event(1), dist.Normal(-0.2, jnp.array([1.3, 0.8])).to_event(1)),
+    "Normal, event": (
+        dist.Normal(jnp.array([0.3, 0.1]), 0.7).to_event(1),
+        dist.Normal(-0.2, jnp.array([1.3, 0.8])).to_event(1),
+    ),
     "LogNormal": (dist.LogNormal(0.3, 0.7), dist.LogNormal(-0.2, 1.3)),
     "as an automatic guide": (
         dist.TransformedDistribution(dist.Normal(0.3, 0.7), dist.transforms.ExpTransform()),
@@ -115,19 +138,32 @@ LAWS = {
     "Beta": (dist.Beta(2.0, 1.5), dist.Beta(1.4, 0.9)),
     "Dirichlet": (dist.Dirichlet(jnp.array([2.0, 1.5, 3.0])), dist.Dirichlet(jnp.array([1.0, 1.2, 1.4]))),
     "Bernoulli": (dist.Bernoulli(0.3), dist.Bernoulli(logits=0.9)),
-    "Categorical": (dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), dist.Categorical(logits=jnp.array([0.1, -0.4, 0.3]))),
+    "Categorical": (
+        dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])),
+        dist.Categorical(logits=jnp.array([0.1, -0.4, 0.3])),
+    ),
     "Binomial": (dist.Binomial(4, probs=0.3), dist.Binomial(4, logits=0.9)),
     "MultivariateNormal": (
         dist.MultivariateNormal(jnp.array([0.3, -0.1]), jnp.array([[1.0, 0.3], [0.3, 0.7]])),
         dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.2, -0.2], [-0.2, 0.9]])),
     ),
 }
-QUICK = ("Normal, event", "as an automatic guide", "Gamma and Exponential", "Categorical", "MultivariateNormal")
+QUICK = (
+    "Normal, event",
+    "as an automatic guide",
+    "Gamma and Exponential",
+    "Categorical",
+    "MultivariateNormal",
+)
 
 
-@pytest.mark.parametrize("law", [law if law in QUICK else pytest.param(law, marks=pytest.mark.slow) for law in LAWS])
+@pytest.mark.parametrize(
+    "law", [law if law in QUICK else pytest.param(law, marks=pytest.mark.slow) for law in LAWS]
+)
 def test_closed_forms_agree_with_sampling(law):
-    """20,000 draws, eagerly: E_q[log q − log p] within 4.5 standard errors, in an expanded and masked plate."""
+    """20,000 draws, eagerly: E_q[log q − log p] within 4.5 standard errors, in an expanded and masked
+    plate.
+    """
     q, p = LAWS[law]
     keep = np.array([True, False, True])
 

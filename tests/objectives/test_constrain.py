@@ -15,12 +15,7 @@ from ppl_ext import log_density, simulate
 from ppl_ext.errors import ModelError
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
-from ppl_ext.objectives import (
-    ELBO,
-    IWELBO,
-    constrain,
-    kl,
-)
+from ppl_ext.objectives import ELBO, IWELBO, constrain, kl
 from tests.objectives.exact import SCORE
 from tests.oracles import assert_unbiased, quick_jit, table
 from tests.problems import PROBLEMS
@@ -61,14 +56,26 @@ def test_a_multiplier_may_begin_at_zero():
 
 @pytest.mark.slow
 def test_a_constraint_that_does_not_bind_lets_go():
-    result = fit(KEY, coin, coin_guide, constrain(ELBO(), kl("z"), at_most=5.0, rate=0.1), optax.sgd(0.5), 300, 2.0, progress_bar=False)
+    result = fit(
+        KEY,
+        coin,
+        coin_guide,
+        constrain(ELBO(), kl("z"), at_most=5.0, rate=0.1),
+        optax.sgd(0.5),
+        300,
+        2.0,
+        progress_bar=False,
+    )
     assert result.params["kl('z') <= 5.0"]["multiplier"][0] == 0.0
-    np.testing.assert_allclose(result.params["logit"][0], 2.0, atol=1e-2)  # the posterior's: log N(2; 2, 1) − log N(2; 0, 1)
+    # the posterior's: log N(2; 2, 1) − log N(2; 0, 1)
+    np.testing.assert_allclose(result.params["logit"][0], 2.0, atol=1e-2)
 
 
 @pytest.mark.slow
 def test_constraints_from_below_nest_and_take_a_function():
-    """The mean log likelihood, log N(1.1; 2, 1) p + log N(1.1; 0, 1) (1 − p), is asked to be that of p = 0.775."""
+    """The mean log likelihood, log N(1.1; 2, 1) p + log N(1.1; 0, 1) (1 − p), is asked to be that of p =
+    0.775.
+    """
 
     def likelihood(model, guide):
         return log_density(model, simulate(guide).values).select("y")
@@ -78,7 +85,8 @@ def test_constraints_from_below_nest_and_take_a_function():
     assert repr(loss).startswith("constrain(constrain(ELBO(") and f"at_least={least}" in repr(loss)
     result = fit(KEY, coin, coin_guide, loss, optax.sgd(0.2), 2_000, 1.1, progress_bar=False)
     assert set(result.params) == {"logit", f"likelihood >= {least}", "IWELBO(num_particles=2) <= 100.0"}
-    np.testing.assert_allclose(jax.nn.sigmoid(result.params["logit"][0]), 0.775, atol=0.03)  # the multiplier sees draws
+    # the multiplier sees draws
+    np.testing.assert_allclose(jax.nn.sigmoid(result.params["logit"][0]), 0.775, atol=0.03)
 
 
 @pytest.mark.slow
@@ -94,9 +102,15 @@ def test_the_lagrangian_and_the_step_of_its_multiplier_are_unbiased():
         return -(jnp.exp(log_q) * (log_p - log_q)).sum() + multiplier * (divergence - 0.02)
 
     def one(key, params):
-        return loss.loss(key, params | {name: {"multiplier": jnp.asarray(0.7)}}, problem.model, gradient(problem.guide, {"*": SCORE}))
+        return loss.loss(
+            key,
+            params | {name: {"multiplier": jnp.asarray(0.7)}},
+            problem.model,
+            gradient(problem.guide, {"*": SCORE}),
+        )
 
-    params = jax.tree.map(jnp.asarray, problem.params | {"phi": 0.9})  # far enough from the prior for the multiplier to show
+    # far enough from the prior for the multiplier to show
+    params = jax.tree.map(jnp.asarray, problem.params | {"phi": 0.9})
     run = jax.vmap(jax.value_and_grad(one, argnums=1), in_axes=(0, None))
     samples = quick_jit(run)(jax.random.split(KEY, 20_000), params)
     assert_unbiased(samples, jax.value_and_grad(exact)(params))
@@ -104,7 +118,9 @@ def test_the_lagrangian_and_the_step_of_its_multiplier_are_unbiased():
         with pytest.raises(AssertionError, match="standard errors off"):
             assert_unbiased(samples, jax.value_and_grad(exact)(params, multiplier))
     state = params | {name: {"multiplier": jnp.asarray(0.7)}}
-    after = loss.loss_with_mutable_state(KEY, state, problem.model, problem.guide)["mutable_state"][name]["multiplier"]
+    after = loss.loss_with_mutable_state(KEY, state, problem.model, problem.guide)["mutable_state"][name][
+        "multiplier"
+    ]
     q = jax.nn.sigmoid(params["phi"])
     divergence = q * jnp.log(q / 0.4) + (1 - q) * jnp.log((1 - q) / 0.6)
     np.testing.assert_allclose(after, 0.7 + 0.5 * (divergence - 0.02), rtol=1e-5)

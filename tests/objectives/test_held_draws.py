@@ -1,7 +1,8 @@
-"""Objectives that hold draws fixed, the wakes, sleep and the covariance gradient: exact expected values and gradients, low particle counts.
+"""Objectives that hold draws fixed, the wakes, sleep and the covariance gradient: exact expected values and
+gradients, low particle counts.
 
-Gradients here are prescribed and not those of the expected value, so the oracle sums a surrogate of its own over all outcomes. 20,000
-replicates with fixed keys, within 4.5 standard errors.
+Gradients here are prescribed and not those of the expected value, so the oracle sums a surrogate of its own
+over all outcomes. 20,000 replicates with fixed keys, within 4.5 standard errors.
 """
 
 import itertools
@@ -17,11 +18,7 @@ from numpyro.contrib.control_flow import scan
 
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.handlers import gradient
-from ppl_ext.objectives import (
-    ReweightedWakeSleep,
-    Sleep,
-    Thermodynamic,
-)
+from ppl_ext.objectives import ReweightedWakeSleep, Sleep, Thermodynamic
 from tests.objectives.exact import held, log_mean
 from tests.oracles import assert_unbiased, bernoulli, quick_jit, replicates, table
 from tests.problems import PROBLEMS
@@ -35,7 +32,8 @@ def wake(log_w, log_p, log_q):
 
 
 @pytest.mark.parametrize(
-    ("problem", "num_particles"), [("one_bernoulli", 3), ("chain", 2), ("plated_local", 2), ("bernoulli_then_normal", 2)]
+    ("problem", "num_particles"),
+    [("one_bernoulli", 3), ("chain", 2), ("plated_local", 2), ("bernoulli_then_normal", 2)],
 )
 def test_both_wakes(problem, num_particles):
     problem = PROBLEMS[problem]
@@ -89,8 +87,13 @@ def test_sleep():
     exact = jax.value_and_grad(asleep)(PHI)
     samples = slept(Sleep(2))
     assert_unbiased(samples, exact)
-    assert_unbiased(slept(Sleep(2), guide=gradient(recogniser, {"z": "score"})), exact)  # a handler hides the names of the arguments
-    awake = jax.value_and_grad(lambda params: -P_Z * bernoulli(1, params["phi"].sum()) - (1 - P_Z) * bernoulli(0, params["phi"].sum()))(PHI)
+    # a handler hides the names of the arguments
+    assert_unbiased(slept(Sleep(2), guide=gradient(recogniser, {"z": "score"})), exact)
+    awake = jax.value_and_grad(
+        lambda params: (
+            -P_Z * bernoulli(1, params["phi"].sum()) - (1 - P_Z) * bernoulli(0, params["phi"].sum())
+        )
+    )(PHI)
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(samples, awake)  # the data held at 1
 
@@ -137,12 +140,19 @@ def test_dreams_in_a_scan_and_by_other_names():
         scan(step, jnp.zeros(()), series)
 
     data = jnp.zeros(3)
-    with pytest.raises(ArgumentError, match=r"which argument of the guide holds the data\? It takes \(series\).*'seen'"):
+    with pytest.raises(
+        ArgumentError, match=r"which argument of the guide holds the data\? It takes \(series\).*'seen'"
+    ):
         Sleep().loss(KEY, {"slope": 0.1}, model, guide, data)
-    # E[y x] / E[y²] minimises the loss: variances of x are 1, 1.64, 2.0496, and those of y larger by a quarter.
+    # E[y x] / E[y²] minimises the loss: variances of x are 1, 1.64, 2.0496, and those of y larger by a
+    # quarter.
     x = np.array([1.0, 1.64, 2.0496]).sum()
-    run = jax.grad(lambda params, key: Sleep(1, data={"series": "seen"}).loss(key, params, model, guide, data))
-    grads = quick_jit(jax.vmap(run, in_axes=(None, 0)))({"slope": jnp.asarray(x / (x + 0.75))}, jax.random.split(KEY, 20_000))
+    run = jax.grad(
+        lambda params, key: Sleep(1, data={"series": "seen"}).loss(key, params, model, guide, data)
+    )
+    grads = quick_jit(jax.vmap(run, in_axes=(None, 0)))(
+        {"slope": jnp.asarray(x / (x + 0.75))}, jax.random.split(KEY, 20_000)
+    )
     assert_unbiased(grads, {"slope": np.zeros(())})
     with pytest.raises(ArgumentError, match="the guide takes"):
         Sleep(data={"y": "seen"}).loss(KEY, {"slope": 0.1}, model, guide, data)
@@ -157,7 +167,10 @@ BETAS = [0.0, 0.1, 10**-0.5, 1.0]
 
 def left_sum(weigh):
     def total(log_w, *rest):
-        return sum((b - a) * weigh(a, jax.nn.softmax(a * log_w, axis=0), log_w, *rest) for a, b in itertools.pairwise(BETAS))
+        return sum(
+            (b - a) * weigh(a, jax.nn.softmax(a * log_w, axis=0), log_w, *rest)
+            for a, b in itertools.pairwise(BETAS)
+        )
 
     return total
 
@@ -170,7 +183,9 @@ def covariance(beta, w, f, log_p, log_q):
     return (w * (log_p - log_q)).sum(0) + (w * (f - mean) * (beta * log_p + (1 - beta) * log_q)).sum(0)
 
 
-@pytest.mark.parametrize(("problem", "num_particles"), [("one_bernoulli", 3), ("chain", 2), ("plated_local", 2)])
+@pytest.mark.parametrize(
+    ("problem", "num_particles"), [("one_bernoulli", 3), ("chain", 2), ("plated_local", 2)]
+)
 def test_the_covariance_gradient(problem, num_particles):
     problem = PROBLEMS[problem]
     samples = replicates(Thermodynamic(num_particles, 3), problem)
@@ -196,5 +211,7 @@ def test_with_many_particles_it_is_the_gradient_of_the_sum():
 
     params = jax.tree.map(jnp.asarray, problem.params)
     expected = jax.grad(exact)(params)
-    actual = quick_jit(jax.grad(lambda params: Thermodynamic(20_000, 3).loss(KEY, params, problem.model, problem.guide)))(params)
+    actual = quick_jit(
+        jax.grad(lambda params: Thermodynamic(20_000, 3).loss(KEY, params, problem.model, problem.guide))
+    )(params)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=0.02), actual, expected)

@@ -1,6 +1,8 @@
-"""Objectives that are a formula of K log weights, with their options: values and gradients are exact in the mean.
+"""Objectives that are a formula of K log weights, with their options: values and gradients are exact in the
+mean.
 
-As in ``test_unbiased.py``: 20,000 replicates with fixed keys, within 4.5 standard errors of an oracle that sums over all outcomes.
+As in ``test_unbiased.py``: 20,000 replicates with fixed keys, within 4.5 standard errors of an oracle that
+sums over all outcomes.
 """
 
 import jax
@@ -14,13 +16,7 @@ from jax.scipy.special import logsumexp, xlogy
 from ppl_ext.errors import ArgumentError
 from ppl_ext.gradients import EnumerateLocally, MeasureValued, ScoreFunction
 from ppl_ext.handlers import gradient
-from ppl_ext.objectives import (
-    VRIWAE,
-    FDivergence,
-    ForwardKL,
-    MarkovScoreClimbing,
-    Thermodynamic,
-)
+from ppl_ext.objectives import VRIWAE, FDivergence, ForwardKL, MarkovScoreClimbing, Thermodynamic
 from tests import oracles
 from tests.objectives.exact import SCORE, check, conjugate
 from tests.oracles import expected_loss, quick_jit
@@ -81,7 +77,9 @@ def test_the_assertion_tells_divergences_and_partitions_apart():
 
 
 def test_many_particles_give_the_divergence():
-    """Against sums over the outcomes of a chain; the bias at 2,000 particles is far below the noise of 200 replicates."""
+    """Against sums over the outcomes of a chain; the bias at 2,000 particles is far below the noise of 200
+    replicates.
+    """
     problem = PROBLEMS["chain"]
     params = jax.tree.map(jnp.asarray, problem.params)
     log_q, log_p, _ = oracles.table(problem.oracle, params, None)
@@ -95,7 +93,9 @@ def test_many_particles_give_the_divergence():
     for name, value in exact.items():
         loss = FDivergence(name, 2_000)
         guide = gradient(problem.guide, {"*": SCORE})  # a leave-one-out baseline would take K² runs
-        given = quick_jit(jax.vmap(lambda key, loss=loss, guide=guide: loss.loss(key, params, problem.model, guide)))
+        given = quick_jit(
+            jax.vmap(lambda key, loss=loss, guide=guide: loss.loss(key, params, problem.model, guide))
+        )
         samples = given(jax.random.split(jax.random.key(0), 200))
         assert abs(samples.mean() - value) < 4.5 * samples.std() / np.sqrt(200) + 5e-4, name
 
@@ -105,19 +105,28 @@ def test_the_thermodynamic_bound_lies_between_the_elbo_and_the_importance_weight
     for num_particles in (1, 2, 3):
         problem = PROBLEMS["chain"]
         low, mid, high = (
-            -expected_loss(problem.oracle, problem.params, f, num_particles)[0] for f in (oracles.elbo(), tvo(BETAS), oracles.iwelbo())
+            -expected_loss(problem.oracle, problem.params, f, num_particles)[0]
+            for f in (oracles.elbo(), tvo(BETAS), oracles.iwelbo())
         )
-        assert low <= mid + 1e-12 and mid <= high + 1e-12 <= oracles.log_evidence(problem.oracle, problem.params) + 1e-9
+        assert (
+            low <= mid + 1e-12
+            and mid <= high + 1e-12 <= oracles.log_evidence(problem.oracle, problem.params) + 1e-9
+        )
         assert num_particles == 1 or low < mid < high
 
 
 def test_an_objective_tells_numpyro_how_many_particles_it_takes():
-    assert [loss.num_particles for loss in (ForwardKL(3), FDivergence(num_particles=4), MarkovScoreClimbing())] == [3, 4, 1]
+    assert [
+        loss.num_particles for loss in (ForwardKL(3), FDivergence(num_particles=4), MarkovScoreClimbing())
+    ] == [3, 4, 1]
 
 
 def test_an_objective_is_shown_with_its_numbers_and_unusual_flags():
     assert repr(VRIWAE(num_particles=3)) == "VRIWAE(alpha=0.5, num_particles=3)"
-    assert repr(VRIWAE(0.2, 4, doubly_reparameterized=True)) == "VRIWAE(alpha=0.2, num_particles=4, doubly_reparameterized=True)"
+    assert (
+        repr(VRIWAE(0.2, 4, doubly_reparameterized=True))
+        == "VRIWAE(alpha=0.2, num_particles=4, doubly_reparameterized=True)"
+    )
 
 
 def test_options_that_make_no_sense():
@@ -135,7 +144,9 @@ def test_options_that_make_no_sense():
     assert jnp.isfinite(own.loss(key, params, model, guide))
 
 
-@pytest.mark.parametrize("loss", [ForwardKL(3), FDivergence(num_particles=3), FDivergence("hellinger", 3)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [ForwardKL(3), FDivergence(num_particles=3), FDivergence("hellinger", 3)], ids=repr
+)
 def test_all_weights_zero(loss):
     """An impossible observation: infinitely far from any posterior, and no direction to go in."""
 
@@ -146,5 +157,7 @@ def test_all_weights_zero(loss):
     def guide():
         numpyro.sample("x", dist.Normal(numpyro.param("mu", 0.0), 1.0))
 
-    value, grads = jax.value_and_grad(lambda p: loss.loss(jax.random.key(0), p, model, guide))({"mu": jnp.array(0.3)})
+    value, grads = jax.value_and_grad(lambda p: loss.loss(jax.random.key(0), p, model, guide))(
+        {"mu": jnp.array(0.3)}
+    )
     assert float(value) == jnp.inf and float(grads["mu"]) == 0.0

@@ -1,6 +1,8 @@
-"""Gradients along the paths of draws, whose law is held fixed: sticking the landing, and doubly reparameterised.
+"""Gradients along the paths of draws, whose law is held fixed: sticking the landing, and doubly
+reparameterised.
 
-As in ``test_unbiased.py``: 20,000 replicates with fixed keys, within 4.5 standard errors of an oracle that sums over all outcomes.
+As in ``test_unbiased.py``: 20,000 replicates with fixed keys, within 4.5 standard errors of an oracle that
+sums over all outcomes.
 """
 
 import jax
@@ -57,12 +59,21 @@ def observing():
 
     def guide():
         base.guide()
-        numpyro.sample("seen", dist.Normal(numpyro.param("eta", 0.0), 1.0), obs=1.2, infer={"is_auxiliary": True})
+        numpyro.sample(
+            "seen", dist.Normal(numpyro.param("eta", 0.0), 1.0), obs=1.2, infer={"is_auxiliary": True}
+        )
 
     def log_q(params, z, batch):
         return base.oracle.log_q(params, z, batch) + normal(1.2, params["eta"])
 
-    oracle = Oracle(base.oracle.outcomes, base.oracle.log_weights, base.oracle.log_pmf, base.oracle.log_p, log_q, base.oracle.values)
+    oracle = Oracle(
+        base.oracle.outcomes,
+        base.oracle.log_weights,
+        base.oracle.log_pmf,
+        base.oracle.log_p,
+        log_q,
+        base.oracle.values,
+    )
     return Problem("observing", base.model, guide, {**base.params, "eta": 0.4}, oracle, (), ("x",))
 
 
@@ -74,7 +85,9 @@ def test_what_a_guide_observes_keeps_its_gradient(monkeypatch):
 
     def everything(guide):
         draw, log_q = held(guide)
-        return draw, jax.lax.stop_gradient(log_q.split(())[0]) + log_q.split(draw.values)[0] + _stopped(log_q.split(draw.values)[1])
+        return draw, jax.lax.stop_gradient(log_q.split(())[0]) + log_q.split(draw.values)[0] + _stopped(
+            log_q.split(draw.values)[1]
+        )
 
     monkeypatch.setattr(analytic_kl, "simulate_and_hold", everything)
     with pytest.raises(AssertionError, match="standard errors off"):
@@ -87,7 +100,9 @@ def _stopped(x):
 
 @pytest.mark.slow
 def test_noise_beside_the_sites_is_the_same_in_both_runs():
-    """A guide that asks for a key of its own, as dropout does: log q is scored with the mask that the draw was made with."""
+    """A guide that asks for a key of its own, as dropout does: log q is scored with the mask that the draw
+    was made with.
+    """
 
     def dropping():
         kept = jax.random.bernoulli(numpyro.prng_key(), 0.5)
@@ -107,27 +122,41 @@ def counting():
     numpyro.sample("x", dist.Normal(count["runs"] + numpyro.param("mu", 0.0), 0.5))
 
 
-STATEFUL = (ELBO(stick_the_landing=True), DoublyReparameterized(2), ForwardKL(2), ReweightedWakeSleep(2, sleep=0.0), Thermodynamic(2))
+STATEFUL = (
+    ELBO(stick_the_landing=True),
+    DoublyReparameterized(2),
+    ForwardKL(2),
+    ReweightedWakeSleep(2, sleep=0.0),
+    Thermodynamic(2),
+)
 
 
 @pytest.mark.parametrize("loss", STATEFUL, ids=lambda loss: type(loss).__name__)
 def test_state_of_the_guide_moves_once_a_step(loss):
-    """Both runs of one draw start from the same state: or it moved twice, and log q was that of another law."""
+    """Both runs of one draw start from the same state: or it moved twice, and log q was that of another
+    law.
+    """
     params = {"mu": jnp.array(0.3), "count": {"runs": jnp.array(4.0)}}
     out = loss.loss_with_mutable_state(jax.random.key(0), params, PROBLEMS["reparam_normal"].model, counting)
     assert float(out["mutable_state"]["count"]["runs"]) == 5.0
     if type(loss).__name__ in ("ELBO", "DoublyReparameterized"):
         plain = ELBO() if isinstance(loss, ELBO) else IWELBO(2)
         np.testing.assert_allclose(
-            out["loss"], plain.loss(jax.random.key(0), params, PROBLEMS["reparam_normal"].model, counting), rtol=1e-5
+            out["loss"],
+            plain.loss(jax.random.key(0), params, PROBLEMS["reparam_normal"].model, counting),
+            rtol=1e-5,
         )
 
 
-@pytest.mark.parametrize("loss", [ELBO(stick_the_landing=True), DoublyReparameterized(4), VRIWAE(0.5, 4, True)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [ELBO(stick_the_landing=True), DoublyReparameterized(4), VRIWAE(0.5, 4, True)], ids=repr
+)
 def test_the_gradient_vanishes_at_the_posterior(loss):
     model, guide, params = conjugate(0.5, np.sqrt(0.5))
     for seed in range(3):
-        grads = jax.grad(lambda params, seed=seed: loss.loss(jax.random.key(seed), params, model, guide))(params)
+        grads = jax.grad(lambda params, seed=seed: loss.loss(jax.random.key(seed), params, model, guide))(
+            params
+        )
         jax.tree.map(lambda g: np.testing.assert_allclose(g, 0.0, atol=2e-6), grads)
 
 
@@ -135,7 +164,9 @@ def test_the_gradient_vanishes_at_the_posterior(loss):
 
 
 def local_normals():
-    """Two Gaussian elements of a plate that holds everything, each with a bound of its own, and a parameter of the model."""
+    """Two Gaussian elements of a plate that holds everything, each with a bound of its own, and a parameter
+    of the model.
+    """
     y = np.array([0.4, -0.9])
 
     def model(y):
@@ -145,7 +176,9 @@ def local_normals():
 
     def guide(y):
         with numpyro.plate("n", 2):
-            numpyro.sample("x", dist.Normal(numpyro.param("mu", jnp.zeros(2)), jnp.exp(numpyro.param("s", 0.0))))
+            numpyro.sample(
+                "x", dist.Normal(numpyro.param("mu", jnp.zeros(2)), jnp.exp(numpyro.param("s", 0.0)))
+            )
 
     def values(params, outcome, batch):
         return {"x": params["mu"] + jnp.exp(params["s"]) * jnp.stack([outcome["e"], outcome["f"]])}
@@ -157,7 +190,13 @@ def local_normals():
         return normal(z["x"], params["theta"]) + normal(y, jnp.sin(2 * z["x"]), 0.6)
 
     params = {"mu": np.array([0.2, -0.4]), "s": -0.5, "theta": 0.3}
-    oracle = Oracle(**product(e=gaussian(20), f=gaussian(20)), values=values, log_pmf=lambda *_: 0.0, log_p=log_p, log_q=log_q)
+    oracle = Oracle(
+        **product(e=gaussian(20), f=gaussian(20)),
+        values=values,
+        log_pmf=lambda *_: 0.0,
+        log_p=log_p,
+        log_q=log_q,
+    )
     return Problem("local_normals", model, guide, params, oracle, (), ("x",), args=(y,))
 
 
@@ -169,7 +208,11 @@ DOUBLY = (
 )
 
 
-@pytest.mark.parametrize(("loss", "formula", "num_particles", "problem"), DOUBLY, ids=lambda x: repr(x) if isinstance(x, VRIWAE) else None)
+@pytest.mark.parametrize(
+    ("loss", "formula", "num_particles", "problem"),
+    DOUBLY,
+    ids=lambda x: repr(x) if isinstance(x, VRIWAE) else None,
+)
 def test_doubly_reparameterised_gradients_change_no_mean(loss, formula, num_particles, problem):
     check(loss, problem, formula, num_particles)
 
@@ -203,14 +246,22 @@ def test_what_the_doubly_reparameterised_gradient_refuses():
         guide()
         numpyro.sample("k", dist.Bernoulli(0.5), infer={"is_auxiliary": True})
 
-    with pytest.raises(StrategyError, match=r"DoublyReparameterized differentiates through draws, and .* site 'k' .*Enumerate"):
+    with pytest.raises(
+        StrategyError,
+        match=r"DoublyReparameterized differentiates through draws, and .* site 'k' .*Enumerate",
+    ):
         DoublyReparameterized().loss(key, params, model, coin)
     with pytest.raises(StrategyError, match="site 'z' .*ScoreFunction"):
         DoublyReparameterized().loss(key, params, model, gradient(guide, {"z": "score"}))
 
     def stepping():
         guide()
-        scan(lambda c, _: (numpyro.sample("step", dist.Bernoulli(0.5), infer={"is_auxiliary": True}), None), 0, None, length=2)
+        scan(
+            lambda c, _: (numpyro.sample("step", dist.Bernoulli(0.5), infer={"is_auxiliary": True}), None),
+            0,
+            None,
+            length=2,
+        )
 
     with pytest.raises(StrategyError, match="site 'step'"):
         DoublyReparameterized().loss(key, params, model, stepping)
@@ -218,7 +269,9 @@ def test_what_the_doubly_reparameterised_gradient_refuses():
         with pytest.raises(ModelError, match="'z' for a draw of a density that is neither masked nor scaled"):
             DoublyReparameterized().loss(key, params, model, changed)
     with pytest.raises(ModelError, match="no observed sites or factors in the guide, and 'seen'"):
-        DoublyReparameterized().loss(key, {**params, "mu": 0.1, "s": 0.1, "eta": 0.1}, observing().model, observing().guide)
+        DoublyReparameterized().loss(
+            key, {**params, "mu": 0.1, "s": 0.1, "eta": 0.1}, observing().model, observing().guide
+        )
     subsampled = PROBLEMS["subsampled"]
 
     def partly(y):
@@ -243,7 +296,9 @@ def test_estimated_densities_are_refused_where_they_would_be_taken_twice():
 
     model, _, _ = conjugate(0.0, 1.0)
     guide = marginal(ring, ["z"], ImportanceSampling(2))
-    losses = [loss.loss(jax.random.key(0), {}, model, guide) for loss in (ELBO(stick_the_landing=True), ELBO())]
+    losses = [
+        loss.loss(jax.random.key(0), {}, model, guide) for loss in (ELBO(stick_the_landing=True), ELBO())
+    ]
     assert losses[0] == losses[1]
     with pytest.raises(ModelError, match="'z' for a draw of a density that is neither masked nor scaled"):
         DoublyReparameterized().loss(jax.random.key(0), {}, model, guide)

@@ -16,11 +16,7 @@ from ppl_ext import log_density, marginal
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.infer import fit
-from ppl_ext.objectives import (
-    ConditionalImportanceSampling,
-    MarkovScoreClimbing,
-    Move,
-)
+from ppl_ext.objectives import ConditionalImportanceSampling, MarkovScoreClimbing, Move
 from tests.oracles import assert_unbiased, quick_jit, table
 from tests.problems import PROBLEMS
 
@@ -54,7 +50,9 @@ def climbing(loss, problem, law):
 
 
 def climbed(problem):
-    """Minus the cross entropy from the posterior, its gradient by the guide, and minus that of the evidence by the model."""
+    """Minus the cross entropy from the posterior, its gradient by the guide, and minus that of the evidence
+    by the model.
+    """
     law = posterior_of(problem)
 
     def surrogate(params):
@@ -66,10 +64,15 @@ def climbed(problem):
     return value, grads
 
 
-@pytest.mark.parametrize(("name", "num_particles"), [("one_bernoulli", 2), ("chain", 2), pytest.param("chain", 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "num_particles"),
+    [("one_bernoulli", 2), ("chain", 2), pytest.param("chain", 5, marks=pytest.mark.slow)],
+)
 def test_from_the_posterior_the_score_is_unbiased_at_any_number_of_particles(name, num_particles):
     problem = PROBLEMS[name]
-    samples, after = climbing(MarkovScoreClimbing(ConditionalImportanceSampling(num_particles)), problem, posterior_of(problem))
+    samples, after = climbing(
+        MarkovScoreClimbing(ConditionalImportanceSampling(num_particles)), problem, posterior_of(problem)
+    )
     assert_unbiased(samples, climbed(problem))
     # The kernel leaves the posterior as it is: each outcome is retained as often as it should.
     same = [
@@ -103,21 +106,40 @@ def random_walk(model, guide, values):
     first, second = jax.random.split(numpyro.prng_key())
     proposed = {"z": values["z"] + jax.random.normal(first, values["z"].shape)}
     log_ratio = log_density(model, proposed).total - log_density(model, values).total
-    values = jax.tree.map(lambda a, b: jnp.where(jnp.log(jax.random.uniform(second)) < log_ratio, a, b), proposed, dict(values))
+    values = jax.tree.map(
+        lambda a, b: jnp.where(jnp.log(jax.random.uniform(second)) < log_ratio, a, b), proposed, dict(values)
+    )
     return Move(values, jax.tree.map(lambda x: x[None], values), jnp.ones(1))
 
 
-@pytest.mark.parametrize("kernel", [ConditionalImportanceSampling(4), random_walk], ids=["importance", "random walk"])
+@pytest.mark.parametrize(
+    "kernel", [ConditionalImportanceSampling(4), random_walk], ids=["importance", "random walk"]
+)
 @pytest.mark.slow
 def test_climbing_ends_at_the_posterior(kernel):
     """Two chains of ``fit``, each with its own retained draw, the step size falling."""
     optim = optax.adam(optax.exponential_decay(0.05, 1_000, 0.2))
-    result = fit(KEY, conjugate, gaussian, MarkovScoreClimbing(kernel), optim, 4_000, 1.0, num_chains=2, progress_bar=False)
+    result = fit(
+        KEY,
+        conjugate,
+        gaussian,
+        MarkovScoreClimbing(kernel),
+        optim,
+        4_000,
+        1.0,
+        num_chains=2,
+        progress_bar=False,
+    )
     np.testing.assert_allclose(result.params["loc"], 0.5, atol=0.1)
     np.testing.assert_allclose(result.params["spread"], np.sqrt(0.5), atol=0.1)
     retained = result.params["MarkovScoreClimbing"]["retained"]["z"]
     assert retained.shape == (2,) and retained[0] != retained[1]
-    svi = SVI(conjugate, MarkovScoreClimbing(kernel).carried_by(gaussian, conjugate), optax.adam(0.05), MarkovScoreClimbing(kernel))
+    svi = SVI(
+        conjugate,
+        MarkovScoreClimbing(kernel).carried_by(gaussian, conjugate),
+        optax.adam(0.05),
+        MarkovScoreClimbing(kernel),
+    )
     assert np.isfinite(svi.run(KEY, 3, 1.0, progress_bar=False).losses).all()
 
 

@@ -1,12 +1,14 @@
 """Every objective's value and gradient, in the mean over 20,000 keys, is the exact one.
 
-Each case averages 20,000 independent replicates and compares value and every gradient coordinate with an oracle that
-sums over all outcomes (``tests/oracles.py``), within 4.5 standard errors estimated from the replicates. Keys are fixed,
-so a case passes or fails for good. Over fresh keys a correct estimator would fail one coordinate with probability 7e-6:
-the default cases have about 650 coordinates and so a false alarm rate of about 0.4%, the slow ones about 3,700 and 2.5%.
+Each case averages 20,000 independent replicates and compares value and every gradient coordinate with an
+oracle that sums over all outcomes (``tests/oracles.py``), within 4.5 standard errors estimated from the
+replicates. Keys are fixed, so a case passes or fails for good. Over fresh keys a correct estimator would fail
+one coordinate with probability 7e-6: the default cases have about 650 coordinates and so a false alarm rate
+of about 0.4%, the slow ones about 3,700 and 2.5%.
 
-Whether the assertion can fail is tested too: with a wrong sign, weight, scale or baseline it does, and it does with
-NumPyro's own objectives on the programs where those are known to be wrong, while it accepts them where they are right.
+Whether the assertion can fail is tested too: with a wrong sign, weight, scale or baseline it does, and it
+does with NumPyro's own objectives on the programs where those are known to be wrong, while it accepts them
+where they are right.
 """
 
 import functools
@@ -46,7 +48,8 @@ OBJECTIVES = {
     "forward_kl": (lambda k: ForwardKL(num_particles=k), None),
 }
 
-# The library says that several particles over a minibatch are no bound; the estimate is still unbiased for its mean.
+# The library says that several particles over a minibatch are no bound; the estimate is still unbiased for
+# its mean.
 pytestmark = pytest.mark.filterwarnings("ignore:Plate 'n' is subsampled")
 
 
@@ -80,7 +83,16 @@ def check(problem, objective, num_particles, strategy):
 DISCRETE = tuple(name for name, problem in PROBLEMS.items() if problem.finite_sites)
 SMALL = tuple(name for name in DISCRETE if name != "many_coins")
 TANGLED = (
-    *("chain", "coin_normal_coin", "plated", "plated_local", "subsampled", "subsampled_local", "scaled", "masked"),
+    *(
+        "chain",
+        "coin_normal_coin",
+        "plated",
+        "plated_local",
+        "subsampled",
+        "subsampled_local",
+        "scaled",
+        "masked",
+    ),
     *("scanned", "scan_output", "coupled_plate", "relayed", "conditional_site", "counts"),
 )
 
@@ -90,9 +102,18 @@ CASES = (
     *((name, "elbo", 3, "leave-one-out") for name in ("one_bernoulli", "plated", "subsampled", "scanned")),
     *((name, "elbo", 1, "enumerate") for name in ("subsampled", "coin_normal_coin", "bernoulli_then_normal")),
     *((name, "renyi", 2, "score") for name in ("plated", "subsampled_local", "scaled", "scanned")),
-    *((name, "renyi", 3, "default") for name in ("chain", "normal_then_bernoulli", "score_normal", "reparam_normal")),
-    *((name, "iwelbo", 3, "default") for name in ("one_bernoulli", "coin_normal_coin", "score_normal", "plated_local")),
-    *((name, "forward_kl", 2, "default") for name in ("one_bernoulli", "chain", "bernoulli_then_normal", "scanned")),
+    *(
+        (name, "renyi", 3, "default")
+        for name in ("chain", "normal_then_bernoulli", "score_normal", "reparam_normal")
+    ),
+    *(
+        (name, "iwelbo", 3, "default")
+        for name in ("one_bernoulli", "coin_normal_coin", "score_normal", "plated_local")
+    ),
+    *(
+        (name, "forward_kl", 2, "default")
+        for name in ("one_bernoulli", "chain", "bernoulli_then_normal", "scanned")
+    ),
     ("many_coins", "elbo", 3, "default"),
     ("score_normal", "elbo", 1, "default"),
     ("reparam_normal", "elbo", 1, "default"),
@@ -125,7 +146,9 @@ def test_strategies_mix_freely_with_several_particles():
 
 
 def test_a_handler_wins_over_an_annotation():
-    """``score_normal`` asks to be scored; reparameterised by handler it must have that estimator's smaller spread."""
+    """``score_normal`` asks to be scored; reparameterised by handler it must have that estimator's smaller
+    spread.
+    """
     problem = PROBLEMS["score_normal"]
     handled = replicates(ELBO(), problem, guide=gradient(problem.guide, {"x": Reparameterize()}))
     assert_unbiased(handled, exact("score_normal", "elbo", 1))
@@ -157,11 +180,15 @@ def check_enumerated(problem, objective, num_particles):
 
         @quick_jit
         def run(rng_key, params):
-            return jax.value_and_grad(loss.loss, argnums=1)(rng_key, params, problem.model, guide, *problem.args)
+            return jax.value_and_grad(loss.loss, argnums=1)(
+                rng_key, params, problem.model, guide, *problem.args
+            )
 
         for seed in (0, 1):
             actual = run(jax.random.key(seed), params)
-            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-8), actual, expected)
+            jax.tree.map(
+                lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-8), actual, expected
+            )
 
 
 # Second derivatives: the surrogate keeps them right, where a score that is only detached does not
@@ -179,8 +206,12 @@ CURVED = (
 @pytest.mark.parametrize(("problem", "objective", "num_particles", "strategy"), CURVED)
 def test_hessians_are_unbiased(problem, objective, num_particles, strategy):
     problem, (make, formula) = PROBLEMS[problem], OBJECTIVES[objective]
-    samples = replicates(make(num_particles), problem, guide=guide_with(problem, strategy), derive=jax.hessian)
-    assert_unbiased(samples, expected_loss(problem.oracle, problem.params, formula, num_particles, jax.hessian))
+    samples = replicates(
+        make(num_particles), problem, guide=guide_with(problem, strategy), derive=jax.hessian
+    )
+    assert_unbiased(
+        samples, expected_loss(problem.oracle, problem.params, formula, num_particles, jax.hessian)
+    )
 
 
 # Impossible outcomes
@@ -189,7 +220,9 @@ def test_hessians_are_unbiased(problem, objective, num_particles, strategy):
 @pytest.mark.parametrize("strategy", ["score", "leave-one-out"])
 @pytest.mark.parametrize("objective", ["iwelbo", "renyi"])
 def test_one_possible_particle_is_enough(objective, strategy):
-    """The model forbids what the guide may draw: bound and gradient are finite unless every particle is impossible."""
+    """The model forbids what the guide may draw: bound and gradient are finite unless every particle is
+    impossible.
+    """
 
     def model():
         numpyro.sample("z", dist.Categorical(logits=jnp.array([0.0, 0.4, -jnp.inf])))
@@ -225,7 +258,9 @@ def test_elements_of_a_plate_do_not_add_to_each_others_spread():
 
         def guide():
             with numpyro.plate("n", size):
-                numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("phi", 0.0)), infer={"gradient": "score"})
+                numpyro.sample(
+                    "z", dist.Bernoulli(logits=numpyro.param("phi", 0.0)), infer={"gradient": "score"}
+                )
 
         return spread_of_gradient(model, guide, jnp.zeros(size))[0]
 
@@ -244,7 +279,9 @@ def test_the_past_does_not_add_to_a_steps_spread():
 
         def guide():
             def step(x, logits):
-                return numpyro.sample("x", dist.Bernoulli(logits=logits + 0.0 * x), infer={"gradient": "score"}), None
+                return numpyro.sample(
+                    "x", dist.Bernoulli(logits=logits + 0.0 * x), infer={"gradient": "score"}
+                ), None
 
             scan(step, jnp.asarray(0), numpyro.param("phi", jnp.zeros(length)))
 
@@ -270,7 +307,9 @@ def test_enumeration_finds_where_elements_meet(problem):
     check_enumerated(problem, "elbo", 1)
 
 
-@pytest.mark.parametrize("problem", ["routed: elementwise", "routed: gathered", "routed: cumulated", "routed: inner scan"])
+@pytest.mark.parametrize(
+    "problem", ["routed: elementwise", "routed: gathered", "routed: cumulated", "routed: inner scan"]
+)
 def test_scores_find_where_elements_meet(problem):
     check(problem, "elbo", 1, "score")
 
@@ -304,7 +343,9 @@ class Mutated(numpyro.infer.elbo.ELBO):
 
 
 class ByHand(numpyro.infer.elbo.ELBO):
-    """A multi-particle bound's score-function estimator, written from the oracle's table, right or with one fault."""
+    """A multi-particle bound's score-function estimator, written from the oracle's table, right or with one
+    fault.
+    """
 
     def __init__(self, oracle, formula, num_particles, baseline="none", scored="log_pmf"):
         super().__init__(num_particles)
@@ -316,7 +357,9 @@ class ByHand(numpyro.infer.elbo.ELBO):
         log_weights = (log_p - log_q)[draws]
         bound = self.formula(log_weights)
         score = (log_q.sum(-1) if self.scored == "log_q" else log_probs)[draws]
-        surrogate = jnp.sum((score - stop_gradient(score)) * stop_gradient(bound - self._baseline(log_weights, bound)))
+        surrogate = jnp.sum(
+            (score - stop_gradient(score)) * stop_gradient(bound - self._baseline(log_weights, bound))
+        )
         return -(bound + surrogate)
 
     def _baseline(self, log_weights, bound):
@@ -343,7 +386,11 @@ class ForwardKLByHand(numpyro.infer.elbo.ELBO):
         log_probs, log_p, log_q = table(self.oracle, params, None)
         draws = jax.random.categorical(rng_key, stop_gradient(log_probs), shape=(self.num_particles,))
         log_weights = stop_gradient(log_p - log_q)[draws]
-        weights = jax.nn.softmax(log_weights, axis=0) if self.normalised else jnp.exp(log_weights) / self.num_particles
+        weights = (
+            jax.nn.softmax(log_weights, axis=0)
+            if self.normalised
+            else jnp.exp(log_weights) / self.num_particles
+        )
         value = (jax.nn.softmax(log_weights, axis=0) * log_weights).sum() - oracles.iwelbo()(log_weights)
         credit = (weights * log_q[draws]).sum()
         return value - (credit - stop_gradient(credit))
@@ -362,7 +409,9 @@ def test_a_wrong_sign_or_weight_is_caught(problem, factor):
     assert_biased(Mutated(ELBO(), factor), problem, "elbo")
 
 
-@pytest.mark.parametrize(("objective", "problem"), [("elbo", "chain"), ("iwelbo", "plated"), ("renyi", "one_bernoulli")])
+@pytest.mark.parametrize(
+    ("objective", "problem"), [("elbo", "chain"), ("iwelbo", "plated"), ("renyi", "one_bernoulli")]
+)
 def test_a_baseline_must_leave_its_own_particle_out(objective, problem):
     oracle, formula = PROBLEMS[problem].oracle, OBJECTIVES[objective][1]
     for baseline in ("none", "leave one out"):
@@ -374,7 +423,9 @@ def test_a_baseline_must_leave_its_own_particle_out(objective, problem):
 @pytest.mark.parametrize("problem", ["scaled", "masked"])
 def test_a_score_must_be_neither_scaled_nor_masked(problem):
     oracle = PROBLEMS[problem].oracle
-    assert_unbiased(replicates(ByHand(oracle, oracles.elbo(), 1), PROBLEMS[problem]), exact(problem, "elbo", 1))
+    assert_unbiased(
+        replicates(ByHand(oracle, oracles.elbo(), 1), PROBLEMS[problem]), exact(problem, "elbo", 1)
+    )
     assert_biased(ByHand(oracle, oracles.elbo(), 1, scored="log_q"), problem, "elbo")
 
 

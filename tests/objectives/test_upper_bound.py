@@ -20,9 +20,7 @@ from ppl_ext.errors import DirectionError, ModelError
 from ppl_ext.gradients import MeasureValued, ScoreFunction
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
-from ppl_ext.objectives import (
-    ChiUpperBound,
-)
+from ppl_ext.objectives import ChiUpperBound
 from tests.objectives.exact import SCORE
 from tests.oracles import assert_unbiased, quick_jit, table
 from tests.problems import PROBLEMS
@@ -37,11 +35,14 @@ def chi_exact(problem, log_c, order):
         log_w = (log_p - log_q).sum(-1)
         return ((jnp.exp(log_probs + order * log_w - log_c)).sum() + log_c - 1) / order
 
-    return jax.tree.map(np.asarray, quick_jit(jax.value_and_grad(bound))(jax.tree.map(jnp.asarray, problem.params)))
+    return jax.tree.map(
+        np.asarray, quick_jit(jax.value_and_grad(bound))(jax.tree.map(jnp.asarray, problem.params))
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "order", "strategy"), [("chain", 2.0, SCORE), ("chain", 1.5, MeasureValued()), ("triple", 2.0, ScoreFunction())]
+    ("name", "order", "strategy"),
+    [("chain", 2.0, SCORE), ("chain", 1.5, MeasureValued()), ("triple", 2.0, ScoreFunction())],
 )
 @pytest.mark.slow
 def test_the_upper_bound(name, order, strategy):
@@ -56,7 +57,8 @@ def test_the_upper_bound(name, order, strategy):
     run = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0))
     samples = quick_jit(run)(jax.tree.map(jnp.asarray, problem.params), jax.random.split(KEY, 20_000))
     assert_unbiased(samples, chi_exact(problem, log_c, order))
-    for another in (chi_exact(problem, log_c, order + 0.2), chi_exact(problem, log_c + 0.2, order)):  # a wrong power, a wrong normaliser
+    # a wrong power, a wrong normaliser
+    for another in (chi_exact(problem, log_c, order + 0.2), chi_exact(problem, log_c + 0.2, order)):
         with pytest.raises(AssertionError, match="standard errors off"):
             assert_unbiased(samples, another)
     log_probs, log_p, log_q = table(problem.oracle, jax.tree.map(jnp.asarray, problem.params), None)
@@ -70,7 +72,9 @@ def test_the_upper_bound(name, order, strategy):
 
 @pytest.mark.slow
 def test_the_upper_bound_comes_down_upon_the_evidence():
-    """z ~ N(0, 1), y = 1 ~ N(z, 1): the guide that minimises it is the posterior, where it is the evidence."""
+    """z ~ N(0, 1), y = 1 ~ N(z, 1): the guide that minimises it is the posterior, where it is the
+    evidence.
+    """
 
     def model():
         numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=1.0)
@@ -79,15 +83,23 @@ def test_the_upper_bound_comes_down_upon_the_evidence():
         spread = numpyro.param("spread", 1.0, constraint=dist.constraints.positive)
         numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.0), spread))
 
-    result = fit(KEY, model, guide, ChiUpperBound(num_particles=16), optax.adam(0.02), 1_000, progress_bar=False)
-    np.testing.assert_allclose([result.params["loc"][0], result.params["spread"][0]], [0.5, np.sqrt(0.5)], atol=0.05)
-    np.testing.assert_allclose(result.losses[0, -100:].mean(), float(dist.Normal(0.0, np.sqrt(2.0)).log_prob(1.0)), atol=0.02)
+    result = fit(
+        KEY, model, guide, ChiUpperBound(num_particles=16), optax.adam(0.02), 1_000, progress_bar=False
+    )
+    np.testing.assert_allclose(
+        [result.params["loc"][0], result.params["spread"][0]], [0.5, np.sqrt(0.5)], atol=0.05
+    )
+    np.testing.assert_allclose(
+        result.losses[0, -100:].mean(), float(dist.Normal(0.0, np.sqrt(2.0)).log_prob(1.0)), atol=0.02
+    )
     svi = SVI(model, ChiUpperBound().carried_by(guide, model), optax.adam(0.02), ChiUpperBound())
     assert np.isfinite(svi.run(KEY, 3, progress_bar=False).losses).all()
 
 
 def test_the_normaliser_runs():
-    """c becomes 0.9 c + 0.1 mean wⁿ; a weight that is far beyond c raises it at once instead of overflowing."""
+    """c becomes 0.9 c + 0.1 mean wⁿ; a weight that is far beyond c raises it at once instead of
+    overflowing.
+    """
     problem = PROBLEMS["one_bernoulli"]
     guide = gradient(problem.guide, {"z": SCORE})
 
@@ -107,10 +119,23 @@ def test_the_normaliser_runs():
 
 
 def test_which_estimates_a_power_may_have():
-    fine = [("unbiased", 1.0), ("unbiased", -1.0), ("reciprocal", 1.0), ("reciprocal", -1.0), ("upper", 1.0), ("lower", -1.0)]
+    fine = [
+        ("unbiased", 1.0),
+        ("unbiased", -1.0),
+        ("reciprocal", 1.0),
+        ("reciprocal", -1.0),
+        ("upper", 1.0),
+        ("lower", -1.0),
+    ]
     for kind, power in fine:
         assert powered(2.0)([("z", Estimate(kind, power))]).errs == "upper"
-    for kind, power in [("lower", 1.0), ("upper", -1.0), ("unbiased", 0.25), ("reciprocal", -0.25), ("unbiased", 0.0)]:
+    for kind, power in [
+        ("lower", 1.0),
+        ("upper", -1.0),
+        ("unbiased", 0.25),
+        ("reciprocal", -0.25),
+        ("unbiased", 0.0),
+    ]:
         with pytest.raises(DirectionError, match="'z' enters"):
             powered(2.0)([("z", Estimate(kind, power))])
 
@@ -123,9 +148,15 @@ def test_a_bound_from_marginals_is_an_upper_one():
         numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0.0, 2.0)), 1.0), obs=0.5)
 
     state = {"ChiUpperBound": {"log_normaliser": jnp.asarray(-4.0)}}
-    run = jax.vmap(lambda key: ChiUpperBound(num_particles=4).loss(key, state, model, marginal(ring, ["x"], ImportanceSampling(2))))
+    run = jax.vmap(
+        lambda key: ChiUpperBound(num_particles=4).loss(
+            key, state, model, marginal(ring, ["x"], ImportanceSampling(2))
+        )
+    )
     losses = quick_jit(run)(jax.random.split(KEY, 4_000))
-    assert losses.mean() - 4.5 * losses.std() / np.sqrt(4_000) > float(dist.Normal(0.0, np.sqrt(5.0)).log_prob(0.5))
+    assert losses.mean() - 4.5 * losses.std() / np.sqrt(4_000) > float(
+        dist.Normal(0.0, np.sqrt(5.0)).log_prob(0.5)
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Distances against closed forms and quadrature; what is called unbiased has the right mean over replicates, at few draws."""
+"""Distances against closed forms and quadrature; what is called unbiased has the right mean over replicates,
+at few draws.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -75,7 +77,10 @@ def draws():
 def estimates(draws, **options):
     f, g = (Functions(jnp.asarray(x, jnp.float32)) for x in draws)
     distance = SlicedWasserstein(debias=False, **options)
-    return np.asarray(jax.jit(jax.vmap(lambda k: distance(k, (), f, g)))(jax.random.split(jax.random.key(0), 2000)), np.float64)
+    return np.asarray(
+        jax.jit(jax.vmap(lambda k: distance(k, (), f, g)))(jax.random.split(jax.random.key(0), 2000)),
+        np.float64,
+    )
 
 
 def test_control_variates_keep_the_mean_and_cut_the_spread(draws):
@@ -167,8 +172,20 @@ def test_gaussian_distances_are_their_closed_forms():
     nu = 0.01 * np.trace(c2) / 3 * np.eye(3)
     p, q = c1 + nu, c2 + nu
     d = m1 - m2
-    kl = 0.5 * (np.trace(np.linalg.solve(p, q)) + d @ np.linalg.solve(p, d) - 3 + np.linalg.slogdet(p)[1] - np.linalg.slogdet(q)[1]) / 3
-    np.testing.assert_allclose(GaussianKL()(jax.random.key(0), (), known(m1, c1), known(m2, c2)), kl, rtol=1e-4)
+    kl = (
+        0.5
+        * (
+            np.trace(np.linalg.solve(p, q))
+            + d @ np.linalg.solve(p, d)
+            - 3
+            + np.linalg.slogdet(p)[1]
+            - np.linalg.slogdet(q)[1]
+        )
+        / 3
+    )
+    np.testing.assert_allclose(
+        GaussianKL()(jax.random.key(0), (), known(m1, c1), known(m2, c2)), kl, rtol=1e-4
+    )
 
 
 def test_gaussian_w2_has_finite_slopes_at_singular_covariances():
@@ -176,7 +193,12 @@ def test_gaussian_w2_has_finite_slopes_at_singular_covariances():
     target = known(np.zeros(4), 4.0 * np.outer(u, u))
 
     def distance(scale):
-        return GaussianW2()(jax.random.key(0), (), Functions(jnp.zeros((4, 4)), jnp.zeros(4), scale**2 * jnp.outer(u, u)), target)
+        return GaussianW2()(
+            jax.random.key(0),
+            (),
+            Functions(jnp.zeros((4, 4)), jnp.zeros(4), scale**2 * jnp.outer(u, u)),
+            target,
+        )
 
     value, slope = jax.value_and_grad(distance)(jnp.array(1.5))
     np.testing.assert_allclose(value, 0.25 * 30 / 4, rtol=1e-2)
@@ -222,7 +244,9 @@ def test_readouts_are_found_from_the_data_flow(model, output, sites):
 
 @pytest.mark.slow
 def test_moments_are_exact_over_the_readout():
-    """One draw of the hidden layer: the covariance is that of its features, and the mean that of the readout."""
+    """One draw of the hidden layer: the covariance is that of its features, and the mean that of the
+    readout.
+    """
     lifted = lift_prior(network, {"w2": Gaussian(scale=1.7, learn_mean=True)})
     layout = lifted.layout(X)
     raw = layout.init()
@@ -238,7 +262,9 @@ def test_moments_are_exact_over_the_readout():
     cov = np.mean([1.7**2 * h @ h.T for h in features], axis=0) + np.cov(np.stack(means).T)
     np.testing.assert_allclose(functions.mean, np.mean(means, axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(functions.cov, cov, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(functions.values[0], trace(seed(model, keys[0])).get_trace(X)["f"]["value"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        functions.values[0], trace(seed(model, keys[0])).get_trace(X)["f"]["value"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_readout_under_a_random_scale_is_integrated_given_that_scale():
@@ -252,7 +278,10 @@ def test_a_readout_under_a_random_scale_is_integrated_given_that_scale():
 
 def bowl(width, sharp=6.0):
     """A critic that is |x| but for a rounded bottom: two units of the first layer, passed on and added up."""
-    first = jnp.zeros((1, width)).at[0, :2].set(jnp.array([sharp, -sharp])), jnp.full(width, -20.0).at[:2].set(0.0)
+    first = (
+        jnp.zeros((1, width)).at[0, :2].set(jnp.array([sharp, -sharp])),
+        jnp.full(width, -20.0).at[:2].set(0.0),
+    )
     second = jnp.zeros((width, width)).at[:2, :2].set(jnp.eye(2)), jnp.full(width, -20.0).at[:2].set(0.0)
     return [first, second, (jnp.zeros((width, 1)).at[:2, 0].set(1.0 / sharp), jnp.zeros(1))]
 
@@ -264,11 +293,15 @@ def bowl(width, sharp=6.0):
     ids=["scales at one input", "shift"],
 )
 def test_wasserstein_1_of_two_normals_by_the_critic(dim, scales, shift, steps, exact):
-    """At one input it is |σ1 − σ2| √(2/π), of a critic |x|; for a shift its length. The penalty lets slopes of 1 + W/(2λ) through."""
+    """At one input it is |σ1 − σ2| √(2/π), of a critic |x|; for a shift its length. The penalty lets slopes
+    of 1 + W/(2λ) through.
+    """
     critic = CriticW1(num_steps=steps, width=32, tolerance=0.0)
 
     def draws(key, count):
-        f, g = (s * jax.random.normal(k, (count, dim)) for s, k in zip(scales, jax.random.split(key), strict=True))
+        f, g = (
+            s * jax.random.normal(k, (count, dim)) for s, k in zip(scales, jax.random.split(key), strict=True)
+        )
         return Functions(f), Functions(g + shift)
 
     @jax.jit
@@ -277,7 +310,9 @@ def test_wasserstein_1_of_two_normals_by_the_critic(dim, scales, shift, steps, e
         state = critic.prepare(key, state, lambda k: draws(k, 256))
         return critic(key, state, *draws(key, 20_000))
 
-    assert float(estimate(jax.random.key(0))) == pytest.approx(exact * (1.0 + exact / (2.0 * critic.penalty)), rel=0.05)
+    assert float(estimate(jax.random.key(0))) == pytest.approx(
+        exact * (1.0 + exact / (2.0 * critic.penalty)), rel=0.05
+    )
 
 
 @pytest.mark.slow
@@ -300,11 +335,16 @@ def test_the_critic_stops_early_and_as_published_sees_one_set_of_draws():
 def test_sinkhorn_in_other_units_is_the_same_distance():
     """The penalty follows the size of the draws."""
     f, g = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
-    one, ten = (Sinkhorn(max_iterations=50)(jax.random.key(0), (), Functions(c * f), Functions(c * g)) for c in (1.0, 10.0))
+    one, ten = (
+        Sinkhorn(max_iterations=50)(jax.random.key(0), (), Functions(c * f), Functions(c * g))
+        for c in (1.0, 10.0)
+    )
     np.testing.assert_allclose(ten, 100.0 * one, rtol=1e-4)
 
 
-def test_sinkhorn_halves_the_draws_and_its_penalty_is_over_the_mean_cost_between_those_of_the_target(monkeypatch):
+def test_sinkhorn_halves_the_draws_and_its_penalty_is_over_the_mean_cost_between_those_of_the_target(
+    monkeypatch,
+):
     """With a transport that couples nothing, the limit of large penalties, its cost is the mean one."""
     f, g = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
     penalties = []
@@ -360,7 +400,16 @@ def test_more_values_than_draws_equal_inputs_and_a_mean_stay_finite(distance):
     lifted = lift_prior(bends, {"*": Gaussian(learn_mean=True)})
     target = GaussianProcess(lambda x1, x2: jnp.exp(-0.5 * (x1 - x2.T) ** 2), mean=3.0, num_outputs=2)
     inputs = jnp.concatenate([X, X[:6]])
-    fit = match(jax.random.key(0), lifted, inputs=inputs, target=target, distance=distance, num_steps=5, num_draws=8, progress_bar=False)
+    fit = match(
+        jax.random.key(0),
+        lifted,
+        inputs=inputs,
+        target=target,
+        distance=distance,
+        num_steps=5,
+        num_draws=8,
+        progress_bar=False,
+    )
     assert np.isfinite(fit.losses).all() and len(fit.losses) == 5
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(fit.hyperparameters))
     assert np.isfinite([d for of in fit.report.distances.values() for d in of]).all()
@@ -370,7 +419,14 @@ def test_more_values_than_draws_equal_inputs_and_a_mean_stay_finite(distance):
 @pytest.mark.parametrize("distance", ALL, ids=lambda d: type(d).__name__)
 def test_every_distance_recovers_the_scales_of_a_linear_kernel(distance):
     lifted = lift_prior(line, {"slope": Gaussian(), "level": Gaussian()})
-    options = {"output": "f", "inputs": X, "target": linear_target(), "num_steps": 250, "num_draws": 256, "progress_bar": False}
+    options = {
+        "output": "f",
+        "inputs": X,
+        "target": linear_target(),
+        "num_steps": 250,
+        "num_draws": 256,
+        "progress_bar": False,
+    }
     fit = match(jax.random.key(3), lifted, distance=distance, **options)
     for name, exact in (("slope", SLOPE), ("level", LEVEL)):
         assert float(fit.hyperparameters[name][name]["scale"]) == pytest.approx(exact, rel=0.03)
@@ -387,9 +443,20 @@ def test_every_distance_recovers_the_scales_of_a_linear_kernel(distance):
         (lambda: Sinkhorn(epsilon=-1.0), "epsilon"),
         (lambda: CriticW1(num_steps=0), "num_steps"),
         (lambda: CriticW1(fresh="yes"), "fresh"),
-        (lambda: Energy()(jax.random.key(0), (), Functions(jnp.ones((1, 2))), Functions(jnp.ones((1, 2)))), "at least 2 draws"),
-        (lambda: Energy()(jax.random.key(0), (), Functions(jnp.ones((4, 2))), Functions(jnp.ones((4, 3)))), "as many values"),
-        (lambda: SlicedWasserstein()(jax.random.key(0), (), Functions(jnp.ones((5, 2))), Functions(jnp.ones((5, 2)))), "even number"),
+        (
+            lambda: Energy()(jax.random.key(0), (), Functions(jnp.ones((1, 2))), Functions(jnp.ones((1, 2)))),
+            "at least 2 draws",
+        ),
+        (
+            lambda: Energy()(jax.random.key(0), (), Functions(jnp.ones((4, 2))), Functions(jnp.ones((4, 3)))),
+            "as many values",
+        ),
+        (
+            lambda: SlicedWasserstein()(
+                jax.random.key(0), (), Functions(jnp.ones((5, 2))), Functions(jnp.ones((5, 2)))
+            ),
+            "even number",
+        ),
     ],
 )
 def test_bad_options_are_named(build, words):

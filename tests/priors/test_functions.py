@@ -83,7 +83,9 @@ def test_outputs(read):
     by_name = posterior_functions(model, DRAWS, X, output="f", chunk_size=7)
     by_function = posterior_functions(model, DRAWS, X, output=lambda values: values["f"] + values["slope"])
     np.testing.assert_allclose(by_name.values, read.values, rtol=1e-6)
-    np.testing.assert_allclose(by_function.values, read.values + DRAWS["slope"][..., None], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        by_function.values, read.values + DRAWS["slope"][..., None], rtol=1e-4, atol=1e-6
+    )
     assert (by_name.output, by_function.output, read.output) == ("f", "f", "y")
     elsewhere = posterior_functions(model, DRAWS, np.array([10.0], np.float32))
     np.testing.assert_allclose(elsewhere.values[..., 0], 10.0 * DRAWS["slope"], rtol=1e-5)
@@ -114,7 +116,9 @@ def test_classes_are_scored_by_probabilities(many):
     for low in np.arange(0.0, 1.0, 0.2):
         inside = (p.max(-1) >= low) & (p.max(-1) < low + 0.2)
         if inside.any():
-            error += inside.mean() * abs(np.mean(p.argmax(-1)[inside] == y[inside]) - p.max(-1)[inside].mean())
+            error += inside.mean() * abs(
+                np.mean(p.argmax(-1)[inside] == y[inside]) - p.max(-1)[inside].mean()
+            )
     np.testing.assert_allclose(found.calibration_error(5), error, rtol=1e-4)
     assert found.values.shape == ((2, 50, 40, 3) if many else (2, 50, 40))
     for what in ("coverage", "rmse"):
@@ -135,7 +139,13 @@ def test_counts_are_read_from_replicates():
 def test_a_report_holds_functions_and_predictions(read, capsys):
     report = read.to_arviz(inputs=X)
     variables = variables_of(report)
-    assert variables["posterior"] == variables["predictions"] == variables["log_likelihood"] == variables["observed_data"] == ["y"]
+    assert (
+        variables["posterior"]
+        == variables["predictions"]
+        == variables["log_likelihood"]
+        == variables["observed_data"]
+        == ["y"]
+    )
     assert report.posterior["y"].dims == report.log_likelihood["y"].dims == ("chain", "draw", "input")
     assert report.constant_data["inputs"].dims == ("input",)
     read.print_summary()
@@ -152,7 +162,18 @@ def test_every_kind_of_fit_is_read():
     mcmc = MCMC(SGLD(model, batch_size=4, step_size=1e-3), num_warmup=0, num_samples=5, progress_bar=False)
     mcmc.run(jax.random.key(0), X, Y)
     assert posterior_functions(model, mcmc, X[:2], y=Y[:2]).values.shape == (1, 5, 2)
-    result = fit(jax.random.key(0), model, AutoNormal(model), ELBO(), optax.adam(0.1), 5, X, Y, num_chains=2, progress_bar=False)
+    result = fit(
+        jax.random.key(0),
+        model,
+        AutoNormal(model),
+        ELBO(),
+        optax.adam(0.1),
+        5,
+        X,
+        Y,
+        num_chains=2,
+        progress_bar=False,
+    )
     assert posterior_functions(model, result, X[:2], num_samples=6).values.shape == (2, 6, 2)
 
 
@@ -161,12 +182,20 @@ def test_every_kind_of_fit_is_read():
     [
         ({"samples": {}}, ArgumentError, "no draw"),
         ({"samples": None}, ArgumentTypeError, "NoneType"),
-        ({"samples": {"slop": DRAWS["slope"]}}, ArgumentError, "none of the samples' names .'slop'. is a latent site"),
+        (
+            {"samples": {"slop": DRAWS["slope"]}},
+            ArgumentError,
+            "none of the samples' names .'slop'. is a latent site",
+        ),
         ({"samples": {"slope": DRAWS["slope"]}}, ModelError, "'noise', 'y'. have no samples"),
         ({"samples": {"slope": DRAWS["slope"]}, "site": "y"}, ModelError, "'noise' has no samples"),
         ({"samples": {**DRAWS, "slope": DRAWS["slope"][..., None]}}, ArgumentError, "site 'slope' has shape"),
         ({"samples": {**DRAWS, "slope": DRAWS["slope"][:, :3]}}, ArgumentError, "as many chains and draws"),
-        ({"samples": {**DRAWS, "slope": DRAWS["slope"] * np.nan}}, NonFiniteError, "100 of 100 samples of site 'slope'"),
+        (
+            {"samples": {**DRAWS, "slope": DRAWS["slope"] * np.nan}},
+            NonFiniteError,
+            "100 of 100 samples of site 'slope'",
+        ),
         ({"y": Y[:3]}, ArgumentError, "y has shape .3,., but site 'y' has .9,."),
         ({"y": Y * np.nan}, ArgumentError, "9 of the targets"),
         ({"y": "targets"}, ArgumentTypeError, "y must be an array"),
@@ -189,7 +218,13 @@ def test_what_cannot_be_read_is_named(change, error, words):
 
 def test_scores_need_targets():
     found = posterior_functions(model, DRAWS, X)
-    for read_score in (lambda: found.rmse, lambda: found.nll, lambda: found.accuracy, found.coverage, found.calibration_error):
+    for read_score in (
+        lambda: found.rmse,
+        lambda: found.nll,
+        lambda: found.accuracy,
+        found.coverage,
+        found.calibration_error,
+    ):
         with pytest.raises(ArgumentError, match="pass y="):
             read_score()
     with pytest.raises(ArgumentError, match="levels must lie"):

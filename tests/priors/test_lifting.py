@@ -26,7 +26,13 @@ def sites_of(model, *args, key=0):
 
 
 def scale_of(site):
-    return np.unique(np.asarray(site["fn"].base_dist.base_dist.scale if hasattr(site["fn"].base_dist, "base_dist") else site["fn"].scale))
+    return np.unique(
+        np.asarray(
+            site["fn"].base_dist.base_dist.scale
+            if hasattr(site["fn"].base_dist, "base_dist")
+            else site["fn"].scale
+        )
+    )
 
 
 class Linen(linen.Module):
@@ -80,17 +86,29 @@ def with_equinox(x):
 @pytest.mark.parametrize(
     ("model", "weight", "fan_in"),
     [
-        (with_linen, "net/*kernel", {"net/Dense_0.kernel": 6, "net/Dense_1.kernel": 3, "net/Conv_0.kernel": 3}),
+        (
+            with_linen,
+            "net/*kernel",
+            {"net/Dense_0.kernel": 6, "net/Dense_1.kernel": 3, "net/Conv_0.kernel": 3},
+        ),
         (with_nnx, "net/*kernel", {"net/layers.0.kernel": 3, "net/layers.1.kernel": 6, "net/conv.kernel": 3}),
-        (with_equinox, "net/*weight", {"net/layers[0].weight": 3, "net/layers[1].weight": 6, "net/conv.weight": 3}),
+        (
+            with_equinox,
+            "net/*weight",
+            {"net/layers[0].weight": 3, "net/layers[1].weight": 6, "net/conv.weight": 3},
+        ),
     ],
     ids=["linen", "nnx", "equinox"],
 )
 @pytest.mark.slow
 def test_fan_in_is_that_of_the_library(model, weight, fan_in):
-    """One scale for kernel and bias of a layer, the kernel's divided by the root of what it sums over; names stay."""
+    """One scale for kernel and bias of a layer, the kernel's divided by the root of what it sums over; names
+    stay.
+    """
     x = jnp.ones((5, 3))
-    lifted = lift_prior(model, {weight: Gaussian(fan_in="auto", scale=2.0), "net/*bias": Gaussian(fan_in="auto", scale=3.0)})
+    lifted = lift_prior(
+        model, {weight: Gaussian(fan_in="auto", scale=2.0), "net/*bias": Gaussian(fan_in="auto", scale=3.0)}
+    )
     sites, plain = sites_of(lifted, x), sites_of(model, x)
     assert list(sites) == list(plain)
     assert {k: v["value"].shape for k, v in sites.items() if v["type"] == "sample"} == {
@@ -103,13 +121,19 @@ def test_fan_in_is_that_of_the_library(model, weight, fan_in):
 
 
 def test_brackets_in_names_are_no_wildcards():
-    layout = lift_prior(with_equinox, {"net/layers[0].*": Gaussian(), "net/layers[1].weight": Gaussian()}).layout(jnp.ones((5, 3)))
+    layout = lift_prior(
+        with_equinox, {"net/layers[0].*": Gaussian(), "net/layers[1].weight": Gaussian()}
+    ).layout(jnp.ones((5, 3)))
     assert set(layout.sites()) == {"net/layers[0].bias", "net/layers[0].weight", "net/layers[1].weight"}
 
 
 @pytest.mark.parametrize(
     ("per", "names", "shape"),
-    [("layer", {"net/Dense_0", "net/Dense_1", "net/Conv_0"}, ()), ("group", {"net/*"}, ()), ("element", None, None)],
+    [
+        ("layer", {"net/Dense_0", "net/Dense_1", "net/Conv_0"}, ()),
+        ("group", {"net/*"}, ()),
+        ("element", None, None),
+    ],
 )
 def test_what_shares_a_scale(per, names, shape):
     lifted = lift_prior(with_linen, {"net/*": Gaussian(per=per, learn_mean=True)})
@@ -122,7 +146,9 @@ def test_what_shares_a_scale(per, names, shape):
 
 
 def test_values_of_the_parameters_reach_the_sites_within_plates():
-    lifted = lift_prior(network, {"w1": Gaussian(per="site", fan_in=4, learn_mean=True), "b1": Gaussian(per="element")})
+    lifted = lift_prior(
+        network, {"w1": Gaussian(per="site", fan_in=4, learn_mean=True), "b1": Gaussian(per="element")}
+    )
     layout = lifted.layout(X)
     raw = layout.init()
     raw["w1"]["w1"] = {"log_scale": jnp.log(0.5), "mean": jnp.array(7.0)}
@@ -137,9 +163,15 @@ def test_values_of_the_parameters_reach_the_sites_within_plates():
 
 @pytest.mark.parametrize("centered", [True, False])
 def test_one_variance_a_function(centered):
-    """Within a draw all weights of a layer share a variance; over draws it is inverse-gamma. With a fresh one for each weight the sizes
-    of the weights of one draw would not be correlated."""
-    lifted = lift_prior(network, {"w*": ScaleMixture(per="group", fan_in=4, shape=3.0, scale=2.0, centered=centered), "b1": Gaussian()})
+    """Within a draw all weights of a layer share a variance; over draws it is inverse-gamma. With a fresh one
+    for each weight the sizes of the weights of one draw would not be correlated."""
+    lifted = lift_prior(
+        network,
+        {
+            "w*": ScaleMixture(per="group", fan_in=4, shape=3.0, scale=2.0, centered=centered),
+            "b1": Gaussian(),
+        },
+    )
     layout = lifted.layout(X)
     model = lifted.at(layout, layout.init())
 
@@ -157,7 +189,9 @@ def test_one_variance_a_function(centered):
     assert abs(precision.mean() - 1.5) < 4.5 * np.sqrt(0.75 / 4000)
     together = np.corrcoef(np.log(w1**2).mean(1), np.log(w2**2).mean(1))[0, 1]
     assert together > 0.3
-    assert abs(np.corrcoef(np.log(z[:, :8] ** 2).mean(1), np.log(z[:, 8:] ** 2).mean(1))[0, 1]) < 4.5 / np.sqrt(4000)
+    assert abs(
+        np.corrcoef(np.log(z[:, :8] ** 2).mean(1), np.log(z[:, 8:] ** 2).mean(1))[0, 1]
+    ) < 4.5 / np.sqrt(4000)
 
 
 @pytest.mark.slow
@@ -174,7 +208,11 @@ def test_a_mixtures_density_is_that_of_its_two_parts():
 
 def random_maps(dim, num_flows=4, spread=1.5):
     rng = np.random.default_rng(0)
-    return {"u": spread * rng.normal(size=(num_flows, dim)), "w": rng.normal(size=(num_flows, dim)), "b": rng.normal(size=num_flows)}
+    return {
+        "u": spread * rng.normal(size=(num_flows, dim)),
+        "w": rng.normal(size=(num_flows, dim)),
+        "b": rng.normal(size=num_flows),
+    }
 
 
 def test_a_flows_determinant_is_that_of_its_jacobian_and_positive():
@@ -189,7 +227,9 @@ def test_a_flows_determinant_is_that_of_its_jacobian_and_positive():
 
 
 def test_a_flows_density_agrees_with_its_samples():
-    """One weight: the density by change of variables, binned, against a histogram of 20000 draws of the model."""
+    """One weight: the density by change of variables, binned, against a histogram of 20000 draws of the
+    model.
+    """
 
     def one(x):
         return numpyro.sample("w", dist.Normal(0.0, 1.0)) * x
@@ -200,10 +240,17 @@ def test_a_flows_density_agrees_with_its_samples():
     maps = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), random_maps(1))
     raw["w"]["w"] |= maps
     model = lifted.at(layout, raw)
-    draws = np.asarray(jax.jit(jax.vmap(lambda k: sites_of(model, X, key=k)["w"]["value"]))(jax.random.split(jax.random.key(1), 20000)))
+    draws = np.asarray(
+        jax.jit(jax.vmap(lambda k: sites_of(model, X, key=k)["w"]["value"]))(
+            jax.random.split(jax.random.key(1), 20000)
+        )
+    )
     z = jnp.linspace(-6.0, 6.0, 4001)[:, None]
     at, log_det = jax.vmap(lambda z: planar(z, maps))(z)
-    w, density = 0.5 * np.asarray(at)[:, 0], np.exp(-0.5 * np.asarray(z)[:, 0] ** 2 - np.asarray(log_det)) / np.sqrt(2 * np.pi) / 0.5
+    w, density = (
+        0.5 * np.asarray(at)[:, 0],
+        np.exp(-0.5 * np.asarray(z)[:, 0] ** 2 - np.asarray(log_det)) / np.sqrt(2 * np.pi) / 0.5,
+    )
     edges = np.quantile(draws, np.linspace(0, 1, 11))[1:-1]
     cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(w))])
     assert (np.diff(w) > 0).all() and abs(cumulative[-1] - 1.0) < 1e-3

@@ -1,4 +1,6 @@
-"""Matching end to end: scales that are known, tuned values that stay constants, and what a run says when it cannot go on."""
+"""Matching end to end: scales that are known, tuned values that stay constants, and what a run says when it
+cannot go on.
+"""
 
 import copy
 
@@ -14,7 +16,16 @@ from numpyro.infer.autoguide import AutoNormal
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.infer import SGHMC
-from ppl_ext.priors import Energy, Gaussian, GaussianProcess, ScaleMixture, SlicedWasserstein, lift_prior, match, measurement_inputs
+from ppl_ext.priors import (
+    Energy,
+    Gaussian,
+    GaussianProcess,
+    ScaleMixture,
+    SlicedWasserstein,
+    lift_prior,
+    match,
+    measurement_inputs,
+)
 from ppl_ext.priors.functions.outputs import draw_function
 from ppl_ext.priors.matching.compiled_steps import Programs, programs_for
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
@@ -25,7 +36,13 @@ RULES = {"slope": Gaussian(), "level": Gaussian()}
 
 
 def tune(**options):
-    options = {"inputs": X, "target": linear_target(), "output": "f", "num_steps": 250, "progress_bar": False} | options
+    options = {
+        "inputs": X,
+        "target": linear_target(),
+        "output": "f",
+        "num_steps": 250,
+        "progress_bar": False,
+    } | options
     return match(jax.random.key(3), lift_prior(line, RULES), **options)
 
 
@@ -63,7 +80,12 @@ def test_another_match_of_the_same_kind_shares_its_programs_and_not_its_inputs(m
     assert other.report.distances == fresh.report.distances and not np.array_equal(first.losses, other.losses)
     for matching, optim, num_steps in ((first.matching, None, 4), (first.matching, optax.sgd(0.1), 3)):
         assert programs_for(matching, optim, num_steps) is not shared
-    for name, value in (("target", linear_target()), ("distance", Energy()), ("num_draws", 10), ("args", (1,))):
+    for name, value in (
+        ("target", linear_target()),
+        ("distance", Energy()),
+        ("num_draws", 10),
+        ("args", (1,)),
+    ):
         changed = copy.copy(first.matching)
         setattr(changed, name, value)
         assert programs_for(changed, None, 3) is not shared
@@ -88,13 +110,19 @@ def test_the_report_tells_of_heavy_tails_and_of_a_match_that_got_worse(tuned):
 
 @pytest.mark.slow
 def test_tuned_values_are_constants_under_svi(tuned):
-    """Neither a param that SVI would train, nor a site of that name: the prior after training is the prior before."""
+    """Neither a param that SVI would train, nor a site of that name: the prior after training is the prior
+    before.
+    """
     y = jnp.asarray(3.0 * X)
     guide = AutoNormal(tuned.model)
-    run = SVI(tuned.model, guide, optax.adam(0.05), Trace_ELBO()).run(jax.random.key(0), 30, X, y, progress_bar=False)
+    run = SVI(tuned.model, guide, optax.adam(0.05), Trace_ELBO()).run(
+        jax.random.key(0), 30, X, y, progress_bar=False
+    )
     assert all(name.endswith(("_auto_loc", "_auto_scale")) for name in run.params)
     scale = tuned.hyperparameters["slope"]["slope"]["scale"]
-    model = numpyro.handlers.substitute(numpyro.handlers.seed(tuned.model, 0), data=run.params | {"log_scale": 5.0, "slope_scale": 9.0})
+    model = numpyro.handlers.substitute(
+        numpyro.handlers.seed(tuned.model, 0), data=run.params | {"log_scale": 5.0, "slope_scale": 9.0}
+    )
     sites = numpyro.handlers.trace(model).get_trace(X, y)
     assert float(sites["slope"]["fn"].scale) == pytest.approx(float(scale), rel=1e-6)
     assert not any(site["type"] == "param" for site in sites.values())
@@ -126,11 +154,14 @@ def test_sghmc_runs_on_it_and_agrees_with_the_conjugate_posterior(tuned):
     y = 1.5 * X + 0.3
     model = numpyro.handlers.condition(tuned.model, {"noise": jnp.array(0.5)})
     kernel = SGHMC(model, step_size=0.02, friction=0.2, adapt=None, num_steps=60)
-    mcmc = MCMC(kernel, num_warmup=20, num_samples=300, num_chains=4, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        kernel, num_warmup=20, num_samples=300, num_chains=4, chain_method="vectorized", progress_bar=False
+    )
     mcmc.run(jax.random.key(2), X, y)
     scale = float(tuned.hyperparameters["slope"]["slope"]["scale"])
     variance = 1.0 / (1.0 / scale**2 + float((X**2).sum()) / 0.25)
-    slopes = np.asarray(mcmc.get_samples()["slope"], float)  # sixty steps apart, twelve times the memory of the momentum
+    # sixty steps apart, twelve times the memory of the momentum
+    slopes = np.asarray(mcmc.get_samples()["slope"], float)
     assert abs(slopes.mean() - variance * float((X * y).sum()) / 0.25) < 4.5 * np.sqrt(variance / 400)
     assert abs(slopes.var() / variance - 1.0) < 4.5 * np.sqrt(2 / 400)
 
@@ -138,7 +169,9 @@ def test_sghmc_runs_on_it_and_agrees_with_the_conjugate_posterior(tuned):
 @pytest.mark.slow
 def test_functions_and_arviz(tuned):
     draws = tuned.functions(jax.random.key(0), X[:4], 50)
-    assert {name: d.shape for name, d in draws.items()} == dict.fromkeys(("before", "after", "target"), (50, 4))
+    assert {name: d.shape for name, d in draws.items()} == dict.fromkeys(
+        ("before", "after", "target"), (50, 4)
+    )
     data = tuned.to_arviz(num_samples=20)
     assert set(data.prior_predictive.data_vars) == {"untuned", "tuned", "target"}
     assert data.prior["slope"].shape == (1, 20) and data.prior_predictive["tuned"].shape == (1, 20, len(X))
@@ -158,7 +191,9 @@ def test_the_function_is_what_is_returned_a_likelihoods_location_or_a_function_o
 
 def test_functions_of_one_output_lose_its_axis_and_those_of_two_keep_it():
     for width, shape in ((1, (len(X),)), (2, (len(X), 2))):
-        found = draw_function(lambda x, width=width: jnp.outer(x, jnp.arange(1.0, 1.0 + width)), None, jax.random.key(0), X)
+        found = draw_function(
+            lambda x, width=width: jnp.outer(x, jnp.arange(1.0, 1.0 + width)), None, jax.random.key(0), X
+        )
         assert found.shape == shape
         np.testing.assert_array_equal(found.reshape(len(X), width)[:, 0], X)
 
@@ -182,7 +217,16 @@ def test_a_run_that_breaks_down_names_the_site_and_keeps_the_last_good_state():
     lifted = lift_prior(fragile, {"slope": Gaussian()})
     target = GaussianProcess(lambda a, b: 25.0 * a @ b.T)
     with pytest.raises(NonFiniteError, match="site 'bent' was not finite in .* draws of the model") as caught:
-        match(jax.random.key(0), lifted, output="f", inputs=X, target=target, num_steps=100, num_draws=64, progress_bar=False)
+        match(
+            jax.random.key(0),
+            lifted,
+            output="f",
+            inputs=X,
+            target=target,
+            num_steps=100,
+            num_draws=64,
+            progress_bar=False,
+        )
     result = caught.value.result
     assert 0 < len(result.losses) < 100 and np.isfinite(result.losses).all()
     assert 1.0 < float(result.hyperparameters["slope"]["slope"]["scale"]) < 5.0
@@ -195,8 +239,18 @@ def test_a_gradient_that_breaks_down_is_named_by_its_hyperparameter():
         return slope * x + jnp.sqrt(0.0 * slope)
 
     lifted = lift_prior(kinked, {"slo*": Gaussian()})
-    with pytest.raises(NonFiniteError, match=r"step 0, the gradient by 'log_scale' of 'slope' \(pattern 'slo\*'\)"):
-        match(jax.random.PRNGKey(0), lifted, inputs=X, target=linear_target(), num_steps=5, num_draws=8, progress_bar=False)
+    with pytest.raises(
+        NonFiniteError, match=r"step 0, the gradient by 'log_scale' of 'slope' \(pattern 'slo\*'\)"
+    ):
+        match(
+            jax.random.PRNGKey(0),
+            lifted,
+            inputs=X,
+            target=linear_target(),
+            num_steps=5,
+            num_draws=8,
+            progress_bar=False,
+        )
 
 
 def test_targets_that_are_not_finite_are_told_before_the_first_step():
@@ -248,7 +302,8 @@ def test_numpyro_optimisers_and_other_distances_work():
 @pytest.mark.slow
 def test_the_family_may_be_hierarchical():
     fit = match(
-        jax.random.key(0), lift_prior(network, {"w*": ScaleMixture(fan_in="auto")}), output="y", inputs=X, target=linear_target(),
+        jax.random.key(0), lift_prior(network, {"w*": ScaleMixture(fan_in="auto")}), output="y", inputs=X,
+        target=linear_target(),
         num_steps=3, num_draws=8, progress_bar=False,
     )  # fmt: skip
     assert set(fit.hyperparameters["w*"]) == {"w1", "w2"}

@@ -1,4 +1,6 @@
-"""Covariances of wide networks against closed forms written another way, quadrature, and networks of width 4096."""
+"""Covariances of wide networks against closed forms written another way, quadrature, and networks of width
+4096.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +41,11 @@ def by_hand(x, depth, activation, weight, bias):
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_the_recursion_matches_closed_forms(activation, depth):
     ours = nngp_kernel(X, depth=depth, activation=activation, weight_scale=1.3, bias_scale=0.4)
-    # The step's covariance has infinite slope where inputs coincide: single precision of the cosine becomes its square root.
-    np.testing.assert_allclose(ours, by_hand(X, depth, activation, 1.3, 0.4), rtol=1e-5 if activation != "step" else 1e-3)
+    # The step's covariance has infinite slope where inputs coincide: single precision of the cosine becomes
+    # its square root.
+    np.testing.assert_allclose(
+        ours, by_hand(X, depth, activation, 1.3, 0.4), rtol=1e-5 if activation != "step" else 1e-3
+    )
     assert not np.allclose(ours, by_hand(X, depth, activation, 1.3, 0.5), rtol=1e-3)
 
 
@@ -62,24 +67,39 @@ def test_the_single_layer_expectations_match_quadrature():
 
 def test_gauss_hermite_agrees_with_the_closed_form_of_erf():
     ours = nngp_kernel(X, depth=2, activation=jax.scipy.special.erf, weight_scale=1.1, bias_scale=0.3)
-    np.testing.assert_allclose(ours, nngp_kernel(X, depth=2, activation="erf", weight_scale=1.1, bias_scale=0.3), atol=1e-5)
+    np.testing.assert_allclose(
+        ours, nngp_kernel(X, depth=2, activation="erf", weight_scale=1.1, bias_scale=0.3), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("activation", "phi"), [("relu", jax.nn.relu), ("erf", jax.scipy.special.erf), ("tanh", jnp.tanh)])
+@pytest.mark.parametrize(
+    ("activation", "phi"), [("relu", jax.nn.relu), ("erf", jax.scipy.special.erf), ("tanh", jnp.tanh)]
+)
 def test_wide_networks_have_these_covariances(activation, phi):
-    """Width 4096, one hidden layer, 40 draws of it; the readout's expectation is exact given the hidden layer."""
+    """Width 4096, one hidden layer, 40 draws of it; the readout's expectation is exact given the hidden
+    layer.
+    """
     width, draws = 4096, 40
     x = jnp.asarray(X, jnp.float32)
 
     @jax.jit
     def second_moment(key):
         kw, kb = jax.random.split(key)
-        hidden = phi(x @ (1.2 * jax.random.normal(kw, (2, width)) / jnp.sqrt(2.0)) + 0.5 * jax.random.normal(kb, (width,)))
+        hidden = phi(
+            x @ (1.2 * jax.random.normal(kw, (2, width)) / jnp.sqrt(2.0))
+            + 0.5 * jax.random.normal(kb, (width,))
+        )
         return 1.2**2 * hidden @ hidden.T / width + 0.5**2
 
     sample = np.asarray(jax.lax.map(second_moment, jax.random.split(jax.random.key(1), draws)), np.float64)
     ours = np.asarray(
-        nngp_kernel(X, depth=1, activation=jnp.tanh if activation == "tanh" else activation, weight_scale=1.2, bias_scale=0.5)
+        nngp_kernel(
+            X,
+            depth=1,
+            activation=jnp.tanh if activation == "tanh" else activation,
+            weight_scale=1.2,
+            bias_scale=0.5,
+        )
     )
     error = sample.std(0, ddof=1) / np.sqrt(draws)
     assert (np.abs(sample.mean(0) - ours) < 4.5 * error + 1e-6).all()  # 16 entries: one false alarm in 1e4

@@ -27,7 +27,9 @@ def kernel(x1, x2):
 
 
 def quadrature(log_prior, noise_of):
-    """Evidence, predictive mean and covariance at NEW, and density of the first new value on a grid, by a sum over 4000 scales."""
+    """Evidence, predictive mean and covariance at NEW, and density of the first new value on a grid, by a sum
+    over 4000 scales.
+    """
     k, cross, new = (np.asarray(kernel(a, b), float) for a, b in ((X, X), (X, NEW), (NEW, NEW)))
     y = np.asarray(Y, float)
     log_scale = np.linspace(-12.0, 12.0, 4001)
@@ -42,7 +44,9 @@ def quadrature(log_prior, noise_of):
     evidence = np.trapezoid(np.exp(log_w), log_scale)
     w = np.exp(log_w) / np.exp(log_w).sum()
     mean = w @ means
-    covariance = np.einsum("s,sij->ij", w, covariances) + np.einsum("s,si,sj->ij", w, means - mean, means - mean)
+    covariance = np.einsum("s,sij->ij", w, covariances) + np.einsum(
+        "s,si,sj->ij", w, means - mean, means - mean
+    )
     grid = np.linspace(-3.0, 3.0, 7)
     density = w @ stats.norm.pdf(grid, means[:, :1], np.sqrt(covariances[:, :1, 0]))
     return np.log(evidence), mean, covariance, grid, density
@@ -86,7 +90,9 @@ def test_a_wrong_rate_is_seen(exact, summed):
 def test_new_data_have_the_noise_too(exact):
     factor = exact.scale.rate / exact.scale.concentration
     apart = exact.predict(NEW, observed=True).scale_tril, exact.predict(NEW).scale_tril
-    np.testing.assert_allclose(apart[0] @ apart[0].T - apart[1] @ apart[1].T, factor * NOISE * np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(
+        apart[0] @ apart[0].T - apart[1] @ apart[1].T, factor * NOISE * np.eye(2), atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -100,27 +106,35 @@ def test_importance_sampling_agrees_with_the_closed_form(exact):
     np.testing.assert_allclose(mean, law.mean, rtol=1e-3)  # the same for every scale
     np.testing.assert_allclose(covariance, covariance_of(law), rtol=0.15)
     runs = [
-        scale_mixture_posterior(key, kernel, X, Y, prior, proposal=proposal, **options) for key in jax.random.split(jax.random.key(1), 16)
+        scale_mixture_posterior(key, kernel, X, Y, prior, proposal=proposal, **options)
+        for key in jax.random.split(jax.random.key(1), 16)
     ]
     evidence = np.exp([r.log_evidence - float(exact.log_evidence) for r in runs])
     assert abs(evidence.mean() - 1.0) < 4.5 * evidence.std(ddof=1) / 4.0 < 0.1
     without = np.exp([r.log_evidence - float(exact.log_evidence) + np.log(1.1) for r in runs])
-    assert abs(without.mean() - 1.0) > 4.5 * without.std(ddof=1) / 4.0, "a constant that is off by a tenth is seen"
+    assert abs(without.mean() - 1.0) > 4.5 * without.std(ddof=1) / 4.0, (
+        "a constant that is off by a tenth is seen"
+    )
 
 
 @pytest.mark.slow
 def test_fixed_noise_and_another_prior_agree_with_quadrature():
     log_evidence, mean, covariance, _, _ = quadrature(lambda s: stats.lognorm(1.0).logpdf(s), lambda s: NOISE)
-    found = scale_mixture_posterior(jax.random.key(2), kernel, X, Y, dist.LogNormal(0.0, 1.0), noise=NOISE, num_samples=20_000)
+    found = scale_mixture_posterior(
+        jax.random.key(2), kernel, X, Y, dist.LogNormal(0.0, 1.0), noise=NOISE, num_samples=20_000
+    )
     np.testing.assert_allclose(found.log_evidence, log_evidence, atol=0.05)
     got_mean, got_covariance = found.predict(NEW)
     np.testing.assert_allclose(got_mean, mean, atol=0.02)
     np.testing.assert_allclose(got_covariance, covariance, rtol=0.05, atol=0.01)
     draws = np.asarray(found.sample(jax.random.key(3), NEW, 4000))
-    np.testing.assert_allclose(draws.mean(0), mean, atol=4.5 * np.sqrt(np.diag(covariance).max() / 4000) + 0.02)
+    np.testing.assert_allclose(
+        draws.mean(0), mean, atol=4.5 * np.sqrt(np.diag(covariance).max() / 4000) + 0.02
+    )
     np.testing.assert_allclose(np.cov(draws.T), covariance, rtol=0.15, atol=0.03)
     fixed, scaled = (
-        found._replace(scaled_noise=s).predict(NEW, observed=True)[1] - found._replace(scaled_noise=s).predict(NEW)[1]
+        found._replace(scaled_noise=s).predict(NEW, observed=True)[1]
+        - found._replace(scaled_noise=s).predict(NEW)[1]
         for s in (False, True)
     )
     np.testing.assert_allclose(fixed, NOISE * np.eye(2), atol=1e-4)
@@ -132,12 +146,18 @@ def test_fixed_noise_and_another_prior_agree_with_quadrature():
 def test_nuts_agrees(exact):
     def model():
         s = numpyro.sample("s", dist.InverseGamma(A, B))
-        numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(5), s * (kernel(X, X) + NOISE * jnp.eye(5))), obs=Y)
+        numpyro.sample(
+            "y", dist.MultivariateNormal(jnp.zeros(5), s * (kernel(X, X) + NOISE * jnp.eye(5))), obs=Y
+        )
 
     mcmc = MCMC(NUTS(model), num_warmup=500, num_samples=8000, progress_bar=False)
     mcmc.run(jax.random.key(0))
     log_s = np.log(np.asarray(mcmc.get_samples()["s"], float))
-    wanted = np.log(stats.invgamma(float(exact.scale.concentration), scale=float(exact.scale.rate)).rvs(400_000, random_state=0))
+    wanted = np.log(
+        stats.invgamma(float(exact.scale.concentration), scale=float(exact.scale.rate)).rvs(
+            400_000, random_state=0
+        )
+    )
     error = log_s.std() / np.sqrt(effective_sample_size(log_s[None]))
     assert abs(log_s.mean() - wanted.mean()) < 4.5 * error < 0.05
     np.testing.assert_allclose(log_s.std(), wanted.std(), rtol=0.08)
@@ -152,7 +172,12 @@ def test_a_tinygp_kernel_serves():
 
 @pytest.mark.slow
 def test_inputs_close_together_stay_finite():
-    found = student_t_posterior(lambda a, b: jnp.exp(-0.5 * (a[:, None] - b[None]) ** 2), jnp.linspace(0, 1, 30), jnp.zeros(30), noise=1e-4)
+    found = student_t_posterior(
+        lambda a, b: jnp.exp(-0.5 * (a[:, None] - b[None]) ** 2),
+        jnp.linspace(0, 1, 30),
+        jnp.zeros(30),
+        noise=1e-4,
+    )
     assert np.isfinite(found.predict(jnp.linspace(0, 1, 50)).scale_tril).all()
 
 

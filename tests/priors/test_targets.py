@@ -1,4 +1,6 @@
-"""Targets: moments against their formulas and their draws, operators against numerical ones, and Cholesky factors of hard matrices."""
+"""Targets: moments against their formulas and their draws, operators against numerical ones, and Cholesky
+factors of hard matrices.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +71,8 @@ def test_hyperparameters_are_drawn_for_each_function():
     draws = np.asarray(target.sample(jax.random.key(2), X[:2], 20_000), np.float64)
     squares = draws**2
     assert abs(squares.mean() - np.exp(0.5)) < 4.5 * squares.std() / np.sqrt(20_000)
-    assert (squares**2).mean() / squares.mean() ** 2 > 5.0  # 3e in the limit; a variance that all share would give 3
+    # 3e in the limit; a variance that all share would give 3
+    assert (squares**2).mean() / squares.mean() ** 2 > 5.0
     assert target.cov(X) is None
 
 
@@ -97,8 +100,11 @@ def test_a_student_t_process_is_a_scale_mixture():
     for edge in (0.5, 1.5, 3.0):
         share, p = (draws[:, 0] < edge).mean(), float(exact.cdf(edge))
         assert abs(share - p) < 4.5 * np.sqrt(p * (1 - p) / 20_000)
-    # One scale a function: what is far out at one input is far out at another that is nearly independent of it.
-    far = StudentTProcess(GaussianProcess(tinygp.kernels.ExpSquared(scale=1e-3)), 2.0, 2.0).sample(jax.random.key(4), x, 4000)
+    # One scale a function: what is far out at one input is far out at another that is nearly independent of
+    # it.
+    far = StudentTProcess(GaussianProcess(tinygp.kernels.ExpSquared(scale=1e-3)), 2.0, 2.0).sample(
+        jax.random.key(4), x, 4000
+    )
     assert np.corrcoef(np.log(np.abs(far[:, :2])).T)[0, 1] > 0.1
 
 
@@ -111,8 +117,12 @@ def test_conditioning_on_values_is_regression():
     x, at, y = np.array([0.3, 0.9]), np.array([0.0, 0.5, 1.0]), np.array([1.0, -1.0, 0.5])
     target = Conditioned(GaussianProcess(RBF, mean=0.2), values_at(at), y, noise=0.3)
     s = rbf(at, at) + 0.09 * np.eye(3)
-    np.testing.assert_allclose(target.mean(jnp.asarray(x)), 0.2 + rbf(x, at) @ np.linalg.solve(s, y - 0.2), atol=1e-4)
-    np.testing.assert_allclose(target.cov(jnp.asarray(x)), rbf(x, x) - rbf(x, at) @ np.linalg.solve(s, rbf(at, x)), atol=1e-4)
+    np.testing.assert_allclose(
+        target.mean(jnp.asarray(x)), 0.2 + rbf(x, at) @ np.linalg.solve(s, y - 0.2), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        target.cov(jnp.asarray(x)), rbf(x, x) - rbf(x, at) @ np.linalg.solve(s, rbf(at, x)), atol=1e-4
+    )
 
 
 def test_conditioning_on_an_integral_conserves_it():
@@ -134,7 +144,9 @@ def test_operators_agree_with_finite_differences_and_can_be_conditioned_on_twice
     ends = np.concatenate([at - h, at + h])
     difference = np.concatenate([-np.eye(2), np.eye(2)], axis=1) / (2 * h)
     exact = difference @ rbf(ends, ends) @ difference.T
-    np.testing.assert_allclose(Image(target, lambda f, x: derivative_at(x)(f)).cov(jnp.asarray(at)), exact, atol=1e-2)
+    np.testing.assert_allclose(
+        Image(target, lambda f, x: derivative_at(x)(f)).cov(jnp.asarray(at)), exact, atol=1e-2
+    )
     both = Conditioned(target, stacked(slope, values_at([0.0])), [1.0, 2.0, 3.0])
     again = Conditioned(Conditioned(target, slope, [1.0, 2.0]), values_at([0.0]), 3.0)
     x = jnp.linspace(-1, 1, 5)
@@ -148,7 +160,9 @@ def test_operators_agree_with_finite_differences_and_can_be_conditioned_on_twice
 def test_smooth_functions_at_many_equal_inputs_can_be_drawn_in_single_precision(scale):
     """200 inputs, half of them twice: the covariance has numerical rank of a handful."""
     x = jnp.concatenate([jnp.linspace(0, 1, 100)] * 2)
-    draws = np.asarray(GaussianProcess(tinygp.kernels.ExpSquared(scale=scale)).sample(jax.random.key(7), x, 50))
+    draws = np.asarray(
+        GaussianProcess(tinygp.kernels.ExpSquared(scale=scale)).sample(jax.random.key(7), x, 50)
+    )
     assert np.isfinite(draws).all()
     assert np.abs(draws[:, :100] - draws[:, 100:]).max() < 0.1
     assert 0.7 < draws.std() < 1.3
@@ -169,7 +183,11 @@ def test_jitter_is_relative_and_no_larger_than_it_must_be():
     [
         (lambda: GaussianProcess(3), ArgumentTypeError, "kernel"),
         (lambda: GaussianProcess(tinygp.kernels.ExpSquared), ArgumentTypeError, "instance"),
-        (lambda: GaussianProcess(lambda a, b: jnp.ones(3)).sample(jax.random.key(0), X, 2), ArgumentError, r"shape \(12, 12\)"),
+        (
+            lambda: GaussianProcess(lambda a, b: jnp.ones(3)).sample(jax.random.key(0), X, 2),
+            ArgumentError,
+            r"shape \(12, 12\)",
+        ),
         (lambda: GaussianProcess(RBF, mean="0"), ArgumentTypeError, "mean"),
         (lambda: GaussianProcess(RBF, mean=lambda x: x).mean(X), ArgumentError, "mean must return"),
         (lambda: GaussianProcess(RBF, hyper={"a": 3}), ArgumentTypeError, r"hyper\['a'\]"),
@@ -185,12 +203,24 @@ def test_jitter_is_relative_and_no_larger_than_it_must_be():
         (lambda: ModelTarget(3), ArgumentTypeError, "model"),
         (lambda: ModelTarget(line, output=3), ArgumentTypeError, "output"),
         (lambda: Conditioned(RBF, values_at([0.0]), 1.0), ArgumentTypeError, "base"),
-        (lambda: Conditioned(linear_target(num_outputs=2), values_at([0.0]), 1.0), ArgumentError, "one output"),
-        (lambda: Conditioned(linear_target(), values_at([0.0, 1.0]), [1.0]).mean(X), ArgumentError, "2 numbers"),
+        (
+            lambda: Conditioned(linear_target(num_outputs=2), values_at([0.0]), 1.0),
+            ArgumentError,
+            "one output",
+        ),
+        (
+            lambda: Conditioned(linear_target(), values_at([0.0, 1.0]), [1.0]).mean(X),
+            ArgumentError,
+            "2 numbers",
+        ),
         (lambda: Conditioned(linear_target(), values_at([0.0]), np.nan), ArgumentError, "value"),
         (lambda: Conditioned(linear_target(), 3, 1.0), ArgumentTypeError, "operator"),
         (lambda: Image(linear_target(), lambda f: f(X)).mean(X), ArgumentTypeError, "must turn a function"),
-        (lambda: Conditioned(linear_target(), lambda f: "a", 1.0).mean(X), ArgumentTypeError, "gives must be an array of numbers, got 'a'"),
+        (
+            lambda: Conditioned(linear_target(), lambda f: "a", 1.0).mean(X),
+            ArgumentTypeError,
+            "gives must be an array of numbers, got 'a'",
+        ),
         (lambda: integral([0.0, 1.0], [1.0]), ArgumentError, "weight"),
         (lambda: derivative_at([0.0], dim=1), ArgumentError, "dim"),
         (lambda: values_at([]), ArgumentError, "values_at"),

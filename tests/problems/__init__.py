@@ -1,9 +1,10 @@
 """The small programs every objective is judged on, each beside its own densities written by hand.
 
-A ``Problem`` is a NumPyro model and guide with a point in parameter space, and the ``Oracle`` that knows the exact
-answer there. Each stands for one way an estimator can go wrong: a scale that leaks into a score, a plate whose elements
-are not independent after all, a time step that forgets its future. Probabilities stay well inside (0, 1), so that
-20,000 replicates see every outcome often enough for a standard error to be meaningful.
+A ``Problem`` is a NumPyro model and guide with a point in parameter space, and the ``Oracle`` that knows the
+exact answer there. Each stands for one way an estimator can go wrong: a scale that leaks into a score, a
+plate whose elements are not independent after all, a time step that forgets its future. Probabilities stay
+well inside (0, 1), so that 20,000 replicates see every outcome often enough for a standard error to be
+meaningful.
 """
 
 from tests.problems import plates, sites, steps, supports, terms

@@ -1,5 +1,6 @@
-"""GARCH(1,1), whose beta1 lies between 0 and 1 - alpha1: the series of Stan's statistical computation benchmarks (BSD, stan-dev on GitHub,
-benchmarks/garch), to five digits, with the moments of posteriordb's reference draws."""
+"""GARCH(1,1), whose beta1 lies between 0 and 1 - alpha1: the series of Stan's statistical computation
+benchmarks (BSD, stan-dev on GitHub, benchmarks/garch), to five digits, with the moments of posteriordb's
+reference draws."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ def garch(y, sigma1=0.5):
     alpha0 = numpyro.sample("alpha0", dist.ImproperUniform(constraints.positive, (), ()))
     alpha1 = numpyro.sample("alpha1", dist.Uniform(0.0, 1.0))
     beta1 = numpyro.sample("beta1", dist.Uniform(0.0, 1.0 - alpha1))
-    numpyro.factor("flat", jnp.log1p(-alpha1))  # Stan's bounds have no density: alpha1 and beta1 are uniform over their triangle
+    # Stan's bounds have no density: alpha1 and beta1 are uniform over their triangle
+    numpyro.factor("flat", jnp.log1p(-alpha1))
 
     def step(variance, y_before):
         variance = alpha0 + alpha1 * (y_before - mu) ** 2 + beta1 * variance

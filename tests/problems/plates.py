@@ -26,7 +26,9 @@ def plated():
             numpyro.sample("z", dist.Bernoulli(logits=psi + w * g))
 
     def log_q(params, z, batch):
-        return bernoulli(z["g"], params["phi"]) + bernoulli(z["z"], params["psi"] + params["w"] * z["g"]).sum()
+        return (
+            bernoulli(z["g"], params["phi"]) + bernoulli(z["z"], params["psi"] + params["w"] * z["g"]).sum()
+        )
 
     def log_p(params, z, batch):
         local = bernoulli(z["z"], 0.8 * z["g"] - 0.3) + normal(y, 1.2 * z["z"] + 0.5 * z["g"])
@@ -66,7 +68,9 @@ def read_through(name, through):
 
 
 def plated_local():
-    """Everything inside one plate, so that a multi-particle bound is a sum of bounds, one for each element."""
+    """Everything inside one plate, so that a multi-particle bound is a sum of bounds, one for each
+    element.
+    """
     return read_through("plated_local", lambda z: 1.2 * z)
 
 
@@ -90,7 +94,9 @@ def nested_plates():
                 numpyro.sample("b", dist.Bernoulli(logits=psi * (0.5 + a)))
 
     def log_q(params, z, batch):
-        return bernoulli(z["a"], params["phi"]).sum() + bernoulli(z["b"], params["psi"] * (0.5 + z["a"])).sum()
+        return (
+            bernoulli(z["a"], params["phi"]).sum() + bernoulli(z["b"], params["psi"] * (0.5 + z["a"])).sum()
+        )
 
     def log_p(params, z, batch):
         inner = bernoulli(z["b"], 0.9 * z["a"] - 0.2) + normal(y, z["b"] - 0.7 * z["a"])
@@ -173,7 +179,9 @@ def subsampled_local():
 
 
 def coupled_plate():
-    """Elements of a plate meet in a sum that feeds the same plate: an element's credit reaches its neighbours."""
+    """Elements of a plate meet in a sum that feeds the same plate: an element's credit reaches its
+    neighbours.
+    """
     y = np.array([1.9, -0.6])
 
     def model(y):
@@ -203,7 +211,9 @@ def coupled_plate():
 
 
 def relayed():
-    """Elements hand their values to a neighbour, in the guide and again in the model: credit goes round the plate."""
+    """Elements hand their values to a neighbour, in the guide and again in the model: credit goes round the
+    plate.
+    """
     y = np.array([0.2, 1.4, -0.5])
 
     def model(y):

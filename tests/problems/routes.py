@@ -10,7 +10,9 @@ MIXING = np.array([[0.5, -1.0, 0.0], [0.0, 1.0, 0.7], [1.2, 0.0, 0.3]])
 
 
 def _while(z):
-    return jax.lax.while_loop(lambda state: state[0] < 2, lambda state: (state[0] + 1, jnp.roll(state[1], 1) + z), (0, z))[1]
+    return jax.lax.while_loop(
+        lambda state: state[0] < 2, lambda state: (state[0] + 1, jnp.roll(state[1], 1) + z), (0, z)
+    )[1]
 
 
 # Each takes z (3,) to three locations; only the first leaves the elements apart.
@@ -37,7 +39,9 @@ ROUTES = {
     "cond": lambda z: jax.lax.cond(z[1] > 0, lambda z: z + 0.5, lambda z: -1.0 * z[::-1], z),
     "switch": lambda z: jax.lax.switch(z[2].astype(int), [lambda z: 1.0 * z, lambda z: 0.3 - z], z),
     "reshaped": lambda z: (z[:, None] * z[None, :]).reshape(9)[::3] + z[::-1].reshape(3, 1).T[0],
-    "indexed by another": lambda z: jnp.array([[0.3, 1.0], [-0.4, 0.7]])[z.astype(int), jnp.roll(z, 1).astype(int)],
+    "indexed by another": lambda z: jnp.array([[0.3, 1.0], [-0.4, 0.7]])[
+        z.astype(int), jnp.roll(z, 1).astype(int)
+    ],
     "added where it says": lambda z: jnp.zeros(3).at[z.astype(int)].add(1.0),
     "padded": lambda z: jnp.concatenate([z[1:], jnp.zeros(1)]),
     "convolved": lambda z: jnp.convolve(1.0 * z, jnp.array([0.5, 0.0, -1.0]), mode="same"),
@@ -45,8 +49,12 @@ ROUTES = {
     "inner jit": lambda z: jax.jit(lambda z: z - 0.5 * z.sum())(z),
     "inner vmap": lambda z: jax.vmap(lambda one: (one * z).sum())(z),
     "inner scan": lambda z: jax.lax.scan(lambda carry, one: (carry + one, carry * one), 0.3, 1.0 * z)[1],
-    "inner scan backwards": lambda z: jax.lax.scan(lambda carry, one: (carry + one, carry), 0.3, 1.0 * z, reverse=True)[1],
-    "inner scan of a vector": lambda z: jax.lax.scan(lambda x, _: (jnp.roll(x, 1), x[0]), 1.0 * z, length=3)[1],
+    "inner scan backwards": lambda z: jax.lax.scan(
+        lambda carry, one: (carry + one, carry), 0.3, 1.0 * z, reverse=True
+    )[1],
+    "inner scan of a vector": lambda z: jax.lax.scan(lambda x, _: (jnp.roll(x, 1), x[0]), 1.0 * z, length=3)[
+        1
+    ],
     "inner while": _while,
     "inner gradient": lambda z: jax.grad(lambda x: jnp.sum(x**2 * x[::-1]))(1.0 * z),
     "checkpointed": lambda z: jax.checkpoint(lambda z: jnp.sin(z.sum()) * z)(1.0 * z),
@@ -55,5 +63,7 @@ ROUTES = {
 
 
 def routed(route):
-    """Coins in a plate whose observations read them along a route: whose credit is whose, the plate does not say."""
+    """Coins in a plate whose observations read them along a route: whose credit is whose, the plate does not
+    say.
+    """
     return read_through(f"routed: {route}", ROUTES[route])

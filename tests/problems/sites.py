@@ -83,7 +83,9 @@ def triple():
 
     def log_p(params, z, batch):
         a, b, c = z["a"], z["b"], z["c"]
-        prior = bernoulli(a, np.log(0.4 / 0.6)) + bernoulli(b, 0.8 * a - 0.5) + bernoulli(c, 0.3 - a + 0.7 * b)
+        prior = (
+            bernoulli(a, np.log(0.4 / 0.6)) + bernoulli(b, 0.8 * a - 0.5) + bernoulli(c, 0.3 - a + 0.7 * b)
+        )
         return prior + normal(y, a - 1.5 * b * c + 0.5 * c)
 
     params = {"phi": np.array([0.2, -0.3, 0.4, 0.6])}
@@ -92,7 +94,9 @@ def triple():
 
 
 def normal_then_bernoulli():
-    """A reparameterised site decides a coin: the pathwise term must flow through the coin's probability too."""
+    """A reparameterised site decides a coin: the pathwise term must flow through the coin's probability
+    too.
+    """
     y = 0.7
 
     def model():
@@ -226,7 +230,9 @@ def score_normal():
 
 
 def reparam_normal():
-    """The same program left to its default: what NumPyro gets right too, so that it can check these oracles."""
+    """The same program left to its default: what NumPyro gets right too, so that it can check these
+    oracles.
+    """
     scored = score_normal()
 
     def guide():

@@ -49,7 +49,9 @@ def scanned():
 
 
 def scanned_backwards():
-    """The guide runs forwards in time and the model backwards: a step's costs to come are not those of later steps."""
+    """The guide runs forwards in time and the model backwards: a step's costs to come are not those of later
+    steps.
+    """
     y = np.array([0.9, -0.4, 1.2])
 
     def model(y):
@@ -77,7 +79,9 @@ def scanned_backwards():
 
 
 def scan_output():
-    """Steps reach an observation outside the ``scan`` through its last carry and its outputs, and a coin after it."""
+    """Steps reach an observation outside the ``scan`` through its last carry and its outputs, and a coin
+    after it.
+    """
     y = 1.4
 
     def model():
@@ -106,7 +110,11 @@ def scan_output():
 
     def log_p(params, z, batch):
         x, after = z["x"], z["after"]
-        prior = bernoulli(x[0], 0.8 - 0.1) + bernoulli(x[1], 0.8 * x[0] - 0.2) + bernoulli(after, 0.6 * x[1] - 0.5)
+        prior = (
+            bernoulli(x[0], 0.8 - 0.1)
+            + bernoulli(x[1], 0.8 * x[0] - 0.2)
+            + bernoulli(after, 0.6 * x[1] - 0.5)
+        )
         return prior + normal(y, x[0] + 2.0 * x[1] - after * x[1])
 
     params = {"psi": np.array([0.2, -0.3, 0.6])}

@@ -38,7 +38,9 @@ def nonlinear():
 
 
 def truncated():
-    """A die with a face that neither model nor guide allows: 0 times minus infinity must not appear anywhere."""
+    """A die with a face that neither model nor guide allows: 0 times minus infinity must not appear
+    anywhere.
+    """
     y = 0.7
     allowed = np.array([0.0, 0.4, -np.inf])
 
@@ -47,7 +49,9 @@ def truncated():
         numpyro.sample("y", dist.Normal(1.2 * c, 1.0), obs=y)
 
     def guide():
-        numpyro.sample("c", dist.Categorical(logits=numpyro.param("psi", jnp.zeros(2))[jnp.array([0, 1, 1])] + allowed))
+        numpyro.sample(
+            "c", dist.Categorical(logits=numpyro.param("psi", jnp.zeros(2))[jnp.array([0, 1, 1])] + allowed)
+        )
 
     def log_q(params, z, batch):
         return categorical(z["c"], params["psi"] + allowed[:2])
@@ -61,7 +65,9 @@ def truncated():
 
 
 def counts():
-    """A binomial count that decides a Poisson one, whose infinite support leaves it only the score function."""
+    """A binomial count that decides a Poisson one, whose infinite support leaves it only the score
+    function.
+    """
     y = 1.8
 
     def log_binomial(n, k):

@@ -1,6 +1,8 @@
-"""Whatever SVI and NUTS take as arguments of a model, every verb takes: objects, settings, and sizes that are read off data.
+"""Whatever SVI and NUTS take as arguments of a model, every verb takes: objects, settings, and sizes that are
+read off data.
 
-Each verb's result is that of the same model with the settings closed over, and other data of the same shapes compile nothing anew.
+Each verb's result is that of the same model with the settings closed over, and other data of the same shapes
+compile nothing anew.
 """
 
 import dataclasses
@@ -22,7 +24,14 @@ from ppl_ext.errors import ArgumentTypeError, ProgramError
 from ppl_ext.infer import PMMH, SGHMC, ParticleGibbs, fit
 from ppl_ext.objectives import ELBO, IWELBO
 from ppl_ext.runtime.constants import content, split
-from ppl_ext.smoothing import OnlineEM, OnlineSmoother, ParisParticleGibbs, RecursiveMaximumLikelihood, ScoreAscent, smooth
+from ppl_ext.smoothing import (
+    OnlineEM,
+    OnlineSmoother,
+    ParisParticleGibbs,
+    RecursiveMaximumLikelihood,
+    ScoreAscent,
+    smooth,
+)
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -79,7 +88,9 @@ def bound(model):
 
 def fitted(model, *args, objective=None, **options):
     objective = ELBO() if objective is None else objective
-    return fit(KEY, model, AutoNormal(model), objective, optax.adam(0.1), 3, *args, progress_bar=False, **options)
+    return fit(
+        KEY, model, AutoNormal(model), objective, optax.adam(0.1), 3, *args, progress_bar=False, **options
+    )
 
 
 def weighed(p, model, *args):
@@ -96,7 +107,9 @@ def calibrated(model, y, labels=LABELS, config=None, settings=None):
     """Data are keywords there."""
     more = {} if config is None else {"labels": labels, "config": config, "settings": settings}
     algorithm = lambda key, data: {"mean": jax.random.normal(key, (9, 3))}  # noqa: E731
-    found = calibrate(KEY, model, algorithm, data="y", num_simulations=6, num_draws=9, progress_bar=False, y=y, **more)
+    found = calibrate(
+        KEY, model, algorithm, data="y", num_simulations=6, num_draws=9, progress_bar=False, y=y, **more
+    )
     return {name: np.asarray(x, float) for name, x in found.ranks.items()}
 
 
@@ -124,21 +137,33 @@ OF_ROWS = {
     "fit, chains": lambda m, *a: fitted(m, *a, num_chains=2, objective=IWELBO(2)).losses,
     "sample": lambda m, *a: fitted(m, *a).sample(KEY, 5).log_weights,
     "to_arviz": lambda m, *a: fitted(m, *a).to_arviz(KEY, 5).log_likelihood["y"].values,
-    "expectation": lambda m, *a: ppl_ext.expectation(lambda p, *a: weighed(p, m, *a)).value_and_grad(KEY, 1.0, *a),
+    "expectation": lambda m, *a: ppl_ext.expectation(lambda p, *a: weighed(p, m, *a)).value_and_grad(
+        KEY, 1.0, *a
+    ),
     "value": lambda m, *a: ppl_ext.expectation(lambda *a: weighed(1.0, m, *a)).value(KEY, *a),
-    "log_likelihood": lambda m, *a: ppl_ext.diagnostics.log_likelihood(m, {"mean": np.ones((1, 4, 3), np.float32)}, *a),
+    "log_likelihood": lambda m, *a: ppl_ext.diagnostics.log_likelihood(
+        m, {"mean": np.ones((1, 4, 3), np.float32)}, *a
+    ),
     "calibrate": calibrated,
     "SGHMC": lambda m, *a: sampled(SGHMC(m, step_size=0.01), *a).get_samples(),
 }
 OF_SERIES = {
     "smooth": lambda m, *a: smooth(m, num_particles=10).run(KEY, *a, params=PHI).log_evidence,
     "exact": lambda m, *a: smooth(m, backward="exact").run(KEY, *a, params=PHI).log_evidence,
-    "trajectories": lambda m, *a: smooth(m, num_particles=10).run(KEY, *a, params=PHI).sample(KEY, num_samples=2),
+    "trajectories": lambda m, *a: (
+        smooth(m, num_particles=10).run(KEY, *a, params=PHI).sample(KEY, num_samples=2)
+    ),
     "filtered": lambda m, *a: smooth(m, num_particles=10).run(KEY, *a, params=PHI).filtered(jnp.array([0.5])),
-    "ppg": lambda m, *a: ParisParticleGibbs(m, num_particles=5, num_sweeps=3, burn_in=1).run(KEY, *a, params=PHI).trajectories,
-    "ascent": lambda m, *a: ScoreAscent(m, optax.adam(0.1), num_particles=5).run(KEY, 2, *a, params=PHI).params,
+    "ppg": lambda m, *a: (
+        ParisParticleGibbs(m, num_particles=5, num_sweeps=3, burn_in=1).run(KEY, *a, params=PHI).trajectories
+    ),
+    "ascent": lambda m, *a: (
+        ScoreAscent(m, optax.adam(0.1), num_particles=5).run(KEY, 2, *a, params=PHI).params
+    ),
     "ParticleGibbs": lambda m, *a: sampled(ParticleGibbs(m, num_particles=5), *a).get_samples(),
-    "ParticleGibbs, report": lambda m, *a: ppl_ext.to_arviz(sampled(ParticleGibbs(m, num_particles=5), *a)).posterior["phi"].values,
+    "ParticleGibbs, report": lambda m, *a: (
+        ppl_ext.to_arviz(sampled(ParticleGibbs(m, num_particles=5), *a)).posterior["phi"].values
+    ),
     "PMMH": lambda m, *a: sampled(PMMH(m, num_particles=5), *a).get_samples(),
 }
 
@@ -180,7 +205,14 @@ def test_settings_of_a_stream_are_told_from_what_it_observes(learner):
         if learner == "OnlineSmoother":
             online = OnlineSmoother(model, num_particles=10)
         elif learner == "OnlineEM":
-            online = OnlineEM(model, lambda x_prev, x, y_t: x[0], lambda s: {"phi": 0.5 + 0.01 * jnp.tanh(s)}, lambda t: 1 / t, 10, wait=1)
+            online = OnlineEM(
+                model,
+                lambda x_prev, x, y_t: x[0],
+                lambda s: {"phi": 0.5 + 0.01 * jnp.tanh(s)},
+                lambda t: 1 / t,
+                10,
+                wait=1,
+            )
         else:
             online = RecursiveMaximumLikelihood(model, lambda t: t**-0.6, num_particles=10)
         state = online.init(KEY, 0, *args, params=PHI, **kwargs)
@@ -209,7 +241,10 @@ def test_other_data_of_the_same_shapes_trace_nothing_and_other_settings_do():
     again, losses = traced(Y + 1.0, *settings())  # the labels are held, the data are not
     other, _ = traced(Y, LABELS, Config(3), {"rate": 0.2, "flag": True})
     assert again < other
-    alike(losses, fit(KEY, bound(rows), AutoNormal(bound(rows)), ELBO(), adam, 2, Y + 1.0, progress_bar=False).losses)
+    alike(
+        losses,
+        fit(KEY, bound(rows), AutoNormal(bound(rows)), ELBO(), adam, 2, Y + 1.0, progress_bar=False).losses,
+    )
 
 
 def test_as_little_as_will_do_is_held():
@@ -278,7 +313,9 @@ def test_names_of_groups_as_strings():
 
 
 def test_what_no_constant_mends_keeps_its_error():
-    """Python asks for a draw: the error of before, with its remedy; and data that no program can use are named."""
+    """Python asks for a draw: the error of before, with its remedy; and data that no program can use are
+    named.
+    """
 
     def branching(y):
         if numpyro.sample("z", dist.Normal(0.0, 1.0)) > 0:
@@ -288,6 +325,8 @@ def test_what_no_constant_mends_keeps_its_error():
         ppl_ext.expectation(lambda y: ppl_ext.simulate(branching, y).log_density).value(KEY, Y)
     plain = lambda y: numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)  # noqa: E731
     with pytest.raises(ArgumentTypeError, match="argument 0 is an object array"):
-        ppl_ext.expectation(lambda y: ppl_ext.simulate(plain, y).log_density).value(KEY, np.array([None, 1], object))
+        ppl_ext.expectation(lambda y: ppl_ext.simulate(plain, y).log_density).value(
+            KEY, np.array([None, 1], object)
+        )
     with pytest.raises(ProgramError, match="argument 0 is an object, which is no array"):
         ppl_ext.expectation(lambda y: ppl_ext.simulate(plain, y).log_density).value(KEY, object())

@@ -1,7 +1,9 @@
-"""What programs read from outside of their arguments is part of what is compiled for them: a second run sees that it has changed.
+"""What programs read from outside of their arguments is part of what is compiled for them: a second run sees
+that it has changed.
 
-Every way of reading (an attribute, a closure, a global, ...) against what a fresh program says, through the cheapest keeper; and every
-keeper of compiled programs, through three ways. A change that nobody reads, and none at all, compile nothing.
+Every way of reading (an attribute, a closure, a global, ...) against what a fresh program says, through the
+cheapest keeper; and every keeper of compiled programs, through three ways. A change that nobody reads, and
+none at all, compile nothing.
 """
 
 import copy
@@ -31,7 +33,13 @@ from ppl_ext.objectives import ELBO
 from ppl_ext.priors import Gaussian, lift_prior, match
 from ppl_ext.priors.targets.target import Target
 from ppl_ext.runtime.outside import reading
-from ppl_ext.smoothing import OnlineSmoother, ParisParticleGibbs, RecursiveMaximumLikelihood, ScoreAscent, smooth
+from ppl_ext.smoothing import (
+    OnlineSmoother,
+    ParisParticleGibbs,
+    RecursiveMaximumLikelihood,
+    ScoreAscent,
+    smooth,
+)
 
 KEY = jax.random.key(0)
 assert_close = np.testing.assert_allclose
@@ -221,8 +229,9 @@ def handler():
 
 
 WAYS = (
-    attribute, closure, global_name, helper, item_of_a_global, partial, default, keyword_default, in_place, in_a_list, a_number,
-    object_in_a_dict, object_in_an_object, class_attribute, a_property, by_getattr, module_replaced, namespace, module, handler,
+    attribute, closure, global_name, helper, item_of_a_global, partial, default, keyword_default, in_place,
+    in_a_list, a_number, object_in_a_dict, object_in_an_object, class_attribute, a_property, by_getattr,
+    module_replaced, namespace, module, handler,
 )  # fmt: skip
 
 
@@ -262,7 +271,11 @@ def states(*changes, program):
 
 def test_what_nobody_reads_is_no_part_of_it():
     holder = Holder(THEN)
-    changes = (lambda: holder.fits.append(object()), lambda: setattr(holder, "note", "so far"), lambda: TABLE.update(other=1))
+    changes = (
+        lambda: holder.fits.append(object()),
+        lambda: setattr(holder, "note", "so far"),
+        lambda: TABLE.update(other=1),
+    )
     assert len(set(states(*changes, program=holder.read))) == 1
 
 
@@ -322,12 +335,15 @@ def test_a_state_means_nothing_in_another_process():
     for other in (pickle.loads(pickle.dumps(outside)), copy.deepcopy(outside)):
         other.check("here", holder.read)
     holder.y = NOW
-    with pytest.raises(ModelError, match="here: attribute 'y' of Holder, which the program reads, has changed since"):
+    with pytest.raises(
+        ModelError, match="here: attribute 'y' of Holder, which the program reads, has changed since"
+    ):
         outside.check("here", holder.read)
     pickle.loads(pickle.dumps(outside)).check("here", holder.read)
 
 
-# --- keepers of compiled programs: each a function of what is read, run before the change, after it, and afresh
+# --- keepers of compiled programs: each a function of what is read, run before the change, after it, and
+# afresh
 
 SERIES = jnp.array([0.3, -0.1, 0.5, 1.2])
 
@@ -410,7 +426,9 @@ def smooths_online(read):
 
 
 def smooths_by_gibbs(read):
-    smoother = ParisParticleGibbs(walk_model(read), {"x": lambda t, x_prev, x: x}, num_particles=5, num_sweeps=4, burn_in=1)
+    smoother = ParisParticleGibbs(
+        walk_model(read), {"x": lambda t, x_prev, x: x}, num_particles=5, num_sweeps=4, burn_in=1
+    )
     return lambda: smoother.run(KEY, SERIES, params={"mean": 0.0}).expectations["x"]
 
 
@@ -444,7 +462,13 @@ def matches(read):
 
     lifted, target = lift_prior(model, {"w": Gaussian()}), Levels()
     assert isinstance(target, Target)
-    settings = {"inputs": jnp.arange(3.0), "target": target, "num_steps": 2, "num_draws": 8, "progress_bar": False}
+    settings = {
+        "inputs": jnp.arange(3.0),
+        "target": target,
+        "num_steps": 2,
+        "num_draws": 8,
+        "progress_bar": False,
+    }
     return lambda: match(KEY, lifted, **settings).losses
 
 
@@ -473,12 +497,16 @@ def lifts(read):
 
 def lifts_and_evaluates(read):
     lifted = lift(episode_model(read), ["level"])
-    return lambda: evaluate(lifted.untrained(EPISODES, ExactLinearGaussian()), KEY, EPISODES, EPISODES, num_samples=5).nll
+    return lambda: (
+        evaluate(
+            lifted.untrained(EPISODES, ExactLinearGaussian()), KEY, EPISODES, EPISODES, num_samples=5
+        ).nll
+    )
 
 
 KEEPERS = (
-    fits, fits_of_an_autoguide, marginal_in_fit, smooths_exactly, smooths, smooths_online, smooths_by_gibbs, ascends, learns_online,
-    matches, lifts, lifts_and_evaluates,
+    fits, fits_of_an_autoguide, marginal_in_fit, smooths_exactly, smooths, smooths_online, smooths_by_gibbs,
+    ascends, learns_online, matches, lifts, lifts_and_evaluates,
 )  # fmt: skip
 
 
@@ -506,7 +534,8 @@ def test_no_change_compiles_nothing(keeper, caplog):
 
 
 NAMES = (
-    "_steps", "_exactly", "_forward", "_backward", "_filtered", "_first", "_next", "_chain", "_ascend", "adapted", "_posteriors", "_scored",
+    "_steps", "_exactly", "_forward", "_backward", "_filtered", "_first", "_next", "_chain", "_ascend",
+    "adapted", "_posteriors", "_scored",
 )  # fmt: skip
 
 
@@ -535,7 +564,9 @@ def test_a_kernel_that_ran_on_other_data_is_refused(kernel):
     mcmc = run(first)
     mcmc.run(KEY, *args)
     put(NOW)
-    with pytest.raises(ModelError, match="attribute 'y' of Holder, which the program reads, has changed since"):
+    with pytest.raises(
+        ModelError, match="attribute 'y' of Holder, which the program reads, has changed since"
+    ):
         mcmc.run(KEY, *args)
     name = "mu" if kernel is SGLD else "mean"
     again = run(make()).get_samples()[name]
@@ -546,7 +577,9 @@ def test_a_kernel_that_ran_on_other_data_is_refused(kernel):
 
 
 def test_results_do_not_speak_of_other_data():
-    """A fit, a smoothed series, a match and a hierarchy, each asked after the change; put back, they answer as before."""
+    """A fit, a smoothed series, a match and a hierarchy, each asked after the change; put back, they answer
+    as before.
+    """
     read, put = attribute()
     result = quick(KEY, mean_model(read), mean_guide, ELBO(), optax.sgd(0.001), 2)
     first = result.sample(KEY, 5).log_p
@@ -564,14 +597,18 @@ def test_results_do_not_speak_of_other_data():
         lambda: fitted.to_arviz(EPISODES),
         lambda: evaluate(fitted, KEY, EPISODES, EPISODES),
     ):
-        with pytest.raises(ModelError, match="attribute 'y' of Holder, which the program reads, has changed since"):
+        with pytest.raises(
+            ModelError, match="attribute 'y' of Holder, which the program reads, has changed since"
+        ):
             ask()
     put(THEN)
     np.testing.assert_array_equal(result.sample(KEY, 5).log_p, first)
 
 
 def test_the_data_of_an_object_may_change_between_fits():
-    """The posterior mean of a Normal with a wide prior is the mean of the data, whatever was fitted before."""
+    """The posterior mean of a Normal with a wide prior is the mean of the data, whatever was fitted
+    before.
+    """
 
     class Mean(Holder):
         def model(self):
@@ -595,4 +632,6 @@ def test_densities_are_never_kept():
     model = mean_model(read)
     first = log_density(model, {"mu": 0.0}).total
     put(NOW)
-    assert_close(log_density(model, {"mu": 0.0}).total - first, -0.5 * (7 * 64 - 20 * 9) + 13 * 0.9189385, rtol=1e-4)
+    assert_close(
+        log_density(model, {"mu": 0.0}).total - first, -0.5 * (7 * 64 - 20 * 9) + 13 * 0.9189385, rtol=1e-4
+    )

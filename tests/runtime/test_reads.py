@@ -1,6 +1,8 @@
-"""What a program reads without a name in its code that says so: Python's own containers, operators, patterns, trees, masks, indices.
+"""What a program reads without a name in its code that says so: Python's own containers, operators, patterns,
+trees, masks, indices.
 
-Each row is something that is read and a change to it; a program that only returns it must be in one state before and in another after.
+Each row is something that is read and a change to it; a program that only returns it must be in one state
+before and in another after.
 """
 
 import argparse
@@ -227,8 +229,27 @@ def getter():
 
 
 WAYS = [
-    *(namespace, user_dict, user_list, chain_map, mapping_proxy, context, byte_array, typed_array, mask_of_an_array, index_of_a_table),
-    *(index_of_a_column, attributes_of_a_table, coordinate, pattern_of_keywords, pattern_of_places, delegation, operator_of_a_class),
+    *(
+        namespace,
+        user_dict,
+        user_list,
+        chain_map,
+        mapping_proxy,
+        context,
+        byte_array,
+        typed_array,
+        mask_of_an_array,
+        index_of_a_table,
+    ),
+    *(
+        index_of_a_column,
+        attributes_of_a_table,
+        coordinate,
+        pattern_of_keywords,
+        pattern_of_places,
+        delegation,
+        operator_of_a_class,
+    ),
     *(context_manager, conversion, descriptor, global_of_a_constructor, globals_by_name, tree, getter),
 ]
 

@@ -40,13 +40,22 @@ def test_without_a_mesh_nothing_is_placed():
 def test_what_does_not_divide_is_refused():
     three = Mesh(np.array(jax.devices()[:1] * 3), ("a",))
     check_mesh("here", three, 6, "num")
-    with pytest.raises(ArgumentError, match="here: num=4 does not divide over the 3 devices of the mesh's axis 'a'. Take a multiple of 3."):
+    with pytest.raises(
+        ArgumentError,
+        match="here: num=4 does not divide over the 3 devices of the mesh's axis 'a'. Take a multiple of 3.",
+    ):
         check_mesh("here", three, 4, "num")
 
 
 def test_what_is_no_mesh_is_refused():
-    for make in (lambda: ParticleFilter(8, mesh=[0, 1]), lambda: chains_over("devices"), lambda: chains_over(None)):
-        with pytest.raises(ArgumentTypeError, match="mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got "):
+    for make in (
+        lambda: ParticleFilter(8, mesh=[0, 1]),
+        lambda: chains_over("devices"),
+        lambda: chains_over(None),
+    ):
+        with pytest.raises(
+            ArgumentTypeError, match="mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got "
+        ):
             make()
     with pytest.raises(ArgumentError, match=r"mesh must have one axis, and this one has 2, \('a', 'b'\)"):
         check_mesh("here", jax.make_mesh((1, 1), ("a", "b")))

@@ -102,7 +102,11 @@ def functionals_of(xs):
     """The same three of whole trajectories (..., T + 1)."""
     xs = np.asarray(xs, np.float64)
     before, after = xs[..., :-1], xs[..., 1:]
-    return {"product": (before * after).sum(-1), "first": xs[..., 0], "last": ((after - 0.5 * before) ** 2).sum(-1)}
+    return {
+        "product": (before * after).sum(-1),
+        "first": xs[..., 0],
+        "last": ((after - 0.5 * before) ** 2).sum(-1),
+    }
 
 
 def gaussian_smoother(space, y):

@@ -41,11 +41,16 @@ def rejection(rng_key, pairs, lanes, num_draws):
         index, waiting, rng_key = state
         rng_key, a, b = jax.random.split(rng_key, 3)
         proposed = jax.random.categorical(a, pairs.log_weights, shape=index.shape)
-        accept = jnp.log(jax.random.uniform(b, index.shape)) < pairs.log_pair(proposed, lanes[:, None]) - pairs.log_bound
+        accept = (
+            jnp.log(jax.random.uniform(b, index.shape))
+            < pairs.log_pair(proposed, lanes[:, None]) - pairs.log_bound
+        )
         return jnp.where(waiting & accept, proposed, index), waiting & ~accept, rng_key
 
     shape = len(lanes), num_draws
-    return jax.lax.while_loop(lambda s: s[1].any(), body, (jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool), rng_key))[0]
+    return jax.lax.while_loop(
+        lambda s: s[1].any(), body, (jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool), rng_key)
+    )[0]
 
 
 def counts(draw, replicates=20_000, num_draws=2, **given):
@@ -64,7 +69,9 @@ def p_values(table, law):
     """Of chi-squared tests, one for each draw and lane; what the law excludes must not have been drawn."""
     total = table.sum(-1, keepdims=True)
     assert not (table * (law == 0)).any()
-    statistic = np.where(law > 0, (table - total * law) ** 2 / np.where(law > 0, total * law, 1.0), 0.0).sum(-1)
+    statistic = np.where(law > 0, (table - total * law) ** 2 / np.where(law > 0, total * law, 1.0), 0.0).sum(
+        -1
+    )
     return stats.chi2.sf(statistic, (law > 0).sum(-1) - 1)
 
 
@@ -78,19 +85,28 @@ EXACT = {
 
 @pytest.mark.parametrize("draw", EXACT.values(), ids=EXACT)
 def test_exact_kernels_draw_from_b(draw):
-    """Each draw and lane at the level 1e-4: the test fails by chance once in 250 keys for each of the five."""
+    """Each draw and lane at the level 1e-4: the test fails by chance once in 250 keys for each of the
+    five.
+    """
     replicates = 500 if draw is rejection else 20_000  # its slowest lane decides how long all of them take
     assert p_values(counts(draw, replicates, bound=BOUND), exact()).min() > 1e-4 / 8
 
 
 def test_the_chi_squared_test_sees_weights_left_out():
-    assert p_values(counts(Dense().draw, log_weights=np.where(np.isinf(LOG_WEIGHTS), -np.inf, 0.0)), exact()).min() < 1e-10
+    assert (
+        p_values(
+            counts(Dense().draw, log_weights=np.where(np.isinf(LOG_WEIGHTS), -np.inf, 0.0)), exact()
+        ).min()
+        < 1e-10
+    )
 
 
 @pytest.mark.parametrize("num", [1, M, 60])
 def test_proposals_are_distributed_as_the_weights_in_every_lane(num):
     keys = jax.random.split(jax.random.key(2), 20_000)
-    drawn = quick_jit(jax.vmap(lambda key: jax.nn.one_hot(proposals(key, jnp.asarray(LOG_WEIGHTS), num)[0], N)))(keys)
+    drawn = quick_jit(
+        jax.vmap(lambda key: jax.nn.one_hot(proposals(key, jnp.asarray(LOG_WEIGHTS), num)[0], N))
+    )(keys)
     law = np.exp(LOG_WEIGHTS) / np.exp(LOG_WEIGHTS).sum()
     assert p_values(np.asarray(drawn).sum(0), law).min() > 1e-4 / num
 
@@ -101,7 +117,9 @@ def transition():
     law /= law.sum()
     scores = LOG_M.T
     move = law[None, None, :] * np.exp(
-        np.asarray(log_acceptance(jnp.asarray(scores[:, :, None]), jnp.asarray(scores[:, None, :])), np.float64)
+        np.asarray(
+            log_acceptance(jnp.asarray(scores[:, :, None]), jnp.asarray(scores[:, None, :])), np.float64
+        )
     )
     return move + np.eye(N) * (1.0 - move.sum(-1))[:, :, None]
 
@@ -113,7 +131,10 @@ def test_a_metropolis_step_leaves_b_invariant():
 
 
 def test_a_metropolis_step_accepts_as_metropolis_does_and_nothing_impossible():
-    present, proposed = jnp.array([3.0, 1.0, 1.0, -jnp.inf, -jnp.inf]), jnp.array([1.0, 3.0, -jnp.inf, 1.0, -jnp.inf])
+    present, proposed = (
+        jnp.array([3.0, 1.0, 1.0, -jnp.inf, -jnp.inf]),
+        jnp.array([1.0, 3.0, -jnp.inf, 1.0, -jnp.inf]),
+    )
     np.testing.assert_array_equal(log_acceptance(present, proposed), [-2.0, 0.0, -np.inf, 0.0, -np.inf])
 
 
@@ -132,7 +153,12 @@ def test_a_metropolis_chain_that_is_offered_sorted_proposals_does_not_follow_it(
     from ppl_ext.state_space.resampling import systematic
 
     monkeypatch.setattr(
-        mcmc, "proposals", lambda key, lw, num: (systematic(key, lw, N)[:num], jax.random.uniform(jax.random.fold_in(key, 1), (num,)))
+        mcmc,
+        "proposals",
+        lambda key, lw, num: (
+            systematic(key, lw, N)[:num],
+            jax.random.uniform(jax.random.fold_in(key, 1), (num,)),
+        ),
     )
     law = np.einsum("ij,ijk->ik", np.eye(N)[ANCESTORS], transition())
     with pytest.raises(AssertionError):
@@ -143,7 +169,9 @@ def test_a_metropolis_chain_that_is_offered_sorted_proposals_does_not_follow_it(
 def test_dense_averages_are_sums_over_b():
     values = RNG.normal(size=(N, M)).astype(np.float32)
     kernel = Dense()
-    means, tally = kernel.average(jax.random.key(0), pairs(), lambda j, i: {"x": jnp.asarray(values)[j, i], "one": j * 0.0 + 1.0}, 1)
+    means, tally = kernel.average(
+        jax.random.key(0), pairs(), lambda j, i: {"x": jnp.asarray(values)[j, i], "one": j * 0.0 + 1.0}, 1
+    )
     np.testing.assert_allclose(means["x"], (exact().T * values).sum(0), rtol=1e-5)
     np.testing.assert_allclose(means["one"], 1.0, rtol=1e-6)
     assert int(tally.fallbacks) == 0

@@ -1,4 +1,6 @@
-"""Conditional PaRIS from exact smoothing draws is unbiased for any number of particles; what is not conditional PaRIS is not."""
+"""Conditional PaRIS from exact smoothing draws is unbiased for any number of particles; what is not
+conditional PaRIS is not.
+"""
 
 import functools
 import itertools
@@ -36,7 +38,9 @@ def sweeps(problem, kernel, num_particles, space=None, sweep=conditional_paris):
     xs, _ = starting_paths(problem)
 
     def one(rng_key, x):
-        out = sweep(rng_key, given if space is None else space, y, as_path(x), num_particles, kernel, 2, PRODUCT)
+        out = sweep(
+            rng_key, given if space is None else space, y, as_path(x), num_particles, kernel, 2, PRODUCT
+        )
         return out.estimates, jnp.concatenate([out.path.initial.carry[None], out.path.steps.carry])
 
     keys = jax.random.split(jax.random.key(num_particles), REPLICATES)
@@ -47,7 +51,10 @@ QUICK = {
     *(("gaussian", "mcmc", num) for num in (2, 3, 8)),
     ("finite", "mcmc", 2),
     ("guided", "mcmc", 3),
-    *((problem, kernel, 3) for problem, kernel in (("gaussian", "dense"), ("finite", "hybrid"), ("gaussian", "path"))),
+    *(
+        (problem, kernel, 3)
+        for problem, kernel in (("gaussian", "dense"), ("finite", "hybrid"), ("gaussian", "path"))
+    ),
 }
 """Every kernel, every number of particles and every problem once; the whole table is slow."""
 
@@ -69,19 +76,25 @@ def test_a_sweep_from_an_exact_draw_is_unbiased_and_leaves_an_exact_draw(problem
 def plain(monkeypatch):
     """PaRIS: no lane is frozen."""
     monkeypatch.setattr(conditional, "_freeze", lambda particles, frozen: particles)
-    monkeypatch.setattr(conditional, "others", lambda key, lw: invert(weights_of(lw), jax.random.uniform(key, lw.shape)))
+    monkeypatch.setattr(
+        conditional, "others", lambda key, lw: invert(weights_of(lw), jax.random.uniform(key, lw.shape))
+    )
 
 
 def frozen_without_offspring(monkeypatch):
     """The other lanes are resampled from each other only."""
     monkeypatch.setattr(
-        conditional, "others", lambda key, lw: invert(weights_of(lw).at[0].set(0), jax.random.uniform(key, lw.shape)).at[0].set(0)
+        conditional,
+        "others",
+        lambda key, lw: invert(weights_of(lw).at[0].set(0), jax.random.uniform(key, lw.shape)).at[0].set(0),
     )
 
 
 def weights_missing(monkeypatch):
     """All particles of the last step count alike."""
-    monkeypatch.setattr(conditional, "estimate", lambda statistic, lw: estimate(statistic, jnp.zeros_like(lw)))
+    monkeypatch.setattr(
+        conditional, "estimate", lambda statistic, lw: estimate(statistic, jnp.zeros_like(lw))
+    )
 
 
 def transition_missing(monkeypatch):
@@ -95,14 +108,17 @@ def transition_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("break_it", [plain, frozen_without_offspring, weights_missing, transition_missing])
-@pytest.mark.parametrize("num_particles", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_particles", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("problem", ["gaussian", pytest.param("finite", marks=pytest.mark.slow)])
 def test_what_is_not_conditional_paris_fails_the_same_test(problem, num_particles, break_it, monkeypatch):
     """Some mean of the six is beyond 4.5 standard errors, and by far.
 
-    Not every change is a mistake. Keeping the frozen lane's own history (no backward draw for it) or tracing the new path by
-    ancestors leaves both exact: given the clouds, an ancestor of a resampled lane is a draw from B already. They only renew the
-    path less. Stratified resampling of the other lanes is a mistake, but too small a one to be seen here.
+    Not every change is a mistake. Keeping the frozen lane's own history (no backward draw for it) or tracing
+    the new path by ancestors leaves both exact: given the clouds, an ancestor of a resampled lane is a draw
+    from B already. They only renew the path less. Stratified resampling of the other lanes is a mistake, but
+    too small a one to be seen here.
     """
     break_it(monkeypatch)
     estimates, paths = sweeps(problem, KERNELS["mcmc"], num_particles)
@@ -128,7 +144,9 @@ def test_backward_draws_renew_a_path_that_tracing_ancestors_leaves():
 @pytest.mark.slow
 def test_a_sweep_without_functionals_draws_a_path_and_says_how_it_went():
     space, y, *_ = PROBLEMS["gaussian"]
-    sweep = jax.jit(lambda key: conditional_paris(key, space, y, as_path(jnp.zeros(len(y) + 1)), 50, Hybrid()))(jax.random.key(0))
+    sweep = jax.jit(
+        lambda key: conditional_paris(key, space, y, as_path(jnp.zeros(len(y) + 1)), 50, Hybrid())
+    )(jax.random.key(0))
     assert sweep.estimates is None and sweep.renewed.shape == sweep.ess.shape == (len(y) + 1,)
     assert (np.asarray(sweep.ess) <= 50.001).all() and (np.asarray(sweep.ess) >= 1.0).all()
     assert int(sweep.tally.fallbacks) == 0 and float(sweep.tally.excess) <= 0.0

@@ -1,4 +1,6 @@
-"""The discriminative Kalman filter is Kalman's where the regression is the exact one, and guarded where it is less sure than the prior."""
+"""The discriminative Kalman filter is Kalman's where the regression is the exact one, and guarded where it is
+less sure than the prior.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +57,22 @@ def test_it_is_kalmans_filter_if_the_regression_is_the_exact_one():
 
 def model(f, q):
     def step(x, at):
-        x = numpyro.sample("x", dist.MultivariateNormal(jnp.asarray(A, jnp.float32) @ x, jnp.asarray(NOISE, jnp.float32)))
+        x = numpyro.sample(
+            "x", dist.MultivariateNormal(jnp.asarray(A, jnp.float32) @ x, jnp.asarray(NOISE, jnp.float32))
+        )
         discriminative_factor("seen", x, *at, jnp.asarray(S, jnp.float32))
         return x, None
 
-    scan(step, numpyro.sample("x0", dist.MultivariateNormal(jnp.zeros(2), jnp.asarray(S, jnp.float32))), (f, q))
+    scan(
+        step, numpyro.sample("x0", dist.MultivariateNormal(jnp.zeros(2), jnp.asarray(S, jnp.float32))), (f, q)
+    )
 
 
 @pytest.mark.slow
 def test_the_factor_makes_the_same_model():
     f, q = regression()
-    f = np.where(np.arange(12)[:, None] == 4, np.nan, f).astype(np.float32)  # a time at which nothing was seen
+    # a time at which nothing was seen
+    f = np.where(np.arange(12)[:, None] == 4, np.nan, f).astype(np.float32)
     q = np.tile(q.astype(np.float32), (12, 1, 1))
     q[7] = 9.0 * np.eye(2)  # less sure than the prior
     filtered = discriminative_kalman(f, q, jnp.asarray(A, jnp.float32), jnp.asarray(NOISE, jnp.float32))
@@ -78,7 +85,9 @@ def test_the_factor_makes_the_same_model():
 
 
 def test_the_stationary_covariance():
-    np.testing.assert_allclose(stationary_covariance(jnp.asarray(A, jnp.float32), jnp.asarray(NOISE, jnp.float32)), S, rtol=1e-5)
+    np.testing.assert_allclose(
+        stationary_covariance(jnp.asarray(A, jnp.float32), jnp.asarray(NOISE, jnp.float32)), S, rtol=1e-5
+    )
     with pytest.raises(ArgumentError, match=r"modulus 1\.5"):
         stationary_covariance(1.5 * jnp.eye(2), jnp.eye(2))
 
@@ -99,7 +108,13 @@ def test_the_stationary_covariance():
     ],
 )
 def test_shapes_that_do_not_fit_are_named(change, words):
-    given = {"means": np.zeros((4, 2)), "covariances": np.eye(2), "transition": 0.5 * np.eye(2), "noise": np.eye(2), **change}
+    given = {
+        "means": np.zeros((4, 2)),
+        "covariances": np.eye(2),
+        "transition": 0.5 * np.eye(2),
+        "noise": np.eye(2),
+        **change,
+    }
     with pytest.raises((ArgumentError, ArgumentTypeError), match=words):
         discriminative_kalman(**given)
 

@@ -1,4 +1,6 @@
-"""Exact smoothing by the same call: against Kalman, enumeration and autodiff; what has no exact answer is refused."""
+"""Exact smoothing by the same call: against Kalman, enumeration and autodiff; what has no exact answer is
+refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,27 @@ import pytest
 
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.smoothing import additive, smooth
-from tests.smoothing.problems import FINITE_Y, GAUSSIAN_Y, Finite, Gaussian, finite_exact, finite_paths, gaussian_exact, gaussian_smoother
-from tests.smoothing.test_smooth import FUNCTIONALS, LOGITS, PARAMS, TABLE, evidence, finite, gaussian, kalman_log_evidence, student
+from tests.smoothing.problems import (
+    FINITE_Y,
+    GAUSSIAN_Y,
+    Finite,
+    Gaussian,
+    finite_exact,
+    finite_paths,
+    gaussian_exact,
+    gaussian_smoother,
+)
+from tests.smoothing.test_smooth import (
+    FUNCTIONALS,
+    LOGITS,
+    PARAMS,
+    TABLE,
+    evidence,
+    finite,
+    gaussian,
+    kalman_log_evidence,
+    student,
+)
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -37,7 +58,11 @@ def test_a_gaussian_model_against_kalman(kalman):
         np.testing.assert_allclose(kalman.expectations[name], exact, rtol=1e-4)
     np.testing.assert_allclose(kalman.log_evidence, evidence(GAUSSIAN_Y), rtol=1e-5)
     np.testing.assert_allclose(kalman.log_evidence_increments[:2].sum(), evidence(GAUSSIAN_Y[:2]), rtol=1e-4)
-    assert kalman.ess is None and kalman.resampled is None and float(kalman.log_evidence_initial) == pytest.approx(0.0, abs=1e-6)
+    assert (
+        kalman.ess is None
+        and kalman.resampled is None
+        and float(kalman.log_evidence_initial) == pytest.approx(0.0, abs=1e-6)
+    )
 
 
 def test_the_score_against_the_gradient_of_the_kalman_likelihood(kalman):
@@ -76,11 +101,17 @@ def test_trajectories_are_draws_from_the_smoothing_law(kalman, sums):
 @pytest.mark.slow
 def test_filtered_quantiles_are_those_of_many_particles(kalman):
     exact = kalman.filtered([0.1, 0.5, 0.9])["x"]
-    drawn = smooth(gaussian, None, 4000, "path").run(KEY, GAUSSIAN_Y, params=PARAMS).filtered([0.1, 0.5, 0.9])["x"]
+    drawn = (
+        smooth(gaussian, None, 4000, "path")
+        .run(KEY, GAUSSIAN_Y, params=PARAMS)
+        .filtered([0.1, 0.5, 0.9])["x"]
+    )
     assert exact.shape == (3, len(GAUSSIAN_Y))
     np.testing.assert_allclose(drawn, exact, atol=0.08)
     mean, cov = gaussian_smoother(Gaussian(), GAUSSIAN_Y)  # at the last time to filter is to smooth
-    np.testing.assert_allclose(exact[:, -1], mean[-1] + np.sqrt(cov[-1, -1]) * np.array([-1.2816, 0.0, 1.2816]), rtol=1e-3)
+    np.testing.assert_allclose(
+        exact[:, -1], mean[-1] + np.sqrt(cov[-1, -1]) * np.array([-1.2816, 0.0, 1.2816]), rtol=1e-3
+    )
     with pytest.raises(ArgumentError, match="levels"):
         kalman.filtered([0.0, 1.0])
 
@@ -89,7 +120,9 @@ def test_filtered_quantiles_are_those_of_many_particles(kalman):
 def test_the_report_has_what_an_exact_answer_has(kalman):
     report = kalman.to_arviz(num_samples=3)
     assert report.posterior["x"].shape == (1, 3, len(GAUSSIAN_Y)) and "ess" not in report.sample_stats
-    np.testing.assert_allclose(report["log_predictive_one_step"]["y"].values[0, 0].sum(), kalman.log_evidence, rtol=1e-4)
+    np.testing.assert_allclose(
+        report["log_predictive_one_step"]["y"].values[0, 0].sum(), kalman.log_evidence, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["cube", "size", pytest.param("positive", marks=pytest.mark.slow)])
@@ -113,6 +146,8 @@ def test_a_model_without_an_exact_answer_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_short_series(num_steps):
-    run = smooth(finite, FUNCTIONALS, backward="exact").run(KEY, FINITE_Y[:num_steps], params={"logits": LOGITS})
+    run = smooth(finite, FUNCTIONALS, backward="exact").run(
+        KEY, FINITE_Y[:num_steps], params={"logits": LOGITS}
+    )
     for name, exact in finite_exact(Finite(), FINITE_Y[:num_steps]).items():
         np.testing.assert_allclose(run.expectations[name], exact, rtol=1e-4)

@@ -1,4 +1,6 @@
-"""Data that nothing survives: the evidence is 0, the step is named, and whatever follows is NaN, in every filter, smoother and sampler."""
+"""Data that nothing survives: the evidence is 0, the step is named, and whatever follows is NaN, in every
+filter, smoother and sampler.
+"""
 
 import warnings
 
@@ -61,7 +63,13 @@ def walls(y, first=0.0):
 
 PARAMS = {"drift": 0.1}
 SYMBOLS = (symbols, {}, "k", np.array([0, 2, 1, 0]), np.array([0, 1, 1, 0]))
-WALLS = (walls, PARAMS, "x", np.array([0.3, 9.0, 0.1, 0.2], np.float32), np.array([0.3, 1.0, 0.1, 0.2], np.float32))
+WALLS = (
+    walls,
+    PARAMS,
+    "x",
+    np.array([0.3, 9.0, 0.1, 0.2], np.float32),
+    np.array([0.3, 1.0, 0.1, 0.2], np.float32),
+)
 SUM = {"sum": lambda t, x_prev, x: x * 1.0, "first": lambda t, x_prev, x: jnp.where(t == 0, x, 0.0)}
 
 
@@ -92,7 +100,9 @@ def check_run(smoother, params, site, y, at, before, after):
 
 
 @pytest.mark.parametrize("problem", [SYMBOLS, pytest.param(WALLS, marks=SLOW)], ids=["symbols", "walls"])
-@pytest.mark.parametrize("backward", ["exact", "mcmc", *(pytest.param(b, marks=SLOW) for b in ("path", "dense", "hybrid"))])
+@pytest.mark.parametrize(
+    "backward", ["exact", "mcmc", *(pytest.param(b, marks=SLOW) for b in ("path", "dense", "hybrid"))]
+)
 def test_smoothing(problem, backward):
     model, params, site, impossible, possible = problem
     smoother = smooth(model, SUM, 50, backward)
@@ -100,7 +110,11 @@ def test_smoothing(problem, backward):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = smoother.run(KEY, possible, params=params)
-    assert finite(result.log_evidence_increments) and finite(result.sample(num_samples=3)[site]) and finite(result.expectations["sum"])
+    assert (
+        finite(result.log_evidence_increments)
+        and finite(result.sample(num_samples=3)[site])
+        and finite(result.expectations["sum"])
+    )
     assert jnp.issubdtype(result.sample(num_samples=3)[site].dtype, jnp.integer) == (site == "k")
 
 
@@ -127,7 +141,13 @@ def test_within_a_trace_nothing_is_said_and_all_is_nan():
         return run.log_evidence, run.ess, run.expectations, run.sample(num_samples=2)
 
     log_evidence, ess, sums, draws = jax.jit(jax.vmap(one))(np.stack([impossible, possible]))
-    assert log_evidence[0] == -np.inf and ess[0, 1] == 0 and all_nan(ess[0, 2:]) and all_nan(sums["sum"][0]) and all_nan(draws["x"][0])
+    assert (
+        log_evidence[0] == -np.inf
+        and ess[0, 1] == 0
+        and all_nan(ess[0, 2:])
+        and all_nan(sums["sum"][0])
+        and all_nan(draws["x"][0])
+    )
     assert finite(log_evidence[1]) and finite(ess[1]) and finite(sums["sum"][1]) and finite(draws["x"][1])
 
 
@@ -140,9 +160,15 @@ def test_a_stream():
         if t == 0:
             assert finite(online.result(state).expectations["sum"])
             continue
-        with pytest.warns(UserWarning, match="OnlineSmoother: no particle survives step 1: all 20 weights are zero"):
+        with pytest.warns(
+            UserWarning, match="OnlineSmoother: no particle survives step 1: all 20 weights are zero"
+        ):
             result = online.result(state)
-        assert result.log_evidence == -np.inf and all_nan(result.expectations["sum"]) and all_nan(result.expectations["first"])
+        assert (
+            result.log_evidence == -np.inf
+            and all_nan(result.expectations["sum"])
+            and all_nan(result.expectations["first"])
+        )
 
 
 def test_densities_that_are_nan_are_counted():
@@ -154,14 +180,18 @@ def test_densities_that_are_nan_are_counted():
 
         scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
 
-    with pytest.warns(UserWarning, match="no particle survives step 1: .* 20 densities were NaN, which counts as zero"):
+    with pytest.warns(
+        UserWarning, match="no particle survives step 1: .* 20 densities were NaN, which counts as zero"
+    ):
         smooth(model, None, 20).run(KEY, np.array([1.0, -1.0, 1.0], np.float32))
 
 
 def test_sweeps():
     model, params, _, impossible, possible = WALLS
     ppg = ParisParticleGibbs(model, SUM, 10, num_sweeps=4, burn_in=1)
-    with pytest.warns(UserWarning, match="no particle survives step 1 in sweep 0 of chain 0: all 10 weights are zero"):
+    with pytest.warns(
+        UserWarning, match="no particle survives step 1 in sweep 0 of chain 0: all 10 weights are zero"
+    ):
         result = ppg.run(KEY, impossible, params=params)
     assert all_nan(result.expectations["sum"]) and all_nan(result.trajectories["x"])
     assert (result.ess[..., 2] == 0).all() and all_nan(result.ess[..., 3:]) and finite(result.ess[..., :2])
@@ -173,8 +203,17 @@ def test_sweeps():
 def test_exact_moments(problem):
     model, params, _, impossible, possible = problem
     found = smooth_exactly(lower(model, (impossible,), {}, params))
-    assert found.log_evidence == -np.inf and all_nan(found.mean) and all_nan(found.cross) and all_nan(found.initial_mean)
-    assert finite(found.filtered_mean[0]) and all_nan(found.filtered_mean[1:]) and all_nan(found.filtered_covariance[1:])
+    assert (
+        found.log_evidence == -np.inf
+        and all_nan(found.mean)
+        and all_nan(found.cross)
+        and all_nan(found.initial_mean)
+    )
+    assert (
+        finite(found.filtered_mean[0])
+        and all_nan(found.filtered_mean[1:])
+        and all_nan(found.filtered_covariance[1:])
+    )
     assert all(finite(x) for x in smooth_exactly(lower(model, (possible,), {}, params)) if x is not None)
 
 
@@ -211,7 +250,8 @@ def test_a_posterior_of_what_is_impossible(program, data, algorithm):
     if isinstance(algorithm, SweptParticleFilter):  # its draws have no gradient
         return
     model = numpyro.handlers.condition(program, data)
-    assert jax.jit(lambda key: ELBO().loss(key, {}, model, posterior))(KEY) == jnp.inf  # a draw of weight zero, and no NaN
+    # a draw of weight zero, and no NaN
+    assert jax.jit(lambda key: ELBO().loss(key, {}, model, posterior))(KEY) == jnp.inf
 
 
 def test_possible_draws_are_as_they_were():
@@ -222,22 +262,34 @@ def test_possible_draws_are_as_they_were():
 
 def test_evidence_is_zero():
     assert log_density(marginal(walls, ["drift"], ExactFilter()), PARAMS, WALLS[3]).total == -jnp.inf
-    assert log_density(marginal(walls, ["drift"], ParticleFilter(5)), PARAMS, WALLS[3], rng_key=KEY).total == -jnp.inf
+    assert (
+        log_density(marginal(walls, ["drift"], ParticleFilter(5)), PARAMS, WALLS[3], rng_key=KEY).total
+        == -jnp.inf
+    )
 
 
 def test_a_guess_that_excludes_everyone_is_none():
-    """An auxiliary filter whose look-ahead is zero everywhere keeps its weights: the evidence is unbiased all the same."""
+    """An auxiliary filter whose look-ahead is zero everywhere keeps its weights: the evidence is unbiased all
+    the same.
+    """
     y = np.array([0.3, 1.0, 0.1], np.float32)
-    filtered = marginal(walls, ["drift"], ParticleFilter(5, threshold=1.0, look_ahead=lambda p, carry, x: -jnp.inf))
+    filtered = marginal(
+        walls, ["drift"], ParticleFilter(5, threshold=1.0, look_ahead=lambda p, carry, x: -jnp.inf)
+    )
     exact = log_density(marginal(walls, ["drift"], ExactFilter()), PARAMS, y).total
-    log_w = jax.jit(jax.vmap(lambda key: log_density(filtered, PARAMS, y, rng_key=key).total))(jax.random.split(KEY, 5000))
+    log_w = jax.jit(jax.vmap(lambda key: log_density(filtered, PARAMS, y, rng_key=key).total))(
+        jax.random.split(KEY, 5000)
+    )
     ratio = np.exp(np.asarray(log_w, np.float64) - float(exact))
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(5000)
 
 
 def test_marginal_metropolis_says_where_it_begins():
     mcmc = MCMC(PMMH(walls, 10), num_warmup=2, num_samples=2, progress_bar=False)
-    with pytest.warns(UserWarning, match="PMMH: at its first parameters: no particle survives step 1 of the run: all 10 weights"):
+    with pytest.warns(
+        UserWarning,
+        match="PMMH: at its first parameters: no particle survives step 1 of the run: all 10 weights",
+    ):
         mcmc.run(KEY, WALLS[3])
 
 
@@ -246,13 +298,16 @@ def test_particle_gibbs_has_no_path():
     mcmc = MCMC(ParticleGibbs(symbols, 10), num_warmup=2, num_samples=2, progress_bar=False)
     mcmc.run(KEY, SYMBOLS[3])
     assert (mcmc.get_samples()["k"] == np.iinfo(np.int32).min).all()
-    with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):  # NumPyro's own, where parameters meet a density of 0
+    # NumPyro's own, where parameters meet a density of 0
+    with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):
         MCMC(ParticleGibbs(walls, 10), num_warmup=2, num_samples=2, progress_bar=False).run(KEY, WALLS[3])
 
 
 @SLOW
 def test_learning():
-    with pytest.raises(NonFiniteError, match="score of 'drift' is not finite at step 0.*Where no particle survives"):
+    with pytest.raises(
+        NonFiniteError, match="score of 'drift' is not finite at step 0.*Where no particle survives"
+    ):
         ScoreAscent(walls, optax.adam(0.1), 10).run(KEY, 3, WALLS[3], params=PARAMS)
     learner = RecursiveMaximumLikelihood(walls, lambda t: 1 / t, 10)
     state = learner.init(KEY, 0.0, 0.0, params=PARAMS)

@@ -1,4 +1,6 @@
-"""Guided and auxiliary filters under smoothing: other weights, the same evidence and the same smoothing law."""
+"""Guided and auxiliary filters under smoothing: other weights, the same evidence and the same smoothing
+law.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,14 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.smoothing import OnlineSmoother, ParisParticleGibbs, model_space, smooth
 from ppl_ext.state_space import filtering
 from tests.oracles import assert_unbiased, z_scores
-from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, as_path, functionals_of, gaussian_draws, gaussian_exact
+from tests.smoothing.problems import (
+    GAUSSIAN_Y,
+    Gaussian,
+    as_path,
+    functionals_of,
+    gaussian_draws,
+    gaussian_exact,
+)
 from tests.smoothing.test_smooth import FUNCTIONALS, PARAMS, evidence, gaussian
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
@@ -50,18 +59,23 @@ def runs(kind, num_particles, replicates, functionals=None):
     return np.exp(np.asarray(log_evidence, np.float64) - evidence(GAUSSIAN_Y)), found
 
 
-@pytest.mark.parametrize("kind", [pytest.param("guided", marks=SLOW), pytest.param("auxiliary", marks=SLOW), "both"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("guided", marks=SLOW), pytest.param("auxiliary", marks=SLOW), "both"]
+)
 @pytest.mark.slow
 def test_the_evidence_is_unbiased_with_four_particles(kind):
     assert_unbiased(runs(kind, 4, 20_000)[0], 1.0)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("guided", marks=SLOW), pytest.param("auxiliary", marks=SLOW), "both"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("guided", marks=SLOW), pytest.param("auxiliary", marks=SLOW), "both"]
+)
 def test_smoothed_sums_against_kalman(kind):
     _, found = runs(kind, 400, 50, FUNCTIONALS)
     for name, exact in EXACT.items():
         values = np.asarray(found[name])
-        assert abs(values.mean() - exact) < 4.5 * values.std() / np.sqrt(50) + 0.01  # what is left of the bias
+        # what is left of the bias
+        assert abs(values.mean() - exact) < 4.5 * values.std() / np.sqrt(50) + 0.01
 
 
 @SLOW
@@ -74,14 +88,20 @@ def conditional(num_particles, replicates=4000):
     """Estimates and new paths of one sweep from exact smoothing draws."""
     from ppl_ext.smoothing.conditional_paris import conditional_paris
 
-    how = ParisParticleGibbs(gaussian, FUNCTIONALS, num_particles, num_sweeps=1, burn_in=0, **KINDS["guided"]).how
+    how = ParisParticleGibbs(
+        gaussian, FUNCTIONALS, num_particles, num_sweeps=1, burn_in=0, **KINDS["guided"]
+    ).how
     xs = gaussian_draws(np.random.default_rng(3), Gaussian(), GAUSSIAN_Y, replicates)
 
     def one(key, x):
         space, functional = how.begin({name: jnp.asarray(p) for name, p in PARAMS.items()}, (GAUSSIAN_Y,), {})
         path = as_path(x)
-        path = path._replace(initial=path.initial._replace(sites={"x0": x[0]}), steps=path.steps._replace(sites={"x": x[1:]}))
-        out = conditional_paris(key, space, space.lowered.xs, path, num_particles, how.backward, 2, functional)
+        path = path._replace(
+            initial=path.initial._replace(sites={"x0": x[0]}), steps=path.steps._replace(sites={"x": x[1:]})
+        )
+        out = conditional_paris(
+            key, space, space.lowered.xs, path, num_particles, how.backward, 2, functional
+        )
         return out.estimates, jnp.concatenate([out.path.initial.carry[None], out.path.steps.carry])
 
     estimates, paths = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), replicates), xs)
@@ -96,13 +116,19 @@ def test_a_guided_sweep_from_an_exact_draw_is_unbiased_with_two_particles():
 @SLOW
 def test_a_sweep_that_forgets_the_proposal_fails_the_same_test(monkeypatch):
     weigh = model_space.ModelSpace.weigh
-    monkeypatch.setattr(model_space.ModelSpace, "weigh", lambda self, *args: weigh(model_space.ModelSpace(self.lowered), *args))
+    monkeypatch.setattr(
+        model_space.ModelSpace,
+        "weigh",
+        lambda self, *args: weigh(model_space.ModelSpace(self.lowered), *args),
+    )
     assert max(map(float, jax.tree.leaves(z_scores(*conditional(2))))) > 6.0
 
 
 @SLOW
 def test_streaming_and_batch_agree_to_the_last_bit():
-    batch = smooth(gaussian, FUNCTIONALS, 16, "path", **KINDS["both"]).run(jax.random.key(3), GAUSSIAN_Y, params=PARAMS)
+    batch = smooth(gaussian, FUNCTIONALS, 16, "path", **KINDS["both"]).run(
+        jax.random.key(3), GAUSSIAN_Y, params=PARAMS
+    )
     online = OnlineSmoother(gaussian, FUNCTIONALS, 16, "path", **KINDS["both"])
     state = online.init(jax.random.key(3), params=PARAMS)
     for y_t in GAUSSIAN_Y:
@@ -117,6 +143,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ArgumentError, match=r"look_ahead, called with \(parameters, carry, x\)"):
         smooth(gaussian, look_ahead=lambda x: x)
     with pytest.raises(ModelError, match="proposal must draw 'x' and nothing else; it has the sites 'z'"):
-        smooth(gaussian, num_particles=4, proposal=lambda p, x, y_t: numpyro.sample("z", dist.Normal(x, 1.0))).run(
-            jax.random.key(0), GAUSSIAN_Y, params=PARAMS
-        )
+        smooth(
+            gaussian, num_particles=4, proposal=lambda p, x, y_t: numpyro.sample("z", dist.Normal(x, 1.0))
+        ).run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS)

@@ -1,4 +1,6 @@
-"""Gaps in data that the step hands on: a state, against joint Gaussians and sums over all paths; where refused, by name."""
+"""Gaps in data that the step hands on: a state, against joint Gaussians and sums over all paths; where
+refused, by name.
+"""
 
 import itertools
 
@@ -32,7 +34,15 @@ KEY = jax.random.key(0)
 SLOW = pytest.mark.slow
 NAN = np.nan
 WHOLE = np.array([0.5, 1.2, 0.3, 0.7, -0.4], np.float32)
-PATTERNS = {"middle": [2], "first": [0], "consecutive": [1, 2], "last": [4], "first and last": [0, 4], "all": list(range(5)), "none": []}
+PATTERNS = {
+    "middle": [2],
+    "first": [0],
+    "consecutive": [1, 2],
+    "last": [4],
+    "first and last": [0, 4],
+    "all": list(range(5)),
+    "none": [],
+}
 PARAMS = {"back": 0.6}
 
 
@@ -66,12 +76,15 @@ def with_obs_mask(y):
 
 
 def conditioned(rows, seen, values):
-    """Log density of ``values`` at the coordinates ``seen``, and the mean and covariance of all given these, where ``rows`` of the vector
-    are independent standard normals."""
+    """Log density of ``values`` at the coordinates ``seen``, and the mean and covariance of all given these,
+    where ``rows`` of the vector are independent standard normals."""
     covariance = np.linalg.inv(rows.T @ rows)
     if not seen:
         return 0.0, np.zeros(len(covariance)), covariance
-    inner, gain = covariance[np.ix_(seen, seen)], np.linalg.solve(covariance[np.ix_(seen, seen)], covariance[seen]).T
+    inner, gain = (
+        covariance[np.ix_(seen, seen)],
+        np.linalg.solve(covariance[np.ix_(seen, seen)], covariance[seen]).T,
+    )
     log_z = -0.5 * (values @ np.linalg.solve(inner, values) + np.linalg.slogdet(2 * np.pi * inner)[1])
     return log_z, gain @ values, covariance - gain @ covariance[seen]
 
@@ -115,7 +128,8 @@ def test_kalman(kalman, pattern):
         np.testing.assert_allclose(result.expectations[name], value, atol=1e-4)
     if pattern in ("middle", "none"):
         draws = result.sample(num_samples=4000)
-        assert set(draws) == set(result.filtered()) | {"x0"} == {"x0", "x"}  # the observed site is none of the states by name
+        # the observed site is none of the states by name
+        assert set(draws) == set(result.filtered()) | {"x0"} == {"x0", "x"}
         np.testing.assert_allclose(draws["x"].mean(0), means, atol=0.06)
 
 
@@ -135,7 +149,10 @@ def test_particles(backward):
         ratio = np.exp(np.asarray(log_z[i], np.float64) - log_evidence)
         assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(50) + 1e-5, pattern
         for name, value in means.items():
-            assert abs(sums[name][i].mean() - value) < 4.5 * sums[name][i].std() / np.sqrt(50) + 0.03, (pattern, name)
+            assert abs(sums[name][i].mean() - value) < 4.5 * sums[name][i].std() / np.sqrt(50) + 0.03, (
+                pattern,
+                name,
+            )
 
 
 def guide(parameters, carry, y_t):
@@ -153,7 +170,11 @@ OTHERS = {
 def test_other_filters(other):
     y, (log_z, sums, _) = with_gaps("consecutive"), exact(with_gaps("consecutive"))
     smoother = smooth(model, SUMS, 100, "dense", **OTHERS[other])
-    runs = jax.jit(jax.vmap(lambda key: (lambda r: (r.log_evidence, r.expectations["y"]))(smoother.run(key, y, params=PARAMS))))
+    runs = jax.jit(
+        jax.vmap(
+            lambda key: (lambda r: (r.log_evidence, r.expectations["y"]))(smoother.run(key, y, params=PARAMS))
+        )
+    )
     found, mean = runs(jax.random.split(KEY, 100))
     ratio = np.exp(np.asarray(found, np.float64) - log_z)
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / 10
@@ -176,13 +197,17 @@ def test_a_report():
     result = smooth(model, SUMS, 500).run(KEY, y, params=PARAMS)
     report = result.to_arviz(num_samples=50)
     assert "y" not in report.posterior and np.isnan(report.observed_data["y"].values[2])
-    np.testing.assert_allclose(report.log_predictive_one_step["y"].values[0, 0].sum(), result.log_evidence, rtol=1e-4)
+    np.testing.assert_allclose(
+        report.log_predictive_one_step["y"].values[0, 0].sum(), result.log_evidence, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"proposal": guide}], ids=["bootstrap", "guided"])
 def test_sweeps(options):
     y, (_, sums, means) = with_gaps("consecutive"), exact(with_gaps("consecutive"))
-    result = ParisParticleGibbs(model, SUMS, 20, "dense", num_sweeps=300, burn_in=20, **options).run(KEY, y, params=PARAMS)
+    result = ParisParticleGibbs(model, SUMS, 20, "dense", num_sweeps=300, burn_in=20, **options).run(
+        KEY, y, params=PARAMS
+    )
     np.testing.assert_allclose(result.expectations["y"], sums["y"], atol=0.12)
     np.testing.assert_allclose(result.trajectories["x"].mean((0, 1)), means, atol=0.25)
     assert set(result.trajectories) == {"x0", "x"}
@@ -191,9 +216,13 @@ def test_sweeps(options):
 def test_evidence_of_marginals():
     y = with_gaps("consecutive")
     log_z = exact(y)[0] + float(dist.Normal(0.0, 1.0).log_prob(0.6))
-    np.testing.assert_allclose(log_density(marginal(model, ["back"], ExactFilter()), PARAMS, y).total, log_z, atol=1e-4)
+    np.testing.assert_allclose(
+        log_density(marginal(model, ["back"], ExactFilter()), PARAMS, y).total, log_z, atol=1e-4
+    )
     estimate = marginal(model, ["back"], ParticleFilter(10))
-    found = jax.jit(jax.vmap(lambda key: log_density(estimate, PARAMS, y, rng_key=key).total))(jax.random.split(KEY, 2000))
+    found = jax.jit(jax.vmap(lambda key: log_density(estimate, PARAMS, y, rng_key=key).total))(
+        jax.random.split(KEY, 2000)
+    )
     ratio = np.exp(np.asarray(found, np.float64) - log_z)
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(2000)
 
@@ -206,7 +235,9 @@ def test_marginal_metropolis():
     grid = np.linspace(-3, 3, 301)
     log_p = np.array([exact(y, b)[0] - 0.5 * b**2 for b in grid])
     weights = np.exp(log_p - log_p.max()) / np.exp(log_p - log_p.max()).sum()
-    assert set(mcmc.get_samples()) == {"back"} and abs(mcmc.get_samples()["back"].mean() - weights @ grid) < 0.15
+    assert (
+        set(mcmc.get_samples()) == {"back"} and abs(mcmc.get_samples()["back"].mean() - weights @ grid) < 0.15
+    )
 
 
 def slope(y, back=0.6):
@@ -215,7 +246,11 @@ def slope(y, back=0.6):
 
 def test_score():
     y = with_gaps("consecutive")
-    found = smooth(model, {"s": additive.score()}, backward="exact").run(KEY, y, params=PARAMS).expectations["s"]["back"]
+    found = (
+        smooth(model, {"s": additive.score()}, backward="exact")
+        .run(KEY, y, params=PARAMS)
+        .expectations["s"]["back"]
+    )
     np.testing.assert_allclose(found, slope(y), rtol=1e-3)
 
 
@@ -223,7 +258,9 @@ def test_score():
 def test_score_by_particles():
     y = with_gaps("consecutive")
     smoother = smooth(model, {"s": additive.score()}, 200)
-    found = jax.jit(jax.vmap(lambda key: smoother.run(key, y, params=PARAMS).expectations["s"]["back"]))(jax.random.split(KEY, 50))
+    found = jax.jit(jax.vmap(lambda key: smoother.run(key, y, params=PARAMS).expectations["s"]["back"]))(
+        jax.random.split(KEY, 50)
+    )
     assert abs(found.mean() - slope(y)) < 4.5 * found.std() / np.sqrt(50) + 0.03
     best = ScoreAscent(model, optax.adam(0.05), 30).run(KEY, 300, y, params={"back": 0.0}).params["back"]
     grid = np.linspace(-1, 2, 301)
@@ -261,7 +298,9 @@ def test_data_in_a_closure_are_looked_at():
         scan(step, (numpyro.sample("x0", dist.Normal(0.0, 1.0)), jnp.zeros(())), jnp.arange(5))
 
     assert lower(indexed).imputed == {"y": True}
-    np.testing.assert_allclose(smooth(indexed, backward="exact").run(KEY).log_evidence, exact(np.asarray(y))[0], atol=1e-4)
+    np.testing.assert_allclose(
+        smooth(indexed, backward="exact").run(KEY).log_evidence, exact(np.asarray(y))[0], atol=1e-4
+    )
 
 
 def test_what_is_not_handed_on_is_summed_out():
@@ -325,7 +364,10 @@ def vectors(law):
 VECTORS = {
     "elements": (lambda loc: dist.Normal(loc, jnp.array([0.7, 0.6])), np.diag([0.49, 0.36])),
     "one event": (lambda loc: dist.Normal(loc, jnp.array([0.7, 0.6])).to_event(1), np.diag([0.49, 0.36])),
-    "correlated": (lambda loc: dist.MultivariateNormal(loc, jnp.asarray(COVARIANCE, jnp.float32)), COVARIANCE),
+    "correlated": (
+        lambda loc: dist.MultivariateNormal(loc, jnp.asarray(COVARIANCE, jnp.float32)),
+        COVARIANCE,
+    ),
 }
 
 
@@ -353,9 +395,9 @@ def test_vectors_with_some_parts_missing(kind):
     np.testing.assert_allclose(result.log_evidence, log_z, atol=1e-4)
     np.testing.assert_allclose(result.expectations["y"], sums, atol=1e-4)
     smoother = smooth(vectors(law), functional, 300, "dense")
-    found, y = jax.jit(jax.vmap(lambda key: (lambda r: (r.log_evidence, r.expectations["y"]))(smoother.run(key, PARTLY))))(
-        jax.random.split(KEY, 40)
-    )
+    found, y = jax.jit(
+        jax.vmap(lambda key: (lambda r: (r.log_evidence, r.expectations["y"]))(smoother.run(key, PARTLY)))
+    )(jax.random.split(KEY, 40))
     ratio = np.exp(np.asarray(found, np.float64) - log_z)
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(40)
     assert (np.abs(y.mean(0) - sums) < 4.5 * y.std(0) / np.sqrt(40) + 0.03).all()
@@ -391,8 +433,12 @@ def test_finite_observations():
         smooth(coins, functional, backward="exact").run(KEY, y),
         smooth(coins, functional, 20_000, "path", resampling="multinomial").run(KEY, y),
     ):
-        np.testing.assert_allclose(result.log_evidence, np.log(total), atol=1e-4 if result.ess is None else 0.05)
-        np.testing.assert_allclose(result.expectations["y"], ones / total + 1, atol=1e-4 if result.ess is None else 0.05)
+        np.testing.assert_allclose(
+            result.log_evidence, np.log(total), atol=1e-4 if result.ess is None else 0.05
+        )
+        np.testing.assert_allclose(
+            result.expectations["y"], ones / total + 1, atol=1e-4 if result.ess is None else 0.05
+        )
         assert set(np.unique(result.sample(num_samples=20)["k"])) <= {0, 1}
 
 
@@ -421,7 +467,9 @@ def test_a_given_state_with_gaps():
     log_z = conditioned(rows, [1, 7, 3, 6, 9], np.array([0.3, 0.9, 0.1, 0.5, 0.2]))[0]
     from ppl_ext.state_space.exact import smooth_exactly
 
-    np.testing.assert_allclose(smooth_exactly(lower(given_states, (y,), {}, {"x": x})).log_evidence, log_z, atol=1e-4)
+    np.testing.assert_allclose(
+        smooth_exactly(lower(given_states, (y,), {}, {"x": x})).log_evidence, log_z, atol=1e-4
+    )
 
 
 def masked(y, seen):
@@ -435,7 +483,9 @@ def masked(y, seen):
 
 
 def test_masks():
-    """A mask over NaN is a gap. Over a number it takes away the number's density and nothing else, as NumPyro has it."""
+    """A mask over NaN is a gap. Over a number it takes away the number's density and nothing else, as NumPyro
+    has it.
+    """
     y = with_gaps("middle")
     smoother = smooth(masked, backward="exact")
     np.testing.assert_allclose(smoother.run(KEY, y, ~np.isnan(y)).log_evidence, exact(y)[0], atol=1e-4)
@@ -468,7 +518,10 @@ def test_masks():
     ids=["normalize", "ParticleGibbs", "SweptParticleFilter", "ConditionalSweep"],
 )
 def test_paths_of_numpyros_sites_have_no_place_for_it(use):
-    with pytest.raises(ModelError, match=r"Site 'y' has gaps \(NaN\), and the step hands its value on.*obs_mask=~jnp.isnan\(y_t\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"Site 'y' has gaps \(NaN\), and the step hands its value on.*obs_mask=~jnp.isnan\(y_t\)",
+    ):
         use(with_gaps("middle"))
 
 
@@ -491,7 +544,11 @@ def test_the_remedy_is_a_site_like_any_other():
 @SLOW
 def test_the_remedy_serves_them():
     y = with_gaps("consecutive")
-    np.testing.assert_allclose(smooth(with_obs_mask, backward="exact").run(KEY, y, params=PARAMS).log_evidence, exact(y)[0], atol=1e-4)
+    np.testing.assert_allclose(
+        smooth(with_obs_mask, backward="exact").run(KEY, y, params=PARAMS).log_evidence,
+        exact(y)[0],
+        atol=1e-4,
+    )
     mcmc = MCMC(ParticleGibbs(with_obs_mask, 20), num_warmup=300, num_samples=3000, progress_bar=False)
     mcmc.run(KEY, y)
     grid = np.linspace(-3, 3, 301)
@@ -531,9 +588,23 @@ def begun(y):
 
 
 REFUSED = [
-    (raw, "middle", r"the scan's input is NaN at step 2, and the step uses it as it is: the carry\[1\] becomes NaN.*hand on y_t = numpyro"),
-    (lagged, "middle", r"the scan's input\['before'\] is NaN at step 3, and the step uses it as it is: the law of site 'y' becomes NaN"),
-    (begun, "first", "the carry that the scan begins with is NaN: it depends on a gap in 'first', before the first step"),
+    (
+        raw,
+        "middle",
+        r"the scan's input is NaN at step 2, and the step uses it as it is: the carry\[1\] becomes "
+        r"NaN.*hand on y_t = numpyro",
+    ),
+    (
+        lagged,
+        "middle",
+        r"the scan's input\['before'\] is NaN at step 3, and the step uses it as it is: the law of site 'y' "
+        r"becomes NaN",
+    ),
+    (
+        begun,
+        "first",
+        "the carry that the scan begins with is NaN: it depends on a gap in 'first', before the first step",
+    ),
 ]
 
 
@@ -565,7 +636,9 @@ def test_sweeps_and_metropolis_name_it_too():
 
 
 def mixed(y):
-    """Finite states and an autoregression on real observations: exact without gaps, and with one at the end, which nobody asks for."""
+    """Finite states and an autoregression on real observations: exact without gaps, and with one at the end,
+    which nobody asks for.
+    """
 
     def step(carry, y_t):
         k = numpyro.sample("k", dist.Categorical(jnp.asarray(MOVE, jnp.float32)[carry[0]]))
@@ -587,21 +660,36 @@ def compared(y):
 
 
 def test_a_gap_that_is_only_compared():
-    with pytest.raises(ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian.*Use a particle filter"):
+    with pytest.raises(
+        ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian.*Use a particle filter"
+    ):
         smooth(compared, backward="exact").run(KEY, with_gaps("middle"))
 
 
 def test_a_gap_that_takes_the_exact_answer_away():
     smoother = smooth(mixed, backward="exact")
-    with pytest.raises(ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian.*Use a particle filter"):
+    with pytest.raises(
+        ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian.*Use a particle filter"
+    ):
         smoother.run(KEY, with_gaps("middle"))
     with pytest.raises(ModelError, match="Site 'y' has gaps.*neither finite nor linear-Gaussian"):
         log_density(
-            marginal(lambda y: [numpyro.sample("s", dist.Normal()), mixed(y)], ["s"], ExactFilter()), {"s": 0.0}, with_gaps("middle")
+            marginal(lambda y: [numpyro.sample("s", dist.Normal()), mixed(y)], ["s"], ExactFilter()),
+            {"s": 0.0},
+            with_gaps("middle"),
         )
     short = smoother.run(KEY, WHOLE[:4]).log_evidence
     np.testing.assert_allclose(smoother.run(KEY, with_gaps("last")).log_evidence, short, atol=1e-5)
-    found = np.mean(np.exp([smooth(mixed, None, 3000).run(k, with_gaps("middle")).log_evidence for k in jax.random.split(KEY, 3)]))
+    found = np.mean(
+        np.exp(
+            [
+                smooth(mixed, None, 3000).run(k, with_gaps("middle")).log_evidence
+                for k in jax.random.split(KEY, 3)
+            ]
+        )
+    )
     grid = np.linspace(-4, 5, 91)
-    whole = jax.jit(jax.vmap(lambda v: smoother.run(KEY, jnp.asarray(WHOLE).at[2].set(v)).log_evidence))(grid.astype(np.float32))
+    whole = jax.jit(jax.vmap(lambda v: smoother.run(KEY, jnp.asarray(WHOLE).at[2].set(v)).log_evidence))(
+        grid.astype(np.float32)
+    )
     np.testing.assert_allclose(found, np.exp(np.asarray(whole, np.float64)).sum() * 0.1, rtol=0.05)

@@ -1,4 +1,6 @@
-"""NumPyro's handlers around a model with a scan, or in its steps: filters, smoothers and samplers take what they do to the model."""
+"""NumPyro's handlers around a model with a scan, or in its steps: filters, smoothers and samplers take what
+they do to the model.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +46,31 @@ def of(**options):
 HALF = {"s": 0.5}
 SAME = {  # a program, the parameters it wants, the plain program that it is
     "scope": (handlers.scope(model, prefix="a"), {"a/s": 0.5}, of(scale=0.5)),
-    "scopes": (handlers.scope(handlers.scope(model, prefix="a"), prefix="b", divider="."), {"b.a/s": 0.5}, of(scale=0.5)),
+    "scopes": (
+        handlers.scope(handlers.scope(model, prefix="a"), prefix="b", divider="."),
+        {"b.a/s": 0.5},
+        of(scale=0.5),
+    ),
     "reparam in the step": (of(centred=0.0), HALF, of(scale=0.5)),
     "learned reparam in the step": (of(centred=0.3), HALF, of(scale=0.5)),
-    "reparam before the scan": (handlers.reparam(model, config={"x0": LocScaleReparam(0.0)}), HALF, of(scale=0.5)),
+    "reparam before the scan": (
+        handlers.reparam(model, config={"x0": LocScaleReparam(0.0)}),
+        HALF,
+        of(scale=0.5),
+    ),
     "do": (handlers.do(model, {"s": jnp.array(0.5)}), {}, of(scale=0.5)),
     "do of the first state": (handlers.do(model, {"x0": jnp.array(0.3)}), HALF, of(scale=0.5, x0=0.3)),
     "substitute": (handlers.substitute(model, {"s": jnp.array(0.5)}), {}, of(scale=0.5)),
-    "substitute in a scope": (handlers.scope(handlers.substitute(model, {"s": 0.5}), prefix="a"), {}, of(scale=0.5)),
-    "substitute around a scope": (handlers.substitute(handlers.scope(model, prefix="a"), {"a/s": 0.5}), {}, of(scale=0.5)),
+    "substitute in a scope": (
+        handlers.scope(handlers.substitute(model, {"s": 0.5}), prefix="a"),
+        {},
+        of(scale=0.5),
+    ),
+    "substitute around a scope": (
+        handlers.substitute(handlers.scope(model, prefix="a"), {"a/s": 0.5}),
+        {},
+        of(scale=0.5),
+    ),
     "seed": (handlers.seed(model, 3), HALF, of(scale=0.5)),
     "a key of the site's own": (of(key=jax.random.key(3)), HALF, of(scale=0.5)),
     "mask(True)": (handlers.mask(model, mask=True), HALF, of(scale=0.5)),
@@ -65,7 +83,9 @@ def test_it_is_the_plain_model(case, backward):
     program, params, plain = SAME[case]
 
     def run(program, params):
-        result = smooth(program, {"x": lambda t, x_prev, x: x_prev * x}, num_particles=400, backward=backward).run(KEY, Y, params=params)
+        result = smooth(
+            program, {"x": lambda t, x_prev, x: x_prev * x}, num_particles=400, backward=backward
+        ).run(KEY, Y, params=params)
         (x,) = (v for n, v in result.sample(jax.random.key(1), 2).items() if n.endswith("x"))
         assert x.shape == (2, 3)
         return result.log_evidence, result.expectations["x"]
@@ -75,14 +95,20 @@ def test_it_is_the_plain_model(case, backward):
         np.testing.assert_allclose(found, expected, atol=off)
 
 
-@pytest.mark.parametrize("case", [case for case, (_, params, _) in SAME.items() if params])  # a marginal keeps something
+# a marginal keeps something
+@pytest.mark.parametrize("case", [case for case, (_, params, _) in SAME.items() if params])
 def test_a_particle_filter_estimates_the_same_evidence(case):
     program, params, plain = SAME[case]
     exact = smooth(plain, backward="exact").run(KEY, Y).log_evidence
     at = log_density(marginal(program, list(params), ExactFilter()), params, Y).total
     np.testing.assert_allclose(at - dist.HalfNormal(1.0).log_prob(0.5), exact, rtol=1e-4)
     filtered = marginal(program, list(params), ParticleFilter(4))
-    log_w = jax.jit(jax.vmap(lambda key: log_density(filtered, params, Y, rng_key=key).total))(jax.random.split(KEY, 4000)) - at
+    log_w = (
+        jax.jit(jax.vmap(lambda key: log_density(filtered, params, Y, rng_key=key).total))(
+            jax.random.split(KEY, 4000)
+        )
+        - at
+    )
     ratio = np.exp(np.asarray(log_w, np.float64))
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(4000) < 0.1
 
@@ -105,12 +131,18 @@ def test_particle_gibbs_samples_the_same_posterior(case):
 
 
 @pytest.mark.filterwarnings("ignore:init_to_:UserWarning")
-@pytest.mark.parametrize("case", ["scope", "reparam in the step", "do", "do of the first state", "substitute", "seed"])
+@pytest.mark.parametrize(
+    "case", ["scope", "reparam in the step", "do", "do of the first state", "substitute", "seed"]
+)
 def test_particle_gibbs_runs(case):
     mcmc = MCMC(ParticleGibbs(SAME[case][0], 5), num_warmup=2, num_samples=3, progress_bar=False)
     mcmc.run(KEY, Y)
     prefix = "a/" if case == "scope" else ""
-    assert {n: x.shape for n, x in mcmc.get_samples().items()} == {f"{prefix}s": (3,), f"{prefix}x": (3, 3), f"{prefix}x0": (3,)}
+    assert {n: x.shape for n, x in mcmc.get_samples().items()} == {
+        f"{prefix}s": (3,),
+        f"{prefix}x": (3, 3),
+        f"{prefix}x0": (3,),
+    }
 
 
 def test_pmmh_and_streams_take_a_scope():
@@ -130,29 +162,45 @@ def test_pmmh_and_streams_take_a_scope():
 
 def test_values_by_long_and_by_bare_names_reach_the_steps():
     path = jnp.array([0.1, 0.2, 0.3])
-    expected = smooth(handlers.substitute(model, {"x": path}), num_particles=20, backward="path").run(KEY, Y, params=HALF).log_evidence
+    expected = (
+        smooth(handlers.substitute(model, {"x": path}), num_particles=20, backward="path")
+        .run(KEY, Y, params=HALF)
+        .log_evidence
+    )
     inside = handlers.scope(handlers.substitute(model, {"x": path}), prefix="a")
     outside = handlers.substitute(handlers.scope(model, prefix="a"), {"a/x": path})
     for program in (inside, outside):
-        found = smooth(program, num_particles=20, backward="path").run(KEY, Y, params={"a/s": 0.5}).log_evidence
+        found = (
+            smooth(program, num_particles=20, backward="path").run(KEY, Y, params={"a/s": 0.5}).log_evidence
+        )
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_values_reach_the_steps_under_kernels_of_numpyros():
-    """By NumPyro's own ``log_density``, which without :class:`Reaching` draws the sites of the steps of a scoped model anew."""
+    """By NumPyro's own ``log_density``, which without :class:`Reaching` draws the sites of the steps of a
+    scoped model anew.
+    """
     path, values = jnp.array([0.1, 0.2, 0.3]), {"s": jnp.array(0.5), "x0": jnp.array(0.2)}
     expected = numpyro_log_density(model, (Y,), {}, {**values, "x": path})[0]
     long = {f"a/{n}": v for n, v in values.items()}
     by_long = Reaching(handlers.scope(model, prefix="a"))
     by_bare = Reaching(handlers.scope(handlers.substitute(model, {"x": path}), prefix="a"))
     for program, given in ((by_long, {**long, "a/x": path}), (by_bare, long)):
-        np.testing.assert_allclose(numpyro_log_density(handlers.seed(program, 0), (Y,), {}, given)[0], expected, rtol=1e-5)
-        assert {"a/x", "a/y"} <= set(handlers.trace(handlers.seed(program, 0)).get_trace(Y)) <= {"a/s", "a/x0", "a/x", "a/y"}
+        np.testing.assert_allclose(
+            numpyro_log_density(handlers.seed(program, 0), (Y,), {}, given)[0], expected, rtol=1e-5
+        )
+        assert (
+            {"a/x", "a/y"}
+            <= set(handlers.trace(handlers.seed(program, 0)).get_trace(Y))
+            <= {"a/s", "a/x0", "a/x", "a/y"}
+        )
 
 
 def test_condition_observes_and_substitute_does_not():
     exact = smooth(model, backward="exact").run(KEY, Y, params=HALF).log_evidence
-    observed = smooth(handlers.condition(model, {"s": jnp.array(0.5)}), backward="exact").run(KEY, Y).log_evidence
+    observed = (
+        smooth(handlers.condition(model, {"s": jnp.array(0.5)}), backward="exact").run(KEY, Y).log_evidence
+    )
     np.testing.assert_allclose(observed - exact, dist.HalfNormal(1.0).log_prob(0.5), rtol=1e-4)
 
 
@@ -166,7 +214,9 @@ def test_the_density_of_what_a_handler_gives_counts_once_in_a_marginal():
 @pytest.mark.parametrize("mask", [[True, False, True], [False, False, False]])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_mask_of_times_around_the_scan(mask, reverse):
-    """Of the observed site alone; a latent one is drawn from its law where it is masked, as with a mask inside."""
+    """Of the observed site alone; a latent one is drawn from its law where it is masked, as with a mask
+    inside.
+    """
 
     def masked(y, outside):
         def step(x_prev, inputs):
@@ -189,7 +239,9 @@ def test_a_mask_around_a_chain_of_finite_states(backward, observed):
 
     def chain(y, mask):
         def step(z_prev, y_t):
-            z = numpyro.sample("z", dist.Bernoulli(jnp.where(z_prev == 1, 0.8, 0.3)), infer={"enumerate": "parallel"})
+            z = numpyro.sample(
+                "z", dist.Bernoulli(jnp.where(z_prev == 1, 0.8, 0.3)), infer={"enumerate": "parallel"}
+            )
             numpyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=y_t)
             return z, None
 
@@ -226,8 +278,14 @@ def test_reparam_is_back_whatever_ends_first():
 
 def test_what_is_refused_says_why():
     cases = {
-        "handlers.do around the scan does not reach site 'x'": (handlers.do(model, {"x": jnp.zeros(3)}), HALF),
-        "Parameter 's' has a value from a handler inside the model already": (handlers.substitute(model, {"s": jnp.array(0.5)}), HALF),
+        "handlers.do around the scan does not reach site 'x'": (
+            handlers.do(model, {"x": jnp.zeros(3)}),
+            HALF,
+        ),
+        "Parameter 's' has a value from a handler inside the model already": (
+            handlers.substitute(model, {"s": jnp.array(0.5)}),
+            HALF,
+        ),
         "Parameter 's' has no value: give one, {'s': ...}, among the parameters": (model, {}),
     }
     for words, (program, params) in cases.items():

@@ -1,4 +1,6 @@
-"""What a user may get wrong ends in an error that names it; an empty series is an answer where there is one."""
+"""What a user may get wrong ends in an error that names it; an empty series is an answer where there is
+one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,15 @@ from numpyro.infer import MCMC
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, ProgramError
 from ppl_ext.infer import PMMH, ParticleGibbs
-from ppl_ext.smoothing import OnlineEM, OnlineSmoother, ParisParticleGibbs, RecursiveMaximumLikelihood, ScoreAscent, additive, smooth
+from ppl_ext.smoothing import (
+    OnlineEM,
+    OnlineSmoother,
+    ParisParticleGibbs,
+    RecursiveMaximumLikelihood,
+    ScoreAscent,
+    additive,
+    smooth,
+)
 from tests.smoothing.problems import GAUSSIAN_Y
 from tests.smoothing.test_smooth import PARAMS, finite, gaussian
 
@@ -45,7 +55,9 @@ def test_wrong_parameters_are_named(where):
         run({**PARAMS, "phi": "0.9"})
 
 
-@pytest.mark.parametrize("where", ["smooth", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "smooth")])
+@pytest.mark.parametrize(
+    "where", ["smooth", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "smooth")]
+)
 def test_parameters_outside_of_their_support_are_named(where):
     with pytest.raises(ArgumentError, match=f"{where}: params: the value of 'scale' lies outside.*-0.6"):
         RUNS[where]({**PARAMS, "scale": -0.6})
@@ -58,7 +70,9 @@ def test_a_stream_that_began_without_data_checks_its_parameters_at_the_first_ste
 
 def test_the_place_of_a_nan_is_told():
     with pytest.raises(ArgumentError, match=r"'logits' is NaN at \[1, 2\]"):
-        smooth(finite, None, 4).run(KEY, np.array([0, 1]), params={"logits": jnp.zeros((3, 3)).at[1, 2].set(jnp.nan)})
+        smooth(finite, None, 4).run(
+            KEY, np.array([0, 1]), params={"logits": jnp.zeros((3, 3)).at[1, 2].set(jnp.nan)}
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +124,11 @@ def test_an_empty_series_is_smoothed_to_what_is_known_before_it():
     with pytest.raises(ModelError, match="series is empty"):
         run.to_arviz(num_samples=2)
     ppg = PPG.run(KEY, EMPTY, params=PARAMS)
-    assert float(ppg.expectations["s"]) == 0.0 and ppg.renewal.shape == (1,) and ppg.trajectories["x0"].shape == (1, 2)
+    assert (
+        float(ppg.expectations["s"]) == 0.0
+        and ppg.renewal.shape == (1,)
+        and ppg.trajectories["x0"].shape == (1, 2)
+    )
 
 
 @pytest.mark.slow
@@ -130,7 +148,9 @@ def test_what_particle_gibbs_cannot_begin_with_is_named():
     with pytest.raises(ArgumentError, match="no value for 'scale'"):
         run_mcmc(ParticleGibbs(gaussian, 4), GAUSSIAN_Y, init_params={"phi": jnp.array(0.1)})
     with pytest.raises(ArgumentError, match="'phi' is not finite"):
-        run_mcmc(PMMH(gaussian, 4), GAUSSIAN_Y, init_params={"phi": jnp.array(jnp.nan), "scale": jnp.array(0.0)})
+        run_mcmc(
+            PMMH(gaussian, 4), GAUSSIAN_Y, init_params={"phi": jnp.array(jnp.nan), "scale": jnp.array(0.0)}
+        )
     for kind in (ParticleGibbs, PMMH):
         with pytest.raises(ArgumentTypeError, match="initial must be a tuple"):
             kind(gaussian, 4, initial="x0")

@@ -1,5 +1,5 @@
-"""Entries of the carry that no latent value reaches (a counter, a running mean of the data): all that serves the model with these as inputs
-serves it, with the same numbers."""
+"""Entries of the carry that no latent value reaches (a counter, a running mean of the data): all that serves
+the model with these as inputs serves it, with the same numbers."""
 
 import jax
 import numpy as np
@@ -56,7 +56,11 @@ def carried(y, reverse=False):
 
     def step(carry, y_t):
         x_prev, t, mean = carry["x"], carry["t"], carry["mean"]
-        return {"x": site(x_prev, t, mean, y_t, drift), "t": t + 1, "mean": mean + (y_t - mean) / (t + 1)}, None
+        return {
+            "x": site(x_prev, t, mean, y_t, drift),
+            "t": t + 1,
+            "mean": mean + (y_t - mean) / (t + 1),
+        }, None
 
     scan(step, {"x": numpyro.sample("x0", dist.Normal(0.0, 1.0)), "t": 0, "mean": 0.0}, y, reverse=reverse)
 
@@ -85,7 +89,12 @@ PARAMS = {"drift": 0.1}
 def smoothed(backward):
     def run(model, y=Y):
         result = smooth(model, SUMS, num_particles=30, backward=backward).run(KEY, y, params=PARAMS)
-        return result.log_evidence, result.expectations["x"], result.sample(jax.random.key(1), 2)["x"], result.filtered()["x"]
+        return (
+            result.log_evidence,
+            result.expectations["x"],
+            result.sample(jax.random.key(1), 2)["x"],
+            result.filtered()["x"],
+        )
 
     return run
 
@@ -117,11 +126,17 @@ BY = {
     "ParticleGibbs": gibbs,
     "ScoreAscent": ascended,
     "ParisParticleGibbs": lambda model: (
-        ParisParticleGibbs(model, SUMS, num_particles=5, num_sweeps=4, burn_in=1).run(KEY, Y, params=PARAMS).expectations["x"]
+        ParisParticleGibbs(model, SUMS, num_particles=5, num_sweeps=4, burn_in=1)
+        .run(KEY, Y, params=PARAMS)
+        .expectations["x"]
     ),
     "ExactFilter": lambda model: log_density(marginal(model, ["drift"], ExactFilter()), PARAMS, Y).total,
-    "ParticleFilter": lambda model: log_density(marginal(model, ["drift"], ParticleFilter(5)), PARAMS, Y, rng_key=KEY).total,
-    "SweptParticleFilter": lambda model: simulate(normalize(model, PARAMS, SweptParticleFilter(5)), Y, rng_key=KEY).values["x"],
+    "ParticleFilter": lambda model: (
+        log_density(marginal(model, ["drift"], ParticleFilter(5)), PARAMS, Y, rng_key=KEY).total
+    ),
+    "SweptParticleFilter": lambda model: simulate(
+        normalize(model, PARAMS, SweptParticleFilter(5)), Y, rng_key=KEY
+    ).values["x"],
 }
 
 

@@ -1,4 +1,6 @@
-"""Learning parameters: against the maximum of the Kalman likelihood, and against the truth on long streams."""
+"""Learning parameters: against the maximum of the Kalman likelihood, and against the truth on long
+streams.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +47,10 @@ def test_recursive_maximum_likelihood_finds_the_parameters_of_a_stream():
     state = learner.init(jax.random.key(0), y[0], params={"phi": 0.2, "scale": 1.0})
     for y_t in y:
         state = learner.step(state, y_t)
-    assert abs(float(state.smoother.params["phi"]) - 0.8) < 0.1 and abs(float(state.smoother.params["scale"]) - 0.5) < 0.15
+    assert (
+        abs(float(state.smoother.params["phi"]) - 0.8) < 0.1
+        and abs(float(state.smoother.params["scale"]) - 0.5) < 0.15
+    )
 
 
 def statistics(x_prev, x, y_t):
@@ -64,7 +69,10 @@ def test_online_em_finds_the_parameters_of_a_stream():
     state = learner.init(jax.random.key(0), y[0], params={"phi": 0.2, "scale": 1.0})
     for y_t in y:
         state = learner.step(state, y_t)
-    assert abs(float(state.smoother.params["phi"]) - 0.8) < 0.12 and abs(float(state.smoother.params["scale"]) - 0.5) < 0.17
+    assert (
+        abs(float(state.smoother.params["phi"]) - 0.8) < 0.12
+        and abs(float(state.smoother.params["scale"]) - 0.5) < 0.17
+    )
 
 
 @pytest.mark.slow
@@ -75,7 +83,8 @@ def test_the_score_of_paris_varies_half_as_much_as_that_of_paths():
         smoother = smooth(gaussian, {"score": additive.score()}, 100, backward)
         run = jax.jit(
             lambda keys, smoother=smoother: jax.lax.map(
-                lambda key: smoother.run(key, y, params={"phi": 0.8, "scale": 0.5}).expectations["score"], keys
+                lambda key: smoother.run(key, y, params={"phi": 0.8, "scale": 0.5}).expectations["score"],
+                keys,
             )
         )
         spread[backward] = {name: float(np.std(x)) for name, x in run(keys).items()}

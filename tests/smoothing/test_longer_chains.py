@@ -1,4 +1,6 @@
-"""Finite chains whose steps read two or three states back, under "exact": against every path, one after the other."""
+"""Finite chains whose steps read two or three states back, under "exact": against every path, one after the
+other.
+"""
 
 import itertools
 
@@ -132,27 +134,46 @@ def test_against_every_path(name, num):
     }
     run = smooth(model, functionals, backward="exact").run(KEY, y)
     np.testing.assert_allclose(run.log_evidence, np.logaddexp.reduce(log_p), rtol=1e-5)
-    np.testing.assert_allclose(run.log_evidence, run.log_evidence_initial + np.sum(run.log_evidence_increments), rtol=1e-5)
+    np.testing.assert_allclose(
+        run.log_evidence, run.log_evidence_initial + np.sum(run.log_evidence_increments), rtol=1e-5
+    )
     np.testing.assert_allclose(run.expectations["squares"], weights @ (paths**2).sum(1), rtol=1e-4)
-    begun = np.concatenate([np.full((len(paths), 1), {"emitted_by_two": 0, "masked": 0}.get(name, 1)), last_first(name, paths)], 1)
-    np.testing.assert_allclose(run.expectations["pairs"], weights @ (begun[:, :-1] * begun[:, 1:]).sum(1), rtol=1e-4)
+    begun = np.concatenate(
+        [np.full((len(paths), 1), {"emitted_by_two": 0, "masked": 0}.get(name, 1)), last_first(name, paths)],
+        1,
+    )
+    np.testing.assert_allclose(
+        run.expectations["pairs"], weights @ (begun[:, :-1] * begun[:, 1:]).sum(1), rtol=1e-4
+    )
     draws = np.asarray(run.sample(KEY, 4000)["z"])
     assert draws.shape == (4000, num)
-    for path, weight in zip(paths, weights, strict=True):  # each path, so that a draw that forgets the state before the last is seen
+    # each path, so that a draw that forgets the state before the last is seen
+    for path, weight in zip(paths, weights, strict=True):
         share = (draws == path).all(1).mean()
         assert abs(share - weight) < 5 * np.sqrt(weight * (1 - weight) / 4000) + 2e-3, (path, share, weight)
     moments = smooth_exactly(lower(model, (y,)))
     np.testing.assert_allclose(moments.mean[:, 0], weights @ paths, rtol=1e-4, atol=1e-5)
     centred = paths - weights @ paths
     np.testing.assert_allclose(moments.covariance[:, 0, 0], weights @ centred**2, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(moments.cross[:, 0, 0], weights @ (centred[:, :-1] * centred[:, 1:]), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        moments.cross[:, 0, 0], weights @ (centred[:, :-1] * centred[:, 1:]), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_two_sites_one_of_them_a_vector():
     found = smooth(two_sites, {"a": lambda t, before, after: after[1]}, backward="exact").run(KEY, Y[:3])
-    values = [dict(a=a, z=z) for a in itertools.product((1, 2), repeat=6) for z in itertools.product((0, 1), repeat=3)]
-    stacked = {"a": jnp.array([v["a"] for v in values]).reshape(-1, 3, 2), "z": jnp.array([v["z"] for v in values])}
-    log_p = np.asarray(jax.vmap(lambda v: of_numpyro(condition(two_sites, v), (Y[:3],), {}, {})[0])(stacked), float)
+    values = [
+        dict(a=a, z=z)
+        for a in itertools.product((1, 2), repeat=6)
+        for z in itertools.product((0, 1), repeat=3)
+    ]
+    stacked = {
+        "a": jnp.array([v["a"] for v in values]).reshape(-1, 3, 2),
+        "z": jnp.array([v["z"] for v in values]),
+    }
+    log_p = np.asarray(
+        jax.vmap(lambda v: of_numpyro(condition(two_sites, v), (Y[:3],), {}, {})[0])(stacked), float
+    )
     np.testing.assert_allclose(found.log_evidence, np.logaddexp.reduce(log_p), rtol=1e-5)
     assert found.sample(KEY, 5)["a"].shape == (5, 3, 2)
 
@@ -160,7 +181,11 @@ def test_two_sites_one_of_them_a_vector():
 def test_a_report_and_quantiles_know_nothing_of_the_copies():
     run = smooth(second, backward="exact").run(KEY, Y)
     report = run.to_arviz(num_samples=10)
-    assert set(report.posterior.data_vars) == {"z"} and report.posterior["z"].dims == ("chain", "draw", "time")
+    assert set(report.posterior.data_vars) == {"z"} and report.posterior["z"].dims == (
+        "chain",
+        "draw",
+        "time",
+    )
     levels = np.array([0.1, 0.5, 0.9])
     found = run.filtered(jnp.asarray(levels))
     assert set(found) == {"z"}
@@ -186,12 +211,18 @@ def test_the_evidence_inside_of_a_program():
 
     def exact(p):
         paths = jnp.array(list(itertools.product(range(2), repeat=4)))
-        return jax.nn.logsumexp(jax.vmap(lambda z: of_numpyro(condition(model, {"z": z, "p": p}), (Y,), {}, {})[0])(paths))
+        return jax.nn.logsumexp(
+            jax.vmap(lambda z: of_numpyro(condition(model, {"z": z, "p": p}), (Y,), {}, {})[0])(paths)
+        )
 
     program = marginal(model, ["p"], ExactFilter())
     value, slope = jax.value_and_grad(lambda p: log_density(program, {"p": p}, Y).total)(0.4)
     np.testing.assert_allclose([value, slope], jax.value_and_grad(exact)(0.4), rtol=1e-4)
-    scored = smooth(model, {"score": score()}, backward="exact").run(KEY, Y, params={"p": 0.4}).expectations["score"]
+    scored = (
+        smooth(model, {"score": score()}, backward="exact")
+        .run(KEY, Y, params={"p": 0.4})
+        .expectations["score"]
+    )
     prior = jax.grad(lambda p: dist.Beta(2.0, 2.0).log_prob(p))(0.4)
     np.testing.assert_allclose(scored["p"], 0.4 * 0.6 * (slope - prior), rtol=1e-4)  # by the logit
 
@@ -216,6 +247,8 @@ def test_what_is_no_chain_of_finite_order_is_refused():
 
     for model in (counted, begun_at_random):
         with pytest.raises(
-            ModelError, match="beyond the step's latent sites.*up to 3 steps back, if each of these states is an entry of its own"
+            ModelError,
+            match="beyond the step's latent sites.*up to 3 steps back, if each of these states is an entry "
+            "of its own",
         ):
             smooth(model, backward="exact").run(KEY, Y)

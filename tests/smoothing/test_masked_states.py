@@ -1,4 +1,6 @@
-"""States of a scan under a mask: finite ones count one for each value, as in ``log_density``; others are drawn from their law."""
+"""States of a scan under a mask: finite ones count one for each value, as in ``log_density``; others are
+drawn from their law.
+"""
 
 import itertools
 
@@ -41,7 +43,9 @@ def by_hand(seen):
         total = np.log(0.5)
         for t in range(4):
             if seen[t]:
-                total += np.log(MOVE[path[t], path[t + 1]]) + float(dist.Normal(1.5 * path[t + 1], 1.0).log_prob(Y[t]))
+                total += np.log(MOVE[path[t], path[t + 1]]) + float(
+                    dist.Normal(1.5 * path[t + 1], 1.0).log_prob(Y[t])
+                )
         weights.append(total)
     evidence = np.logaddexp.reduce(weights)
     return evidence, np.exp(np.array(weights) - evidence) @ paths[:, 1:]
@@ -64,7 +68,9 @@ def test_the_evidence_and_the_states_of_a_masked_chain(kind):
 
 
 def test_the_filter_is_unbiased_at_few_particles_and_needs_the_weight(monkeypatch):
-    """At five particles, over 4,000 keys: within 4.5 standard errors (false alarms: one in 150,000); without the weight it is far off."""
+    """At five particles, over 4,000 keys: within 4.5 standard errors (false alarms: one in 150,000); without
+    the weight it is far off.
+    """
     seen = SEEN["a gap"]
     evidence, _ = by_hand(seen)
     smoother = smooth(chain, num_particles=5, backward="path")
@@ -94,7 +100,11 @@ def test_a_real_state_under_a_mask_is_not_there():
                 numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
             return x, None
 
-        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), (y, jnp.ones(len(y), bool) if seen is None else seen))
+        scan(
+            step,
+            numpyro.sample("x0", dist.Normal(0.0, 1.0)),
+            (y, jnp.ones(len(y), bool) if seen is None else seen),
+        )
 
     short = smooth(walk, backward="exact").run(KEY, Y[:2]).log_evidence
     padded = smooth(walk, backward="exact").run(KEY, Y, jnp.array(SEEN["a series that ends"])).log_evidence

@@ -1,4 +1,6 @@
-"""Models beyond a number that follows a number: vectors, several sites, plates, emissions that look back, long series."""
+"""Models beyond a number that follows a number: vectors, several sites, plates, emissions that look back,
+long series.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +44,14 @@ def difference_exact(y):
 @pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=pytest.mark.slow)])
 @pytest.mark.slow
 def test_an_emission_that_looks_back_is_weighed(backward):
-    given = {"product": lambda t, x_prev, x: x_prev * x, "first": lambda t, x_prev, x: jnp.where(t == 0, x_prev, 0.0)}
+    given = {
+        "product": lambda t, x_prev, x: x_prev * x,
+        "first": lambda t, x_prev, x: jnp.where(t == 0, x_prev, 0.0),
+    }
     smoother = smooth(difference, given, 300, backward)
-    found = jax.jit(jax.vmap(lambda key: smoother.run(key, GAUSSIAN_Y).expectations))(jax.random.split(jax.random.key(0), 50))
+    found = jax.jit(jax.vmap(lambda key: smoother.run(key, GAUSSIAN_Y).expectations))(
+        jax.random.split(jax.random.key(0), 50)
+    )
     for name, exact in difference_exact(GAUSSIAN_Y).items():
         values = np.asarray(found[name])
         assert abs(values.mean() - exact) < 4.5 * values.std() / np.sqrt(50) + 0.02
@@ -73,15 +80,21 @@ RICH_Y = np.array([[0.5, 1.2], [np.nan, 0.3], [1.5, 0.2], [0.3, np.nan]], np.flo
 
 @pytest.mark.slow
 def test_kernels_agree_on_a_model_with_several_kinds_of_sites():
-    given = {"x": lambda t, before, after: before["x"] * after["x"], "k": lambda t, before, after: before["k"] * (1 - after["k"])}
+    given = {
+        "x": lambda t, before, after: before["x"] * after["x"],
+        "k": lambda t, before, after: before["k"] * (1 - after["k"]),
+    }
     keys = jax.random.split(jax.random.key(0), 40)
     found = {}
     for backward in ("dense", "mcmc", "hybrid"):
         smoother = smooth(rich, given, 200, backward)
-        found[backward] = jax.jit(jax.vmap(lambda key, smoother=smoother: smoother.run(key, RICH_Y).expectations))(keys)
+        found[backward] = jax.jit(
+            jax.vmap(lambda key, smoother=smoother: smoother.run(key, RICH_Y).expectations)
+        )(keys)
     for backward in ("mcmc", "hybrid"):
         for name, dense in found["dense"].items():
-            apart = np.asarray(found[backward][name]) - np.asarray(dense)  # of the same clouds, since the keys are the same
+            # of the same clouds, since the keys are the same
+            apart = np.asarray(found[backward][name]) - np.asarray(dense)
             assert (np.abs(apart.mean(0)) < 4.5 * apart.std(0) / np.sqrt(40) + 1e-3).all()
 
 
@@ -91,7 +104,12 @@ def test_the_bound_follows_from_the_laws_of_a_step():
     carry = {"k": jnp.array([0, 1, 1]), "x": jnp.zeros((3, 2))}
     peak = np.log(np.e / (1 + np.e)) - np.log(2 * np.pi) - 0.5 * np.log(np.linalg.det(COVARIANCE))
     np.testing.assert_allclose(ModelSpace(lowered).log_bound(carry, lowered.inputs(0)), peak, rtol=1e-5)
-    assert ModelSpace(lower(difference, (GAUSSIAN_Y,))).log_bound(jnp.zeros(3), lower(difference, (GAUSSIAN_Y,)).inputs(0)) is None
+    assert (
+        ModelSpace(lower(difference, (GAUSSIAN_Y,))).log_bound(
+            jnp.zeros(3), lower(difference, (GAUSSIAN_Y,)).inputs(0)
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +164,9 @@ def test_the_score_counts_what_comes_before_the_first_step():
     def log_evidence(log_scale):
         scale = jnp.exp(log_scale)
         noise = jnp.concatenate([(0.5 * scale)[None] ** 2, jnp.full(num - 1, 0.49)])
-        return dist.MultivariateNormal(jnp.zeros(num), scale**2 * build @ build.T + jnp.diag(noise)).log_prob(data)
+        return dist.MultivariateNormal(jnp.zeros(num), scale**2 * build @ build.T + jnp.diag(noise)).log_prob(
+            data
+        )
 
     exact, slope = jax.value_and_grad(log_evidence)(jnp.log(0.8))
     smoother = smooth(stationary, {"score": additive.score()}, 400, "dense")
@@ -156,5 +176,7 @@ def test_the_score_counts_what_comes_before_the_first_step():
         return run.log_evidence, run.expectations["score"]["scale"]
 
     evidence, score = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 50))
-    assert abs(np.exp(np.asarray(evidence) - exact).mean() - 1.0) < 4.5 * np.exp(np.asarray(evidence) - exact).std() / np.sqrt(50)
+    assert abs(np.exp(np.asarray(evidence) - exact).mean() - 1.0) < 4.5 * np.exp(
+        np.asarray(evidence) - exact
+    ).std() / np.sqrt(50)
     assert abs(score.mean() - slope) < 4.5 * score.std() / np.sqrt(50) + 0.02

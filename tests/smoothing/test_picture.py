@@ -27,7 +27,9 @@ def closed_figures():
 def test_bands_of_particles():
     run = smooth(gaussian, None, 500, "path").run(KEY, GAUSSIAN_Y, params=PARAMS)
     axes = plot_smoothing(run, observed=GAUSSIAN_Y, level=0.8, num_samples=2000)
-    assert [ax.get_ylabel() for ax in axes] == ["x", "effective sample size"] and axes[1].get_xlabel() == "time"
+    assert [ax.get_ylabel() for ax in axes] == ["x", "effective sample size"] and axes[
+        1
+    ].get_xlabel() == "time"
     mean, cov = gaussian_smoother(Gaussian(), GAUSSIAN_Y)
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), mean[1:], atol=0.15)
     band = axes[0].collections[0].get_paths()[0].vertices

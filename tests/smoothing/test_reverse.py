@@ -1,4 +1,6 @@
-"""Scans that run backward: every filter, smoother and sampler against the same series turned round, in the order of the inputs."""
+"""Scans that run backward: every filter, smoother and sampler against the same series turned round, in the
+order of the inputs.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,8 @@ from ppl_ext.state_space.resampling import multinomial
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 Y = np.array([0.0, 2.0, 4.0, 6.0, 3.0], np.float32)
-GAPS = np.array([0.5, 1.0, 2.0, 0.3, 1.5], np.float32)  # times that are not evenly spaced, so that inputs must be turned as well
+# times that are not evenly spaced, so that inputs must be turned as well
+GAPS = np.array([0.5, 1.0, 2.0, 0.3, 1.5], np.float32)
 KEY = jax.random.key(0)
 NOISE = 0.5
 
@@ -60,7 +63,9 @@ def _walk(y, gaps, reverse):
 
 
 def states(y, gaps):
-    """Kalman's answer for the reversed model, as one joint Gaussian: log evidence, mean and covariance of x (T + 1,), x0 at the end."""
+    """Kalman's answer for the reversed model, as one joint Gaussian: log evidence, mean and covariance of x
+    (T + 1,), x0 at the end.
+    """
     num = len(y) + 1
     moves = np.eye(num) - 0.9 * np.eye(num, k=1)  # x_t - 0.9 x_{t+1} = drift + noise, and x0 after the last
     spread = np.concatenate([gaps, [1.0]]).astype(np.float64)
@@ -75,7 +80,10 @@ def states(y, gaps):
 DRIFT = 0.4
 PARAMS = {"drift": DRIFT}
 LOG_Z, MEAN, COVARIANCE = states(Y, GAPS)
-ONE_LATE = {"late": lambda t, x_next, x: jnp.where(t == 1, x, 0.0), "pair": lambda t, x_next, x: jnp.where(t == 1, x_next * x, 0.0)}
+ONE_LATE = {
+    "late": lambda t, x_next, x: jnp.where(t == 1, x, 0.0),
+    "pair": lambda t, x_next, x: jnp.where(t == 1, x_next * x, 0.0),
+}
 LATE = {"late": MEAN[1], "pair": COVARIANCE[1, 2] + MEAN[1] * MEAN[2]}
 
 
@@ -88,9 +96,12 @@ def test_exact_smoothing():
     last = dist.Normal(0.9 + DRIFT, np.sqrt(0.81 + GAPS[-1] + NOISE**2)).log_prob(Y[-1])
     np.testing.assert_allclose(result.log_evidence_increments[-1], last, rtol=1e-4)
     draws = np.asarray(result.sample(num_samples=4000)["x"])
-    np.testing.assert_allclose(draws.mean(0), MEAN[:-1], atol=4.5 * np.sqrt(np.diag(COVARIANCE)[:-1] / 4000).max())
+    np.testing.assert_allclose(
+        draws.mean(0), MEAN[:-1], atol=4.5 * np.sqrt(np.diag(COVARIANCE)[:-1] / 4000).max()
+    )
     assert abs(np.cov(draws.T)[0, 1] - COVARIANCE[0, 1]) < 0.03
-    np.testing.assert_allclose(result.filtered([0.5])["x"][0, 0], MEAN[0], rtol=1e-4)  # the last of the run has seen everything
+    # the last of the run has seen everything
+    np.testing.assert_allclose(result.filtered([0.5])["x"][0, 0], MEAN[0], rtol=1e-4)
     ahead = states(Y[-1:], GAPS[-1:])[1][0]
     np.testing.assert_allclose(result.filtered([0.5])["x"][0, -1], ahead, rtol=1e-4)
 
@@ -107,7 +118,10 @@ def turned(values):
     return np.asarray(values)[..., ::-1]
 
 
-@pytest.mark.parametrize("backward_kernel", ["mcmc", *(pytest.param(k, marks=pytest.mark.slow) for k in ("path", "dense", "hybrid"))])
+@pytest.mark.parametrize(
+    "backward_kernel",
+    ["mcmc", *(pytest.param(k, marks=pytest.mark.slow) for k in ("path", "dense", "hybrid"))],
+)
 def test_it_is_the_forward_run_on_turned_data_to_the_last_bit(backward_kernel):
     """Particles know nothing of order, so that the results of one key are equal, by time the other way."""
     statistics = {"s": additive.score(), "x": lambda t, x_prev, x: x_prev * x}
@@ -124,13 +138,17 @@ def test_it_is_the_forward_run_on_turned_data_to_the_last_bit(backward_kernel):
 @pytest.mark.slow
 def test_the_time_of_a_functional_is_that_of_the_input():
     smoother = smooth(backward, ONE_LATE, 500, "dense")
-    found = jax.jit(jax.vmap(lambda key: smoother.run(key, Y, GAPS, params=PARAMS).expectations))(jax.random.split(KEY, 20))
+    found = jax.jit(jax.vmap(lambda key: smoother.run(key, Y, GAPS, params=PARAMS).expectations))(
+        jax.random.split(KEY, 20)
+    )
     for name, exact in LATE.items():
         assert abs(np.mean(found[name]) - exact) < 4.5 * np.std(found[name]) / np.sqrt(20) + 0.02
 
 
 def test_a_report_by_time():
-    report = smooth(backward, None, backward="exact").run(KEY, Y, GAPS, params=PARAMS).to_arviz(num_samples=2000)
+    report = (
+        smooth(backward, None, backward="exact").run(KEY, Y, GAPS, params=PARAMS).to_arviz(num_samples=2000)
+    )
     found = report.posterior["x"].mean(("chain", "draw")).values
     np.testing.assert_allclose(found, MEAN[:-1], atol=0.1)
     np.testing.assert_array_equal(report.observed_data["y"].values, Y)
@@ -138,11 +156,15 @@ def test_a_report_by_time():
 
 @pytest.mark.slow
 def test_particle_gibbs_for_smoothing():
-    result = ParisParticleGibbs(backward, ONE_LATE, 30, num_sweeps=400, burn_in=50).run(KEY, Y, GAPS, params=PARAMS)
+    result = ParisParticleGibbs(backward, ONE_LATE, 30, num_sweeps=400, burn_in=50).run(
+        KEY, Y, GAPS, params=PARAMS
+    )
     np.testing.assert_allclose(result.trajectories["x"].mean((0, 1)), MEAN[:-1], atol=0.2)
     np.testing.assert_allclose(result.expectations["late"], LATE["late"], atol=0.1)
     there = ParisParticleGibbs(backward, None, 5, num_sweeps=4, burn_in=0).run(KEY, Y, GAPS, params=PARAMS)
-    back = ParisParticleGibbs(forward, None, 5, num_sweeps=4, burn_in=0).run(KEY, Y[::-1], GAPS[::-1], params=PARAMS)
+    back = ParisParticleGibbs(forward, None, 5, num_sweeps=4, burn_in=0).run(
+        KEY, Y[::-1], GAPS[::-1], params=PARAMS
+    )
     for name in ("renewed", "ess"):
         ours, theirs = np.asarray(getattr(there, name)), np.asarray(getattr(back, name))
         np.testing.assert_array_equal(ours[..., 0], theirs[..., 0])
@@ -162,7 +184,8 @@ def test_a_posterior_as_a_program(algorithm):
     y = Y / 4  # near enough that few particles find it
     log_evidence, mean, _ = states(y, GAPS)
     x, log_z = jax.jit(jax.vmap(one))(jax.random.split(KEY, 4000))
-    # E[Z-hat] = Z, and the weight turns draws into posterior ones: the mean is right for any number of particles.
+    # E[Z-hat] = Z, and the weight turns draws into posterior ones: the mean is right for any number of
+    # particles.
     weights = np.exp(np.asarray(log_z, np.float64) - log_evidence)
     assert abs(weights.mean() - 1) < 4.5 * weights.std() / np.sqrt(4000)
     off = weights[:, None] * (np.asarray(x) - mean[:-1])
@@ -180,7 +203,9 @@ def test_evidence_as_a_marginal():
     kept = marginal(backward, ["drift"], ExactFilter())
     exact = LOG_Z + dist.Normal(0.0, 1.0).log_prob(DRIFT)
     np.testing.assert_allclose(log_density(kept, PARAMS, Y, GAPS).total, exact, rtol=1e-4)
-    estimate = log_density(marginal(backward, ["drift"], ParticleFilter(50_000)), PARAMS, Y, GAPS, rng_key=KEY).total
+    estimate = log_density(
+        marginal(backward, ["drift"], ParticleFilter(50_000)), PARAMS, Y, GAPS, rng_key=KEY
+    ).total
     assert abs(estimate - exact) < 0.2
 
 
@@ -191,7 +216,11 @@ def test_values_of_a_step_stand_in_the_order_of_the_inputs():
     for t in range(5):
         step = given.step(particle, {}, given.inputs(t))
         particle, total = step.particle, total + step.log_emission
-    np.testing.assert_allclose(total + given.log_prior, log_density(backward, {**PARAMS, "x": x, "x0": 0.5}, Y, GAPS).total, rtol=1e-5)
+    np.testing.assert_allclose(
+        total + given.log_prior,
+        log_density(backward, {**PARAMS, "x": x, "x0": 0.5}, Y, GAPS).total,
+        rtol=1e-5,
+    )
 
 
 def test_numpyros_handlers_are_read_in_the_order_of_the_run():
@@ -212,11 +241,15 @@ def finite(y):
 
 def test_finite_states():
     y = np.array([-1.0, -2.0, 3.0], np.float32)
-    result = smooth(finite, {"first": lambda t, k_next, k: jnp.where(t == 0, k, 0)}, backward="exact").run(KEY, y)
+    result = smooth(finite, {"first": lambda t, k_next, k: jnp.where(t == 0, k, 0)}, backward="exact").run(
+        KEY, y
+    )
     move, total, ones = np.array([[0.8, 0.2], [0.3, 0.7]]), 0.0, np.zeros(3)
     for path in np.ndindex(2, 2, 2, 2):  # k_0, k_1, k_2, k0
         weight = 0.5 * move[path[3], path[2]] * move[path[2], path[1]] * move[path[1], path[0]]
-        weight *= np.prod([np.exp(-0.5 * (y[t] - (2 * path[t] - 1)) ** 2) / np.sqrt(2 * np.pi) for t in range(3)])
+        weight *= np.prod(
+            [np.exp(-0.5 * (y[t] - (2 * path[t] - 1)) ** 2) / np.sqrt(2 * np.pi) for t in range(3)]
+        )
         total, ones = total + weight, ones + weight * np.array(path[:3])
     np.testing.assert_allclose(result.log_evidence, np.log(total), rtol=1e-5)
     np.testing.assert_allclose(result.expectations["first"], (ones / total)[0], rtol=1e-5)
@@ -274,15 +307,25 @@ def test_marginal_metropolis():
 
 @pytest.mark.slow
 def test_score_ascent():
-    found = ScoreAscent(backward, optax.adam(0.05), 30).run(KEY, 300, Y, GAPS, params={"drift": 0.0}).params["drift"]
+    found = (
+        ScoreAscent(backward, optax.adam(0.05), 30)
+        .run(KEY, 300, Y, GAPS, params={"drift": 0.0})
+        .params["drift"]
+    )
     grid = np.linspace(-4, 4, 401)
     assert abs(found - grid[np.argmax([_evidence(d) for d in grid])]) < 0.1
 
 
 @pytest.mark.parametrize("learner", [OnlineSmoother, RecursiveMaximumLikelihood, OnlineEM])
 def test_a_stream_has_no_end_to_begin_at(learner):
-    more = {OnlineSmoother: (), RecursiveMaximumLikelihood: (lambda t: 1 / t,), OnlineEM: (lambda *x: x[0], lambda s: {"drift": s})}
-    with pytest.raises(ModelError, match="reverse=True, so it begins at the last observation, and a stream has none"):
+    more = {
+        OnlineSmoother: (),
+        RecursiveMaximumLikelihood: (lambda t: 1 / t,),
+        OnlineEM: (lambda *x: x[0], lambda s: {"drift": s}),
+    }
+    with pytest.raises(
+        ModelError, match="reverse=True, so it begins at the last observation, and a stream has none"
+    ):
         learner(backward, *more[learner]).init(KEY, 0.0, 1.0, params=PARAMS)
 
 
@@ -309,7 +352,9 @@ def test_a_conditional_sweep_keeps_the_order(guided):
             return move(_bound(given), _bound(guide), values).values
 
     start = simulate(_bound(guide), rng_key=KEY).values
-    chain = jax.jit(lambda keys: jax.lax.scan(lambda v, k: (program(k, v),) * 2, start, keys)[1])(jax.random.split(KEY, 500))
+    chain = jax.jit(lambda keys: jax.lax.scan(lambda v, k: (program(k, v),) * 2, start, keys)[1])(
+        jax.random.split(KEY, 500)
+    )
     np.testing.assert_allclose(np.asarray(chain["x"])[50:].mean(0), MEAN[:-1], atol=0.15)
     assert MarkovScoreClimbing(move) is not None
 
@@ -317,7 +362,10 @@ def test_a_conditional_sweep_keeps_the_order(guided):
 def test_guide_and_model_run_the_same_way():
     given = numpyro.handlers.condition(backward, {"drift": jnp.array(DRIFT)})
     values = simulate(_bound(guide), rng_key=KEY).values
-    with numpyro.handlers.seed(rng_seed=0), pytest.raises(ModelError, match="one runs backward; both must run the same way"):
+    with (
+        numpyro.handlers.seed(rng_seed=0),
+        pytest.raises(ModelError, match="one runs backward; both must run the same way"),
+    ):
         ConditionalSweep(5)(_bound(given), lambda: _guide(Y, False), values)
 
 

@@ -1,4 +1,6 @@
-"""Smoothing of NumPyro models: against Kalman and enumeration, streaming against batch, and what cannot be smoothed."""
+"""Smoothing of NumPyro models: against Kalman and enumeration, streaming against batch, and what cannot be
+smoothed.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,16 @@ from numpyro.contrib.control_flow import scan
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.smoothing import OnlineSmoother, additive, smooth
 from tests.oracles import assert_unbiased
-from tests.smoothing.problems import FINITE_Y, GAUSSIAN_Y, Finite, Gaussian, finite_exact, finite_paths, gaussian_exact, gaussian_smoother
+from tests.smoothing.problems import (
+    FINITE_Y,
+    GAUSSIAN_Y,
+    Finite,
+    Gaussian,
+    finite_exact,
+    finite_paths,
+    gaussian_exact,
+    gaussian_smoother,
+)
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
@@ -54,14 +65,17 @@ FUNCTIONALS = {
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("backward", ["mcmc", "dense", pytest.param("hybrid", marks=SLOW), pytest.param("path", marks=SLOW)])
+@pytest.mark.parametrize(
+    "backward", ["mcmc", "dense", pytest.param("hybrid", marks=SLOW), pytest.param("path", marks=SLOW)]
+)
 def test_smoothed_sums_against_kalman(backward):
     smoother = smooth(gaussian, FUNCTIONALS, 400, backward)
     run = jax.jit(jax.vmap(lambda key: smoother.run(key, GAUSSIAN_Y, params=PARAMS).expectations))
     found = run(jax.random.split(jax.random.key(0), 50))
     for name, exact in gaussian_exact(Gaussian(), GAUSSIAN_Y).items():
         values = np.asarray(found[name])
-        assert abs(values.mean() - exact) < 4.5 * values.std() / np.sqrt(50) + 0.01  # what is left of the bias
+        # what is left of the bias
+        assert abs(values.mean() - exact) < 4.5 * values.std() / np.sqrt(50) + 0.01
 
 
 def evidence(y):
@@ -83,24 +97,36 @@ def test_the_evidence_is_unbiased():
 def test_a_finite_model_against_enumeration():
     smoother = smooth(finite, {**FUNCTIONALS, "counts": additive.transition_counts(3)}, 1000, "mcmc")
     keys = jax.random.split(jax.random.key(0), 60)
-    found = jax.jit(jax.vmap(lambda key: smoother.run(key, FINITE_Y, params={"logits": LOGITS}).expectations))(keys)
+    found = jax.jit(
+        jax.vmap(lambda key: smoother.run(key, FINITE_Y, params={"logits": LOGITS}).expectations)
+    )(keys)
     paths, probs = finite_paths(TABLE, FINITE_Y)
     pairs = np.eye(3)[paths]
     counts = np.einsum("p,pti,ptj->ij", probs, pairs[:, :-1], pairs[:, 1:])
     for name, exact in {**finite_exact(TABLE, FINITE_Y), "counts": counts}.items():
         values = np.asarray(found[name], np.float64)
         error = values.std(0, ddof=1) / np.sqrt(len(values))
-        assert (np.abs(values.mean(0) - exact) < 4.5 * error + 0.005).all(), (name, values.mean(0), exact, error)
+        assert (np.abs(values.mean(0) - exact) < 4.5 * error + 0.005).all(), (
+            name,
+            values.mean(0),
+            exact,
+            error,
+        )
 
 
-@pytest.mark.parametrize("backward", ["mcmc", pytest.param("dense", marks=SLOW), pytest.param("hybrid", marks=SLOW)])
+@pytest.mark.parametrize(
+    "backward", ["mcmc", pytest.param("dense", marks=SLOW), pytest.param("hybrid", marks=SLOW)]
+)
 @pytest.mark.slow
 def test_streaming_and_batch_agree_to_the_last_bit(backward):
     given = {**FUNCTIONALS, "score": additive.score()}
     y = np.concatenate([GAUSSIAN_Y, [np.nan], GAUSSIAN_Y])
     batch = smooth(gaussian, given, 64, backward).run(jax.random.key(3), y, params=PARAMS)
     online = OnlineSmoother(gaussian, given, 64, backward)
-    states = [online.init(jax.random.key(3), params=PARAMS), online.init(jax.random.key(3), y[0], params=PARAMS)]
+    states = [
+        online.init(jax.random.key(3), params=PARAMS),
+        online.init(jax.random.key(3), y[0], params=PARAMS),
+    ]
     for state in states:
         for y_t in y:
             state = online.step(state, y_t)
@@ -143,10 +169,16 @@ def test_the_score_of_a_finite_model_against_enumeration():
         paths, _ = finite_paths(TABLE, FINITE_Y)
         moves = jax.nn.log_softmax(logits, -1)[paths[:, :-1], paths[:, 1:]].sum(1)
         emitted = jnp.log(jnp.asarray(TABLE.emission))[paths[:, 1:], FINITE_Y].sum(1)
-        return jax.scipy.special.logsumexp(jnp.log(jnp.asarray(TABLE.initial_probs))[paths[:, 0]] + moves + emitted)
+        return jax.scipy.special.logsumexp(
+            jnp.log(jnp.asarray(TABLE.initial_probs))[paths[:, 0]] + moves + emitted
+        )
 
-    run = smooth(finite, {"score": additive.score()}, 3000, "mcmc").run(jax.random.key(0), FINITE_Y, params={"logits": LOGITS})
-    np.testing.assert_allclose(run.expectations["score"]["logits"], jax.grad(log_evidence)(jnp.asarray(LOGITS)), atol=0.08)
+    run = smooth(finite, {"score": additive.score()}, 3000, "mcmc").run(
+        jax.random.key(0), FINITE_Y, params={"logits": LOGITS}
+    )
+    np.testing.assert_allclose(
+        run.expectations["score"]["logits"], jax.grad(log_evidence)(jnp.asarray(LOGITS)), atol=0.08
+    )
 
 
 @pytest.mark.slow
@@ -161,7 +193,11 @@ def test_moments_and_lag_covariances():
     square = np.diag(second)
     exact = {
         "moments": {"x": [mean[1:].sum()], "xx": [[square[1:].sum()]]},
-        "lags": {"before": [[square[:-1].sum()]], "cross": [[np.diag(second, 1).sum()]], "after": [[square[1:].sum()]]},
+        "lags": {
+            "before": [[square[:-1].sum()]],
+            "cross": [[np.diag(second, 1).sum()]],
+            "after": [[square[1:].sum()]],
+        },
         "seen": mean[1:] @ GAUSSIAN_Y,
     }
 
@@ -186,7 +222,9 @@ def test_the_report():
     y = np.concatenate([GAUSSIAN_Y, [np.nan]]).astype(np.float32)
     run = smooth(gaussian, FUNCTIONALS, 100).run(jax.random.key(0), y, params=PARAMS)
     report = run.to_arviz(num_samples=7)
-    assert dict(report.posterior["x"].sizes) == {"chain": 1, "draw": 7, "time": 6} and report.posterior["x0"].shape == (1, 7)
+    assert dict(report.posterior["x"].sizes) == {"chain": 1, "draw": 7, "time": 6} and report.posterior[
+        "x0"
+    ].shape == (1, 7)
     assert report.sample_stats["ess"].dims == ("chain", "draw", "time")
     terms = report["log_predictive_one_step"]["y"]
     np.testing.assert_allclose(terms.values[0, 3].sum(), run.log_evidence, rtol=1e-5)
@@ -196,7 +234,9 @@ def test_the_report():
 
 @pytest.mark.slow
 def test_nothing_seen_has_evidence_one_exactly():
-    run = smooth(gaussian, FUNCTIONALS, 30).run(jax.random.key(0), np.full(4, np.nan, np.float32), params=PARAMS)
+    run = smooth(gaussian, FUNCTIONALS, 30).run(
+        jax.random.key(0), np.full(4, np.nan, np.float32), params=PARAMS
+    )
     assert float(run.log_evidence) == 0.0
 
 
@@ -206,7 +246,9 @@ def test_one_particle_and_one_step(num_particles, length):
     run = smooth(gaussian, {**FUNCTIONALS, "score": additive.score()}, num_particles).run(
         jax.random.key(0), GAUSSIAN_Y[:length], params=PARAMS
     )
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.expectations)) and run.ess.shape == (length,)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.expectations)) and run.ess.shape == (
+        length,
+    )
 
 
 @pytest.mark.slow
@@ -220,7 +262,11 @@ def test_an_impossible_observation_ends_the_evidence_and_nothing_else():
         scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
 
     run = smooth(model, FUNCTIONALS, 50).run(jax.random.key(0), np.array([0.1, 9.0, 0.3], np.float32))
-    assert np.isneginf(run.log_evidence) and np.isneginf(run.log_evidence_increments[1]) and np.isfinite(run.log_evidence_increments[2])
+    assert (
+        np.isneginf(run.log_evidence)
+        and np.isneginf(run.log_evidence_increments[1])
+        and np.isfinite(run.log_evidence_increments[2])
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.expectations))
 
 
@@ -239,7 +285,9 @@ def test_a_model_whose_state_has_a_memory_is_smoothed_along_paths_only():
     given = {"sum": lambda t, before, after: after[0]}
     with pytest.raises(ModelError, match="backward='path'"):
         smooth(second_order, given, 20).run(jax.random.key(0), GAUSSIAN_Y)
-    assert np.isfinite(smooth(second_order, given, 20, "path").run(jax.random.key(0), GAUSSIAN_Y).expectations["sum"])
+    assert np.isfinite(
+        smooth(second_order, given, 20, "path").run(jax.random.key(0), GAUSSIAN_Y).expectations["sum"]
+    )
 
 
 def noncentred(y):
@@ -265,13 +313,19 @@ def student(y):
 @pytest.mark.slow
 def test_what_cannot_work_is_refused_by_name():
     with pytest.raises(ModelError, match="'scale'.*non-centred"):
-        smooth(noncentred, {"score": additive.score()}, 20).run(jax.random.key(0), GAUSSIAN_Y, params={"scale": 1.0})
+        smooth(noncentred, {"score": additive.score()}, 20).run(
+            jax.random.key(0), GAUSSIAN_Y, params={"scale": 1.0}
+        )
     with pytest.raises(ArgumentError, match="log_bound"):
         smooth(student, FUNCTIONALS, 20, "hybrid").run(jax.random.key(0), GAUSSIAN_Y)
     with pytest.raises(ArgumentError, match="too low"):
-        smooth(gaussian, FUNCTIONALS, 50, "hybrid", log_bound=-3.0).run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS)
+        smooth(gaussian, FUNCTIONALS, 50, "hybrid", log_bound=-3.0).run(
+            jax.random.key(0), GAUSSIAN_Y, params=PARAMS
+        )
     with pytest.raises(ArgumentError, match="too low"):
-        smooth(gaussian, None, 50, "hybrid", log_bound=-3.0).run(jax.random.key(0), GAUSSIAN_Y, params=PARAMS).sample()
+        smooth(gaussian, None, 50, "hybrid", log_bound=-3.0).run(
+            jax.random.key(0), GAUSSIAN_Y, params=PARAMS
+        ).sample()
     with pytest.raises(ModelError, match="'scale'"):
         smooth(gaussian, FUNCTIONALS, 50).run(jax.random.key(0), GAUSSIAN_Y, params={"phi": 0.5})
     with pytest.raises(ArgumentTypeError, match="'s'"):

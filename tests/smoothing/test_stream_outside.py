@@ -76,7 +76,10 @@ def test_a_first_step_after_a_change_is_refused(make):
     online = make(walk(outside))
     state = begun(online)
     outside["drift"] = 3.0
-    with pytest.raises(ModelError, match="the item 'drift' of a dict that the program reads has changed since the stream began"):
+    with pytest.raises(
+        ModelError,
+        match="the item 'drift' of a dict that the program reads has changed since the stream began",
+    ):
         online.step(state, SERIES[0])
 
 

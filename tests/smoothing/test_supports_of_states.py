@@ -1,4 +1,6 @@
-"""States that live on part of the real line: no probe of a model runs outside of there, so that NumPyro's checks of arguments may be on."""
+"""States that live on part of the real line: no probe of a model runs outside of there, so that NumPyro's
+checks of arguments may be on.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,11 @@ MODELS = {
 def test_smoothing_and_its_report(name, backward):
     model, y, inside = MODELS[name]
     with validation_enabled():
-        report = smooth(model, num_particles=20, backward=backward).run(KEY, y, params={"rate": 1.0}).to_arviz(num_samples=5)
+        report = (
+            smooth(model, num_particles=20, backward=backward)
+            .run(KEY, y, params={"rate": 1.0})
+            .to_arviz(num_samples=5)
+        )
     assert inside(report.posterior["state"].values).all()
 
 

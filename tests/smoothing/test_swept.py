@@ -1,4 +1,6 @@
-"""Particle Gibbs as an algorithm: properly weighted whatever the number of particles; and as the chain of Markov score climbing."""
+"""Particle Gibbs as an algorithm: properly weighted whatever the number of particles; and as the chain of
+Markov score climbing.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,14 @@ from ppl_ext.smoothing.backward import Metropolis
 from ppl_ext.smoothing.conditional_paris import conditional_paris
 from ppl_ext.state_space.model import lower
 from tests.oracles import assert_unbiased, z_scores
-from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, functionals_of, gaussian_draws, gaussian_exact, gaussian_smoother
+from tests.smoothing.problems import (
+    GAUSSIAN_Y,
+    Gaussian,
+    functionals_of,
+    gaussian_draws,
+    gaussian_exact,
+    gaussian_smoother,
+)
 from tests.smoothing.test_smooth import evidence
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
@@ -50,7 +59,11 @@ def test_a_swept_draw_is_properly_weighted_with_three_particles():
     def one(key):
         draw_key, score_key = jax.random.split(key)
         draw = simulate(POSTERIOR, GAUSSIAN_Y, rng_key=draw_key)
-        weight = jnp.exp(log_density(model, draw.values, GAUSSIAN_Y, rng_key=score_key).total - draw.log_density.total - LOG_Z)
+        weight = jnp.exp(
+            log_density(model, draw.values, GAUSSIAN_Y, rng_key=score_key).total
+            - draw.log_density.total
+            - LOG_Z
+        )
         return weight, whole(draw.values)
 
     weights, xs = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 8000))
@@ -62,16 +75,25 @@ def test_a_swept_draw_is_properly_weighted_with_three_particles():
 @pytest.mark.parametrize("held", [detach, lambda program: gradient(program, {"*": Constant()})])
 def test_held_fixed_they_serve_an_objective(held):
     loss = jax.jit(jax.vmap(lambda key: ELBO().loss(key, {}, model, held(POSTERIOR), GAUSSIAN_Y)))
-    assert_unbiased(np.exp(-np.asarray(loss(jax.random.split(jax.random.key(0), 8000)), np.float64) - float(LOG_Z)), 1.0)
+    assert_unbiased(
+        np.exp(-np.asarray(loss(jax.random.split(jax.random.key(0), 8000)), np.float64) - float(LOG_Z)), 1.0
+    )
 
 
-@pytest.mark.parametrize("asked", [lambda program: program, lambda program: gradient(program, {"*x0": Constant(), "*": Reparameterize()})])
+@pytest.mark.parametrize(
+    "asked",
+    [lambda program: program, lambda program: gradient(program, {"*x0": Constant(), "*": Reparameterize()})],
+)
 def test_asked_for_a_gradient_they_are_refused_with_what_helps(asked):
-    with pytest.raises(StrategyError, match=r"\(site 'x0?'\) have no gradient. Hold them fixed, ppl_ext.handlers.detach\(program\)"):
+    with pytest.raises(
+        StrategyError,
+        match=r"\(site 'x0?'\) have no gradient. Hold them fixed, ppl_ext.handlers.detach\(program\)",
+    ):
         ELBO().loss(jax.random.key(0), {}, model, asked(POSTERIOR), GAUSSIAN_Y)
 
 
-SCORED = normalize(model, {}, SweptParticleFilter(16, num_sweeps=2))  # with three, a reciprocal's tails say nothing
+# with three, a reciprocal's tails say nothing
+SCORED = normalize(model, {}, SweptParticleFilter(16, num_sweeps=2))
 
 
 def reciprocals():
@@ -93,7 +115,9 @@ def test_a_given_path_is_scored_without_bias():
 
 @pytest.mark.slow
 def test_scoring_by_a_fresh_filter_fails_the_same_test(monkeypatch):
-    monkeypatch.setattr(SweptParticleFilter, "evidence_through", lambda self, target, retained: self.evidence(target))
+    monkeypatch.setattr(
+        SweptParticleFilter, "evidence_through", lambda self, target, retained: self.evidence(target)
+    )
     assert float(z_scores(reciprocals(), 1.0)) > 6.0
 
 
@@ -112,7 +136,9 @@ def guide(y):
 def sweeps(num_particles=2, replicates=8000):
     xs = gaussian_draws(np.random.default_rng(1), SPACE, GAUSSIAN_Y, replicates)
     with numpyro.handlers.block(), numpyro.handlers.seed(rng_seed=0):
-        space = guided_space.GuidedSpace(lower(model, (GAUSSIAN_Y,), initial="rest"), lower(guide, (GAUSSIAN_Y,), initial="rest"))
+        space = guided_space.GuidedSpace(
+            lower(model, (GAUSSIAN_Y,), initial="rest"), lower(guide, (GAUSSIAN_Y,), initial="rest")
+        )
 
     def one(key, x):
         path = guided_space.guided_path(space, {"x0": x[0], "x": x[1:]})
@@ -129,7 +155,9 @@ def test_a_sweep_moved_by_a_guide_leaves_an_exact_draw_with_two_particles():
 
 @pytest.mark.slow
 def test_a_sweep_that_forgets_the_guide_fails_the_same_test(monkeypatch):
-    monkeypatch.setattr(guided_space.GuidedSpace, "weigh", lambda self, carry, p, x: self._plain.weigh(carry[0], p, x[0]))
+    monkeypatch.setattr(
+        guided_space.GuidedSpace, "weigh", lambda self, carry, p, x: self._plain.weigh(carry[0], p, x[0])
+    )
     assert max(map(float, jax.tree.leaves(z_scores(sweeps(), EXACT)))) > 6.0
 
 
@@ -138,7 +166,17 @@ def test_a_sweep_that_forgets_the_guide_fails_the_same_test(monkeypatch):
 def test_score_climbing_by_sweeps_finds_the_smoothing_means(is_guided):
     objective = MarkovScoreClimbing(ConditionalSweep(8, guided=is_guided))
     # Steps of constant length end 0.1 from the optimum in any direction, so one run is not enough.
-    found = fit(jax.random.key(0), model, guide, objective, optax.adam(0.02), 3000, GAUSSIAN_Y, num_chains=8, progress_bar=False)
+    found = fit(
+        jax.random.key(0),
+        model,
+        guide,
+        objective,
+        optax.adam(0.02),
+        3000,
+        GAUSSIAN_Y,
+        num_chains=8,
+        progress_bar=False,
+    )
     xs = np.asarray(found.sample(num_samples=4000).values["x"]).reshape(8 * 4000, -1)
     mean, cov = gaussian_smoother(SPACE, GAUSSIAN_Y)
     np.testing.assert_allclose(xs.mean(0), mean[1:], atol=0.15)
@@ -157,4 +195,13 @@ def test_what_does_not_fit_is_refused():
         numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     with pytest.raises(ModelError, match="'x0'"):
-        fit(jax.random.key(0), model, other, MarkovScoreClimbing(ConditionalSweep(4)), optax.adam(0.02), 1, GAUSSIAN_Y, progress_bar=False)
+        fit(
+            jax.random.key(0),
+            model,
+            other,
+            MarkovScoreClimbing(ConditionalSweep(4)),
+            optax.adam(0.02),
+            1,
+            GAUSSIAN_Y,
+            progress_bar=False,
+        )

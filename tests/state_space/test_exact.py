@@ -1,4 +1,6 @@
-"""Exact evidence, smoothed moments and lag-one covariances, against the joint Gaussian and against every path."""
+"""Exact evidence, smoothed moments and lag-one covariances, against the joint Gaussian and against every
+path.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,17 @@ from ppl_ext.algorithms import ExactFilter
 from ppl_ext.errors import ModelError
 from ppl_ext.state_space.exact import kind_of, smooth_exactly
 from ppl_ext.state_space.model import lower
-from tests.algorithms.state_spaces import FINITE, LINEAR, Y, finite, finite_paths, linear, linear_joint, log_evidence, slopes
+from tests.algorithms.state_spaces import (
+    FINITE,
+    LINEAR,
+    Y,
+    finite,
+    finite_paths,
+    linear,
+    linear_joint,
+    log_evidence,
+    slopes,
+)
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
@@ -26,12 +38,18 @@ def smoothed(model, args, parameters):
 def test_linear_gaussian():
     found = smoothed(linear, (Y,), LINEAR)
     with jax.enable_x64(True):
-        log_z, mean, covariance = map(np.asarray, linear_joint(**{n: jnp.asarray(v, jnp.float64) for n, v in LINEAR.items()}))
+        log_z, mean, covariance = map(
+            np.asarray, linear_joint(**{n: jnp.asarray(v, jnp.float64) for n, v in LINEAR.items()})
+        )
     np.testing.assert_allclose(found.log_evidence, log_z, rtol=1e-5)
     np.testing.assert_allclose(found.log_initial + found.log_increments.sum(), log_z, rtol=1e-5)
     np.testing.assert_allclose(np.r_[found.initial_mean, found.mean[:, 0]], mean, rtol=1e-4)
-    np.testing.assert_allclose(np.r_[found.initial_covariance[0], found.covariance[:, 0, 0]], np.diag(covariance), rtol=1e-4)
-    np.testing.assert_allclose(np.r_[found.first_cross[0], found.cross[:, 0, 0]], np.diag(covariance, 1), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.r_[found.initial_covariance[0], found.covariance[:, 0, 0]], np.diag(covariance), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        np.r_[found.first_cross[0], found.cross[:, 0, 0]], np.diag(covariance, 1), rtol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -41,14 +59,22 @@ def test_finite():
         every, log_p = finite_paths(**{n: jnp.asarray(v, jnp.float64) for n, v in FINITE.items()})
         weights = np.exp(np.asarray(log_p - logsumexp(log_p)))
     assert float(found.log_evidence) == pytest.approx(log_evidence(finite, FINITE), rel=1e-5)
-    assert float(found.log_initial + found.log_increments.sum()) == pytest.approx(float(found.log_evidence), rel=1e-5)
+    assert float(found.log_initial + found.log_increments.sum()) == pytest.approx(
+        float(found.log_evidence), rel=1e-5
+    )
     mean = weights @ every
     covariance = (weights[:, None] * (every - mean)).T @ (every - mean)
     np.testing.assert_allclose(np.r_[found.initial_mean, found.mean[:, 0]], mean, rtol=1e-4)
-    np.testing.assert_allclose(np.r_[found.first_cross[0], found.cross[:, 0, 0]], np.diag(covariance, 1), rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(np.r_[found.initial_covariance[0], found.covariance[:, 0, 0]], np.diag(covariance), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.r_[found.first_cross[0], found.cross[:, 0, 0]], np.diag(covariance, 1), rtol=1e-3, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.r_[found.initial_covariance[0], found.covariance[:, 0, 0]], np.diag(covariance), rtol=1e-4
+    )
     for t in range(4):
-        np.testing.assert_allclose(found.probs[t], np.bincount(every[:, t + 1], weights, minlength=3), rtol=1e-4)
+        np.testing.assert_allclose(
+            found.probs[t], np.bincount(every[:, t + 1], weights, minlength=3), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])
@@ -57,7 +83,9 @@ def test_what_is_filtered_is_what_is_smoothed_of_a_shorter_series(model, paramet
     whole, shorter = smoothed(model, (Y,), parameters), smoothed(model, (Y[:2],), parameters)
     np.testing.assert_allclose(whole.filtered_mean[1], shorter.mean[1], rtol=1e-4)
     np.testing.assert_allclose(whole.filtered_covariance[1], shorter.covariance[1], rtol=1e-4)
-    np.testing.assert_allclose(whole.log_initial + whole.log_increments[:2].sum(), shorter.log_evidence, rtol=1e-4)
+    np.testing.assert_allclose(
+        whole.log_initial + whole.log_increments[:2].sum(), shorter.log_evidence, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("model", "parameters"), [(linear, LINEAR), (finite, FINITE)])
@@ -69,10 +97,17 @@ def test_derivatives_of_the_evidence(model, parameters):
 
 
 def vector(y):
-    """Two correlated coordinates, a drift, a second site that depends on the first, and observations with gaps."""
+    """Two correlated coordinates, a drift, a second site that depends on the first, and observations with
+    gaps.
+    """
 
     def step(state, y_t):
-        x = numpyro.sample("x", dist.MultivariateNormal(jnp.array([[0.9, 0.2], [0.0, 0.7]]) @ state["x"] + 0.1, 0.5 * jnp.eye(2) + 0.1))
+        x = numpyro.sample(
+            "x",
+            dist.MultivariateNormal(
+                jnp.array([[0.9, 0.2], [0.0, 0.7]]) @ state["x"] + 0.1, 0.5 * jnp.eye(2) + 0.1
+            ),
+        )
         v = numpyro.sample("v", dist.Normal(0.5 * state["v"] + x[0], 0.8))
         numpyro.sample("y", dist.MultivariateNormal(jnp.stack([x[0] + v, x[1]]), 0.3 * jnp.eye(2)), obs=y_t)
         return {"x": x, "v": v}, None
@@ -102,7 +137,9 @@ def test_several_sites_and_gaps():
     precision = -np.asarray(jax.hessian(whole)(zero), np.float64)
     covariance = np.linalg.inv(precision)
     mean = covariance @ np.asarray(jax.grad(whole)(zero), np.float64)
-    log_z = float(whole(jnp.asarray(mean, jnp.float32))) + 0.5 * (15 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1])
+    log_z = float(whole(jnp.asarray(mean, jnp.float32))) + 0.5 * (
+        15 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1]
+    )
     np.testing.assert_allclose(found.log_evidence, log_z, rtol=1e-4)
     np.testing.assert_allclose(np.r_[found.initial_mean, np.ravel(found.mean)], mean, rtol=1e-3, atol=1e-4)
     for t in range(3):
@@ -119,8 +156,12 @@ def test_nothing_observed():
 
 @pytest.mark.slow
 def test_one_time():
-    assert float(smoothed(linear, (Y[:1],), LINEAR).log_evidence) == pytest.approx(log_evidence(linear, LINEAR, Y[:1]), rel=1e-5)
-    assert float(smoothed(finite, (Y[:1],), FINITE).log_evidence) == pytest.approx(log_evidence(finite, FINITE, Y[:1]), rel=1e-5)
+    assert float(smoothed(linear, (Y[:1],), LINEAR).log_evidence) == pytest.approx(
+        log_evidence(linear, LINEAR, Y[:1]), rel=1e-5
+    )
+    assert float(smoothed(finite, (Y[:1],), FINITE).log_evidence) == pytest.approx(
+        log_evidence(finite, FINITE, Y[:1]), rel=1e-5
+    )
 
 
 def volatility(y):

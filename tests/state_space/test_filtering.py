@@ -1,7 +1,8 @@
-"""Estimates of particle filters are unbiased at 2, 3 and 8 particles: the evidence, its derivatives, and whole smoothed paths.
+"""Estimates of particle filters are unbiased at 2, 3 and 8 particles: the evidence, its derivatives, and
+whole smoothed paths.
 
-Each comparison is of a mean over 20,000 fixed keys with the exact answer, within 4.5 standard errors; over fresh keys one of the 40 or so
-groups would fail with probability 1e-3.
+Each comparison is of a mean over 20,000 fixed keys with the exact answer, within 4.5 standard errors; over
+fresh keys one of the 40 or so groups would fail with probability 1e-3.
 """
 
 import functools
@@ -48,15 +49,23 @@ FILTERS = {
     "bootstrap": ("linear", {"scheme": systematic, "threshold": 1.0}),
     "adaptive": ("linear", {"scheme": stratified, "threshold": 0.7}),
     "never resampled": ("linear", {"scheme": multinomial, "threshold": 0.0}),
-    "guided": ("linear", {"scheme": multinomial, "threshold": 1.0, "proposal": towards, "initial_proposal": start_towards}),
+    "guided": (
+        "linear",
+        {"scheme": multinomial, "threshold": 1.0, "proposal": towards, "initial_proposal": start_towards},
+    ),
     "auxiliary": ("linear", {"scheme": residual, "threshold": 1.0, "look_ahead": look}),
     "finite": ("finite", {"scheme": residual, "threshold": 1.0}),
-    "finite, guided, auxiliary": ("finite", {"scheme": stratified, "threshold": 0.8, "proposal": jump, "look_ahead": look}),
+    "finite, guided, auxiliary": (
+        "finite",
+        {"scheme": stratified, "threshold": 0.8, "proposal": jump, "look_ahead": look},
+    ),
 }
 
 
 def replicates(problem, num_particles, options, num=NUM):
-    """Relative to Z: the evidence, its derivatives, and the unnormalised estimates of three smoothed quantities."""
+    """Relative to Z: the evidence, its derivatives, and the unnormalised estimates of three smoothed
+    quantities.
+    """
     model, parameters, name = PROBLEMS[problem]
     exact = log_evidence(model, parameters)
     rules = Rules(num_particles, **options)
@@ -94,8 +103,17 @@ def exact_of(problem):
     return {"evidence": 1.0, "slopes": slopes(model, parameters), "paths": smoothed(model, parameters)}
 
 
-QUICK = {("bootstrap", 2), ("adaptive", 8), ("guided", 3), ("auxiliary", 2), ("finite", 3), ("finite, guided, auxiliary", 2)}
-TABLE = [pytest.param(f, n, marks=() if (f, n) in QUICK else pytest.mark.slow) for f in FILTERS for n in (2, 3, 8)]
+QUICK = {
+    ("bootstrap", 2),
+    ("adaptive", 8),
+    ("guided", 3),
+    ("auxiliary", 2),
+    ("finite", 3),
+    ("finite, guided, auxiliary", 2),
+}
+TABLE = [
+    pytest.param(f, n, marks=() if (f, n) in QUICK else pytest.mark.slow) for f in FILTERS for n in (2, 3, 8)
+]
 
 
 @pytest.mark.parametrize(("name", "num_particles"), TABLE)
@@ -121,7 +139,9 @@ def forget_the_score(monkeypatch):
 
 def forget_the_weights_gradient(monkeypatch):
     normalised = filtering.normalised
-    monkeypatch.setattr(filtering, "normalised", lambda w: (jax.lax.stop_gradient(normalised(w)[0]), *normalised(w)[1:]))
+    monkeypatch.setattr(
+        filtering, "normalised", lambda w: (jax.lax.stop_gradient(normalised(w)[0]), *normalised(w)[1:])
+    )
 
 
 def forget_the_proposal(monkeypatch):
@@ -157,7 +177,9 @@ FAULTS = {
 
 
 SLOW_FAULTS = (forget_the_look_ahead, forget_the_proposal, forget_the_weights_gradient)
-FAULT_TABLE = [pytest.param(f, marks=pytest.mark.slow if f in SLOW_FAULTS else (), id=f.__name__) for f in FAULTS]
+FAULT_TABLE = [
+    pytest.param(f, marks=pytest.mark.slow if f in SLOW_FAULTS else (), id=f.__name__) for f in FAULTS
+]
 
 
 @pytest.mark.parametrize("fault", FAULT_TABLE)
@@ -187,7 +209,9 @@ def test_streaming_is_the_batch_to_the_last_bit():
     for t, y_t in enumerate(Y):
         state, info = step(state, jnp.asarray(y_t))
         assert info.log_increment == run.info.log_increment[t + 1]
-    for a, b in zip(jax.tree.leaves(state._replace(key=0)), jax.tree.leaves(run.state._replace(key=0)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(state._replace(key=0)), jax.tree.leaves(run.state._replace(key=0)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     assert len(traced) == 1
 
@@ -240,7 +264,11 @@ def gate(open_at):
 def test_no_particle_survives(scheme):
     run = filtered(gate(lambda x, y: jnp.where(y > 1, -jnp.inf, 0.0)), (Y,), scheme=scheme, threshold=1.0)
     assert run.state.log_evidence.value == -jnp.inf
-    assert jnp.isnan(run.state.log_weights).all() and jnp.isfinite(run.state.particles.carry).all() and run.state.died == 3
+    assert (
+        jnp.isnan(run.state.log_weights).all()
+        and jnp.isfinite(run.state.particles.carry).all()
+        and run.state.died == 3
+    )
     np.testing.assert_allclose(run.info.log_increment, [0.0, 0.0, 0.0, -np.inf, np.nan], atol=1e-6)
     np.testing.assert_allclose(run.info.ess[2:], [len(run.state.log_weights), 0.0, np.nan], rtol=1e-5)
 
@@ -279,6 +307,9 @@ def test_proposals_that_do_not_fit_are_refused():
     def wide(parameters, x, y_t):
         numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0))
 
-    for proposal, words in ((extra, "must draw 'x' and nothing else"), (wide, r"site 'x' with the shape \(2,\)")):
+    for proposal, words in (
+        (extra, "must draw 'x' and nothing else"),
+        (wide, r"site 'x' with the shape \(2,\)"),
+    ):
         with pytest.raises(ModelError, match=words):
             run_filter(ss, Rules(4, systematic, 1.0, proposal), random.key(0))

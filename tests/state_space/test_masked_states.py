@@ -1,4 +1,6 @@
-"""Finite states that are masked, in filters: each outcome counts one, so one is drawn evenly, whatever the law says."""
+"""Finite states that are masked, in filters: each outcome counts one, so one is drawn evenly, whatever the
+law says.
+"""
 
 import math
 
@@ -22,7 +24,9 @@ KEY = random.key(0)
 
 @pytest.mark.parametrize("events", [0, 1])
 def test_a_masked_finite_state_counts_each_outcome_and_draws_them_evenly(events):
-    """However rare the law has an outcome: the weight is log K for each masked element, without noise, and the law's of the others is 0."""
+    """However rare the law has an outcome: the weight is log K for each masked element, without noise, and
+    the law's of the others is 0.
+    """
 
     def model(seen):
         def step(z, seen_t):
@@ -34,7 +38,9 @@ def test_a_masked_finite_state_counts_each_outcome_and_draws_them_evenly(events)
 
     ss = lower(model, (np.array([True, False]),))
     first = ss.initial({}).particle
-    drawn, weights = jax.vmap(lambda key: ss.propagate(key, first, ss.inputs(1))[:2])(random.split(random.key(0), 300))
+    drawn, weights = jax.vmap(lambda key: ss.propagate(key, first, ss.inputs(1))[:2])(
+        random.split(random.key(0), 300)
+    )
     np.testing.assert_allclose(weights, math.log(3), rtol=1e-6)
     counts = np.bincount(np.asarray(drawn.sites["z"])[:, 0], minlength=3)
     assert (np.abs(counts - 100) < 5 * math.sqrt(300 * 2 / 9)).all() and (drawn.sites["z"][:, 1] == 0).all()
@@ -43,8 +49,8 @@ def test_a_masked_finite_state_counts_each_outcome_and_draws_them_evenly(events)
 
 
 def test_the_gradient_of_masked_finite_states():
-    """Where the state is masked its law, and so its parameter, is not there, and a state drawn evenly has no score. With one particle, so
-    that any term too many is seen; the exact slope is the elimination's."""
+    """Where the state is masked its law, and so its parameter, is not there, and a state drawn evenly has no
+    score. With one particle, so that any term too many is seen; the exact slope is the elimination's."""
 
     def masked_states(p, y, seen):
         loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -52,7 +58,9 @@ def test_the_gradient_of_masked_finite_states():
         def step(z, inputs):
             y_t, seen_t = inputs
             with mask(mask=seen_t):
-                z = numpyro.sample("z", dist.Bernoulli(jnp.where(z == 1, p, 0.3)), infer={"enumerate": "parallel"})
+                z = numpyro.sample(
+                    "z", dist.Bernoulli(jnp.where(z == 1, p, 0.3)), infer={"enumerate": "parallel"}
+                )
             numpyro.sample("y", dist.Normal(loc + 1.5 * z, 1.0), obs=y_t)
             return z, None
 
@@ -65,14 +73,18 @@ def test_the_gradient_of_masked_finite_states():
 
     program = marginal(masked_states, list(given), ParticleFilter(1))
     estimator = expectation(lambda p: jnp.exp(log_density(program, given, p, y, seen).total))
-    values, slopes = jax.jit(jax.vmap(lambda key: estimator.value_and_grad(key, 0.6)))(jax.random.split(KEY, 20_000))
+    values, slopes = jax.jit(jax.vmap(lambda key: estimator.value_and_grad(key, 0.6)))(
+        jax.random.split(KEY, 20_000)
+    )
     for found, wanted in ((values, exact(0.6)), (slopes, jax.grad(exact)(0.6))):
         assert abs(found.mean() - wanted) < 5 * found.std() / np.sqrt(len(found)), (found.mean(), wanted)
     assert slopes.std() / np.sqrt(len(slopes)) < 0.1 * abs(jax.grad(exact)(0.6))
 
 
 def test_padding_costs_particles_nothing():
-    """Two series in a plate, the padding of one masked; by their law the transitions there are nearly certain."""
+    """Two series in a plate, the padding of one masked; by their law the transitions there are nearly
+    certain.
+    """
     matrix = jnp.array([[0.998, 0.001, 0.001], [0.001, 0.998, 0.001], [0.001, 0.001, 0.998]])
 
     def padded(y, lengths):

@@ -1,4 +1,6 @@
-"""A lowered model, walked step by step, has the density that NumPyro gives the whole model; what has no state-space form is refused."""
+"""A lowered model, walked step by step, has the density that NumPyro gives the whole model; what has no
+state-space form is refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,9 @@ def plain(y):
 
 
 def rich(y, times):
-    """Two latent sites, one of them discrete and one in a plate, a factor, a covariate, an observed start, irregular times."""
+    """Two latent sites, one of them discrete and one in a plate, a factor, a covariate, an observed start,
+    irregular times.
+    """
     rate = numpyro.deterministic("rate", jnp.exp(numpyro.sample("log_rate", dist.Normal(0.0, 1.0))))
     with numpyro.plate("series", 3):
         x0 = numpyro.sample("x0", dist.Normal(0.0, 2.0))
@@ -53,7 +57,10 @@ def rich(y, times):
     scan(step, {"x": x0, "k": jnp.asarray(0)}, (y, times))
 
 
-RICH_DATA = (np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), np.array([0.1, 2.0, 0.5, 0.7], np.float32))
+RICH_DATA = (
+    np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
+    np.array([0.1, 2.0, 0.5, 0.7], np.float32),
+)
 RICH_SERIES = {"k": np.array([1, 0, 0, 1]), "x": np.linspace(1, -1, 12, dtype=np.float32).reshape(4, 3)}
 RICH = ({"log_rate": 0.2}, {"x0": np.array([0.3, -0.4, 1.0], np.float32)}, RICH_SERIES)
 
@@ -121,15 +128,25 @@ def test_a_path_has_the_density_of_the_model(name):
     expected = log_density(model, {**parameters, **start, **series}, *args).total if not given else None
     if given:  # NumPyro takes no value for a site that a handler inside gives one
         expected = log_density(unobserved, {**start, **series, "x": X}).total
-    np.testing.assert_allclose(jax.jit(lambda: walk(lower(model, args, {}, parameters), start, series))(), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(lambda: walk(lower(model, args, {}, parameters), start, series))(), expected, rtol=1e-5
+    )
     assert set(ss.initial_sites) == set(start) and set(ss.step_sites) == set(series)
 
 
 def test_names_shapes_and_plates():
     model, args, parameters, start, series = MODELS["rich"]
     ss = lower(model, args, {}, parameters)
-    assert list(ss.parameters) == ["log_rate"] and list(ss.initial_observed) == ["y0"] and set(ss.step_observed) == {"y", "pull"}
-    assert ss.step_sites["x"].shape == (3,) and ss.step_sites["k"].shape == () and ss.step_sites["k"].dtype == jnp.int32
+    assert (
+        list(ss.parameters) == ["log_rate"]
+        and list(ss.initial_observed) == ["y0"]
+        and set(ss.step_observed) == {"y", "pull"}
+    )
+    assert (
+        ss.step_sites["x"].shape == (3,)
+        and ss.step_sites["k"].shape == ()
+        and ss.step_sites["k"].dtype == jnp.int32
+    )
     assert [p.name for p in ss.step_sites["x"].plates] == ["series"]
     assert ss.num_steps == 4
 
@@ -160,10 +177,14 @@ def test_a_rescaled_law_is_made_up_for_in_the_weight():
 def test_the_laws_of_draws():
     ss = lower(plain, (Y,), {}, {"phi": 0.7, "sigma": 0.8})
     particles, _, _ = jax.vmap(ss.start)(random.split(random.key(0), 4000))
-    new, _ = jax.vmap(lambda key, p: ss.propagate(key, p, ss.inputs(0)))(random.split(random.key(1), 4000), particles)
+    new, _ = jax.vmap(lambda key, p: ss.propagate(key, p, ss.inputs(0)))(
+        random.split(random.key(1), 4000), particles
+    )
     rest = (new.carry - 0.7 * particles.carry) / 0.8
     for draws in (particles.carry / 0.8, rest):
-        assert abs(draws.mean()) < 4.5 / np.sqrt(4000) and abs((draws**2).mean() - 1) < 4.5 * np.sqrt(2 / 4000)
+        assert abs(draws.mean()) < 4.5 / np.sqrt(4000) and abs((draws**2).mean() - 1) < 4.5 * np.sqrt(
+            2 / 4000
+        )
     assert abs((rest * particles.carry).mean()) < 4.5 * 0.8 / np.sqrt(4000)
 
 
@@ -212,11 +233,18 @@ def test_parameters_of_the_run_go_out_once():
 def test_given_initial_sites_become_parameters_and_named_ones_initial():
     ss = lower(plain, (Y,), {}, {"phi": 0.7, "sigma": 0.8, "x0": 0.4})
     assert not ss.initial_sites
-    np.testing.assert_allclose(walk(ss, {}, {"x": X}), walk(lower(*MODELS["plain"][:2], {}, {"phi": 0.7, "sigma": 0.8}), START, {"x": X}))
+    np.testing.assert_allclose(
+        walk(ss, {}, {"x": X}),
+        walk(lower(*MODELS["plain"][:2], {}, {"phi": 0.7, "sigma": 0.8}), START, {"x": X}),
+    )
 
     def hierarchy(y):  # m does not reach the first carry but through the law of x0
         m = numpyro.sample("m", dist.Normal(0.0, 1.0))
-        scan(lambda x, y_t: (numpyro.sample("x", dist.Normal(x, 1.0)), None), numpyro.sample("x0", dist.Normal(m, 1.0)), y)
+        scan(
+            lambda x, y_t: (numpyro.sample("x", dist.Normal(x, 1.0)), None),
+            numpyro.sample("x0", dist.Normal(m, 1.0)),
+            y,
+        )
 
     assert list(lower(hierarchy, (Y,), initial=("m", "x0")).initial_sites) == ["m", "x0"]
     with pytest.raises(ModelError, match="Parameter 'm' has no value"):
@@ -236,17 +264,28 @@ def test_nan_is_not_seen():
     np.testing.assert_allclose(latent, walk(nothing, START, {"x": X}), rtol=1e-5)
     _, log_weight = ss.propagate(random.key(0), ss.initial(START).particle, ss.inputs(1))
     assert float(log_weight) == 0.0
-    slope = jax.grad(lambda phi: walk(lower(plain, (y,), {}, {**parameters, "phi": phi}), START, {"x": X}))(0.7)
+    slope = jax.grad(lambda phi: walk(lower(plain, (y,), {}, {**parameters, "phi": phi}), START, {"x": X}))(
+        0.7
+    )
     assert np.isfinite(slope)
 
 
 COVARIANCE = np.array([[1.0, 0.6, -0.3], [0.6, 2.0, 0.1], [-0.3, 0.1, 0.7]], np.float32)
 LOC = np.array([0.2, -0.4, 1.0], np.float32)
 OBSERVED = {
-    "normal vector": (lambda: dist.MultivariateNormal(LOC, COVARIANCE), lambda s: (LOC[s], COVARIANCE[np.ix_(s, s)])),
-    "independent": (lambda: dist.Normal(LOC, 0.7).to_event(1), lambda s: (LOC[s], 0.49 * np.eye(3)[np.ix_(s, s)])),
+    "normal vector": (
+        lambda: dist.MultivariateNormal(LOC, COVARIANCE),
+        lambda s: (LOC[s], COVARIANCE[np.ix_(s, s)]),
+    ),
+    "independent": (
+        lambda: dist.Normal(LOC, 0.7).to_event(1),
+        lambda s: (LOC[s], 0.49 * np.eye(3)[np.ix_(s, s)]),
+    ),
     "batch": (lambda: dist.Normal(LOC, 0.7), lambda s: (LOC[s], 0.49 * np.eye(3)[np.ix_(s, s)])),
-    "expanded": (lambda: dist.Normal(0.3, 0.7).expand([3]).to_event(1), lambda s: (0.3 + 0 * LOC[s], 0.49 * np.eye(3)[np.ix_(s, s)])),
+    "expanded": (
+        lambda: dist.Normal(0.3, 0.7).expand([3]).to_event(1),
+        lambda s: (0.3 + 0 * LOC[s], 0.49 * np.eye(3)[np.ix_(s, s)]),
+    ),
 }
 
 
@@ -429,7 +468,10 @@ def test_one_slice_after_another_walks_the_same_way():
     a = b = whole.initial(START).particle
     for t in range(4):
         one = lower(plain, (time_slice(Y[t]),), {}, parameters)
-        a, b = whole.propagate(random.key(t), a, whole.inputs(t)), one.propagate(random.key(t), b, one.inputs(0))
+        a, b = (
+            whole.propagate(random.key(t), a, whole.inputs(t)),
+            one.propagate(random.key(t), b, one.inputs(0)),
+        )
         jax.tree.map(np.testing.assert_array_equal, a, b)
         a, b = a[0], b[0]
 
@@ -461,7 +503,11 @@ def test_an_input_that_is_missing_at_every_time_is_no_clock(then):
             numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
             return x, None
 
-        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), (y, jnp.where(jnp.arange(len(y)) > 0, then, np.nan)))
+        scan(
+            step,
+            numpyro.sample("x0", dist.Normal(0.0, 1.0)),
+            (y, jnp.where(jnp.arange(len(y)) > 0, then, np.nan)),
+        )
 
     if np.isnan(then):
         check_streams(known_first, (time_slice(Y[0]),))
@@ -485,7 +531,8 @@ def test_a_lifted_mask_is_needed(monkeypatch):
     """The twin: with the mask left on, a hidden draw would be weighed by the inverse of its law."""
     terms = Before.terms
     monkeypatch.setattr(
-        "ppl_ext.state_space.site_runs.SiteRun.terms", lambda self, latent, scales, bare=True: terms(self, latent, scales, False)
+        "ppl_ext.state_space.site_runs.SiteRun.terms",
+        lambda self, latent, scales, bare=True: terms(self, latent, scales, False),
     )
     with pytest.raises(AssertionError):
         test_masks_hide_observations_and_are_lifted_from_latent_sites()

@@ -1,4 +1,6 @@
-"""Offspring are unbiased for every scheme, zero weights have none, and a million particles in float32 get what float64 gives them."""
+"""Offspring are unbiased for every scheme, zero weights have none, and a million particles in float32 get
+what float64 gives them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,7 @@ from ppl_ext.state_space.resampling import SCHEMES, scheme_of
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
 KEYS = random.split(random.key(0), 20_000)
-WEIGHTS = {
-    2: [0.3, 0.7],
-    3: [0.0, 0.35, 0.65],
-    8: [0.02, 0.3, 0.0, 0.11, 0.07, 0.25, 0.2, 0.05],
-}
+WEIGHTS = {2: [0.3, 0.7], 3: [0.0, 0.35, 0.65], 8: [0.02, 0.3, 0.0, 0.11, 0.07, 0.25, 0.2, 0.05]}
 
 
 def counts(scheme, log_weights, num, keys=KEYS):
@@ -68,15 +66,22 @@ def test_a_fault_is_seen(mutation, monkeypatch):
     weights = np.array(WEIGHTS[8])
     scheme = "multinomial" if mutation == "half a gap" else "systematic"
     if mutation == "no shift":
-        monkeypatch.setattr(resampling.random, "uniform", lambda key, shape, dtype: jnp.full(shape, 0.5, dtype))
+        monkeypatch.setattr(
+            resampling.random, "uniform", lambda key, shape, dtype: jnp.full(shape, 0.5, dtype)
+        )
     elif mutation == "half a gap":
-        monkeypatch.setattr(resampling.random, "exponential", lambda key, shape, dtype: random.uniform(key, shape, dtype))
+        monkeypatch.setattr(
+            resampling.random, "exponential", lambda key, shape, dtype: random.uniform(key, shape, dtype)
+        )
     else:
         offspring = resampling._offspring
-        monkeypatch.setattr(resampling, "_offspring", lambda below, w, num: offspring(below + (below < num), w, num))
+        monkeypatch.setattr(
+            resampling, "_offspring", lambda below, w, num: offspring(below + (below < num), w, num)
+        )
     samples = counts(SCHEMES[scheme], jnp.log(weights + 1e-30), 8)
     worst = errors(samples, 8 * weights).max()
-    if mutation == "half a gap":  # the counts stay unbiased by symmetry of the gaps, and are no longer independent
+    # the counts stay unbiased by symmetry of the gaps, and are no longer independent
+    if mutation == "half a gap":
         exact = np.diag(8 * weights) - 8 * np.outer(weights, weights)
         assert np.abs(np.cov(samples.T) - exact).max() > 0.06
     else:
@@ -96,16 +101,26 @@ def test_degenerate_weights(scheme, monkeypatch):
     for key in random.split(random.key(3), 20):
         assert set(np.asarray(draw(key, jnp.array([-jnp.inf, 0.0, 0.0, -jnp.inf]), 7))) <= {1, 2}
     for extreme in (0.0, 1.0 - 2.0**-24):  # the ends of the uniforms' range
-        monkeypatch.setattr(resampling.random, "uniform", lambda key, shape, dtype, u=extreme: jnp.full(shape, u, dtype))
-        fresh = jax.jit(lambda key, log_weights, num: SCHEMES[scheme](key, log_weights, num), static_argnums=2)
+        monkeypatch.setattr(
+            resampling.random, "uniform", lambda key, shape, dtype, u=extreme: jnp.full(shape, u, dtype)
+        )
+        fresh = jax.jit(
+            lambda key, log_weights, num: SCHEMES[scheme](key, log_weights, num), static_argnums=2
+        )
         assert set(np.asarray(fresh(random.key(0), jnp.array([-jnp.inf, 0.0, -0.3, -jnp.inf]), 4))) <= {1, 2}
 
 
 def misplaced(size=1_000_000):
-    """The share of systematic ancestors, and of offspring of all schemes by stretches, that float64 would give otherwise."""
+    """The share of systematic ancestors, and of offspring of all schemes by stretches, that float64 would
+    give otherwise.
+    """
     weights = np.random.default_rng(0).gamma(0.5, size=size).astype(np.float32)
     log_weights = jnp.log(weights)
-    ancestors = np.asarray(jax.jit(lambda key, log_weights: resampling.systematic(key, log_weights, size))(random.key(0), log_weights))
+    ancestors = np.asarray(
+        jax.jit(lambda key, log_weights: resampling.systematic(key, log_weights, size))(
+            random.key(0), log_weights
+        )
+    )
     exact = np.exp(np.asarray(log_weights, np.float64))
     u = float(random.uniform(random.key(0), (), jnp.float32))
     expected = np.searchsorted(np.cumsum(exact) * (size / exact.sum()), np.arange(size) + u)
@@ -121,15 +136,23 @@ def test_a_million_particles_in_float32(monkeypatch):
 
 @pytest.mark.slow
 def test_many_independent_points():
-    """Whole stretches of 50,000 particles have their share of offspring, within the range of independent draws."""
+    """Whole stretches of 50,000 particles have their share of offspring, within the range of independent
+    draws.
+    """
     log_weights = jnp.log(np.random.default_rng(0).gamma(0.5, size=50_000).astype(np.float32))
-    exact = np.exp(np.asarray(log_weights, np.float64)) * 50_000 / np.exp(np.asarray(log_weights, np.float64)).sum()
+    exact = (
+        np.exp(np.asarray(log_weights, np.float64))
+        * 50_000
+        / np.exp(np.asarray(log_weights, np.float64)).sum()
+    )
     for name in ("multinomial", "residual", "stratified"):
         ancestors = np.asarray(SCHEMES[name](random.key(0), log_weights, 50_000))
         assert (np.diff(ancestors) >= 0).all()
         number = np.bincount(ancestors, minlength=50_000)
         share = number.reshape(100, -1).sum(1) - exact.reshape(100, -1).sum(1)
-        assert np.abs(share).max() < (2.01 if name == "stratified" else 4.5 * np.sqrt(exact.reshape(100, -1).sum(1).max()))
+        assert np.abs(share).max() < (
+            2.01 if name == "stratified" else 4.5 * np.sqrt(exact.reshape(100, -1).sum(1).max())
+        )
         if name == "residual":
             assert (number >= np.floor(exact * (1 - 1e-5))).all()
 

@@ -1,4 +1,6 @@
-"""Credit is sound (no element touches more than its relation admits, by perturbing each) and sharp where a gradient needs it."""
+"""Credit is sound (no element touches more than its relation admits, by perturbing each) and sharp where a
+gradient needs it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -94,10 +96,21 @@ CASES = {
     "largest of a row": (lambda z: lax.top_k(z, 2)[0], (AT0, None)),
     "largest of a column": (lambda z: lax.top_k(z, 2, axis=0)[0], (None, AT1)),
     "searched in a list": (lambda z: 1.0 * jnp.searchsorted(jnp.array([-1.0, 0.0, 1.0]), z), (AT0, AT1)),
-    "bits": (lambda z: 1.0 * lax.bitcast_convert_type(z, jnp.int32) + lax.bitcast_convert_type(z, jnp.uint8).sum(-1), (AT0, AT1)),
-    "bits put together": (lambda z: lax.bitcast_convert_type(jnp.clip(z, 0, 9).astype(jnp.uint8), jnp.float32), (AT0, None)),
+    "bits": (
+        lambda z: (
+            1.0 * lax.bitcast_convert_type(z, jnp.int32) + lax.bitcast_convert_type(z, jnp.uint8).sum(-1)
+        ),
+        (AT0, AT1),
+    ),
+    "bits put together": (
+        lambda z: lax.bitcast_convert_type(jnp.clip(z, 0, 9).astype(jnp.uint8), jnp.float32),
+        (AT0, None),
+    ),
     "barrier": (lambda z: lax.optimization_barrier((z.sum(), z))[1], (AT0, AT1)),
-    "error function": (lambda z: jax.scipy.special.erf(z) + jax.scipy.special.ndtri(jax.nn.sigmoid(z)), (AT0, AT1)),
+    "error function": (
+        lambda z: jax.scipy.special.erf(z) + jax.scipy.special.ndtri(jax.nn.sigmoid(z)),
+        (AT0, AT1),
+    ),
     "argmax": (lambda z: 1.0 * jnp.argmax(z, axis=1), (AT0, None)),
     "scan": (running, (("upto", 0), AT1)),
     "scan, reversed": (backwards, (None, AT1)),
@@ -115,11 +128,20 @@ CASES = {
     "scatter": (lambda z: z.at[jnp.array([2, 0])].add(1.0), None),
     "scatter into zeros": (lambda z: jnp.zeros((3, 4)).at[jnp.array([2, 0, 1])].set(z), None),
     "scatter along rows": (lambda z: jnp.zeros((3, 6)).at[:, jnp.array([5, 0, 2, 3])].add(z), None),
-    "scatter where it says": (lambda z: jnp.zeros(5).at[jnp.clip(z[:, 0], 0, 4).astype(int)].add(z[:, 1]), None),
+    "scatter where it says": (
+        lambda z: jnp.zeros(5).at[jnp.clip(z[:, 0], 0, 4).astype(int)].add(z[:, 1]),
+        None,
+    ),
     "segment sum": (lambda z: jax.ops.segment_sum(z, jnp.array([1, 0, 1]), 2), None),
     "update of a slice": (lambda z: lax.dynamic_update_slice(z, z[:1] * 2, (1, 0)), None),
-    "update where it says": (lambda z: lax.dynamic_update_slice(jnp.zeros(6), z[0], (jnp.clip(z[1, 0], 0, 2).astype(int),)), None),
-    "dynamic slice where it says": (lambda z: lax.dynamic_slice(z, (jnp.clip(z[0, 1], 0, 1).astype(int), 0), (2, 4)), None),
+    "update where it says": (
+        lambda z: lax.dynamic_update_slice(jnp.zeros(6), z[0], (jnp.clip(z[1, 0], 0, 2).astype(int),)),
+        None,
+    ),
+    "dynamic slice where it says": (
+        lambda z: lax.dynamic_slice(z, (jnp.clip(z[0, 1], 0, 1).astype(int), 0), (2, 4)),
+        None,
+    ),
     "sort by another": (lambda z: jnp.stack(lax.sort((z[0], z[1]), num_keys=1)), None),
     "windows": (lambda z: lax.reduce_window(z, 0.0, lax.add, (2, 1), (1, 1), "SAME"), None),
     "window maxima": (lambda z: lax.reduce_window(z, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"), None),
@@ -127,7 +149,12 @@ CASES = {
     "fourier": (lambda z: jnp.fft.rfft(z, axis=1).real, None),
     "median": (lambda z: jnp.median(z, axis=1), None),
     "argsort": (lambda z: 1.0 * jnp.argsort(z, axis=0), None),
-    "custom root": (lambda z: lax.custom_root(lambda x: x - z, z, lambda f, x: x - f(x), lambda g, y: y / g(jnp.ones_like(y))), None),
+    "custom root": (
+        lambda z: lax.custom_root(
+            lambda x: x - z, z, lambda f, x: x - f(x), lambda g, y: y / g(jnp.ones_like(y))
+        ),
+        None,
+    ),
     "no dependence": (lambda z: jnp.zeros(3), "absent"),
 }
 
@@ -206,18 +233,16 @@ def test_mark_inside_loops_gets_their_axes():
 
 
 def test_particles_do_not_meet_in_a_map():
-    (out, total), _ = trace_credit(lambda: (lambda z: [z, z.sum()])(lax.map(lambda _: mark(jnp.ones(2), "z", 1), jnp.arange(3))))
+    (out, total), _ = trace_credit(
+        lambda: (lambda z: [z, z.sum()])(lax.map(lambda _: mark(jnp.ones(2), "z", 1), jnp.arange(3)))
+    )
     assert out["z"] == (("at", 0), ("at", 1))
     assert total["z"] == (None, None)
 
 
 @pytest.mark.parametrize(
     ("relation", "matrix"),
-    [
-        ((("at", 0),), np.eye(4)),
-        ((("upto", 0),), np.tril(np.ones((4, 4)))),
-        ((None,), np.ones((4, 4))),
-    ],
+    [((("at", 0),), np.eye(4)), ((("upto", 0),), np.tril(np.ones((4, 4)))), ((None,), np.ones((4, 4)))],
 )
 def test_spread_and_collect_are_adjoint(relation, matrix):
     """spread maps site elements to costs by the matrix of who touches whom, collect by its transpose."""
@@ -236,7 +261,9 @@ def test_spread_moves_axes():
 
 
 def test_a_site_that_the_walk_does_not_meet_is_charged_with_every_cost(monkeypatch):
-    """As if it sat inside a primitive that cannot be opened: of three coins in a plate each pays for all, and the gradient stays right."""
+    """As if it sat inside a primitive that cannot be opened: of three coins in a plate each pays for all, and
+    the gradient stays right.
+    """
     monkeypatch.setattr(surrogate, "trace_credit", lambda fn: ([{} for _ in trace_credit(fn)[0]], set()))
     prices, logits = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.3, -0.5, 1.0])
 

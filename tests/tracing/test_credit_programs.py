@@ -1,7 +1,8 @@
-"""No dependence is lost: what the walk through a program's equations finds holds all that a numerical probe finds, on every version of JAX.
+"""No dependence is lost: what the walk through a program's equations finds holds all that a numerical probe
+finds, on every version of JAX.
 
-A dependence that the walk loses is a biased gradient or a wrong sum, and nothing else would say so. So whole programs stand here, of all
-that JAX offers to hold a computation inside another.
+A dependence that the walk loses is a biased gradient or a wrong sum, and nothing else would say so. So whole
+programs stand here, of all that JAX offers to hold a computation inside another.
 """
 
 import contextlib
@@ -60,7 +61,9 @@ def moved_on(z):
 
 
 def doubling(x):
-    return lax.while_loop(lambda s: jnp.abs(s[0]) < 4.0, lambda s: (2 * s[0], s[1] + s[0]), (x + jnp.sign(x) * 0.1, x))[1]
+    return lax.while_loop(
+        lambda s: jnp.abs(s[0]) < 4.0, lambda s: (2 * s[0], s[1] + s[0]), (x + jnp.sign(x) * 0.1, x)
+    )[1]
 
 
 @jax.custom_jvp
@@ -143,27 +146,39 @@ def of_both(which):
         return lax.scan(step, 0.0, z)
 
     def called(z, site):
-        return lax.scan(lambda c, x: jax.checkpoint(jax.jit(lambda c, x: ((y := site(x))[0] + c, y * c)))(c, x), 0.0, z)
+        return lax.scan(
+            lambda c, x: jax.checkpoint(jax.jit(lambda c, x: ((y := site(x))[0] + c, y * c)))(c, x), 0.0, z
+        )
 
     return {"chain": chain, "grid": grid, "turned": turned, "branching": branching, "called": called}[which]
 
 
 PROGRAMS = {
     "scan over data": lambda z: lax.scan(lambda c, x: (c + x @ z[0], c * z[1]), jnp.zeros(4), DATA)[1],
-    "scan, all closed over": lambda z: lax.scan(lambda c, x: (c * z[2, 2] + x, c + z.sum(0)), jnp.zeros(4), z)[1],
+    "scan, all closed over": lambda z: lax.scan(
+        lambda c, x: (c * z[2, 2] + x, c + z.sum(0)), jnp.zeros(4), z
+    )[1],
     "scan with two carries": two_carries,
     "scan, first carry of z": lambda z: lax.scan(lambda c, x: (0.5 * c, c + x), z[0], DATA)[1],
     "scan, backward": lambda z: carried(z, reverse=True),
     "scan, unrolled": lambda z: carried(z, unroll=2),
     "scan that hands on": lambda z: lax.scan(lambda c, x: (c, (x, c[0] * x, c[1])), (z[0], z[1]), z)[1][1],
-    "scan that swaps": lambda z: jnp.stack(lax.scan(lambda c, x: ((c[1], c[0] + x), c[0]), (z[0, 0], 0.0), z[:, 1])[0]),
-    "scan of nothing but carries": lambda z: lax.scan(lambda c, _: (jnp.roll(c, 1, 0), c[0]), z, None, length=2)[1],
+    "scan that swaps": lambda z: jnp.stack(
+        lax.scan(lambda c, x: ((c[1], c[0] + x), c[0]), (z[0, 0], 0.0), z[:, 1])[0]
+    ),
+    "scan of nothing but carries": lambda z: lax.scan(
+        lambda c, _: (jnp.roll(c, 1, 0), c[0]), z, None, length=2
+    )[1],
     "scan by number": indexed,
     "nested scans": nested,
     "nested scans, inner backward": lambda z: nested(z, inner=True),
     "nested scans, outer backward": lambda z: nested(z, outer=True),
-    "scan under vmap": lambda z: jax.vmap(lambda x: lax.scan(lambda c, e: (c + e, c * e), 0.0, x)[1], 1, 1)(z),
-    "scan under vmap, carry shared": lambda z: jax.vmap(lambda x: lax.scan(lambda c, e: (0.5 * c, c * e + x), 1.0, z[:, 0])[1])(z[0]),
+    "scan under vmap": lambda z: jax.vmap(lambda x: lax.scan(lambda c, e: (c + e, c * e), 0.0, x)[1], 1, 1)(
+        z
+    ),
+    "scan under vmap, carry shared": lambda z: jax.vmap(
+        lambda x: lax.scan(lambda c, e: (0.5 * c, c * e + x), 1.0, z[:, 0])[1]
+    )(z[0]),
     "scan under jvp": lambda z: jax.jvp(carried, (z,), (jnp.cos(z),))[1],
     "scan under grad": slope(carried),
     "backward scan under grad": slope(lambda z: carried(z, reverse=True)),
@@ -173,14 +188,22 @@ PROGRAMS = {
     "map in batches": lambda z: lax.map(lambda x: jnp.cumsum(x), z, batch_size=2),
     "loop that fills": filled,
     "loop that moves on": moved_on,
-    "while of scans": lambda z: lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, carried(s[1])), (0, z))[1],
+    "while of scans": lambda z: lax.while_loop(
+        lambda s: s[0] < 2, lambda s: (s[0] + 1, carried(s[1])), (0, z)
+    )[1],
     "scan of whiles": lambda z: lax.map(lambda x: doubling(x[0]) + x[1], z),
     "while under vmap": lambda z: jax.vmap(jax.vmap(doubling))(z),
-    "while, z in the condition": lambda z: lax.while_loop(lambda s: s < z[0, 0], lambda s: s + 1.0, 0.0) + DATA,
+    "while, z in the condition": lambda z: (
+        lax.while_loop(lambda s: s < z[0, 0], lambda s: s + 1.0, 0.0) + DATA
+    ),
     "cond of scans": lambda z: lax.cond(z[0, 0] > 0, carried, lambda z: carried(z, reverse=True), z),
-    "cond in a scan": lambda z: lax.scan(lambda c, x: (c + lax.cond(x[0] > c, lambda: x[1], lambda: -c), c), 0.0, z)[1],
+    "cond in a scan": lambda z: lax.scan(
+        lambda c, x: (c + lax.cond(x[0] > c, lambda: x[1], lambda: -c), c), 0.0, z
+    )[1],
     "cond under vmap": lambda z: jax.vmap(lambda x: lax.cond(x[0] > 0, jnp.cumsum, jnp.sin, x))(z),
-    "switch": lambda z: lax.switch(jnp.clip(z[0, 0], 0, 2).astype(int), [jnp.sin, lambda x: x[::-1], lambda x: DATA], z),
+    "switch": lambda z: lax.switch(
+        jnp.clip(z[0, 0], 0, 2).astype(int), [jnp.sin, lambda x: x[::-1], lambda x: DATA], z
+    ),
     "by platform": lambda z: lax.platform_dependent(z, cpu=lambda x: jnp.cumsum(x, 0), default=jnp.sin),
     "custom jvp": lambda z: with_jvp(z, z[::-1]),
     "custom jvp under jvp": lambda z: jax.jvp(with_jvp, (z, DATA), (z, z))[1],
@@ -192,12 +215,18 @@ PROGRAMS = {
     "jit that hands on": jax.jit(lambda z: jax.jit(lambda a, b: (b, a, a + b))(z, z[::-1])[1]),
     "jit in a scan": lambda z: lax.scan(lambda c, x: jax.jit(lambda a, b: (b, a))(c, x), jnp.zeros(4), z)[1],
     "linear solve": lambda z: jnp.linalg.solve(spd(z), z),
-    "linear solve of its own": lambda z: lax.custom_linear_solve(lambda x: 2.0 * x, z, lambda f, x: x / 2.0 + x[::-1], symmetric=True),
-    "root": lambda z: lax.custom_root(lambda x: x - z[::-1], z, lambda f, x: x - f(x), lambda g, y: y / g(jnp.ones_like(y))),
+    "linear solve of its own": lambda z: lax.custom_linear_solve(
+        lambda x: 2.0 * x, z, lambda f, x: x / 2.0 + x[::-1], symmetric=True
+    ),
+    "root": lambda z: lax.custom_root(
+        lambda x: x - z[::-1], z, lambda f, x: x - f(x), lambda g, y: y / g(jnp.ones_like(y))
+    ),
     "cholesky": lambda z: jnp.linalg.cholesky(spd(z)),
     "batch of choleskys": lambda z: jax.vmap(lambda x: jnp.linalg.cholesky(jnp.outer(x, x) + jnp.eye(4)))(z),
     "triangular solve": lambda z: jax.scipy.linalg.solve_triangular(jnp.tril(spd(z)), z, lower=True),
-    "triangular solves": lambda z: jax.vmap(lambda x, y: jax.scipy.linalg.solve_triangular(jnp.eye(4) + jnp.diag(x**2), y))(z, DATA),
+    "triangular solves": lambda z: jax.vmap(
+        lambda x, y: jax.scipy.linalg.solve_triangular(jnp.eye(4) + jnp.diag(x**2), y)
+    )(z, DATA),
     "eigenvalues": lambda z: jnp.linalg.eigvalsh(spd(z)),
     "determinants": lambda z: jax.vmap(lambda x: jnp.linalg.slogdet(jnp.diag(1.0 + x**2))[1])(z),
     "singular values": lambda z: jnp.linalg.svd(z, compute_uv=False),
@@ -205,7 +234,9 @@ PROGRAMS = {
     "exponential of a matrix": lambda z: jax.scipy.linalg.expm(0.1 * z[:, :3]),
     "associative scan": lambda z: lax.associative_scan(jnp.multiply, jnp.sin(z), axis=1),
     "associative scan, backward": lambda z: lax.associative_scan(jnp.add, z, reverse=True),
-    "associative scan of matrices": lambda z: lax.associative_scan(jnp.matmul, jax.vmap(lambda x: x[:2, None] * x[2:])(z)),
+    "associative scan of matrices": lambda z: lax.associative_scan(
+        jnp.matmul, jax.vmap(lambda x: x[:2, None] * x[2:])(z)
+    ),
     "cumulative maximum": lambda z: lax.cummax(z, axis=1),
     "cumulated backward": lambda z: lax.cumlogsumexp(z, axis=0, reverse=True),
     "scatter by z": lambda z: jnp.zeros(4).at[jnp.clip(z[0], 0, 3).astype(int)].add(z[1]),
@@ -230,10 +261,13 @@ PROGRAMS = {
     "padded inside": lambda z: lax.pad(z, 0.0, [(0, 0, 1), (-1, 2, 0)]),
     "complex": lambda z: jnp.abs(jnp.fft.ifft(jnp.fft.fft(z, axis=0) * lax.complex(DATA, z), axis=0)),
     "special functions": lambda z: (
-        jax.scipy.special.betainc(1.0 + z**2, 2.0, jax.nn.sigmoid(z[::-1])) + jax.scipy.special.ndtri(0.5 + 0.1 * jnp.tanh(z))
+        jax.scipy.special.betainc(1.0 + z**2, 2.0, jax.nn.sigmoid(z[::-1]))
+        + jax.scipy.special.ndtri(0.5 + 0.1 * jnp.tanh(z))
     ),
     "noise by z": drawn_by,
-    "seen from outside": lambda z: jax.pure_callback(lambda x: np.asarray(x)[::-1].copy(), z, z, vmap_method="sequential"),
+    "seen from outside": lambda z: jax.pure_callback(
+        lambda x: np.asarray(x)[::-1].copy(), z, z, vmap_method="sequential"
+    ),
     "mean over lanes": lambda z: jax.vmap(lambda x: x - lax.pmean(x, "i"), axis_name="i")(z),
     "barrier": lambda z: lax.optimization_barrier((z, z[::-1]))[0],
     "references": stored,
@@ -259,10 +293,14 @@ def test_none_of_a_mark_inside_loops(which):
         assert met == {"z"}
         for number, found in enumerate(deps):
             reached = touched(lambda z, number=number: program(z, lambda x: x)[number])
-            assert reached.any() and not (reached & ~admitted(found.get("z", "absent"), SHAPE, reached.shape[2:])).any()
+            assert (
+                reached.any()
+                and not (reached & ~admitted(found.get("z", "absent"), SHAPE, reached.shape[2:])).any()
+            )
 
 
-# --- models of NumPyro: which terms of their log density a site's elements move -----------------------------------------------
+# --- models of NumPyro: which terms of their log density a site's elements move
+# -----------------------------------------------
 
 
 def chain():
@@ -305,7 +343,11 @@ def process():
     z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     cov = jnp.exp(-((jnp.arange(3.0)[:, None] - jnp.arange(3.0)) ** 2)) + jnp.eye(3)
     numpyro.sample("f", dist.MultivariateNormal(z, cov), obs=jnp.zeros(3))
-    numpyro.sample("n", dist.TruncatedNormal(z[::-1], 1.0, low=-1.0).mask(jnp.array([True, False, True])), obs=jnp.zeros(3))
+    numpyro.sample(
+        "n",
+        dist.TruncatedNormal(z[::-1], 1.0, low=-1.0).mask(jnp.array([True, False, True])),
+        obs=jnp.zeros(3),
+    )
 
 
 MODELS = {
@@ -320,10 +362,17 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_none_of_a_model_is_lost(name):
     model, shapes = MODELS[name]
-    assert assert_sound(lambda values: list(log_density(model, values).terms), {s: jnp.ones(shape) for s, shape in shapes.items()}) > 0
+    assert (
+        assert_sound(
+            lambda values: list(log_density(model, values).terms),
+            {s: jnp.ones(shape) for s, shape in shapes.items()},
+        )
+        > 0
+    )
 
 
-# --- JAX's own next steps, as far as this version has them ----------------------------------------------------------------------
+# --- JAX's own next steps, as far as this version has them
+# ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag", ["jax_scan3", "jax_custom_jvp3", "jax_custom_vjp3", "jax_remat3"])
@@ -333,14 +382,22 @@ def test_nor_by_what_jax_is_about_to_change(flag):
     before = getattr(jax.config, flag)
     jax.config.update(flag, True)
     try:
-        for name in ("scan with two carries", "nested scans", "custom jvp", "custom vjp", "custom vjp in a scan", "checkpoint under grad"):
+        for name in (
+            "scan with two carries",
+            "nested scans",
+            "custom jvp",
+            "custom vjp",
+            "custom vjp in a scan",
+            "checkpoint under grad",
+        ):
             with contextlib.suppress(NotImplementedError):  # what JAX has not finished
                 sound(PROGRAMS[name])
     finally:
         jax.config.update(flag, before)
 
 
-# --- the probe sees what it should --------------------------------------------------------------------------------------------
+# --- the probe sees what it should
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,10 +405,25 @@ def test_nor_by_what_jax_is_about_to_change(flag):
     [
         (array_rules.RULES, "add", lambda eqn, deps: [deps[0]], lambda z: z + z[::-1]),
         (array_rules.RULES, "cumsum", lambda eqn, deps: [deps[0]], lambda z: jnp.cumsum(z, 0)),
-        (array_rules.RULES, "top_k", array_rules._axes(lambda eqn, a: a if a < 1 else None), lambda z: lax.top_k(z, 2, axis=0)[0]),
+        (
+            array_rules.RULES,
+            "top_k",
+            array_rules._axes(lambda eqn, a: a if a < 1 else None),
+            lambda z: lax.top_k(z, 2, axis=0)[0],
+        ),
         (dataflow._NESTING, "scan", lambda eqn, deps, loops: [{}, deps[-1]], carried),
-        (dataflow._NESTING, "while", lambda eqn, deps, loops: deps[-len(eqn.outvars) :], PROGRAMS["while, z in the condition"]),
-        (dataflow._NESTING, "cond", lambda eqn, deps, loops: [deps[1]] * len(eqn.outvars), PROGRAMS["cond of scans"]),
+        (
+            dataflow._NESTING,
+            "while",
+            lambda eqn, deps, loops: deps[-len(eqn.outvars) :],
+            PROGRAMS["while, z in the condition"],
+        ),
+        (
+            dataflow._NESTING,
+            "cond",
+            lambda eqn, deps, loops: [deps[1]] * len(eqn.outvars),
+            PROGRAMS["cond of scans"],
+        ),
         (
             dataflow._NESTING,
             "jit",
@@ -369,7 +441,9 @@ def test_the_probe_has_power(monkeypatch, table, primitive, rule, program):
 
 
 def test_what_memory_holds_would_be_lost(monkeypatch):
-    """Were writing to a reference an operation like others, what is read from it later would touch nothing."""
+    """Were writing to a reference an operation like others, what is read from it later would touch
+    nothing.
+    """
     monkeypatch.setattr(dataflow, "has_state", lambda eqn: False)
     monkeypatch.setattr(dataflow, "_through_memory", lambda eqn, deps, loops: array_rules.mixing(eqn, deps))
     with pytest.raises(AssertionError):

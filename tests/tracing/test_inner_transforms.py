@@ -1,4 +1,5 @@
-"""Sites inside a ``jax.jit`` of the program's own: drawn, scored and differentiated as if the ``jit`` were not there.
+"""Sites inside a ``jax.jit`` of the program's own: drawn, scored and differentiated as if the ``jit`` were
+not there.
 
 In genjax their gradient is zero. Sites inside a ``vmap`` are in ``test_vmapped.py``.
 """
@@ -19,7 +20,16 @@ from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO
 from tests import oracles
-from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, normal, product, replicates
+from tests.oracles import (
+    Oracle,
+    assert_unbiased,
+    bernoulli,
+    expected_loss,
+    finite,
+    normal,
+    product,
+    replicates,
+)
 from tests.problems import Problem
 
 DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
@@ -61,18 +71,35 @@ def jitted_problem():
     def guide():
         phi = numpyro.param("phi", jnp.zeros(3))
         a, _ = two_in_a_row(phi)
-        scan(lambda x, _: (jax.jit(lambda x: numpyro.sample("x", dist.Bernoulli(logits=phi[2] * x + 0.1)))(x), None), a, None, length=2)
+        scan(
+            lambda x, _: (
+                jax.jit(lambda x: numpyro.sample("x", dist.Bernoulli(logits=phi[2] * x + 0.1)))(x),
+                None,
+            ),
+            a,
+            None,
+            length=2,
+        )
 
     def before(z):
         return jnp.stack([z["a"], z["x"][0]])
 
     def log_q(params, z, batch):
         phi, a = params["phi"], z["a"]
-        return bernoulli(a, phi[0]) + bernoulli(z["b"], phi[1] + phi[2] * a) + bernoulli(z["x"], phi[2] * before(z) + 0.1).sum()
+        return (
+            bernoulli(a, phi[0])
+            + bernoulli(z["b"], phi[1] + phi[2] * a)
+            + bernoulli(z["x"], phi[2] * before(z) + 0.1).sum()
+        )
 
     def log_p(params, z, batch):
         steps = bernoulli(z["x"], 0.8 * before(z) - 0.2) + normal(y, 1.3 * z["x"])
-        return bernoulli(z["a"], 0.4) + bernoulli(z["b"], -0.5 + 0.8 * z["a"]) + steps.sum() + 0.7 * z["a"] * z["b"]
+        return (
+            bernoulli(z["a"], 0.4)
+            + bernoulli(z["b"], -0.5 + 0.8 * z["a"])
+            + steps.sum()
+            + 0.7 * z["a"] * z["b"]
+        )
 
     space = product(a=finite(2), b=finite(2), x=finite(2, (2,)))
     oracle = Oracle(**space, log_pmf=log_q, log_p=log_p, log_q=log_q)
@@ -117,7 +144,11 @@ def test_simulate_and_log_density_reach_into_jits():
         draw = simulate(JITTED.guide, rng_key=jax.random.key(seed_))
         by_hand = JITTED.oracle.log_q({"phi": jnp.zeros(3)}, draw.values, None)
         np.testing.assert_allclose(draw.log_density.total, by_hand, rtol=1e-5)
-        np.testing.assert_allclose(log_density(JITTED.model, draw.values).total, JITTED.oracle.log_p({}, draw.values, None), rtol=1e-5)
+        np.testing.assert_allclose(
+            log_density(JITTED.model, draw.values).total,
+            JITTED.oracle.log_p({}, draw.values, None),
+            rtol=1e-5,
+        )
 
 
 def test_a_fit_reaches_into_jits():
@@ -129,7 +160,8 @@ def test_a_fit_reaches_into_jits():
         numpyro.deterministic("phi_of_z", coin(numpyro.param("phi", 0.0)))
 
     result = fit(jax.random.key(0), model, guide, ELBO(), optax.adam(0.1), 400, progress_bar=False)
-    np.testing.assert_allclose(result.params["phi"], 2.0 * (1.4 - 1.0), atol=1e-3)  # the coin's posterior log odds
+    # the coin's posterior log odds
+    np.testing.assert_allclose(result.params["phi"], 2.0 * (1.4 - 1.0), atol=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["score", "enumerate"])
@@ -138,11 +170,14 @@ def test_loops_of_jax_are_unrolled(strategy):
 
     def program(p):
         def turn(total, x):
-            return total + x * numpyro.sample("z", dist.Bernoulli(logits=p), infer={"gradient": strategy}), None
+            return total + x * numpyro.sample(
+                "z", dist.Bernoulli(logits=p), infer={"gradient": strategy}
+            ), None
 
         total, _ = jax.lax.scan(turn, 0.0, jnp.array([1.0, 3.0]))
         others = jax.lax.map(
-            lambda x: numpyro.sample("w", dist.Bernoulli(logits=p * x), infer={"gradient": strategy}), jnp.array([1.0, 2.0])
+            lambda x: numpyro.sample("w", dist.Bernoulli(logits=p * x), infer={"gradient": strategy}),
+            jnp.array([1.0, 2.0]),
         )
         return total**2 * (1.0 + others.prod())
 

@@ -1,4 +1,6 @@
-"""What is not known of JAX's traced programs is taken to relate everything to everything: never a crash, never a lost dependence."""
+"""What is not known of JAX's traced programs is taken to relate everything to everything: never a crash,
+never a lost dependence.
+"""
 
 import warnings
 from types import SimpleNamespace
@@ -26,7 +28,10 @@ CANNOT_READ = "cannot read a program of jax"
 turned_p = Primitive("turned")
 turned_p.def_impl(lambda x: x[::-1])
 turned_p.def_abstract_eval(lambda x: x)
-batching.primitive_batchers[turned_p] = lambda args, dims: (jnp.moveaxis(jnp.flip(args[0], 0 if dims[0] else 1), dims[0], 0), 0)
+batching.primitive_batchers[turned_p] = lambda args, dims: (
+    jnp.moveaxis(jnp.flip(args[0], 0 if dims[0] else 1), dims[0], 0),
+    0,
+)
 mlir.register_lowering(turned_p, mlir.lower_fun(lambda x: x[::-1], multiple_results=False))
 
 # One that holds a program inside, under a parameter of a name that nobody knows.
@@ -38,7 +43,10 @@ batching.primitive_batchers[held_p] = lambda args, dims, inside, twice: (
     jax.vmap(jax.core.jaxpr_as_fun(inside), in_axes=list(dims))(*args),
     [0] * len(inside.out_avals),
 )
-mlir.register_lowering(held_p, mlir.lower_fun(lambda *args, inside, twice: jax.core.jaxpr_as_fun(inside)(*args), multiple_results=True))
+mlir.register_lowering(
+    held_p,
+    mlir.lower_fun(lambda *args, inside, twice: jax.core.jaxpr_as_fun(inside)(*args), multiple_results=True),
+)
 
 
 def held(fn, *args):
@@ -50,17 +58,25 @@ def running(z):
 
 
 def relations_with(change, fn, primitive, monkeypatch):
-    """The relation to what ``fn`` returns if this primitive's equations were as ``change(parameters, operands)`` leaves them."""
+    """The relation to what ``fn`` returns if this primitive's equations were as
+    ``change(parameters, operands)`` leaves them.
+    """
 
     def changed(body):
-        return body._replace(eqns=[altered(eqn) if eqn.primitive.name == primitive else eqn for eqn in body.eqns])
+        return body._replace(
+            eqns=[altered(eqn) if eqn.primitive.name == primitive else eqn for eqn in body.eqns]
+        )
 
     def altered(eqn):
         params, invars = change(dict(eqn.params), list(eqn.invars))
-        return SimpleNamespace(primitive=eqn.primitive, params=params, invars=invars, outvars=eqn.outvars, effects=eqn.effects)
+        return SimpleNamespace(
+            primitive=eqn.primitive, params=params, invars=invars, outvars=eqn.outvars, effects=eqn.effects
+        )
 
     real = dataflow.through
-    monkeypatch.setattr("ppl_ext.tracing.credit.through", lambda body, deps, loops: real(changed(body), deps, loops))
+    monkeypatch.setattr(
+        "ppl_ext.tracing.credit.through", lambda body, deps, loops: real(changed(body), deps, loops)
+    )
     with pytest.warns(UserWarning, match=CANNOT_READ):
         return relation_of(fn)
 
@@ -69,7 +85,11 @@ def relations_with(change, fn, primitive, monkeypatch):
 
 
 def test_an_invented_primitive_relates_everything_to_everything():
-    for fn in (turned_p.bind, lambda z: jax.jit(turned_p.bind)(jnp.sin(z)), lambda z: lax.map(turned_p.bind, jnp.stack([z, z]))[1]):
+    for fn in (
+        turned_p.bind,
+        lambda z: jax.jit(turned_p.bind)(jnp.sin(z)),
+        lambda z: lax.map(turned_p.bind, jnp.stack([z, z]))[1],
+    ):
         assert relation_of(fn) == ANYTHING
     reached = touched(turned_p.bind)
     assert reached[0, 0, 2, 0] and not reached[0, 0, 0, 0]  # element by element it would be wrong
@@ -110,7 +130,8 @@ def test_finite_sites_are_summed_out_rightly_across_it():
             through = turned_p.bind(z.astype(float))
             numpyro.sample("y", dist.Bernoulli(jnp.where(through == 1.0, 0.9, 0.1)), obs=y)
 
-    exact = sum(np.log(0.3 * (0.9 if seen else 0.1) + 0.7 * (0.1 if seen else 0.9)) for seen in y)  # turned round, coins are coins
+    # turned round, coins are coins
+    exact = sum(np.log(0.3 * (0.9 if seen else 0.1) + 0.7 * (0.1 if seen else 0.9)) for seen in y)
     assert float(log_density(model, {}).total) == pytest.approx(exact, rel=1e-5)
 
 
@@ -118,8 +139,15 @@ def test_finite_sites_are_summed_out_rightly_across_it():
 
 
 def test_an_unknown_parameter_relates_everything_to_everything(monkeypatch):
-    for fn, primitive in ((jnp.tanh, "tanh"), (lambda z: z.sum(1), "reduce_sum"), (running, "scan"), (jax.jit(jnp.sin), "jit")):
-        relation = relations_with(lambda params, ins: ({**params, "backwards": True}, ins), fn, primitive, monkeypatch)
+    for fn, primitive in (
+        (jnp.tanh, "tanh"),
+        (lambda z: z.sum(1), "reduce_sum"),
+        (running, "scan"),
+        (jax.jit(jnp.sin), "jit"),
+    ):
+        relation = relations_with(
+            lambda params, ins: ({**params, "backwards": True}, ins), fn, primitive, monkeypatch
+        )
         assert relation == ANYTHING, primitive
 
 
@@ -134,7 +162,18 @@ def test_a_missing_or_renamed_parameter_does_too(monkeypatch):
         "jit": jax.jit(jnp.sin),
         "broadcast_in_dim": lambda z: z[:, None],
     }
-    read = {"ft_in", "ft_out", "num_consts", "num_carry", "jaxpr", "reverse", "length", "cond_jaxpr", "body_jaxpr", "cond_nconsts"}
+    read = {
+        "ft_in",
+        "ft_out",
+        "num_consts",
+        "num_carry",
+        "jaxpr",
+        "reverse",
+        "length",
+        "cond_jaxpr",
+        "body_jaxpr",
+        "cond_nconsts",
+    }
     read |= {"body_nconsts", "branches", "axes", "broadcast_dimensions"}
     count = 0
     for primitive, fn in cases.items():
@@ -180,9 +219,17 @@ def test_operands_that_do_not_fit_do_too(monkeypatch):
         assert relations_with(change, wide, "scan", monkeypatch) == ANYTHING, change
     assert relations_with(more, loop, "while", monkeypatch) == ANYTHING
     assert relations_with(more, jax.jit(jnp.sin), "jit", monkeypatch) == ANYTHING
-    assert relations_with(turned, lambda z: jax.jit(lambda a, b: a + b.T)(z, z.T), "jit", monkeypatch) == ANYTHING
     assert (
-        relations_with(lambda p, ins: (p, [ins[1], ins[1]]), lambda z: lax.cond(z[0, 0] > 0, jnp.sin, jnp.cos, z), "cond", monkeypatch)
+        relations_with(turned, lambda z: jax.jit(lambda a, b: a + b.T)(z, z.T), "jit", monkeypatch)
+        == ANYTHING
+    )
+    assert (
+        relations_with(
+            lambda p, ins: (p, [ins[1], ins[1]]),
+            lambda z: lax.cond(z[0, 0] > 0, jnp.sin, jnp.cos, z),
+            "cond",
+            monkeypatch,
+        )
         == ANYTHING
     )
 
@@ -225,7 +272,11 @@ def test_whether_something_depends_is_yes_where_it_cannot_be_seen(monkeypatch):
     def needs(fn):
         return depends.depends(jax.make_jaxpr(fn)(x), [True])
 
-    assert needs(lambda x: (jax.jit(jnp.ones_like)(x), turned_p.bind(x), held(jnp.ones_like, x))) == [False, True, True]
+    assert needs(lambda x: (jax.jit(jnp.ones_like)(x), turned_p.bind(x), held(jnp.ones_like, x))) == [
+        False,
+        True,
+        True,
+    ]
 
     def stored(x):
         ref = jax.new_ref(jnp.zeros(3))

@@ -1,7 +1,8 @@
 """Sites inside a ``jax.vmap`` of the program's own: one site with the lanes in front, a draw for each lane.
 
-Most tests compare with the same program written with plates, from the same key: a site under ``vmap`` is drawn, scored, credited and
-differentiated as one in a plate on the far left, to the last bit but rounding. One compares with enumeration by hand.
+Most tests compare with the same program written with plates, from the same key: a site under ``vmap`` is
+drawn, scored, credited and differentiated as one in a plate on the far left, to the last bit but rounding.
+One compares with enumeration by hand.
 """
 
 import jax
@@ -26,7 +27,16 @@ from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO, IWELBO
 from ppl_ext.tracing.vmapped_sites import Lanes, in_lanes
 from tests import oracles
-from tests.oracles import Oracle, assert_unbiased, bernoulli, expected_loss, finite, normal, product, replicates
+from tests.oracles import (
+    Oracle,
+    assert_unbiased,
+    bernoulli,
+    expected_loss,
+    finite,
+    normal,
+    product,
+    replicates,
+)
 from tests.problems import Problem
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -51,14 +61,18 @@ def laws():
         "student": lambda a: dist.StudentT(3.0, a, 2.0),
         "gamma": lambda a: dist.Gamma(2.0, jnp.exp(a)).mask(a > 0),
         "transformed": lambda a: dist.LogNormal(a, jnp.ones(2)),
-        "affine": lambda a: dist.TransformedDistribution(dist.Normal(jnp.zeros(3), 1.0), dist.transforms.AffineTransform(a, 2.0)),
+        "affine": lambda a: dist.TransformedDistribution(
+            dist.Normal(jnp.zeros(3), 1.0), dist.transforms.AffineTransform(a, 2.0)
+        ),
         "truncated": lambda a: dist.TruncatedNormal(a, 1.0, low=a - 1.0),
         "multivariate": lambda a: dist.MultivariateNormal(a * jnp.ones(2), matrix).expand((3,)),
         "dirichlet": lambda a: dist.Dirichlet(jnp.exp(a) * jnp.ones(3)),
         "categorical": lambda a: dist.Categorical(logits=a * jnp.arange(3.0)),
         "binomial": lambda a: dist.Binomial(4, logits=a).expand((2,)),
         "beta-binomial": lambda a: dist.BetaBinomial(jnp.exp(a), 2.0, total_count=3),
-        "mixture": lambda a: dist.MixtureSameFamily(dist.Categorical(probs=jnp.ones(2) / 2), dist.Normal(jnp.stack([a, -a]), 1.0)),
+        "mixture": lambda a: dist.MixtureSameFamily(
+            dist.Categorical(probs=jnp.ones(2) / 2), dist.Normal(jnp.stack([a, -a]), 1.0)
+        ),
         "delta": lambda a: dist.Delta(a * jnp.ones(2), event_dim=1),
         "unit": lambda a: dist.Unit(a * jnp.ones(2)),
         "constant": lambda a: dist.Normal(jnp.zeros(2), 1.0),
@@ -72,14 +86,22 @@ def lifted(law, lanes):
     other = jax.tree.leaves(law(X[2] + 0.25))
     own, structure = jax.tree.flatten(one)
     differs = [bool(np.any(np.asarray(a) != np.asarray(b))) for a, b in zip(own, other, strict=True)]
-    return in_lanes(structure.unflatten([Lanes(e, lanes) if d else x for x, e, d in zip(own, every, differs, strict=True)]), lanes, "z")
+    return in_lanes(
+        structure.unflatten(
+            [Lanes(e, lanes) if d else x for x, e, d in zip(own, every, differs, strict=True)]
+        ),
+        lanes,
+        "z",
+    )
 
 
 QUICK = ("expanded", "of the lanes' number", "affine", "categorical")
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("build", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in laws()])
+@pytest.mark.parametrize(
+    "build", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in laws()]
+)
 def test_a_law_with_lanes_in_front_is_the_law_of_each_lane(build):
     law, lanes = laws()[build], (3,)
     with jax.numpy_rank_promotion("allow"):
@@ -99,15 +121,20 @@ def test_draws_of_expanded_laws_keep_to_their_lane():
 
 
 def test_transforms_that_differ_between_lanes():
-    """Those that act element by element keep to their lane; of the others the lanes must have no batch of their own."""
+    """Those that act element by element keep to their lane; of the others the lanes must have no batch of
+    their own.
+    """
     values = np.asarray(lifted(laws()["affine"], (3,)).log_prob(jnp.ones((3, 3))))
     z = (1 - np.asarray(X)) / 2
-    np.testing.assert_allclose(values, np.repeat((-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - np.log(2))[:, None], 3, 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        values, np.repeat((-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - np.log(2))[:, None], 3, 1), rtol=1e-5
+    )
 
     def correlated(batch):
         matrix = jnp.array([[1.0, 0.0], [0.5, 2.0]])
         return lambda a: dist.TransformedDistribution(
-            dist.Normal(jnp.zeros((*batch, 2)), 1.0).to_event(1), dist.transforms.LowerCholeskyAffine(jnp.stack([a, -a]), matrix)
+            dist.Normal(jnp.zeros((*batch, 2)), 1.0).to_event(1),
+            dist.transforms.LowerCholeskyAffine(jnp.stack([a, -a]), matrix),
         )
 
     assert lifted(correlated(()), (3,)).batch_shape == (3,)
@@ -219,7 +246,9 @@ def coins_problem():
     def guide():
         phi = numpyro.param("phi", jnp.zeros(3))
         a = jax.vmap(lambda x: numpyro.sample("a", dist.Bernoulli(logits=x)))(phi[:2])
-        jax.vmap(lambda a: jax.jit(lambda a: numpyro.sample("b", dist.Bernoulli(logits=phi[2] + 0.5 * a)))(a))(a)
+        jax.vmap(
+            lambda a: jax.jit(lambda a: numpyro.sample("b", dist.Bernoulli(logits=phi[2] + 0.5 * a)))(a)
+        )(a)
 
     def log_q(params, z, batch):
         phi = params["phi"]
@@ -249,7 +278,9 @@ def test_gradients_are_unbiased(strategies, objective):
     exact = expected_loss(problem.oracle, problem.params, formula, objective.num_particles)
     guide = gradient(problem.guide, strategies)
     if strategies == {"*": "enumerate"}:
-        found = jax.value_and_grad(lambda p: objective.loss(KEY, p, problem.model, guide))(jax.tree.map(jnp.asarray, problem.params))
+        found = jax.value_and_grad(lambda p: objective.loss(KEY, p, problem.model, guide))(
+            jax.tree.map(jnp.asarray, problem.params)
+        )
         np.testing.assert_allclose(found[0], exact[0], rtol=1e-5)
         np.testing.assert_allclose(found[1]["phi"], exact[1]["phi"], rtol=1e-4, atol=1e-5)
     else:
@@ -272,7 +303,9 @@ def chain(lanes):
 
 
 def by_vmap(name, law, at, obs=None):
-    return jax.vmap(lambda x, obs: numpyro.sample(name, law(x), obs=obs), in_axes=(0, None if obs is None else 0))(at, obs)
+    return jax.vmap(
+        lambda x, obs: numpyro.sample(name, law(x), obs=obs), in_axes=(0, None if obs is None else 0)
+    )(at, obs)
 
 
 def by_plate(name, law, at, obs=None):
@@ -283,7 +316,9 @@ def by_plate(name, law, at, obs=None):
 @pytest.mark.parametrize("strategy", [pytest.param("score", marks=SLOW), "enumerate_locally"])
 def test_inside_the_body_of_a_scan(strategy):
     def run(lanes):
-        return expectation(lambda phi: gradient(chain(lanes), {"z": strategy})(phi) ** 2).value_and_grad(KEY, jnp.array(0.3))
+        return expectation(lambda phi: gradient(chain(lanes), {"z": strategy})(phi) ** 2).value_and_grad(
+            KEY, jnp.array(0.3)
+        )
 
     np.testing.assert_allclose(run(by_vmap), run(by_plate), rtol=1e-5)
 
@@ -292,7 +327,9 @@ def test_inside_the_body_of_a_scan(strategy):
 def test_a_scan_is_simulated_scored_and_filtered():
     draw, want = (simulate(chain(lanes), rng_key=KEY) for lanes in (by_vmap, by_plate))
     np.testing.assert_array_equal(draw.values["z"], want.values["z"])
-    np.testing.assert_allclose(log_density(chain(by_vmap), draw.values).total, want.log_density.total, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_density(chain(by_vmap), draw.values).total, want.log_density.total, rtol=1e-5
+    )
 
     def filtered(lanes):
         def model():
@@ -310,9 +347,13 @@ def test_inside_a_branch_of_cond():
             return lanes("z", lambda x: dist.Bernoulli(logits=-p * x), X).sum()
 
         def run(p):
-            return cond(p < 1.0, lambda p: lanes("z", lambda x: dist.Bernoulli(logits=p * x), X).sum(), other, p)
+            return cond(
+                p < 1.0, lambda p: lanes("z", lambda x: dist.Bernoulli(logits=p * x), X).sum(), other, p
+            )
 
-        return expectation(lambda p: 1.0 * gradient(run, {"z": "score"})(p)).value_and_grad(KEY, jnp.array(0.3))
+        return expectation(lambda p: 1.0 * gradient(run, {"z": "score"})(p)).value_and_grad(
+            KEY, jnp.array(0.3)
+        )
 
     np.testing.assert_allclose(program(by_vmap), program(by_plate), rtol=1e-5)
 
@@ -325,7 +366,9 @@ def test_sites_are_summed_out():
         lanes("y", lambda w: dist.Normal(1.0 * w, 1.0), w, Y)
 
     def marked(lanes):
-        return numpyro.handlers.infer_config(lambda: model(lanes), lambda s: {"enumerate": "parallel"} if s["name"] == "w" else {})
+        return numpyro.handlers.infer_config(
+            lambda: model(lanes), lambda s: {"enumerate": "parallel"} if s["name"] == "w" else {}
+        )
 
     q = jax.nn.sigmoid(0.3 * X)
     exact = jnp.log((1 - q) * jnp.exp(normal(Y, 0.0)) + q * jnp.exp(normal(Y, 1.0))).sum() + normal(0.3, 0.0)
@@ -336,7 +379,9 @@ def test_sites_are_summed_out():
 
 def test_programs_inside_a_vmap_of_an_expectation():
     """The vmap is the objective's here: the program is simulated in each lane."""
-    estimator = expectation(lambda p: jax.vmap(lambda x: (2.0 * x - simulate(lambda: by_lane(p * x)).output) ** 2)(X).sum())
+    estimator = expectation(
+        lambda p: jax.vmap(lambda x: (2.0 * x - simulate(lambda: by_lane(p * x)).output) ** 2)(X).sum()
+    )
 
     def by_lane(x):
         return numpyro.sample("z", dist.Bernoulli(logits=x), infer={"gradient": "enumerate"})
@@ -345,7 +390,9 @@ def test_programs_inside_a_vmap_of_an_expectation():
         q = jax.nn.sigmoid(p * X)
         return (q * (2 * X - 1) ** 2 + (1 - q) * 4 * X**2).sum()
 
-    np.testing.assert_allclose(estimator.value_and_grad(KEY, jnp.array(0.4)), jax.value_and_grad(exact)(0.4), rtol=1e-4)
+    np.testing.assert_allclose(
+        estimator.value_and_grad(KEY, jnp.array(0.4)), jax.value_and_grad(exact)(0.4), rtol=1e-4
+    )
 
 
 def coins_model():
@@ -364,7 +411,9 @@ def test_fit_and_svi():
     result = fit(KEY, vmapped(coins_model), guide, ELBO(), optax.adam(0.1), 400, progress_bar=False)
     np.testing.assert_allclose(result.params["phi"][0], 2.0 * (Y - 1.0), atol=1e-3)
     svi = SVI(vmapped(coins_model), guide, optax.adam(0.1), ELBO())
-    np.testing.assert_allclose(svi.run(KEY, 400, progress_bar=False).params["phi"], 2.0 * (Y - 1.0), atol=1e-3)
+    np.testing.assert_allclose(
+        svi.run(KEY, 400, progress_bar=False).params["phi"], 2.0 * (Y - 1.0), atol=1e-3
+    )
     state = SVI(coins_model, gradient(coins_guide, averaged), optax.adam(0.1), ELBO()).init(KEY)
     assert state.mutable_state["z_baseline"]["average"].shape == (3,)  # one for each lane
 
@@ -380,7 +429,8 @@ def test_handlers_and_nuts_of_numpyro_take_a_vmapped_program():
     kernel = NUTS(vmapped(model), init_strategy=init_to_value(values={"z": X}))
     mcmc = MCMC(kernel, num_warmup=100, num_samples=400, progress_bar=False)
     mcmc.run(KEY)
-    np.testing.assert_allclose(mcmc.get_samples()["z"].mean(0), (X + Y) / 2, atol=0.2)  # sd of a mean 0.035 at full efficiency
+    # sd of a mean 0.035 at full efficiency
+    np.testing.assert_allclose(mcmc.get_samples()["z"].mean(0), (X + Y) / 2, atol=0.2)
 
 
 # --- values, keys and refusals
@@ -395,12 +445,18 @@ def test_values_from_handlers_outside():
     np.testing.assert_allclose(simulate(given, rng_key=KEY).log_density.total, normal(Y, X).sum(), rtol=1e-5)
     given = condition(vmapped(lane_normal), {"z": Y})
     np.testing.assert_allclose(log_density(given, {}).total, normal(Y, X).sum(), rtol=1e-5)
-    with pytest.raises(ModelError, match=r"Site 'z' is observed inside jax.vmap with the shape \(3,\) of all its lanes.*handlers.vmapped"):
+    with pytest.raises(
+        ModelError,
+        match=r"Site 'z' is observed inside jax.vmap with the shape \(3,\) of all its "
+        r"lanes.*handlers.vmapped",
+    ):
         log_density(condition(lane_normal, {"z": Y}), {})
     with pytest.raises(ModelError, match="Shapes disagree at site 'z'"):
         log_density(lane_normal, {"z": jnp.zeros(4)})
     with pytest.raises(ModelError, match=r"one lane has shape \(2,\), the value given \(3,\)"):
-        program = substitute(lambda: jax.vmap(lambda x: numpyro.sample("z", dist.Normal(x, jnp.ones(2))))(X[:2]), {"z": Y})
+        program = substitute(
+            lambda: jax.vmap(lambda x: numpyro.sample("z", dist.Normal(x, jnp.ones(2))))(X[:2]), {"z": Y}
+        )
         simulate(program, rng_key=KEY)
 
 
@@ -417,7 +473,8 @@ def test_keys_that_lanes_bring_and_ask_for():
 
     inside_grad = expectation(lambda: jax.grad(lambda x: x * random.normal(numpyro.prng_key()))(1.0))
     assert np.isfinite(inside_grad.value(KEY))
-    estimator = expectation(lambda: asks().prod())  # independent: the mean of the product is the product of the means
+    # independent: the mean of the product is the product of the means
+    estimator = expectation(lambda: asks().prod())
     values = jax.vmap(estimator.value)(random.split(KEY, 4000))
     assert abs(values.mean() - X.prod()) < 4.5 * values.std() / 4000**0.5
 
@@ -426,11 +483,21 @@ def test_keys_that_lanes_bring_and_ask_for():
     ("program", "message"),
     [
         (
-            lambda: jax.vmap(lambda x: scan(lambda c, _: (numpyro.sample("z", dist.Normal(x, 1.0)), None), x, None, length=2))(X),
+            lambda: jax.vmap(
+                lambda x: scan(
+                    lambda c, _: (numpyro.sample("z", dist.Normal(x, 1.0)), None), x, None, length=2
+                )
+            )(X),
             "Put the vmap",
         ),
-        (lambda: jax.grad(lambda x: numpyro.sample("z", dist.Normal(x, 1.0)))(1.0), "Site 'z' is sampled inside jax.jit, jax.grad"),
-        (lambda: jax.vmap(jax.grad(lambda x: numpyro.sample("z", dist.Normal(x, 1.0))))(X), "Site 'z' is sampled inside jax.jit, jax.grad"),
+        (
+            lambda: jax.grad(lambda x: numpyro.sample("z", dist.Normal(x, 1.0)))(1.0),
+            "Site 'z' is sampled inside jax.jit, jax.grad",
+        ),
+        (
+            lambda: jax.vmap(jax.grad(lambda x: numpyro.sample("z", dist.Normal(x, 1.0))))(X),
+            "Site 'z' is sampled inside jax.jit, jax.grad",
+        ),
     ],
     ids=["scan", "grad", "grad in vmap"],
 )
@@ -441,7 +508,11 @@ def test_refusals(program, message):
 
 def test_particles_inside_a_vmap_are_refused():
     with pytest.raises(ModelError, match="replicate is called inside jax.vmap"):
-        expectation(lambda: jax.vmap(lambda x: replicate(lambda: numpyro.sample("z", dist.Normal(x, 1.0)), 2).sum())(X).sum()).value(KEY)
+        expectation(
+            lambda: jax.vmap(lambda x: replicate(lambda: numpyro.sample("z", dist.Normal(x, 1.0)), 2).sum())(
+                X
+            ).sum()
+        ).value(KEY)
 
 
 @pytest.mark.slow

@@ -1,1 +1,3 @@
-"""Simulation-based calibration: data simulated from the prior, ranks of the truths, and whether they are uniform."""
+"""Simulation-based calibration: data simulated from the prior, ranks of the truths, and whether they are
+uniform.
+"""

@@ -1,4 +1,6 @@
-"""Are ranks uniform? An exact test of their empirical distribution function, and the band that makes it a picture."""
+"""Are ranks uniform? An exact test of their empirical distribution function, and the band that makes it a
+picture.
+"""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,9 +12,11 @@ from ppl_ext.errors import ArgumentError
 
 
 class Band(NamedTuple):
-    """Where the empirical distribution function of uniform ranks lies, all of it at once, with probability ``level`` or more.
+    """Where the empirical distribution function of uniform ranks lies, all of it at once, with probability
+    ``level`` or more.
 
-    ``points``: (L,), the probabilities (1, ..., L)/(L + 1) of a rank below 1, ..., L. ``lower``, ``upper``: (L,), fractions of the ranks.
+    ``points``: (L,), the probabilities (1, ..., L)/(L + 1) of a rank below 1, ..., L. ``lower``, ``upper``:
+    (L,), fractions of the ranks.
     """
 
     points: np.ndarray
@@ -23,14 +27,15 @@ class Band(NamedTuple):
 def uniformity_p_value(ranks: Any, num_draws: int) -> float:
     r"""The probability that uniform ranks stray from the diagonal as far as these do, somewhere.
 
-    With :math:`c_l` the number of the N ranks at most l, each :math:`c_l` is Binomial(N, (l + 1)/(L + 1)) if the ranks are uniform on
-    0, ..., L. The statistic is the smallest two-sided tail probability over l,
+    With :math:`c_l` the number of the N ranks at most l, each :math:`c_l` is Binomial(N, (l + 1)/(L + 1)) if
+    the ranks are uniform on 0, ..., L. The statistic is the smallest two-sided tail probability over l,
 
     .. math:: t = \min_{l < L} 2 \min\{\Pr(C_l \le c_l),\ \Pr(C_l \ge c_l)\} ,
 
-    and its null distribution is computed, not simulated: the counts of the L + 1 values are independent Poisson given their sum, so the
-    probability that the path :math:`c_0, c_1, \dots` stays where no pointwise tail is as small as t is a product of L + 1 truncated
-    convolutions. It is exact for discrete ranks; with :func:`uniformity_band` it makes one and the same test.
+    and its null distribution is computed, not simulated: the counts of the L + 1 values are independent
+    Poisson given their sum, so the probability that the path :math:`c_0, c_1, \dots` stays where no pointwise
+    tail is as small as t is a product of L + 1 truncated convolutions. It is exact for discrete ranks; with
+    :func:`uniformity_band` it makes one and the same test.
 
     :param ranks: (N,), integers between 0 and L.
     :param num_draws: L, the number of draws that the truth was ranked among.
@@ -42,8 +47,8 @@ def uniformity_p_value(ranks: Any, num_draws: int) -> float:
     >>> uniformity_p_value([0, 0, 0, 0, 0, 9, 9, 9, 9, 9], num_draws=9) < 0.05
     True
 
-    Source: Säilynoja, Bürkner, Vehtari 2022, "Graphical test for discrete uniformity", section 2 (the statistic and the band; they find its
-    level by simulation or optimisation).
+    Source: Säilynoja, Bürkner, Vehtari 2022, "Graphical test for discrete uniformity", section 2 (the
+    statistic and the band; they find its level by simulation or optimisation).
     """
     ranks = _checked(ranks, num_draws)
     counts = np.bincount(ranks, minlength=num_draws + 1).cumsum()[:-1]
@@ -55,7 +60,8 @@ def uniformity_p_value(ranks: Any, num_draws: int) -> float:
 
 @lru_cache(maxsize=64)
 def uniformity_band(num_ranks: int, num_draws: int, level: float = 0.95) -> Band:
-    """The simultaneous band of :func:`uniformity_p_value`: ranks leave it somewhere if and only if their p-value is at most 1 - level.
+    """The simultaneous band of :func:`uniformity_p_value`: ranks leave it somewhere if and only if their
+    p-value is at most 1 - level.
 
     :param num_ranks: N, the number of ranks.
     :param num_draws: L, the largest rank.
@@ -70,12 +76,17 @@ def uniformity_band(num_ranks: int, num_draws: int, level: float = 0.95) -> Band
     Source: as :func:`uniformity_p_value`.
     """
     if num_ranks < 1 or num_draws < 1 or not 0.0 < level < 1.0:
-        raise ArgumentError(f"A band needs ranks, draws and a level between 0 and 1, got {num_ranks}, {num_draws} and {level}.")
+        raise ArgumentError(
+            f"A band needs ranks, draws and a level between 0 and 1, got {num_ranks}, {num_draws} and "
+            f"{level}."
+        )
     # The coverage jumps where a count falls out of the band; bisection ends on the wide side of the jump.
     low, high = (1.0 - level) / (2.0 * num_draws), 1.0
     for _ in range(40):
         middle = np.sqrt(low * high)
-        low, high = (middle, high) if _crossing(num_ranks, num_draws, middle) <= 1.0 - level else (low, middle)
+        low, high = (
+            (middle, high) if _crossing(num_ranks, num_draws, middle) <= 1.0 - level else (low, middle)
+        )
     inside = _tails(num_ranks, num_draws) > low
     counts = np.arange(num_ranks + 1)
     lower = np.where(inside, counts, num_ranks).min(axis=1)
@@ -88,7 +99,10 @@ def _checked(ranks: Any, num_draws: int) -> np.ndarray:
     if ranks.ndim != 1 or ranks.size == 0:
         raise ArgumentError(f"ranks must be a list of at least one rank, got shape {ranks.shape}.")
     if not np.equal(np.mod(ranks, 1), 0).all() or ranks.min() < 0 or ranks.max() > num_draws:
-        raise ArgumentError(f"ranks must be whole numbers between 0 and num_draws={num_draws}, got {ranks.min()} to {ranks.max()}.")
+        raise ArgumentError(
+            f"ranks must be whole numbers between 0 and num_draws={num_draws}, got {ranks.min()} to "
+            f"{ranks.max()}."
+        )
     return ranks.astype(np.int64)
 
 
@@ -100,7 +114,9 @@ def _points(num_draws: int) -> np.ndarray:
 def _tails(num_ranks: int, num_draws: int) -> np.ndarray:
     """(L, N + 1): the two-sided tail probability of each count at each point."""
     counts, points = np.arange(num_ranks + 1), _points(num_draws)[:, None]
-    return np.minimum(2.0 * np.minimum(bdtr(counts, num_ranks, points), bdtrc(counts - 1, num_ranks, points)), 1.0)
+    return np.minimum(
+        2.0 * np.minimum(bdtr(counts, num_ranks, points), bdtrc(counts - 1, num_ranks, points)), 1.0
+    )
 
 
 def _crossing(num_ranks: int, num_draws: int, threshold: float) -> float:

@@ -26,10 +26,11 @@ def checked_graph(
     sites: Mapping[str, Site],
     finite: frozenset[str],
 ) -> tuple[Graph, dict[str, int]]:
-    """The tables at one draw, compared with runs of the model in which each element of a finite site has an outcome of its own.
+    """The tables at one draw, compared with runs of the model in which each element of a finite site has an
+    outcome of its own.
 
-    NumPyro runs the model with all outcomes side by side on an axis of their own. A sum, a maximum or a matrix product over that axis
-    gives another density, without a word: here it is refused.
+    NumPyro runs the model with all outcomes side by side on an axis of their own. A sum, a maximum or a
+    matrix product over that axis gives another density, without a word: here it is refused.
 
     :raises ModelError: if they differ, or the model does not run that way; it names the site.
     """
@@ -61,10 +62,12 @@ def checked_graph(
         indices = {n: rng.integers(len(s.support), size=s.shape) for n, s in supports.items()}
         for name, term in zip(names, terms(indices), strict=True):
             if not _agrees(graph, data, sites, indices, name, np.asarray(term)):
-                felt = {base_name(i) for n in (name, PREVIOUS + name) for i in graph.factors.get(n, _NONE).inputs} & finite
+                felt = {
+                    base_name(i) for n in (name, PREVIOUS + name) for i in graph.factors.get(n, _NONE).inputs
+                } & finite
                 raise ModelError(
-                    f"{_refusal(sorted(felt - {name} or felt))}: the density of '{name}' is another one then (does it sum or contract over "
-                    "them?)"
+                    f"{_refusal(sorted(felt - {name} or felt))}: the density of '{name}' is another one "
+                    "then (does it sum or contract over them?)"
                 )
     return graph, scan_of
 
@@ -74,7 +77,10 @@ _NONE = funsor.Number(0.0)
 
 def _refusal(names: list[str]) -> str:
     listed = ", ".join(map(repr, names))
-    return f"The finite sites {listed} cannot be summed out here: the model cannot take all of their values side by side"
+    return (
+        f"The finite sites {listed} cannot be summed out here: the model cannot take all of their values "
+        "side by side"
+    )
 
 
 def _data(factor: funsor.terms.Funsor) -> jax.Array:
@@ -86,18 +92,33 @@ def _data(factor: funsor.terms.Funsor) -> jax.Array:
     return jnp.broadcast_to(whole, [factor.inputs[n].size for n in axes])
 
 
-def _agrees(graph: Graph, data, sites: Mapping[str, Site], indices: Mapping[str, np.ndarray], name: str, term: np.ndarray) -> bool:
+def _agrees(
+    graph: Graph,
+    data,
+    sites: Mapping[str, Site],
+    indices: Mapping[str, np.ndarray],
+    name: str,
+    term: np.ndarray,
+) -> bool:
     found = PREVIOUS + name in graph.factors, name in graph.factors
     pieces = []
     if found[0]:
         pieces.append(_looked_up(graph, data, PREVIOUS + name, indices, sites, 0, term[0]))
     if found[1]:
-        pieces.append(_looked_up(graph, data, name, indices, sites, 1 if found[0] else None, term[1:] if found[0] else term))
+        pieces.append(
+            _looked_up(
+                graph, data, name, indices, sites, 1 if found[0] else None, term[1:] if found[0] else term
+            )
+        )
     return all(np.allclose(table, part, rtol=1e-3, atol=1e-3, equal_nan=True) for table, part in pieces)
 
 
-def _looked_up(graph: Graph, tables, factor: str, indices, sites, first: int | None, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the table says at these outcomes, and the term, both over the term's axes. ``first``: the step that the factor begins with."""
+def _looked_up(
+    graph: Graph, tables, factor: str, indices, sites, first: int | None, part: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the table says at these outcomes, and the term, both over the term's axes. ``first``: the step
+    that the factor begins with.
+    """
     axes, dims, data = list(graph.factors[factor].inputs), graph.dims[factor], tables[factor]
     stacked = first == 1
     # Axes of the term: (steps,) then what its batch has, plates counted from the right.
@@ -113,7 +134,9 @@ def _looked_up(graph: Graph, tables, factor: str, indices, sites, first: int | N
         index, site = indices[base], sites[base]
         if site.in_scan and first is not None:
             # In the stacked factors the step before is called _PREV_; alone, the first step is.
-            steps = index[:-1] if stacked and name.startswith(PREVIOUS) else index[1:] if stacked else index[0]
+            steps = (
+                index[:-1] if stacked and name.startswith(PREVIOUS) else index[1:] if stacked else index[0]
+            )
         else:
             steps = index
         # The site's own plates lie on the right of the term's axes, as declared.

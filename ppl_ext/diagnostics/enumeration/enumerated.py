@@ -1,4 +1,6 @@
-"""Handlers around NumPyro's parallel enumeration of a ``scan``, which correct what it assumes of supports, values, and names of axes."""
+"""Handlers around NumPyro's parallel enumeration of a ``scan``, which correct what it assumes of supports,
+values, and names of axes.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,14 +20,16 @@ from ppl_ext.tracing.scan_bodies import run_in_scan_body
 class Indexed(Messenger):
     """Let NumPyro's enumeration of a ``scan`` see each finite site as a Categorical over its support.
 
-    It assumes that supports start at 0. Inside the body of a scan the value that enumeration will set is not known yet, so the law is
-    exchanged, and the program is handed what the index stands for. Under a mask each outcome counts one, as everywhere.
+    It assumes that supports start at 0. Inside the body of a scan the value that enumeration will set is not
+    known yet, so the law is exchanged, and the program is handed what the index stands for. Under a mask each
+    outcome counts one, as everywhere.
     """
 
     def __init__(self, fn: Callable | None, finite: Iterable[str]):
         super().__init__(fn)
         self.finite = frozenset(finite)
-        self.support: jax.Array | None = None  # of the site under way; in its message it would leak out of the scan
+        # of the site under way; in its message it would leak out of the scan
+        self.support: jax.Array | None = None
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
@@ -45,7 +49,8 @@ class Indexed(Messenger):
 class GivenInScan(Messenger):
     """Give the latent sites of a ``scan`` their values, step by step.
 
-    NumPyro's own substitution tells a series from a single value by its rank, and takes one for the other below an enumerated site.
+    NumPyro's own substitution tells a series from a single value by its rank, and takes one for the other
+    below an enumerated site.
     """
 
     def __init__(self, fn: Callable | None, values: Mapping[str, Any]):
@@ -55,19 +60,25 @@ class GivenInScan(Messenger):
     def process_message(self, msg):
         if msg["type"] == "control_flow":
             run_in_scan_body(self, msg, lambda step: GivenInScan(None, step), dict(self.values))
-        elif msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.values and not msg.get("_control_flow_done"):
+        elif (
+            msg["type"] == "sample"
+            and not msg["is_observed"]
+            and msg["name"] in self.values
+            and not msg.get("_control_flow_done")
+        ):
             msg["value"] = self.values[msg["name"]]
 
 
 class PackedTrace(packed_trace):
     """NumPyro's trace that names the axes of sites, each site in a frame of its own.
 
-    In one frame for all, an axis that no plate declares (a batch shape, a scan's steps) would keep its dimension, and a plate that comes
-    later could not have it: a bare KeyError.
+    In one frame for all, an axis that no plate declares (a batch shape, a scan's steps) would keep its
+    dimension, and a plate that comes later could not have it: a bare KeyError.
     """
 
     def postprocess_message(self, msg):
-        with LocalNamedMessenger(history=2):  # it sees the names of this step of a scan, and of the step before
+        # it sees the names of this step of a scan, and of the step before
+        with LocalNamedMessenger(history=2):
             super().postprocess_message(msg)
 
 

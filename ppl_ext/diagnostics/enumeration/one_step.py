@@ -1,7 +1,9 @@
-"""One-step-ahead terms of a chain, log p(y_t | y_<t): the forward algorithm on the factors that NumPyro's enumerated ``scan`` leaves.
+"""One-step-ahead terms of a chain, log p(y_t | y_<t): the forward algorithm on the factors that NumPyro's
+enumerated ``scan`` leaves.
 
-NumPyro unrolls the first step of such a scan (its sites are called ``_PREV_...``) and stacks the others along an axis of time. Between
-them, their factors hold the initial law, the transition and the emission; what links the steps is read off the axes that they have.
+NumPyro unrolls the first step of such a scan (its sites are called ``_PREV_...``) and stacks the others along
+an axis of time. Between them, their factors hold the initial law, the transition and the emission; what links
+the steps is read off the axes that they have.
 """
 
 import math
@@ -29,10 +31,11 @@ PREVIOUS, TIME_OF_CHAIN = "_PREV_", "_time"
 class Chain(NamedTuple):
     """The sites that make up one chain, by name.
 
-    ``observed``: what a term is the density of, jointly. ``carried``: the finite sites that a step sees of the one before. ``local``:
-    other finite sites within a step. ``initial``: finite sites before the scan that only its first step sees. ``static``: those that all
-    steps see. ``plates``: of the carried sites; each of their elements is a chain. ``kept``: those of them over which the terms are apart.
-    ``steps``: whether there is a second step at all.
+    ``observed``: what a term is the density of, jointly. ``carried``: the finite sites that a step sees of
+    the one before. ``local``: other finite sites within a step. ``initial``: finite sites before the scan
+    that only its first step sees. ``static``: those that all steps see. ``plates``: of the carried sites;
+    each of their elements is a chain. ``kept``: those of them over which the terms are apart. ``steps``:
+    whether there is a second step at all.
     """
 
     observed: tuple[str, ...]
@@ -58,11 +61,15 @@ class _Scans(Messenger):
         if msg["type"] == "control_flow" and msg["fn"] is scan_wrapper:
             self.count += 1
             if msg["args"][-1]:
-                raise ModelError("One-step-ahead terms run forward in time, but the scan has reverse=True. Reverse the data instead.")
+                raise ModelError(
+                    "One-step-ahead terms run forward in time, but the scan has reverse=True. Reverse the "
+                    "data instead."
+                )
             if msg["kwargs"].get("history", 1) != 1:
                 raise ModelError(
-                    f"One-step-ahead terms are there for scans with history=1; this one has history={msg['kwargs']['history']}. Carry the "
-                    "pair of the last states as one finite site instead."
+                    "One-step-ahead terms are there for scans with history=1; this one has "
+                    f"history={msg['kwargs']['history']}. Carry the pair of the last states as one finite "
+                    "site instead."
                 )
 
 
@@ -75,22 +82,38 @@ def chain_graph(
     sites: Mapping[str, Site],
     finite: Iterable[str],
 ) -> tuple[Graph, dict[str, int]]:
-    """The factors of a model on its full plates, finite sites enumerated, those inside ``scan`` too (first step and stacked rest); and the
-    number of the scan that a site is in."""
+    """The factors of a model on its full plates, finite sites enumerated, those inside ``scan`` too (first
+    step and stacked rest); and the number of the scan that a site is in."""
     finite = frozenset(finite)
-    ranks = [max([len(s.batch_shape) - s.in_scan, *(-p.dim for p in s.plates)], default=0) for s in sites.values()]
+    ranks = [
+        max([len(s.batch_shape) - s.in_scan, *(-p.dim for p in s.plates)], default=0) for s in sites.values()
+    ]
     inside, others = split_by_scan({name: v for name, v in values.items() if name not in finite}, sites)
-    model = infer_config(model, lambda msg: {"enumerate": "parallel"} if msg["name"] in finite else {"enumerate": None})
+    model = infer_config(
+        model, lambda msg: {"enumerate": "parallel"} if msg["name"] in finite else {"enumerate": None}
+    )
     model = seed(given(GivenInScan(Indexed(model, finite), inside), others, params), jax.random.key(0))
-    with plate_to_enum_plate(), PackedTrace() as trace, FullPlates(), (scans := _Scans()), enum(None, -max(ranks, default=0) - 1):
+    with (
+        plate_to_enum_plate(),
+        PackedTrace() as trace,
+        FullPlates(),
+        (scans := _Scans()),
+        enum(None, -max(ranks, default=0) - 1),
+    ):
         model(*args, **kwargs)
     factors, dims = {}, {}
     for name, msg in trace.items():
         if msg["type"] == "sample":
             names = msg["infer"]["dim_to_name"]
             log_prob = jnp.asarray(msg["fn"].log_prob(msg["value"]))
-            factors[name] = funsor.to_funsor(log_prob if names else log_prob.reshape(()), output=funsor.Real, dim_to_name=names)
-            dims[name] = {n: d for d, n in names.items() if base_name(n) not in finite and not n.startswith(TIME_OF_CHAIN)}
+            factors[name] = funsor.to_funsor(
+                log_prob if names else log_prob.reshape(()), output=funsor.Real, dim_to_name=names
+            )
+            dims[name] = {
+                n: d
+                for d, n in names.items()
+                if base_name(n) not in finite and not n.startswith(TIME_OF_CHAIN)
+            }
     return Graph(factors, dims), scans.scan_of
 
 
@@ -99,13 +122,18 @@ def find_chains(
 ) -> tuple[list[Chain], frozenset[str]]:
     """The chains of a model, and the finite sites that belong to none.
 
-    :raises ModelError: if steps are linked in a way that the forward algorithm does not cover; it names the sites.
+    :raises ModelError: if steps are linked in a way that the forward algorithm does not cover; it names the
+        sites.
     """
     names = _finite_by_site(graph, finite)
     left, chains, free = [n for n in sites if n in names], [], set()
     while left:
         group = {left[0]}
-        while more := {n for n in left if n not in group and (names[n] | {n}) & set().union(*((names[g] | {g}) & finite for g in group))}:
+        while more := {
+            n
+            for n in left
+            if n not in group and (names[n] | {n}) & set().union(*((names[g] | {g}) & finite for g in group))
+        }:
             group |= more
         left = [n for n in left if n not in group]
         if not any(sites[n].kind == "observed" for n in group):
@@ -121,11 +149,12 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
     r"""Log p(y_t | y_<t) of one chain, (time, *kept plates).
 
     .. math::
-        \ell_t = \log \sum_{z_{t-1}, z_t} \alpha_{t-1}(z_{t-1})\, p(z_t \mid z_{t-1})\, p(y_t \mid z_t), \qquad
-        \alpha_t(z_t) = e^{-\ell_t} \sum_{z_{t-1}} \alpha_{t-1}(z_{t-1})\, p(z_t \mid z_{t-1})\, p(y_t \mid z_t)
+        \ell_t = \log \sum_{z_{t-1}, z_t} \alpha_{t-1}(z_{t-1})\, p(z_t \mid z_{t-1})\, p(y_t \mid z_t),
+        \qquad \alpha_t(z_t) = e^{-\ell_t} \sum_{z_{t-1}} \alpha_{t-1}(z_{t-1})\, p(z_t \mid z_{t-1})\, p(y_t
+        \mid z_t)
 
-    with :math:`\alpha_t` normalised at each step, so that nothing accumulates and a long series costs no digits. A finite site that all
-    steps see (a class of the series) is weighted by its posterior given y_<t.
+    with :math:`\alpha_t` normalised at each step, so that nothing accumulates and a long series costs no
+    digits. A finite site that all steps see (a class of the series) is weighted by its posterior given y_<t.
 
     Source: Rabiner 1989, eqs. 19-20 and 92.
     """
@@ -133,11 +162,19 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
     carried = tuple(PREVIOUS + n for n in chain.carried)
     members = {*chain.observed, *chain.carried, *chain.local}
     sizes = _sizes(graph)
-    first = [_renamed(f) for n, f in graph.factors.items() if n.startswith(PREVIOUS) and base_name(n) in members]
+    first = [
+        _renamed(f) for n, f in graph.factors.items() if n.startswith(PREVIOUS) and base_name(n) in members
+    ]
     before = [graph.factors[n] for n in chain.initial]
-    alpha = _array(_eliminated(first + before, {*chain.local, *chain.initial}, chain.plates + state), chain.plates + state, sizes)
+    alpha = _array(
+        _eliminated(first + before, {*chain.local, *chain.initial}, chain.plates + state),
+        chain.plates + state,
+        sizes,
+    )
     prior = _array(
-        _eliminated([graph.factors[n] for n in chain.static], set(), chain.kept + chain.static), chain.kept + chain.static, sizes
+        _eliminated([graph.factors[n] for n in chain.static], set(), chain.kept + chain.static),
+        chain.kept + chain.static,
+        sizes,
     )
     num_plates, num_static, num_carried = len(chain.plates), len(chain.static), len(chain.carried)
     states = tuple(range(-num_carried, 0)) if num_carried else ()
@@ -146,10 +183,14 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
 
     def absorb(weights, alpha):
         here = logsumexp(alpha, axis=states) if states else alpha
-        alpha = jnp.where(jnp.isfinite(alpha), alpha - here.reshape(here.shape + (1,) * num_carried), -jnp.inf)
+        alpha = jnp.where(
+            jnp.isfinite(alpha), alpha - here.reshape(here.shape + (1,) * num_carried), -jnp.inf
+        )
         weights = weights + here.sum(apart)
         term = logsumexp(weights, axis=statics) if statics else weights
-        weights = jnp.where(jnp.isfinite(weights), weights - term.reshape(term.shape + (1,) * num_static), -jnp.inf)
+        weights = jnp.where(
+            jnp.isfinite(weights), weights - term.reshape(term.shape + (1,) * num_static), -jnp.inf
+        )
         return (weights, alpha), term
 
     carry, term = absorb(prior, alpha)
@@ -175,7 +216,11 @@ def chain_size(graph: Graph, chain: Chain) -> int:
     """How many numbers the joint transitions of a chain hold."""
     sizes = _sizes(graph)
     steps = max((n for name, n in sizes.items() if name.startswith(TIME_OF_CHAIN)), default=1)
-    return steps * math.prod(sizes[n] for n in (*chain.plates, *chain.static)) * math.prod(sizes[n] for n in chain.carried) ** 2
+    return (
+        steps
+        * math.prod(sizes[n] for n in (*chain.plates, *chain.static))
+        * math.prod(sizes[n] for n in chain.carried) ** 2
+    )
 
 
 def base_name(name: str) -> str:
@@ -186,47 +231,80 @@ def _finite_by_site(graph: Graph, finite: frozenset[str]) -> dict[str, frozenset
     """By site, the finite sites that its density depends on, in its first step or later."""
     out: dict[str, frozenset[str]] = {}
     for name, factor in graph.factors.items():
-        out[base_name(name)] = out.get(base_name(name), frozenset()) | {base_name(i) for i in factor.inputs if base_name(i) in finite}
+        out[base_name(name)] = out.get(base_name(name), frozenset()) | {
+            base_name(i) for i in factor.inputs if base_name(i) in finite
+        }
     return out
 
 
-def _chain(graph: Graph, scan_of: Mapping[str, int], sites: Mapping[str, Site], finite: frozenset[str], group: list[str]) -> Chain:
+def _chain(
+    graph: Graph,
+    scan_of: Mapping[str, int],
+    sites: Mapping[str, Site],
+    finite: frozenset[str],
+    group: list[str],
+) -> Chain:
     observed = tuple(n for n in group if sites[n].kind == "observed")
     label = _listed(observed)
     given_sites = [n for n in group if n not in finite and n not in observed]
     if given_sites:
         raise ModelError(
-            f"One-step-ahead terms of {label} cannot be had: {_listed(given_sites)} depends on the chain's finite sites and is given "
-            "whole, later steps included."
+            f"One-step-ahead terms of {label} cannot be had: {_listed(given_sites)} depends on the chain's "
+            "finite sites and is given whole, later steps included."
         )
     outside = [n for n in observed if not sites[n].in_scan]
     if outside:
-        raise ModelError(f"One-step-ahead terms of {label} cannot be had: {_listed(outside)} is outside the scan and depends on its chain.")
+        raise ModelError(
+            f"One-step-ahead terms of {label} cannot be had: {_listed(outside)} is outside the scan and "
+            "depends on its chain."
+        )
     stacked = [graph.factors[n] for n in group if n in graph.factors and sites[n].in_scan]
     later = frozenset().union(*(f.inputs for f in stacked)) if stacked else frozenset()
     if len({scan_of[n] for n in group if n in scan_of}) > 1:
-        raise ModelError(f"One-step-ahead terms of {label} cannot be had: the sites lie in several scans that depend on each other.")
+        raise ModelError(
+            f"One-step-ahead terms of {label} cannot be had: the sites lie in several scans that depend on "
+            "each other."
+        )
     inside = [n for n in group if n in finite and sites[n].in_scan]
     before = [n for n in group if n in finite and not sites[n].in_scan]
     carried = tuple(n for n in inside if PREVIOUS + n in later)
     local = tuple(n for n in inside if n not in carried)
-    spans = {n: frozenset(graph.dims[n if n in graph.dims else PREVIOUS + n]) for n in (*inside, *before, *observed)}
-    plates = spans[carried[0]] if carried else frozenset.intersection(*(spans[n] for n in (*local, *observed)))
+    spans = {
+        n: frozenset(graph.dims[n if n in graph.dims else PREVIOUS + n])
+        for n in (*inside, *before, *observed)
+    }
+    plates = (
+        spans[carried[0]] if carried else frozenset.intersection(*(spans[n] for n in (*local, *observed)))
+    )
     initial = tuple(n for n in before if n not in later and spans[n] >= plates)
     static = tuple(n for n in before if n not in initial)
     kept = spans[static[0]] if static else plates
-    # Where these do not hold, chains of several plate elements are coupled: exact terms would cost K to the power of their number.
+    # Where these do not hold, chains of several plate elements are coupled: exact terms would cost K to the
+    # power of their number.
     coupled = [n for n in carried if spans[n] != plates]
     coupled += [n for n in (*local, *observed) if not spans[n] >= plates]
-    coupled += [n for n in static if spans[n] != kept or not kept <= plates or not _finite_by_site(graph, finite)[n] <= set(static)]
+    coupled += [
+        n
+        for n in static
+        if spans[n] != kept or not kept <= plates or not _finite_by_site(graph, finite)[n] <= set(static)
+    ]
     if coupled:
         raise ModelError(
-            f"One-step-ahead terms of {label} cannot be had exactly: {_listed(coupled)} couples the chains of several plate elements. "
-            "Give it a value, or the same plates as the other finite sites."
+            f"One-step-ahead terms of {label} cannot be had exactly: {_listed(coupled)} couples the chains "
+            "of several plate elements. Give it a value, or the same plates as the other finite sites."
         )
     rank = {p: graph.dims[n][p] for n in graph.dims for p in graph.dims[n]}
     by_axis = sorted(plates, key=lambda p: rank[p])
-    return Chain(observed, carried, local, initial, static, tuple(by_axis), tuple(p for p in by_axis if p in kept), bool(stacked))
+    return Chain(
+        observed,
+        carried,
+        local,
+        initial,
+        static,
+        tuple(by_axis),
+        tuple(p for p in by_axis if p in kept),
+        bool(stacked),
+    )
 
 
 def _sizes(graph: Graph) -> dict[str, int]:

@@ -1,4 +1,6 @@
-"""Log likelihood terms of a model whose finite latent sites are summed out, by the one elimination that objectives use too."""
+"""Log likelihood terms of a model whose finite latent sites are summed out, by the one elimination that
+objectives use too.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -24,9 +26,15 @@ def sample_sites(sites: Mapping[str, Site]) -> list[str]:
 
 
 def messages_at(
-    model: Callable, values: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]
+    model: Callable,
+    values: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
 ) -> dict[str, dict]:
-    """The messages of a run on the full plates in which latent sites have these values, kept from handlers around."""
+    """The messages of a run on the full plates in which latent sites have these values, kept from handlers
+    around.
+    """
     with Aside(), (record := Record(model)), FullPlates():
         seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
     return record.sites
@@ -42,9 +50,11 @@ def elimination_at(
     finite: Iterable[str],
     by_plates: bool = False,
 ) -> Elimination:
-    """The terms of a model on its full plates as tables over its finite sites; no scale. Works under ``jit`` and ``vmap``.
+    """The terms of a model on its full plates as tables over its finite sites; no scale. Works under ``jit``
+    and ``vmap``.
 
-    :param by_plates: where the data flow between a site and a term is lost along a plate of both, the plate decides.
+    :param by_plates: where the data flow between a site and a term is lost along a plate of both, the plate
+        decides.
     """
     finite, names = frozenset(finite), sample_sites(sites)
     values = {n: v for n, v in values.items() if n not in finite}
@@ -71,16 +81,22 @@ def by_plates_needed(
     sites: Mapping[str, Site],
     finite: Iterable[str],
 ) -> bool:
-    """Whether the sites can be summed out only if plates are trusted where the data flow is lost; checked at one draw, by numbers.
+    """Whether the sites can be summed out only if plates are trusted where the data flow is lost; checked at
+    one draw, by numbers.
 
-    Some densities mix axes inside (a mixture of multivariates, a sine-skewed law), and the data flow cannot see that rows stay apart. Their
-    plate says so. That the tables then made are those of the program is seen by giving each element an outcome of its own, at random.
+    Some densities mix axes inside (a mixture of multivariates, a sine-skewed law), and the data flow cannot
+    see that rows stay apart. Their plate says so. That the tables then made are those of the program is seen
+    by giving each element an outcome of its own, at random.
 
     :raises ModelError: if they cannot be summed out; the message names the sites.
     """
     finite = frozenset(finite)
     try:
-        jax.eval_shape(lambda v, p: elimination_at(model, v, args, kwargs, p, sites, finite).lane_size, dict(values), dict(params))
+        jax.eval_shape(
+            lambda v, p: elimination_at(model, v, args, kwargs, p, sites, finite).lane_size,
+            dict(values),
+            dict(params),
+        )
         return False
     except ModelError as error:
         refusal = error
@@ -100,8 +116,12 @@ def by_plates_needed(
     return True
 
 
-def relevant(elimination: Elimination, names: list[str], start: Iterable[str], through: Iterable[str]) -> set[str]:
-    """``start`` and the sites in ``through`` linked to it by finite sites, the finite sites themselves included."""
+def relevant(
+    elimination: Elimination, names: list[str], start: Iterable[str], through: Iterable[str]
+) -> set[str]:
+    """``start`` and the sites in ``through`` linked to it by finite sites, the finite sites themselves
+    included.
+    """
     feels = {n: frozenset(deps) for n, deps in zip(names, elimination.credit, strict=True)}
     chosen, candidates = set(start), set(through) | set(elimination.sites)
     while True:
@@ -161,7 +181,11 @@ class TermsPlan:
             return None
         site = self.sites[members[0]]
         plates = {len(sizes) + p.dim: p.name for p in site.plates} | ({0: TIME} if site.in_scan else {})
-        return tuple((plates.get(a, f"_pyro_dim_{len(sizes) - a}"), a - len(sizes)) for a, n in enumerate(sizes) if shape[a] == n)
+        return tuple(
+            (plates.get(a, f"_pyro_dim_{len(sizes) - a}"), a - len(sizes))
+            for a, n in enumerate(sizes)
+            if shape[a] == n
+        )
 
     def evaluate(self, elimination: Elimination) -> dict[str, jax.Array]:
         """The terms by label, over their batch or over the plates that are left."""
@@ -178,15 +202,20 @@ class TermsPlan:
         return out
 
     def _check_exact(self, elimination: Elimination, rest: set[str], name: str, own: frozenset[int]) -> None:
-        """One observation at a time is exact if what else is known of its finite sites lies in its own plate elements."""
+        """One observation at a time is exact if what else is known of its finite sites lies in its own plate
+        elements.
+        """
         finite = frozenset(elimination.sites)
         evidence = rest - finite
         if not evidence:
             return
         spans = {elimination.structure.plates_of(n) & own for n in rest & finite}
-        beyond = [n for n in evidence if not all(elimination.plates(self.number[n]) & own <= span for span in spans)]
+        beyond = [
+            n for n in evidence if not all(elimination.plates(self.number[n]) & own <= span for span in spans)
+        ]
         if len(spans) > 1 or beyond:
             raise ModelError(
-                f"Single terms of '{name}' cannot be had exactly: the latent site {', '.join(map(repr, sorted(evidence)))} "
-                "depends on finite sites that several observations share. Use units='independent'."
+                f"Single terms of '{name}' cannot be had exactly: the latent site "
+                f"{', '.join(map(repr, sorted(evidence)))} depends on finite sites that several "
+                "observations share. Use units='independent'."
             )

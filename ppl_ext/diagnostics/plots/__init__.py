@@ -1,4 +1,6 @@
-"""Pictures of results. Each takes axes and returns them; Matplotlib, the extra ``plots``, is loaded when one is drawn."""
+"""Pictures of results. Each takes axes and returns them; Matplotlib, the extra ``plots``, is loaded when one
+is drawn.
+"""
 
 from ppl_ext.diagnostics.plots.calibration import plot_calibration
 from ppl_ext.diagnostics.plots.elbo import plot_elbo

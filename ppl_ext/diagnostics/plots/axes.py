@@ -42,11 +42,15 @@ def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: 
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise MissingExtraError("Pictures need Matplotlib, which is not installed: pip install 'ppl_ext[plots]'.") from error
+        raise MissingExtraError(
+            "Pictures need Matplotlib, which is not installed: pip install 'ppl_ext[plots]'."
+        ) from error
     return plt.subplots(rows, columns, figsize=figsize, layout="constrained", squeeze=False, **options)[1]
 
 
-def several_axes(axes: Any, count: int, figsize: tuple[float, float], what: str, **options: Any) -> np.ndarray:
+def several_axes(
+    axes: Any, count: int, figsize: tuple[float, float], what: str, **options: Any
+) -> np.ndarray:
     """``axes`` as a flat array of ``count``, or those of a new figure."""
     if axes is None:
         return new_axes(count, figsize, **options)

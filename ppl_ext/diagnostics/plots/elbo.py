@@ -20,18 +20,22 @@ def plot_elbo(
     label: str | None = None,
     color: Any = None,
 ) -> Any:
-    r"""Draw the objective (minus the loss) of each restart, smoothed, with the noise of single steps as a band.
+    r"""Draw the objective (minus the loss) of each restart, smoothed, with the noise of single steps as a
+    band.
 
-    The line is the mean over a window of w steps, the band one standard deviation s of single steps to each side, told from the
-    differences of neighbours so that a slope is no noise. Where a run has settled, its last window estimates the objective with standard
-    error :math:`s/\sqrt w`, which the legend gives: restarts whose numbers differ by many of those ended in different places. The vertical
-    axis leaves out the first fifth of the run, which would flatten the rest. A run that stopped being finite ends in a cross.
+    The line is the mean over a window of w steps, the band one standard deviation s of single steps to each
+    side, told from the differences of neighbours so that a slope is no noise. Where a run has settled, its
+    last window estimates the objective with standard error :math:`s/\sqrt w`, which the legend gives:
+    restarts whose numbers differ by many of those ended in different places. The vertical axis leaves out the
+    first fifth of the run, which would flatten the rest. A run that stopped being finite ends in a cross.
 
-    :param result: a ``Fit``, an ``SVIRunResult``, a report with a ``vi_trace``, or losses (step,) or (chain, step), in nats.
+    :param result: a ``Fit``, an ``SVIRunResult``, a report with a ``vi_trace``, or losses (step,) or (chain,
+        step), in nats.
     :param ax: Matplotlib axes to draw on; new ones by default. Several results may go on the same axes.
     :param window: w; by default a fiftieth of the run.
     :param noise: whether to draw the band.
-    :param label: name of the result, if it shares the axes with others; its restarts then have one colour and one line in the legend.
+    :param label: name of the result, if it shares the axes with others; its restarts then have one colour and
+        one line in the legend.
     :param color: one colour for all restarts.
     :return: the axes.
     :raises ArgumentTypeError: if there are no losses in ``result``.
@@ -48,9 +52,13 @@ def plot_elbo(
     num_steps = traces.shape[1]
     window = max(1, num_steps // 50) if window is None else window
     if not isinstance(window, int | np.integer) or not 1 <= window <= num_steps:
-        raise ArgumentError(f"window must be a whole number of steps between 1 and {num_steps}, got {window!r}.")
+        raise ArgumentError(
+            f"window must be a whole number of steps between 1 and {num_steps}, got {window!r}."
+        )
     ax = one_axes(ax)
-    shared = color if color is not None or label is None else colour(len({line.get_color() for line in ax.lines}))
+    shared = (
+        color if color is not None or label is None else colour(len({line.get_color() for line in ax.lines}))
+    )
     for chain, trace in enumerate(traces):
         here = colour(chain) if shared is None else shared
         finite = np.isfinite(trace)
@@ -58,13 +66,29 @@ def plot_elbo(
         width = min(window, length)
         if width:
             steps, mean, sd = _smooth(trace[:length], width)
-            name = f"restart {chain}: {_estimate(mean[-1], sd[-1] / np.sqrt(width))}" if label is None and length == num_steps else None
-            ax.plot(steps, mean, color=here, lw=1.4 if label is None else 1.0, alpha=0.9, label=name, gid=_MARK)
+            name = (
+                f"restart {chain}: {_estimate(mean[-1], sd[-1] / np.sqrt(width))}"
+                if label is None and length == num_steps
+                else None
+            )
+            ax.plot(
+                steps, mean, color=here, lw=1.4 if label is None else 1.0, alpha=0.9, label=name, gid=_MARK
+            )
             if noise:
-                ax.fill_between(steps, mean - sd, mean + sd, color=here, alpha=0.25 / np.sqrt(len(traces)), lw=0, zorder=1)
+                ax.fill_between(
+                    steps, mean - sd, mean + sd, color=here, alpha=0.25 / np.sqrt(len(traces)), lw=0, zorder=1
+                )
         if length < num_steps:
             last = (steps[-1], mean[-1]) if width else (0, 0.0)
-            ax.plot(*last, "X", color=here, ms=9, mec="white", label=f"restart {chain}: not finite at step {length}", gid=_MARK)
+            ax.plot(
+                *last,
+                "X",
+                color=here,
+                ms=9,
+                mec="white",
+                label=f"restart {chain}: not finite at step {length}",
+                gid=_MARK,
+            )
     if label is not None:
         restarts = f", {len(traces)} restarts" if len(traces) > 1 else ""
         ax.plot([], [], color=shared, lw=2, label=label + restarts)

@@ -29,11 +29,13 @@ def plot_forest(
 ) -> np.ndarray:
     """Draw posterior means with 50 % and 94 % intervals, one panel a variable, one colour an algorithm.
 
-    The first result is the reference: a faint line stands at its means. If all variables are scalars, a row is an algorithm; otherwise a
-    row is an element, with the algorithms beside each other.
+    The first result is the reference: a faint line stands at its means. If all variables are scalars, a row
+    is an algorithm; otherwise a row is an element, with the algorithms beside each other.
 
-    :param results: by name, each a ``Fit``, a numpyro ``MCMC``, an ArviZ report, or a mapping from variables to draws (chain, draw, ...).
-    :param var_names: which variables, in order; by default all continuous ones that every result has. The first 40 elements are shown.
+    :param results: by name, each a ``Fit``, a numpyro ``MCMC``, an ArviZ report, or a mapping from variables
+        to draws (chain, draw, ...).
+    :param var_names: which variables, in order; by default all continuous ones that every result has. The
+        first 40 elements are shown.
     :param axes: Matplotlib axes, one for each variable; a new row of them by default.
     :param labels: titles of the panels by variable.
     :param colors: colours by result.
@@ -45,27 +47,47 @@ def plot_forest(
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> axes = plot_forest({"NUTS": {"mu": rng.normal(size=(4, 200))}, "ELBO": {"mu": 0.8 * rng.normal(size=(1, 500))}})
+    >>> axes = plot_forest({"NUTS": {"mu": rng.normal(size=(4, 200))}, "ELBO": {"mu": 0.8 * rng.normal(size=(
+    ...     1, 500))}})
     >>> [tick.get_text() for tick in axes[0].get_yticklabels()]
     ['NUTS', 'ELBO']
     """
     if not isinstance(results, Mapping) or not results:
-        raise ArgumentTypeError(f"results must map names to results, for instance {{'NUTS': mcmc}}; got {type(results).__name__}.")
+        raise ArgumentTypeError(
+            f"results must map names to results, for instance {{'NUTS': mcmc}}; got {type(results).__name__}."
+        )
     draws = {name: posterior_draws(result, num_samples) for name, result in results.items()}
-    chosen = _common(draws) if var_names is None else [var_names] if isinstance(var_names, str) else list(var_names)
+    chosen = (
+        _common(draws)
+        if var_names is None
+        else [var_names]
+        if isinstance(var_names, str)
+        else list(var_names)
+    )
     for variable in chosen:
         for name, values in draws.items():
             if variable not in values:
-                raise ArgumentError(f"The result '{name}' has no draws of '{variable}'. It has: {sorted(values)}.")
-    panels = {variable: {name: _rows(variable, values[variable]) for name, values in draws.items()} for variable in chosen}
+                raise ArgumentError(
+                    f"The result '{name}' has no draws of '{variable}'. It has: {sorted(values)}."
+                )
+    panels = {
+        variable: {name: _rows(variable, values[variable]) for name, values in draws.items()}
+        for variable in chosen
+    }
     for variable, panel in panels.items():
         sizes = {name: rows.draws.shape[1] for name, rows in panel.items()}
         if len(set(sizes.values())) > 1:
-            raise ArgumentError(f"'{variable}' has a different number of elements in different results: {sizes}.")
+            raise ArgumentError(
+                f"'{variable}' has a different number of elements in different results: {sizes}."
+            )
     inks = {name: (colors or {}).get(name, colour(i)) for i, name in enumerate(results)}
     scalars = all(next(iter(panel.values())).labels == [""] for panel in panels.values())
-    height = max(len(next(iter(panel.values())).labels) for panel in panels.values()) * (0.12 + 0.14 * len(results))
-    axes = several_axes(axes, len(chosen), (max(4.5, 2.9 * len(chosen)), max(2.4, 1.2 + height)), "variable", sharey=scalars)
+    height = max(len(next(iter(panel.values())).labels) for panel in panels.values()) * (
+        0.12 + 0.14 * len(results)
+    )
+    axes = several_axes(
+        axes, len(chosen), (max(4.5, 2.9 * len(chosen)), max(2.4, 1.2 + height)), "variable", sharey=scalars
+    )
     for ax, (variable, panel) in zip(axes, panels.items(), strict=True):
         _panel(ax, panel, inks, scalars)
         tidy(ax, (labels or {}).get(variable, variable))
@@ -79,9 +101,13 @@ def plot_forest(
 
 def _common(draws: Mapping[str, Mapping[str, Any]]) -> list[str]:
     first, *others = draws.values()
-    chosen = [v for v, x in first.items() if np.asarray(x).dtype.kind == "f" and all(v in other for other in others)]
+    chosen = [
+        v for v, x in first.items() if np.asarray(x).dtype.kind == "f" and all(v in other for other in others)
+    ]
     if not chosen:
-        raise ArgumentError(f"The results share no continuous variable: { ({n: sorted(v) for n, v in draws.items()}) }.")
+        raise ArgumentError(
+            f"The results share no continuous variable: { ({n: sorted(v) for n, v in draws.items()}) }."
+        )
     return chosen
 
 
@@ -92,7 +118,8 @@ def _rows(variable: str, x: Any) -> _Rows:
         raise ArgumentError(f"Draws of '{variable}' must be (chain, draw, ...), got shape {values.shape}.")
     shape = values.shape[2:]
     coordinates = [
-        x[d].values if d in getattr(x, "coords", ()) else range(n) for d, n in zip(getattr(x, "dims", ())[2:], shape, strict=False)
+        x[d].values if d in getattr(x, "coords", ()) else range(n)
+        for d, n in zip(getattr(x, "dims", ())[2:], shape, strict=False)
     ]
     coordinates = coordinates or [range(n) for n in shape]
     count = int(np.prod(shape))

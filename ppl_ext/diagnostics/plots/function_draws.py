@@ -1,4 +1,6 @@
-"""Sets of function draws side by side: those of a prior before and after it was tuned, say, and of what it was tuned to."""
+"""Sets of function draws side by side: those of a prior before and after it was tuned, say, and of what it
+was tuned to.
+"""
 
 from collections.abc import Mapping
 from typing import Any

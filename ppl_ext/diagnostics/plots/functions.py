@@ -22,8 +22,8 @@ def plot_functions(
 ) -> Any:
     """Draw functions of one variable: pointwise central bands, the pointwise median, and some of the draws.
 
-    The bands hold for each input by itself; the lines show what they do not: how smooth a single function is, and how its values at two
-    inputs go together.
+    The bands hold for each input by itself; the lines show what they do not: how smooth a single function is,
+    and how its values at two inputs go together.
 
     :param x: (point,), the inputs, in any order.
     :param draws: (..., point), for instance (chain, draw, point): the functions' values there.
@@ -46,11 +46,15 @@ def plot_functions(
     """
     x, draws = np.asarray(x, np.float64), np.asarray(draws, np.float64)
     if x.ndim != 1 or draws.ndim < 2 or draws.shape[-1] != len(x):
-        raise ArgumentError(f"x must be (point,) and draws (..., point), got shapes {x.shape} and {draws.shape}.")
+        raise ArgumentError(
+            f"x must be (point,) and draws (..., point), got shapes {x.shape} and {draws.shape}."
+        )
     if any(not 0.0 < level < 1.0 for level in levels):
         raise ArgumentError(f"levels must lie between 0 and 1, got {tuple(levels)}.")
     if observed is not None and (len(observed) != 2 or np.shape(observed[0]) != np.shape(observed[1])):
-        raise ArgumentError(f"observed must be inputs and outputs of one shape, got {[np.shape(o) for o in observed]}.")
+        raise ArgumentError(
+            f"observed must be inputs and outputs of one shape, got {[np.shape(o) for o in observed]}."
+        )
     order = np.argsort(x, kind="stable")
     x, draws = x[order], draws.reshape(-1, draws.shape[-1])[:, order]
     ax = one_axes(ax)
@@ -63,7 +67,9 @@ def plot_functions(
         ax.plot(x, draws[i], color=ink, lw=0.6, alpha=0.5, zorder=2)
     ax.plot(x, np.median(draws, axis=0), color=ink, lw=2.0, zorder=3, label=label)
     if observed is not None:
-        ax.plot(np.ravel(observed[0]), np.ravel(observed[1]), "o", color="0.15", ms=4, mew=0, alpha=0.8, zorder=4)
+        ax.plot(
+            np.ravel(observed[0]), np.ravel(observed[1]), "o", color="0.15", ms=4, mew=0, alpha=0.8, zorder=4
+        )
     bands = " and ".join(f"{100 * level:.3g} %" for level in sorted(levels))
     tidy(ax, f"median, {bands} bands" if levels else None, xlabel="x", ylabel="f(x)")
     if label is not None:

@@ -10,15 +10,20 @@ from ppl_ext.diagnostics.psis import pareto_k_threshold, psis
 from ppl_ext.diagnostics.reading import log_weights
 
 
-def plot_khat(result: Any, ax: Any = None, *, names: Sequence[str] | None = None, num_samples: int = 1000) -> Any:
-    r"""Draw the largest importance weights, sorted, with their fitted tail, the shape k and the importance ESS.
+def plot_khat(
+    result: Any, ax: Any = None, *, names: Sequence[str] | None = None, num_samples: int = 1000
+) -> Any:
+    r"""Draw the largest importance weights, sorted, with their fitted tail, the shape k and the importance
+    ESS.
 
-    Points are the weights of the tail: the i-th largest of S at height (i - 1/2)/S, the share of draws that weigh as much or more; its
-    place is the logarithm of its weight, 0 being the average weight. A line is the fitted tail, :math:`\Pr(w > u + x) \propto (1 + k
-    x/\sigma)^{-1/k}`, cut at the largest weight, as the smoothed weights are. Far to the right and high up the heavy tails lie: single
-    draws that outweigh all the others. The dashed line is a tail of k = 0.7 from the same start, the heaviest that can be relied on.
+    Points are the weights of the tail: the i-th largest of S at height (i - 1/2)/S, the share of draws that
+    weigh as much or more; its place is the logarithm of its weight, 0 being the average weight. A line is the
+    fitted tail, :math:`\Pr(w > u + x) \propto (1 + k x/\sigma)^{-1/k}`, cut at the largest weight, as the
+    smoothed weights are. Far to the right and high up the heavy tails lie: single draws that outweigh all the
+    others. The dashed line is a tail of k = 0.7 from the same start, the heaviest that can be relied on.
 
-    :param result: a ``Fit``, its draws, a report of a guide, or log weights (draw,) or (chain, draw), in nats.
+    :param result: a ``Fit``, its draws, a report of a guide, or log weights (draw,) or (chain, draw), in
+        nats.
     :param ax: Matplotlib axes to draw on; new ones by default.
     :param names: of the chains, for the legend.
     :param num_samples: draws a chain from a ``Fit``.
@@ -43,23 +48,31 @@ def plot_khat(result: Any, ax: Any = None, *, names: Sequence[str] | None = None
     for i, (raw, smooth, k) in enumerate(zip(weights, smoothed, shapes, strict=True)):
         label = f"{names[i]}: k = {k:.2f}, ESS {ess[i]:.0f}" if len(weights) > 1 else None
         if np.isnan(k):
-            ax.plot([], [], "o", color=colour(i), label=f"{names[i]}: failed, a log weight is NaN or infinite")
+            ax.plot(
+                [], [], "o", color=colour(i), label=f"{names[i]}: failed, a log weight is NaN or infinite"
+            )
             continue
         _tail(ax, raw, smooth, num_draws, colour(i), label)
     _limit(ax, weights[0], num_draws)
     worst = int(np.argmax(np.where(np.isnan(shapes), np.inf, shapes)))
     whose = f"worst of {len(weights)}: " if len(weights) > 1 else ""
     limit = pareto_k_threshold(num_draws)
-    title = f"{whose}Pareto k = {shapes[worst]:.2f} (good up to {limit:.2f}), ESS {ess[worst]:.0f} of {num_draws}"
+    title = (
+        f"{whose}Pareto k = {shapes[worst]:.2f} (good up to {limit:.2f}), ESS {ess[worst]:.0f} of {num_draws}"
+    )
     ax.set_yscale("log")
-    tidy(ax, title, xlabel="log weight, nats above the average weight", ylabel="share of draws that weigh more")
+    tidy(
+        ax, title, xlabel="log weight, nats above the average weight", ylabel="share of draws that weigh more"
+    )
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False)
     return ax
 
 
 def _split(raw: np.ndarray, num_draws: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Indices of the tail and of the rest, each from small to large, and the logarithm of the average weight."""
+    """Indices of the tail and of the rest, each from small to large, and the logarithm of the average
+    weight.
+    """
     size = int(np.ceil(min(num_draws / 5.0, 3.0 * np.sqrt(num_draws))))  # as psis chooses it
     order = np.argsort(raw, kind="stable")
     order = order[np.isfinite(raw[order])]
@@ -78,7 +91,13 @@ def _tail(ax: Any, raw: np.ndarray, smooth: np.ndarray, num_draws: int, ink: str
     shift = raw[rest[0]] - smooth[rest[0]] if len(rest) else 0.0
     share = _shares(tail, num_draws)
     ax.plot(raw[tail] - average, share, "o", ms=4, color=ink, alpha=0.55, mew=0, label=label)
-    ax.plot(smooth[tail] + shift - average, share, color=ink, lw=1.6, label="fitted tail" if label is None else None)
+    ax.plot(
+        smooth[tail] + shift - average,
+        share,
+        color=ink,
+        lw=1.6,
+        label="fitted tail" if label is None else None,
+    )
 
 
 def _limit(ax: Any, raw: np.ndarray, num_draws: int, k: float = 0.7) -> None:
@@ -91,4 +110,12 @@ def _limit(ax: Any, raw: np.ndarray, num_draws: int, k: float = 0.7) -> None:
     left = _shares(tail, num_draws) * num_draws / len(tail)
     limit = start + (middle - start) * (left**-k - 1.0) / (2.0**k - 1.0)
     if middle > start > 0.0:
-        ax.plot(np.log(limit) + top - average, _shares(tail, num_draws), "--", color=GREY, lw=1.2, label="k = 0.7, the limit", zorder=1)
+        ax.plot(
+            np.log(limit) + top - average,
+            _shares(tail, num_draws),
+            "--",
+            color=GREY,
+            lw=1.2,
+            label="k = 0.7, the limit",
+            zorder=1,
+        )

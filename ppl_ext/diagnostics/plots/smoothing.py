@@ -1,4 +1,6 @@
-"""A smoothed series: what was known of the states at each time, what is known of them in the end, and how well particles did."""
+"""A smoothed series: what was known of the states at each time, what is known of them in the end, and how
+well particles did.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,21 +25,25 @@ def plot_smoothing(
     observed: Any = None,
     time: Any = None,
 ) -> np.ndarray:
-    """Draw the states of a smoothed series by time, one panel a site, then the effective sample size, then the renewal rate.
+    """Draw the states of a smoothed series by time, one panel a site, then the effective sample size, then
+    the renewal rate.
 
-    Each state has a filled band, given all observations, and one between dashed lines, given those up to its own time; at the end they
-    meet. Of a particle Gibbs result there is no filter; its last panel is the share of sweeps that changed the path: near zero, the sweeps
-    do not move there and need more particles.
+    Each state has a filled band, given all observations, and one between dashed lines, given those up to its
+    own time; at the end they meet. Of a particle Gibbs result there is no filter; its last panel is the share
+    of sweeps that changed the path: near zero, the sweeps do not move there and need more particles.
 
     :param result: of :func:`~ppl_ext.smoothing.smooth` or :class:`~ppl_ext.smoothing.ParisParticleGibbs`.
-    :param var_names: sites of the step, one panel each; all by default. Of an array the first three elements are drawn.
-    :param axes: Matplotlib axes, one for each panel; a new column of them by default. An exact result has no panel of sample sizes.
+    :param var_names: sites of the step, one panel each; all by default. Of an array the first three elements
+        are drawn.
+    :param axes: Matplotlib axes, one for each panel; a new column of them by default. An exact result has no
+        panel of sample sizes.
     :param level: probability of the bands.
     :param num_samples: trajectories that the bands of :func:`smooth` are made from.
     :param observed: (time,) or (time, series), data drawn as points on the first panel.
     :param time: (time,), labels of the steps; 0, 1, ... by default.
     :return: the axes, (panel,).
-    :raises ArgumentError: if a site is not there, a level is no probability, shapes do not fit or the axes are too few or too many.
+    :raises ArgumentError: if a site is not there, a level is no probability, shapes do not fit or the axes
+        are too few or too many.
     :raises MissingExtraError: if there is no Matplotlib.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -54,8 +60,12 @@ def plot_smoothing(
     >>> [ax.get_ylabel() for ax in axes]
     ['x', 'effective sample size']
     """
-    if not hasattr(result, "trajectories") and not (hasattr(result, "filtered") and hasattr(result, "sample")):
-        raise ArgumentTypeError(f"plot_smoothing takes what smooth or ParisParticleGibbs returned, got {type(result).__name__}.")
+    if not hasattr(result, "trajectories") and not (
+        hasattr(result, "filtered") and hasattr(result, "sample")
+    ):
+        raise ArgumentTypeError(
+            f"plot_smoothing takes what smooth or ParisParticleGibbs returned, got {type(result).__name__}."
+        )
     if not 0.0 < level < 1.0:
         raise ArgumentError(f"level must lie between 0 and 1, got {level}.")
     levels = [0.5 - level / 2.0, 0.5, 0.5 + level / 2.0]
@@ -64,7 +74,13 @@ def plot_smoothing(
     if not length:
         raise ArgumentError("The series is empty, so there is nothing to draw.")
     smoothed, filtered = _bands(result, levels, num_samples, length)
-    names = list(smoothed) if var_names is None else [var_names] if isinstance(var_names, str) else list(var_names)
+    names = (
+        list(smoothed)
+        if var_names is None
+        else [var_names]
+        if isinstance(var_names, str)
+        else list(var_names)
+    )
     for name in names:
         if name not in smoothed:
             raise ArgumentError(f"There is no site '{name}' in the step. There are: {list(smoothed)}.")
@@ -80,7 +96,9 @@ def plot_smoothing(
     if observed is not None:
         seen = np.asarray(observed)
         if not len(names) or seen.shape[:1] != (length,):
-            raise ArgumentError(f"observed must have the length of the series, {length}, got shape {seen.shape}.")
+            raise ArgumentError(
+                f"observed must have the length of the series, {length}, got shape {seen.shape}."
+            )
         axes[0].plot(time, seen.reshape(length, -1), ".", color="0.3", ms=4, zorder=4, label="observed")
         _legend(axes[0])
     if result.ess is not None:
@@ -100,7 +118,9 @@ def _bands(result: Any, levels: list[float], num_samples: int, length: int) -> t
     """Quantiles by site of a step, (level, time, ...): smoothed ones, and filtered ones where there are."""
     if hasattr(result, "trajectories"):
         drawn = {name: np.asarray(x).reshape(-1, *np.shape(x)[2:]) for name, x in result.trajectories.items()}
-        steps = [name for name, x in drawn.items() if x.shape[1:2] == (length,) and name not in _before(result)]
+        steps = [
+            name for name, x in drawn.items() if x.shape[1:2] == (length,) and name not in _before(result)
+        ]
         return {name: np.quantile(drawn[name], levels, axis=0) for name in steps}, {}
     filtered = {name: np.asarray(x) for name, x in result.filtered(levels).items()}
     drawn = {name: np.asarray(x) for name, x in result.sample(num_samples=num_samples).items()}
@@ -112,12 +132,22 @@ def _before(result: Any) -> frozenset[str]:
     return frozenset(getattr(result, "initial_names", ()))
 
 
-def _states(ax: Any, time: np.ndarray, smoothed: np.ndarray, filtered: np.ndarray | None, level: float) -> None:
+def _states(
+    ax: Any, time: np.ndarray, smoothed: np.ndarray, filtered: np.ndarray | None, level: float
+) -> None:
     flat = smoothed.reshape(*smoothed.shape[:2], -1)
     for i in range(min(flat.shape[2], MAX_LINES)):
         low, middle, high = flat[..., i]
         several = f"[{i}]" if flat.shape[2] > 1 else ""
-        ax.fill_between(time, low, high, color=colour(i), alpha=0.28, lw=0, label=f"smoothed{several}, {100 * level:.3g} %")
+        ax.fill_between(
+            time,
+            low,
+            high,
+            color=colour(i),
+            alpha=0.28,
+            lw=0,
+            label=f"smoothed{several}, {100 * level:.3g} %",
+        )
         ax.plot(time, middle, color=colour(i), lw=1.5)
         if filtered is not None:
             edges = filtered.reshape(*filtered.shape[:2], -1)[[0, 2], :, i].T

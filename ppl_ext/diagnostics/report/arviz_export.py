@@ -1,7 +1,8 @@
 """The report every inference gives, as ArviZ reads it. Only this module knows ArviZ 0.23 from 1.x.
 
-ArviZ 0.23 (what Python 3.11 gets) keeps a report in an ``InferenceData``, ArviZ 1.x in an xarray ``DataTree``. Both hold
-one xarray ``Dataset`` per group, so the datasets are built here and only the container differs.
+ArviZ 0.23 (what Python 3.11 gets) keeps a report in an ``InferenceData``, ArviZ 1.x in an xarray
+``DataTree``. Both hold one xarray ``Dataset`` per group, so the datasets are built here and only the
+container differs.
 """
 
 import datetime
@@ -18,11 +19,21 @@ from ppl_ext.diagnostics.sites import Site
 from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import told
 
-SAMPLE_GROUPS = ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats", "log_likelihood", "predictions")
+SAMPLE_GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "sample_stats",
+    "log_likelihood",
+    "predictions",
+)
 DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data")
 PREDICTION_GROUPS = ("predictions", "predictions_constant_data")
 ONE_STEP = "log_predictive_one_step"
-"""The group of terms log p(y_t | y_<t). Not in ``log_likelihood``, where ``arviz.loo`` would take them for something else."""
+"""The group of terms log p(y_t | y_<t). Not in ``log_likelihood``, where ``arviz.loo`` would take them for
+something else.
+"""
 RESERVED = ("chain", "draw", "step")
 
 Arrays = Mapping[str, Any]
@@ -41,18 +52,22 @@ def build_report(
     """Build the ArviZ report from plain dictionaries of arrays.
 
     :param groups: by group, arrays by variable. Groups of draws (posterior, posterior_predictive, prior,
-        prior_predictive, predictions, sample_stats) are (chain, draw, ...); observed_data and both constant_data are plain; vi_trace is
-        (chain, step, ...). Empty groups are left out. A "/" in a name, which netCDF keeps for itself, becomes a ".".
-    :param terms: the log likelihood. Masked elements are dropped, since leave-one-out would count them: such a variable
-        has one axis ``<site>_seen``, labelled by what is left of the plate (or, over several axes, by one coordinate
-        ``<site>_<axis>`` each). One-step-ahead terms go to a group of their own, :data:`ONE_STEP`, with a note.
-    :param dims: by variable, the names of the axes behind the group's own; by default ``<variable>_dim_0`` and so on.
+        prior_predictive, predictions, sample_stats) are (chain, draw, ...); observed_data and both
+        constant_data are plain; vi_trace is (chain, step, ...). Empty groups are left out. A "/" in a name,
+        which netCDF keeps for itself, becomes a ".".
+    :param terms: the log likelihood. Masked elements are dropped, since leave-one-out would count them: such
+        a variable has one axis ``<site>_seen``, labelled by what is left of the plate (or, over several axes,
+        by one coordinate ``<site>_<axis>`` each). One-step-ahead terms go to a group of their own,
+        :data:`ONE_STEP`, with a note.
+    :param dims: by variable, the names of the axes behind the group's own; by default ``<variable>_dim_0``
+        and so on.
     :param coords: by axis name, labels; by default 0, 1, 2, ...
     :param attrs: what to write on the report and on its posterior. ``None`` values are left out.
     :param pred_dims: as ``dims``, of the groups of predictions, where it goes before them.
-    :param asked: names in ``dims`` that a user gave: like those of ``pred_dims`` and ``coords``, each must fit something.
-    :raises ArgumentError: if an axis has not as many labels as entries, a file does not keep labels such as these, or a name that was asked
-        for fits nothing.
+    :param asked: names in ``dims`` that a user gave: like those of ``pred_dims`` and ``coords``, each must
+        fit something.
+    :raises ArgumentError: if an axis has not as many labels as entries, a file does not keep labels such as
+        these, or a name that was asked for fits nothing.
     :return: ``arviz.InferenceData`` with ArviZ 0.23, ``xarray.DataTree`` with 1.x.
 
     >>> import numpy as np
@@ -67,9 +82,13 @@ def build_report(
     )
     datasets: dict[str, xr.Dataset] = {}
     for group, variables in groups.items():
-        leading = () if group in DATA_GROUPS else ("chain", "step") if group == "vi_trace" else ("chain", "draw")
+        leading = (
+            () if group in DATA_GROUPS else ("chain", "step") if group == "vi_trace" else ("chain", "draw")
+        )
         here = {**dims, **pred_dims} if group in PREDICTION_GROUPS else dims
-        arrays = [_array(name, x, leading, here.get(name), coords, group) for name, x in (variables or {}).items()]
+        arrays = [
+            _array(name, x, leading, here.get(name), coords, group) for name, x in (variables or {}).items()
+        ]
         if arrays:
             datasets[group] = _dataset(arrays)
     terms = {name: t for name, t in (terms or {}).items() if not t.masked.all()}
@@ -87,7 +106,12 @@ def build_report(
     return _container(datasets, attributes)
 
 
-def _check_names(option: str, dims: Mapping[str, Sequence[str]], datasets: Mapping[str, xr.Dataset], of_terms: Sequence[str]) -> None:
+def _check_names(
+    option: str,
+    dims: Mapping[str, Sequence[str]],
+    datasets: Mapping[str, xr.Dataset],
+    of_terms: Sequence[str],
+) -> None:
     """Whether each name is one of a variable, with as many axes at least."""
     ranks: dict[str, int] = dict.fromkeys(map(_name, of_terms), 0)
     for group, dataset in datasets.items():
@@ -97,9 +121,14 @@ def _check_names(option: str, dims: Mapping[str, Sequence[str]], datasets: Mappi
     for name, axes in dims.items():
         if _name(name) not in ranks:
             shown = ", ".join(sorted(ranks)) or "none"
-            raise ArgumentError(f"{option} names '{name}', which is no variable of the {where}. There are: {shown}.")
+            raise ArgumentError(
+                f"{option} names '{name}', which is no variable of the {where}. There are: {shown}."
+            )
         if len(axes) > ranks[_name(name)]:
-            raise ArgumentError(f"{option} names {len(axes)} axes of '{name}', which has {ranks[_name(name)]}: {', '.join(axes)}.")
+            raise ArgumentError(
+                f"{option} names {len(axes)} axes of '{name}', which has {ranks[_name(name)]}: "
+                f"{', '.join(axes)}."
+            )
 
 
 def _check_axes(coords: Mapping[str, Any], datasets: Mapping[str, xr.Dataset]) -> None:
@@ -110,27 +139,44 @@ def _check_axes(coords: Mapping[str, Any], datasets: Mapping[str, xr.Dataset]) -
             raise ArgumentError(f"coords names '{name}', which is no axis of the report. There are: {shown}.")
 
 
-_KINDS = dict(b="truth values", i="numbers", u="numbers", f="numbers", c="numbers", U="strings", S="strings", M="dates", m="spans")
+_KINDS = dict(
+    b="truth values",
+    i="numbers",
+    u="numbers",
+    f="numbers",
+    c="numbers",
+    U="strings",
+    S="strings",
+    M="dates",
+    m="spans",
+)
 
 
 def _labels(axis: str, labels: Any) -> np.ndarray:
     """Labels that a file keeps: all strings, or all numbers, or all dates."""
-    kinds = {_KINDS.get(np.asarray(x).dtype.kind) or ("dates" if isinstance(x, datetime.date) else told(x)) for x in labels}
+    kinds = {
+        _KINDS.get(np.asarray(x).dtype.kind) or ("dates" if isinstance(x, datetime.date) else told(x))
+        for x in labels
+    }
     lost = sorted(kinds - set(_KINDS.values()))
     if lost or len(kinds) > 1:
         found = f"{lost[0]}, among others" if lost else " and ".join(sorted(kinds))
         raise ArgumentError(
-            f"The labels of the axis '{axis}' are {found}; a netCDF file keeps labels that are all strings, all numbers or all dates. Give "
-            "strings: list(map(str, labels))."
+            f"The labels of the axis '{axis}' are {found}; a netCDF file keeps labels that are all strings, "
+            "all numbers or all dates. Give strings: list(map(str, labels))."
         )
     return np.asarray(labels)
 
 
 def site_dims(sites: Mapping[str, Site]) -> dict[str, list[str]]:
-    """Names for the axes of each site: its plates, ``time`` for the steps of a ``scan``, the user's event names, else
-    ``<site>_dim_0`` and so on. Scans of other lengths than the first get ``time_<length>``."""
+    """Names for the axes of each site: its plates, ``time`` for the steps of a ``scan``, the user's event
+    names, else ``<site>_dim_0`` and so on. Scans of other lengths than the first get ``time_<length>``."""
     lengths = [s.shape[0] for s in sites.values() if s.in_scan and s.shape]
-    return {s.name: _site_dims(s, sites, lengths[:1]) for s in sites.values() if s.kind not in ("param", "mutable")}
+    return {
+        s.name: _site_dims(s, sites, lengths[:1])
+        for s in sites.values()
+        if s.kind not in ("param", "mutable")
+    }
 
 
 def _site_dims(site: Site, sites: Mapping[str, Site], lengths: Sequence[int]) -> list[str]:
@@ -157,7 +203,9 @@ def _name(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | None, coords: Mapping, group: str = "") -> xr.DataArray:
+def _array(
+    name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | None, coords: Mapping, group: str = ""
+) -> xr.DataArray:
     x = np.asarray(x)
     rest = x.shape[len(leading) :]
     names = list(dims or [])[: len(rest)]
@@ -165,8 +213,15 @@ def _array(name: str, x: Any, leading: tuple[str, ...], dims: Sequence[str] | No
     labels = {}
     for axis, size in zip(names, rest, strict=True):
         if axis in coords and len(coords[axis]) != size:
-            apart = f" of the {group}. Name an axis of their own by pred_dims." if group in PREDICTION_GROUPS else "."
-            raise ArgumentError(f"coords has {len(coords[axis])} labels for the axis '{axis}', which has length {size} in '{name}'{apart}")
+            apart = (
+                f" of the {group}. Name an axis of their own by pred_dims."
+                if group in PREDICTION_GROUPS
+                else "."
+            )
+            raise ArgumentError(
+                f"coords has {len(coords[axis])} labels for the axis '{axis}', which has length {size} in "
+                f"'{name}'{apart}"
+            )
         labels[_name(axis)] = coords.get(axis, np.arange(size))
     for axis, size in zip(leading, x.shape, strict=False):
         labels[axis] = np.arange(size)
@@ -194,7 +249,9 @@ def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coord
         labels[seen] = np.arange(len(kept[0]))
         labels |= {f"{_name(name)}_{a}": (seen, whole[a].values[i]) for a, i in zip(axes, kept, strict=True)}
     dims_seen = ["chain", "draw", seen]
-    return xr.DataArray(term.values[:, :, ~term.masked], dims=dims_seen, coords=labels, name=_name(name), attrs=whole.attrs)
+    return xr.DataArray(
+        term.values[:, :, ~term.masked], dims=dims_seen, coords=labels, name=_name(name), attrs=whole.attrs
+    )
 
 
 def _dataset(arrays: Sequence[xr.DataArray]) -> xr.Dataset:
@@ -225,7 +282,13 @@ def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
         array = np.asarray(value)
         if array.dtype.kind == "b":
             array = array.astype(np.int64)
-        out[name] = str(value) if array.dtype.kind not in "iuf" else array.item() if array.ndim == 0 else array.ravel()
+        out[name] = (
+            str(value)
+            if array.dtype.kind not in "iuf"
+            else array.item()
+            if array.ndim == 0
+            else array.ravel()
+        )
     return out
 
 
@@ -259,7 +322,8 @@ def arviz_version() -> str:
 
 
 def write_report(report: Any, path: str | os.PathLike) -> Path:
-    """Write a report as netCDF: to a file beside ``path``, then renamed, so that ``path`` is never half a report.
+    """Write a report as netCDF: to a file beside ``path``, then renamed, so that ``path`` is never half a
+    report.
 
     ``arviz.from_netcdf`` reads it.
     """

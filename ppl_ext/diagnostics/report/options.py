@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, check_flag, check_key, check_mapping, check_program, check_values, told
+from ppl_ext.runtime.arguments import (
+    check_count,
+    check_flag,
+    check_key,
+    check_mapping,
+    check_program,
+    check_values,
+    told,
+)
 
 
 def check_report_options(
@@ -30,7 +38,8 @@ def check_report_options(
     """The options of :func:`ppl_ext.to_arviz`, each named if it is wrong.
 
     >>> from ppl_ext.errors import ArgumentError
-    >>> fine = dict.fromkeys("model guide model_args model_kwargs rng_key log_likelihood prior constant_data coords dims".split())
+    >>> names = "model guide model_args model_kwargs rng_key log_likelihood prior constant_data coords dims"
+    >>> fine = dict.fromkeys(names.split())
     >>> fine |= dict.fromkeys("predictions predictions_constant_data pred_dims".split())
     >>> try:
     ...     check_report_options(**fine, num_samples=0, posterior_predictive=False)
@@ -38,7 +47,14 @@ def check_report_options(
     ...     print(error)
     to_arviz: num_samples must be a positive integer, got 0.
     """
-    check_run_options("to_arviz", model=model, guide=guide, model_args=model_args, model_kwargs=model_kwargs, num_samples=num_samples)
+    check_run_options(
+        "to_arviz",
+        model=model,
+        guide=guide,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        num_samples=num_samples,
+    )
     if rng_key is not None:
         check_key("to_arviz: rng_key", rng_key)
     if log_likelihood is not None:
@@ -50,26 +66,35 @@ def check_report_options(
     for group, draws in (("prior", prior), ("predictions", predictions)):
         if draws is not None:
             _check_draws(group, draws)
-    for group, data in (("constant_data", constant_data), ("predictions_constant_data", predictions_constant_data)):
+    for group, data in (
+        ("constant_data", constant_data),
+        ("predictions_constant_data", predictions_constant_data),
+    ):
         if data is not None:
             check_values(f"to_arviz: {group}", data)
     if coords is not None:
         check_mapping("to_arviz: coords", coords, "from axis names to labels")
         for name, labels in coords.items():
             if isinstance(labels, str) or np.ndim(labels) != 1:
-                raise ArgumentError(f"to_arviz: coords must give the axis '{name}' one label per entry, got {told(labels)}.")
+                raise ArgumentError(
+                    f"to_arviz: coords must give the axis '{name}' one label per entry, got {told(labels)}."
+                )
     for option, names in (("dims", dims), ("pred_dims", pred_dims)):
         if names is not None:
             _check_dims(option, names)
 
 
-def check_run_options(what: str, *, model: Any, guide: Any, model_args: Any, model_kwargs: Any, num_samples: Any) -> None:
+def check_run_options(
+    what: str, *, model: Any, guide: Any, model_args: Any, model_kwargs: Any, num_samples: Any
+) -> None:
     """The options that say what a run was of, each named if it is wrong."""
     for name, program in (("model", model), ("guide", guide)):
         if program is not None:
             check_program(f"{what}: {name}", program)
     if model_args is not None and not isinstance(model_args, tuple | list):
-        raise ArgumentTypeError(f"{what}: model_args must be a tuple of arguments, got {told(model_args)}; of one: (data,).")
+        raise ArgumentTypeError(
+            f"{what}: model_args must be a tuple of arguments, got {told(model_args)}; of one: (data,)."
+        )
     if model_kwargs is not None:
         check_mapping(f"{what}: model_kwargs", model_kwargs, "from argument names to values")
     check_count(f"{what}: num_samples", num_samples)
@@ -78,12 +103,20 @@ def check_run_options(what: str, *, model: Any, guide: Any, model_args: Any, mod
 def _check_dims(option: str, dims: Any) -> None:
     check_mapping(f"to_arviz: {option}", dims, "from site names to names of axes")
     for name, axes in dims.items():
-        if isinstance(axes, str) or not isinstance(axes, Sequence) or not all(isinstance(a, str) for a in axes):
-            raise ArgumentTypeError(f"to_arviz: {option} must give site '{name}' a list of names of axes, got {told(axes)}.")
+        if (
+            isinstance(axes, str)
+            or not isinstance(axes, Sequence)
+            or not all(isinstance(a, str) for a in axes)
+        ):
+            raise ArgumentTypeError(
+                f"to_arviz: {option} must give site '{name}' a list of names of axes, got {told(axes)}."
+            )
 
 
 def _check_draws(group: str, draws: Any) -> None:
     check_values(f"to_arviz: {group}", draws)
     for name, x in draws.items():
         if np.ndim(x) < 2:
-            raise ArgumentError(f"to_arviz: {group} must hold draws (chain, draw, ...); '{name}' has shape {np.shape(x)}.")
+            raise ArgumentError(
+                f"to_arviz: {group} must hold draws (chain, draw, ...); '{name}' has shape {np.shape(x)}."
+            )

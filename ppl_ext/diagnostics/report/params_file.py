@@ -20,11 +20,13 @@ _INDEX = "__index__"
 def write_params(params: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Write the arrays of a pytree to ``path``: to a file beside it, which is then renamed.
 
-    Dictionaries, lists and tuples are nested as they are; other nodes (modules) are written by the names of their fields.
+    Dictionaries, lists and tuples are nested as they are; other nodes (modules) are written by the names of
+    their fields.
 
     >>> import tempfile, numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write_params({"net": {"w": np.ones((2, 3))}, "scale": np.float32(2.0)}, folder + "/params.npz")
+    ...     path = write_params({"net": {"w": np.ones((2, 3))}, "scale": np.float32(2.0)}, folder
+    ...         + "/params.npz")
     ...     back = read_params(path)
     >>> back["net"]["w"].shape, float(back["scale"])
     ((2, 3), 2.0)
@@ -35,7 +37,9 @@ def write_params(params: Mapping[str, Any], path: str | os.PathLike) -> Path:
     for i, (keys, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
         x = np.asarray(leaf)
         if x.dtype.kind == "O":
-            raise ArgumentError(f"The param at {jax.tree_util.keystr(keys)} is no array: {type(leaf).__name__}.")
+            raise ArgumentError(
+                f"The param at {jax.tree_util.keystr(keys)} is no array: {type(leaf).__name__}."
+            )
         # JAX's own number types (bfloat16, ...) mean nothing to npz; their bytes and their name do.
         index.append({"path": [_key(k) for k in keys], "dtype": x.dtype.name})
         arrays[str(i)] = np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") if x.dtype.kind == "V" else x

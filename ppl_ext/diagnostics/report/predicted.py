@@ -29,7 +29,9 @@ def replicates(
     _refuse_none(draws, "Replicated data")
     one, here = _first(draws, params)
     sites = describe(model, one, args, kwargs, here)
-    latent = {n: x for n, x in draws.items() if n in sites and sites[n].kind == "latent" and not sites[n].finite}
+    latent = {
+        n: x for n, x in draws.items() if n in sites and sites[n].kind == "latent" and not sites[n].finite
+    }
     observed = [n for n, s in sites.items() if s.kind == "observed"]
 
     def anew(values, params):
@@ -51,9 +53,10 @@ def predictions(
 
     .. math:: \tilde y_s \sim p(\tilde y \mid \theta_s), \qquad \theta_s \text{ the posterior draws}
 
-    Sites with posterior draws have these values; what has data there is conditioned on; all else is drawn: data that are ``None``, finite
-    sites, sites that are new, and the latent sites named by ``redraw``. Deterministic sites are among the results. Data that are given may
-    not depend on a site that is drawn: that would be a draw from its prior, whatever the data say.
+    Sites with posterior draws have these values; what has data there is conditioned on; all else is drawn:
+    data that are ``None``, finite sites, sites that are new, and the latent sites named by ``redraw``.
+    Deterministic sites are among the results. Data that are given may not depend on a site that is drawn:
+    that would be a draw from its prior, whatever the data say.
     """
     _refuse_none(draws, "Predictions")
     _, here = _first(draws, params)
@@ -61,14 +64,16 @@ def predictions(
     latent = {n: np.asarray(x) for n, x in draws.items() if n in sites and sites[n].kind == "latent"}
     if unknown := sorted(set(redraw) - set(latent)):
         raise ArgumentError(
-            f"predict: redraw names '{unknown[0]}', which is no latent site with draws. There are: {', '.join(sorted(latent))}."
+            f"predict: redraw names '{unknown[0]}', which is no latent site with draws. There are: "
+            f"{', '.join(sorted(latent))}."
         )
     latent = {n: x for n, x in latent.items() if n not in redraw}
     for name, x in latent.items():
         if x.shape[2:] != sites[name].shape:
             raise ArgumentError(
-                f"predict: the latent site '{name}' has shape {sites[name].shape} for these arguments, and draws of shape {x.shape[2:]}. "
-                f"If it belongs to rows that are new, redraw=['{name}'] draws it from the model, given the other sites."
+                f"predict: the latent site '{name}' has shape {sites[name].shape} for these arguments, and "
+                f"draws of shape {x.shape[2:]}. If it belongs to rows that are new, redraw=['{name}'] draws "
+                "it from the model, given the other sites."
             )
     drawn = [n for n, s in sites.items() if s.kind == "latent" and n not in latent and not s.auxiliary]
     given_data = [n for n, s in sites.items() if s.kind in ("observed", "factor")]
@@ -79,22 +84,31 @@ def predictions(
     data = [n for n in given_data if n in found and (found[n] == found[n][:1, :1]).all()]
     found = {n: x for n, x in found.items() if n not in data}
     if all(sites[n].kind == "deterministic" for n in found) and (data or not found):
-        raise ArgumentError("predict: with these arguments nothing is drawn; pass None for the data that are to be predicted.")
+        raise ArgumentError(
+            "predict: with these arguments nothing is drawn; pass None for the data that are to be predicted."
+        )
     return found
 
 
 def refuse_lost_data(
-    what: str, model: Callable, of_run: tuple[tuple, Mapping], asked: tuple[tuple, Mapping], params: Mapping[str, Any]
+    what: str,
+    model: Callable,
+    of_run: tuple[tuple, Mapping],
+    asked: tuple[tuple, Mapping],
+    params: Mapping[str, Any],
 ) -> None:
-    """A report is of data: those of the run, or others in their place. A finite site that has lost its data would be summed out in silence.
+    """A report is of data: those of the run, or others in their place. A finite site that has lost its data
+    would be summed out in silence.
 
     :param of_run: the arguments of the run; ``asked``: those of the report.
     """
     before, after = (describe(model, {}, args, kwargs, params) for args, kwargs in (of_run, asked))
-    if lost := [n for n, s in before.items() if s.kind == "observed" and n in after and after[n].kind == "latent"]:
+    if lost := [
+        n for n, s in before.items() if s.kind == "observed" and n in after and after[n].kind == "latent"
+    ]:
         raise ArgumentError(
-            f"{what}: '{lost[0]}' had data in the run and has none with these model_args. Rows without data are predicted: "
-            "predictions=ppl_ext.predict(rng_key, result, ...)."
+            f"{what}: '{lost[0]}' had data in the run and has none with these model_args. Rows without data "
+            "are predicted: predictions=ppl_ext.predict(rng_key, result, ...)."
         )
 
 
@@ -108,8 +122,9 @@ def _refuse_upstream(model, drawn, given_data, latent, args, kwargs, params) -> 
 
     if blamed := sorted(depending(model, drawn, densities, shapes, args, kwargs, params)):
         raise ModelError(
-            f"predict: the data of '{blamed[0]}' depend on {', '.join(map(repr, drawn))}, of which there are no posterior draws: "
-            "drawn anew, it would know nothing of them. Pass None for these data; sample the states of a series with it (ParticleGibbs)."
+            f"predict: the data of '{blamed[0]}' depend on {', '.join(map(repr, drawn))}, of which there "
+            "are no posterior draws: drawn anew, it would know nothing of them. Pass None for these data; "
+            "sample the states of a series with it (ParticleGibbs)."
         )
 
 

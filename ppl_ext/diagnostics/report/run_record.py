@@ -38,7 +38,9 @@ _ARVIZ_NAMES = {
 }
 
 
-def run_of_mcmc(what: str, mcmc: MCMC, model: Callable | None, model_args: tuple | None, model_kwargs: Any) -> Run:
+def run_of_mcmc(
+    what: str, mcmc: MCMC, model: Callable | None, model_args: tuple | None, model_kwargs: Any
+) -> Run:
     """A finished MCMC run, each draw scored by the log joint density, deterministic sites on the full plates.
 
     :raises ArgumentError: if it has not run.
@@ -49,7 +51,10 @@ def run_of_mcmc(what: str, mcmc: MCMC, model: Callable | None, model_args: tuple
     except (AssertionError, AttributeError, TypeError) as error:  # NumPyro reads its own missing state
         raise ArgumentError("This MCMC has not run yet: call mcmc.run(rng_key, ...) first.") from error
     if _only_warmed_up(mcmc):
-        raise ArgumentError(f"{what}: this MCMC has warmed up and not run: it has no posterior draws. Call mcmc.run(rng_key, ...) first.")
+        raise ArgumentError(
+            f"{what}: this MCMC has warmed up and not run: it has no posterior draws. Call "
+            "mcmc.run(rng_key, ...) first."
+        )
     if hasattr(samples, "_asdict"):
         samples = samples._asdict()
     if not isinstance(samples, dict):
@@ -62,7 +67,9 @@ def run_of_mcmc(what: str, mcmc: MCMC, model: Callable | None, model_args: tuple
     kwargs = dict(mcmc._kwargs if model_kwargs is None else model_kwargs)
     if model is not None and (model_args is not None or model_kwargs is not None):
         refuse_lost_data(what, model, (mcmc._args, mcmc._kwargs), (args, kwargs), {})
-    if hasattr(mcmc.sampler, "why_failed") and (reason := mcmc.sampler.why_failed(mcmc.last_state, args, kwargs)):
+    if hasattr(mcmc.sampler, "why_failed") and (
+        reason := mcmc.sampler.why_failed(mcmc.last_state, args, kwargs)
+    ):
         broken = NonFiniteError(reason)
         broken.result = mcmc.last_state
         raise broken
@@ -94,8 +101,9 @@ def run_of_mcmc(what: str, mcmc: MCMC, model: Callable | None, model_args: tuple
 def _only_warmed_up(mcmc: MCMC) -> bool:
     """Whether what was collected, if anything was, is warm-up.
 
-    After ``warmup`` the last state is where a run would go on. So it is where a user says that another run should go on from this one; then
-    the kernel has counted more steps than those of the warm-up, or, if it does not count, there are as many draws as a run has.
+    After ``warmup`` the last state is where a run would go on. So it is where a user says that another run
+    should go on from this one; then the kernel has counted more steps than those of the warm-up, or, if it
+    does not count, there are as many draws as a run has.
     """
     state = mcmc.last_state
     if mcmc.post_warmup_state is None or mcmc.post_warmup_state is not state:
@@ -110,8 +118,16 @@ def _steps(state: Any) -> Any:
     """How many steps a kernel, or one inside of it, has counted; ``None`` if it does not."""
     fields = getattr(state, "_fields", None)
     if fields is None:
-        return next((i for part in state if (i := _steps(part)) is not None), None) if type(state) is tuple else None
-    return state.i if "i" in fields else next((i for f in fields if (i := _steps(getattr(state, f))) is not None), None)
+        return (
+            next((i for part in state if (i := _steps(part)) is not None), None)
+            if type(state) is tuple
+            else None
+        )
+    return (
+        state.i
+        if "i" in fields
+        else next((i for f in fields if (i := _steps(getattr(state, f))) is not None), None)
+    )
 
 
 def seed_numbers(rng_key: jax.Array | None) -> np.ndarray | None:

@@ -30,7 +30,12 @@ def report_of(
     """
     from ppl_ext.diagnostics.report.arviz_export import arviz_version, build_report, site_dims
 
-    every: dict[str, Any] = {"posterior": run.values, "sample_stats": run.sample_stats, "vi_trace": run.traces, **groups}
+    every: dict[str, Any] = {
+        "posterior": run.values,
+        "sample_stats": run.sample_stats,
+        "vi_trace": run.traces,
+        **groups,
+    }
     attrs, names = dict(run.attrs), {}
     terms: dict[str, Terms] = {}
     if run.model is not None:
@@ -52,7 +57,15 @@ def report_of(
         every["posterior_predictive"] = posterior_predictive
     attrs |= versions() | {"arviz_version": arviz_version()}
     asked = list(dims or {})
-    return build_report(every, terms=terms, dims={**names, **(dims or {})}, pred_dims=pred_dims, coords=coords, attrs=attrs, asked=asked)
+    return build_report(
+        every,
+        terms=terms,
+        dims={**names, **(dims or {})},
+        pred_dims=pred_dims,
+        coords=coords,
+        attrs=attrs,
+        asked=asked,
+    )
 
 
 def _terms(
@@ -64,10 +77,14 @@ def _terms(
     terms: dict[str, Terms] = {}
     try:
         units: Units = "one_step" if chained else "independent"
-        terms = pointwise(model, run.values, run.args, run.kwargs, params=run.params, num_draws=num_draws, units=units)
+        terms = pointwise(
+            model, run.values, run.args, run.kwargs, params=run.params, num_draws=num_draws, units=units
+        )
         linked = any(t.one_step for t in terms.values())
         series = feeding_sites(model, one, run.args, run.kwargs, here, sites) if terms else frozenset()
-        terms = {n: t._replace(one_step=t.one_step or not series.isdisjoint(t.sites)) for n, t in terms.items()}
+        terms = {
+            n: t._replace(one_step=t.one_step or not series.isdisjoint(t.sites)) for n, t in terms.items()
+        }
         if linked:
             refuse_chains(chained)
         refuse_series(sorted(series))

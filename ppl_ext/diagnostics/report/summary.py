@@ -21,14 +21,17 @@ FEW = 0.25
 """An importance ESS below this part of the draws is worth a word."""
 
 NEARLY_ALL = 0.95
-"""An importance ESS above this part of the draws: weights so even that a heavy tail of them can hardly move a mean or a spread."""
+"""An importance ESS above this part of the draws: weights so even that a heavy tail of them can hardly move a
+mean or a spread.
+"""
 
 
 class Importance(NamedTuple):
     """How well a guide stands for the posterior, one entry per chain; nats, float64.
 
-    ``elbo`` is the mean log weight and ``elbo_se`` its Monte Carlo standard error; ``pareto_k`` and ``ess`` are those of
-    :func:`~ppl_ext.diagnostics.psis.psis`, NaN where the guide is a point and there is nothing to weigh.
+    ``elbo`` is the mean log weight and ``elbo_se`` its Monte Carlo standard error; ``pareto_k`` and ``ess``
+    are those of :func:`~ppl_ext.diagnostics.psis.psis`, NaN where the guide is a point and there is nothing
+    to weigh.
     """
 
     elbo: np.ndarray
@@ -47,7 +50,9 @@ def importance(draws: Draws) -> Importance:
         se = weights.std(-1, ddof=1) / math.sqrt(num_draws) if num_draws > 1 else np.full_like(elbo, np.nan)
         # With every site at a point the weights are equal, which would read as a perfect guide.
         weighed = np.ptp(weights, axis=-1) > 0.0 if draws.points else np.ones(elbo.shape, bool)
-    return Importance(elbo, se, np.where(weighed, smoothed.pareto_k, np.nan), np.where(weighed, smoothed.ess, np.nan))
+    return Importance(
+        elbo, se, np.where(weighed, smoothed.pareto_k, np.nan), np.where(weighed, smoothed.ess, np.nan)
+    )
 
 
 def verdict(pareto_k: float, ess: float, num_draws: int, points: tuple[str, ...] = ()) -> str:
@@ -63,15 +68,24 @@ def verdict(pareto_k: float, ess: float, num_draws: int, points: tuple[str, ...]
     if pareto_k <= pareto_k_threshold(num_draws):
         words = "good: close enough to the posterior that importance weights can correct the rest"
         if ess < FEW * num_draws:
-            words = "fair: importance weights can correct it, but keep few of the draws; a richer guide would keep more"
+            words = (
+                "fair: importance weights can correct it, but keep few of the draws; a richer guide would "
+                "keep more"
+            )
     elif pareto_k == math.inf and num_draws < 25:
         words = "unknown: too few draws to tell; draw more"
     elif pareto_k <= 1.0 and ess > NEARLY_ALL * num_draws:
-        words = "fair: nearly all draws count alike, but the largest weights have a heavy tail; take the draws as they are, unweighted"
+        words = (
+            "fair: nearly all draws count alike, but the largest weights have a heavy tail; take the draws "
+            "as they are, unweighted"
+        )
     elif pareto_k <= 1.0:
         words = "poor: means are roughly right, spreads may not be; try a richer guide or a tighter objective"
     else:
-        words = "not to be trusted: the guide misses much of the posterior; try a richer guide, another objective, or NUTS"
+        words = (
+            "not to be trusted: the guide misses much of the posterior; try a richer guide, another "
+            "objective, or NUTS"
+        )
     return f"{words} (given the point values of {', '.join(map(repr, points))})" if points else words
 
 
@@ -93,7 +107,9 @@ def table(values: Mapping[str, np.ndarray]) -> str:
             index = ",".join(map(str, np.unravel_index(i, shape))) if shape else ""
             rows.append((f"{name}[{index}]" if shape else name, _row(flat[..., i], num_chains)))
         if flat.shape[-1] > MAX_ROWS:
-            hidden.append(f"{name}: {flat.shape[-1] - MAX_ROWS} more rows; see arviz.summary(result.to_arviz()).")
+            hidden.append(
+                f"{name}: {flat.shape[-1] - MAX_ROWS} more rows; see arviz.summary(result.to_arviz())."
+            )
     width = max((len(label) for label, _ in rows), default=0)
     header = ["mean", "sd", "5%", "50%", "95%"] + (["r_hat"] if num_chains > 1 else [])
     lines = [" " * width + "".join(f"{h:>10}" for h in header)]
@@ -133,13 +149,15 @@ def worst_r_hat(values: Mapping[str, np.ndarray]) -> tuple[str, float] | None:
 
 
 def sentences(draws: Draws, weights: Importance) -> str:
-    """One line per chain with its ELBO, tail shape and effective draws, and one on whether the restarts agree."""
+    """One line per chain with its ELBO, tail shape and effective draws, and one on whether the restarts
+    agree.
+    """
     num_draws = draws.log_weights.shape[-1]
     lines = []
     for c, (elbo, se, k, ess) in enumerate(zip(*weights, strict=True)):
         lines.append(
-            f"chain {c}: ELBO {elbo:.2f} ± {se:.2f}, Pareto k {k:.2f}, importance ESS {ess:.0f} of {num_draws}: "
-            f"{verdict(float(k), float(ess), num_draws, draws.points)}"
+            f"chain {c}: ELBO {elbo:.2f} ± {se:.2f}, Pareto k {k:.2f}, importance ESS {ess:.0f} of "
+            f"{num_draws}: {verdict(float(k), float(ess), num_draws, draws.points)}"
         )
     worst = worst_r_hat(draws.values)
     if worst is not None:
@@ -149,8 +167,8 @@ def sentences(draws: Draws, weights: Importance) -> str:
         else:
             best = int(np.nanargmax(weights.elbo)) if not np.isnan(weights.elbo).all() else 0
             lines.append(
-                f"The restarts disagree (R-hat {r_hat:.2f} at '{site}'): they found different optima, or have not got "
-                f"there yet. The best ELBO is chain {best}'s."
+                f"The restarts disagree (R-hat {r_hat:.2f} at '{site}'): they found different optima, or "
+                f"have not got there yet. The best ELBO is chain {best}'s."
             )
         lines.append("R-hat compares restarts; draws within one are independent, so there it tells nothing.")
     return "\n".join(lines)

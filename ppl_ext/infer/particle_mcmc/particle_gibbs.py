@@ -1,4 +1,6 @@
-"""Particle Gibbs for NumPyro's MCMC: conditional particle sweeps for the states of a ``scan``, NUTS for the parameters."""
+"""Particle Gibbs for NumPyro's MCMC: conditional particle sweeps for the states of a ``scan``, NUTS for the
+parameters.
+"""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -8,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
 from numpyro.infer import HMC, NUTS
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG, DiscreteGibbs, Gibbs, conditioned, latent_sample_sites, prototype_trace
+from numpyro.infer.gibbs import (
+    GIBBS_SITES_KWARG,
+    DiscreteGibbs,
+    Gibbs,
+    conditioned,
+    latent_sample_sites,
+    prototype_trace,
+)
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 
@@ -28,7 +37,9 @@ from ppl_ext.tracing.scoped_scans import Reaching
 
 
 class PathState(NamedTuple):
-    """``z``: values of the path's sites. ``renewed`` (T + 1,): whether the last sweep changed the path, by time."""
+    """``z``: values of the path's sites. ``renewed`` (T + 1,): whether the last sweep changed the path, by
+    time.
+    """
 
     z: dict[str, jax.Array]
     rng_key: jax.Array
@@ -36,20 +47,23 @@ class PathState(NamedTuple):
 
 
 class PathSweep(MCMCKernel):
-    """The states of a ``scan`` given everything else, by one conditional particle sweep: a block of ``numpyro.infer.Gibbs``.
+    """The states of a ``scan`` given everything else, by one conditional particle sweep: a block of
+    ``numpyro.infer.Gibbs``.
 
-    It leaves the conditional law of the states invariant for any number of particles from 2 on; more of them renew the path faster. See
-    :func:`~ppl_ext.smoothing.conditional_paris.conditional_paris`.
+    It leaves the conditional law of the states invariant for any number of particles from 2 on; more of them
+    renew the path faster. See :func:`~ppl_ext.smoothing.conditional_paris.conditional_paris`.
 
     :param model: the model, with one ``scan``.
     :param num_particles: N, at least 2.
     :param backward: how the new path is drawn; see :mod:`ppl_ext.smoothing.backward`.
-    :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
+    :param proposal: with ``initial_proposal``, programs that move the particles, as for
+        :class:`~ppl_ext.algorithms.ParticleFilter`.
     :raises ArgumentError: for fewer than 2 particles, or when used outside of ``numpyro.infer.Gibbs``.
     :raises ModelError: when run, if its block is not all sites of the path.
 
-    Of a scan with ``reverse=True`` NumPyro reads values in the order of the run, the last input first, so that in its ``Gibbs`` the samples
-    of the states stand in that order, as they do under its NUTS; :class:`ParticleGibbs` hands them out in the order of the inputs.
+    Of a scan with ``reverse=True`` NumPyro reads values in the order of the run, the last input first, so
+    that in its ``Gibbs`` the samples of the states stand in that order, as they do under its NUTS;
+    :class:`ParticleGibbs` hands them out in the order of the inputs.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -87,11 +101,17 @@ class PathSweep(MCMCKernel):
         """``init_params``: values of the path's sites; ``numpyro.infer.Gibbs`` gives them."""
         check_one_key("PathSweep", rng_key)
         if not isinstance(init_params, Mapping) or not init_params:
-            raise ArgumentError("PathSweep updates the states given the parameters: use it as a block of Gibbs, or use ParticleGibbs.")
+            raise ArgumentError(
+                "PathSweep updates the states given the parameters: use it as a block of Gibbs, or use "
+                "ParticleGibbs."
+            )
         lowered = self._lower(model_args, model_kwargs)
         wanted = {*lowered.initial_sites, *lowered.step_sites}
         if set(init_params) != wanted:
-            raise ModelError(f"PathSweep updates the sites {sorted(wanted)} together, but its block is given {sorted(init_params)}.")
+            raise ModelError(
+                f"PathSweep updates the sites {sorted(wanted)} together, but its block is given "
+                f"{sorted(init_params)}."
+            )
         check_values("PathSweep: init_params", init_params)
         z = {name: jnp.asarray(x) for name, x in init_params.items()}
         return PathState(z, rng_key, jnp.zeros(lowered.num_steps + 1, bool))
@@ -123,7 +143,9 @@ class PathSweep(MCMCKernel):
 
 
 class Unmarked(Messenger):
-    """No latent site is marked to be summed out, in ``scan`` neither: a kernel that samples the states needs a value of each."""
+    """No latent site is marked to be summed out, in ``scan`` neither: a kernel that samples the states needs
+    a value of each.
+    """
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
@@ -138,24 +160,28 @@ class ParticleGibbs(MCMCKernel):
     .. math:: \theta \sim p(\theta \mid x_{0:T}, y) \text{ by NUTS}, \qquad
         x_{0:T} \sim p(x_{0:T} \mid \theta, y) \text{ by a conditional sweep}
 
-    Exact for any number of particles, unlike NUTS on a filter's noisy log evidence, which targets nothing in particular.
+    Exact for any number of particles, unlike NUTS on a filter's noisy log evidence, which targets nothing in
+    particular.
 
     :param model: a NumPyro model with one ``scan``.
     :param num_particles: N, at least 2.
     :param backward: how paths are drawn; see :mod:`ppl_ext.smoothing.backward`.
-    :param proposal: with ``initial_proposal``, programs that move the particles, as for :class:`~ppl_ext.algorithms.ParticleFilter`.
-    :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``. Beside ``NUTS`` or ``HMC``, which
-        cannot, NumPyro's ``DiscreteGibbs`` samples finite parameters; those marked for enumeration too, since the sweep needs values.
-    :param initial: sites before the scan that belong to the state, where the model does not say: by default those that reach the first
-        carry and nothing else.
+    :param proposal: with ``initial_proposal``, programs that move the particles, as for
+        :class:`~ppl_ext.algorithms.ParticleFilter`.
+    :param inner: the kernel for the parameters, built on the same model; by default ``NUTS(model)``. Beside
+        ``NUTS`` or ``HMC``, which cannot, NumPyro's ``DiscreteGibbs`` samples finite parameters; those marked
+        for enumeration too, since the sweep needs values.
+    :param initial: sites before the scan that belong to the state, where the model does not say: by default
+        those that reach the first carry and nothing else.
     :raises ArgumentError: for fewer than 2 particles, or an ``inner`` kernel of another model.
-    :raises ModelError: when run, for no state-space form, states that do not suffice for backward draws, an empty series, or a discrete
-        parameter with no finite list of values.
+    :raises ModelError: when run, for no state-space form, states that do not suffice for backward draws, an
+        empty series, or a discrete parameter with no finite list of values.
 
-    States are in ``get_samples()`` beside the parameters, by time in the order of the inputs, of a reversed scan too.
-    ``extra_fields=("renewed",)`` tells how often each time's state changed.
+    States are in ``get_samples()`` beside the parameters, by time in the order of the inputs, of a reversed
+    scan too. ``extra_fields=("renewed",)`` tells how often each time's state changed.
 
-    Source: Andrieu, Doucet, Holenstein 2010, section 2.4.3, with backward draws (Whiteley 2010; Lindsten and Schön 2013).
+    Source: Andrieu, Doucet, Holenstein 2010, section 2.4.3, with backward draws (Whiteley 2010; Lindsten and
+    Schön 2013).
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.contrib.control_flow import scan
@@ -193,7 +219,8 @@ class ParticleGibbs(MCMCKernel):
             raise ArgumentError("ParticleGibbs: inner must be built on the same model.")
         self.model, self._initial = model, initial_names("ParticleGibbs", initial)
         self._inner = NUTS(model) if inner is None else inner
-        sweep_settings("ParticleGibbs", model, num_particles, backward, proposal, initial_proposal)  # for what they say of a mistake
+        # for what they say of a mistake
+        sweep_settings("ParticleGibbs", model, num_particles, backward, proposal, initial_proposal)
         self._sweep = PathSweep(model, num_particles, backward, proposal, initial_proposal)
         self._gibbs: Gibbs | None = None
         self._turned: frozenset[str] = frozenset()  # sites that NumPyro reads from the last input on
@@ -213,7 +240,10 @@ class ParticleGibbs(MCMCKernel):
         if any(trace[name]["infer"].get("enumerate") == "parallel" for name in latent_sample_sites(trace)):
             self._run_on(Unmarked(self.model))
         if not scan.num_steps:
-            raise ModelError("ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow their prior.")
+            raise ModelError(
+                "ParticleGibbs: the series is empty, so there is no path to sample. The parameters follow "
+                "their prior."
+            )
         others = [name for name in latent_sample_sites(trace) if name not in path]
         if init_params is not None:
             check_init_params("ParticleGibbs", init_params, {name: trace[name] for name in others})
@@ -227,13 +257,19 @@ class ParticleGibbs(MCMCKernel):
         self.model, self._inner, self._sweep = wrapped.model, wrapped._inner, wrapped._sweep
 
     def _blocks(self, parameters: Mapping[str, Distribution]) -> list[tuple[MCMCKernel, list[str]]]:
-        discrete = [n for n, fn in parameters.items() if fn.support.is_discrete and isinstance(self._inner, HMC)]
+        discrete = [
+            n for n, fn in parameters.items() if fn.support.is_discrete and isinstance(self._inner, HMC)
+        ]
         if endless := [n for n in discrete if not parameters[n].has_enumerate_support]:
             raise ModelError(
-                f"ParticleGibbs: the parameter '{endless[0]}' ({type(parameters[endless[0]]).__name__}) is discrete and has no finite list "
-                "of values, so neither NUTS nor DiscreteGibbs samples it. Pass inner=, a kernel for all parameters that does."
+                f"ParticleGibbs: the parameter '{endless[0]}' ({type(parameters[endless[0]]).__name__}) is "
+                "discrete and has no finite list of values, so neither NUTS nor DiscreteGibbs samples it. "
+                "Pass inner=, a kernel for all parameters that does."
             )
-        blocks = [(self._inner, [n for n in parameters if n not in discrete]), (DiscreteGibbs(self.model), discrete)]
+        blocks = [
+            (self._inner, [n for n in parameters if n not in discrete]),
+            (DiscreteGibbs(self.model), discrete),
+        ]
         return [(kernel, names) for kernel, names in blocks if names]
 
     def sample(self, state: "ParticleGibbsState", model_args, model_kwargs) -> "ParticleGibbsState":
@@ -252,7 +288,9 @@ class ParticleGibbs(MCMCKernel):
     def postprocess_fn(self, model_args, model_kwargs):
         found = self._running.postprocess_fn(model_args, model_kwargs)
         turned = self._turned
-        return (lambda z: {n: x[::-1] if n in turned else x for n, x in found(z).items()}) if turned else found
+        return (
+            (lambda z: {n: x[::-1] if n in turned else x for n, x in found(z).items()}) if turned else found
+        )
 
     def get_constrain_fn(self, model_args, model_kwargs):
         return self._running.get_constrain_fn(model_args, model_kwargs)
@@ -263,7 +301,9 @@ class ParticleGibbs(MCMCKernel):
     @property
     def _running(self) -> Gibbs:
         if self._gibbs is None:
-            raise ArgumentError("ParticleGibbs: init must be called before sample; run it by numpyro.infer.MCMC.")
+            raise ArgumentError(
+                "ParticleGibbs: init must be called before sample; run it by numpyro.infer.MCMC."
+            )
         return self._gibbs
 
     @staticmethod
@@ -272,8 +312,8 @@ class ParticleGibbs(MCMCKernel):
 
 
 class ParticleGibbsState(NamedTuple):
-    """``z``: all sites, parameters unconstrained. ``gibbs``: the blocks' states. ``renewed`` (T + 1,): where the last sweep changed the
-    path."""
+    """``z``: all sites, parameters unconstrained. ``gibbs``: the blocks' states. ``renewed`` (T + 1,): where
+    the last sweep changed the path."""
 
     z: dict[str, jax.Array]
     gibbs: Any
@@ -284,24 +324,34 @@ def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
     """Names of initial sites as a user gives them."""
     if initial is None:
         return None
-    if isinstance(initial, str) or not isinstance(initial, list | tuple) or not all(isinstance(name, str) for name in initial):
+    if (
+        isinstance(initial, str)
+        or not isinstance(initial, list | tuple)
+        or not all(isinstance(name, str) for name in initial)
+    ):
         raise ArgumentTypeError(f"{where}: initial must be a tuple of site names, got {told(initial)}.")
     return tuple(initial)
 
 
 def sweep_settings(where: str, model, num_particles, backward, proposal, initial_proposal) -> Settings:
     """Of a conditional sweep, checked."""
-    found = settings(where, model, None, num_particles, backward, 1, "multinomial", 1.0, None, proposal, initial_proposal)
+    found = settings(
+        where, model, None, num_particles, backward, 1, "multinomial", 1.0, None, proposal, initial_proposal
+    )
     if num_particles < 2:
         raise ArgumentError(f"{where}: num_particles must be at least 2: one of them is frozen on the path.")
     return found
 
 
 def path_sites(
-    model: Callable, args: tuple, kwargs: dict[str, Any], initial: tuple[str, ...] | None = None, where: str = "ParticleGibbs"
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    initial: tuple[str, ...] | None = None,
+    where: str = "ParticleGibbs",
 ) -> list[str]:
-    """Latent sites of the scan, and the sites before it that are its first state: those that reach the first carry and that no step, and
-    no other site's law, uses otherwise.
+    """Latent sites of the scan, and the sites before it that are its first state: those that reach the first
+    carry and that no step, and no other site's law, uses otherwise.
 
     :raises ModelError: if the model has no state-space form.
     """
@@ -321,7 +371,10 @@ def path_sites(
                 continue
             found += [name] if name in space.initial_sites else []
         initial = tuple(found)
-    # With states integrated out a gap that is handed on is, too; a path of NumPyro's sites has no place for it.
+    # With states integrated out a gap that is handed on is, too; a path of NumPyro's sites has no place for
+    # it.
     gaps: Literal["draw", "refuse"] = "draw" if where == "PMMH" else "refuse"
-    lowered = lower(model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial, gaps=gaps)
+    lowered = lower(
+        model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial, gaps=gaps
+    )
     return [*lowered.initial_sites, *(name for name in lowered.step_sites if name not in lowered.imputed)]

@@ -1,4 +1,6 @@
-"""Particle marginal Metropolis-Hastings: a random walk on the parameters, judged by a filter's unbiased evidence."""
+"""Particle marginal Metropolis-Hastings: a random walk on the parameters, judged by a filter's unbiased
+evidence.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,8 +27,9 @@ from ppl_ext.state_space.resampling import Scheme, scheme_of
 
 
 class PMMHState(NamedTuple):
-    """``z``: parameters, unconstrained. ``log_density``: estimated, of these parameters, kept until they change. ``accepted``: the last
-    proposal. ``mean`` and ``covariance`` of the parameters so far, from which the warm-up makes proposals. ``i``: steps."""
+    """``z``: parameters, unconstrained. ``log_density``: estimated, of these parameters, kept until they
+    change. ``accepted``: the last proposal. ``mean`` and ``covariance`` of the parameters so far, from which
+    the warm-up makes proposals. ``i``: steps."""
 
     z: dict[str, jax.Array]
     log_density: jax.Array
@@ -43,15 +46,17 @@ class PMMH(MCMCKernel):
     .. math:: \theta' \sim \mathcal{N}(\theta, c\,\Sigma), \quad \text{accepted with probability} \quad
         \min\Bigl(1, \frac{\hat Z(\theta')\, p(\theta')}{\hat Z(\theta)\, p(\theta)}\Bigr)
 
-    in unconstrained parameters, with their Jacobian in p. Exact for any number of particles because Ẑ is unbiased and the estimate at θ is
-    kept, not redrawn (Andrieu, Doucet, Holenstein 2010, section 2.4.2); too few of them make the chain stick, and a standard deviation of
-    log Ẑ of about 1.2 is the best use of time. During the warm-up Σ is the covariance of the chain, c = 2.38² / dimension (Haario,
-    Saksman, Tamminen 2001); afterwards it stays. The states are integrated out: ``get_samples()`` has the parameters.
+    in unconstrained parameters, with their Jacobian in p. Exact for any number of particles because Ẑ is
+    unbiased and the estimate at θ is kept, not redrawn (Andrieu, Doucet, Holenstein 2010, section 2.4.2); too
+    few of them make the chain stick, and a standard deviation of log Ẑ of about 1.2 is the best use of time.
+    During the warm-up Σ is the covariance of the chain, c = 2.38² / dimension (Haario, Saksman, Tamminen
+    2001); afterwards it stays. The states are integrated out: ``get_samples()`` has the parameters.
 
     :param model: a NumPyro model with one ``scan``.
     :param num_particles: of the filter.
     :param resampling: a scheme of :mod:`ppl_ext.state_space.resampling`.
-    :param initial: sites before the scan that belong to the state; as for :class:`~ppl_ext.infer.ParticleGibbs`.
+    :param initial: sites before the scan that belong to the state; as for
+        :class:`~ppl_ext.infer.ParticleGibbs`.
     :param mesh: devices over which the particles are spread; see :class:`~ppl_ext.algorithms.ParticleFilter`.
     :raises ArgumentError: for fewer particles than 1, or a number that does not divide over the mesh.
     :raises ModelError: when run, if the model has no parameter, or a finite one.
@@ -88,7 +93,9 @@ class PMMH(MCMCKernel):
         check_count("PMMH: num_particles", num_particles)
         self.model, self._initial = model, initial_names("PMMH", initial)
         check_mesh("PMMH", mesh, num_particles, "num_particles")
-        self._rules = filtering.Rules(int(num_particles), scheme_of("PMMH: resampling", resampling), 0.5, mesh=mesh)
+        self._rules = filtering.Rules(
+            int(num_particles), scheme_of("PMMH: resampling", resampling), 0.5, mesh=mesh
+        )
         self._transforms: dict[str, Any] = {}
         self._num_warmup = 0
         self._seen: Outside | None = None
@@ -106,9 +113,13 @@ class PMMH(MCMCKernel):
         trace = prototype_trace(self.model, prior_key, model_args, model_kwargs)
         names = [name for name in latent_sample_sites(trace) if name not in path]
         if not names:
-            raise ModelError("PMMH: the model has no parameter to sample; use ppl_ext.smoothing.smooth for its states.")
+            raise ModelError(
+                "PMMH: the model has no parameter to sample; use ppl_ext.smoothing.smooth for its states."
+            )
         if finite := [name for name in names if trace[name]["fn"].support.is_discrete]:
-            raise ModelError(f"PMMH: parameter '{finite[0]}' is discrete, and a random walk needs a continuous one.")
+            raise ModelError(
+                f"PMMH: parameter '{finite[0]}' is discrete, and a random walk needs a continuous one."
+            )
         self._transforms = {name: biject_to(trace[name]["fn"].support) for name in names}
         self._num_warmup = num_warmup
         if init_params is None:
@@ -120,9 +131,14 @@ class PMMH(MCMCKernel):
         log_density, died = self._estimate(filter_key, z, model_args, model_kwargs)
         if is_extinct(log_density) and int(died) >= 0:
             params = {name: self._transforms[name](x) for name, x in z.items()}
-            refuse_raw("PMMH", lambda: lower(self.model, tuple(model_args), model_kwargs, params, initial="rest"))
+            refuse_raw(
+                "PMMH", lambda: lower(self.model, tuple(model_args), model_kwargs, params, initial="rest")
+            )
             place = f"step {int(died) - 1} of the run" if int(died) else "what is observed before the scan"
-            remedy = "The chain begins there all the same, and takes the first proposal that has survivors; give it init_params that have."
+            remedy = (
+                "The chain begins there all the same, and takes the first proposal that has survivors; give "
+                "it init_params that have."
+            )
             warn_extinct("PMMH: at its first parameters", place, self._rules.num_particles, remedy=remedy)
         start = 0.1 * jnp.eye(len(flat))
         return PMMHState(z, log_density, jnp.zeros((), bool), flat, start, jnp.zeros((), jnp.int32), rng_key)
@@ -141,7 +157,8 @@ class PMMH(MCMCKernel):
         log_ratio = jnp.where(jnp.isneginf(state.log_density), jnp.inf, log_density - state.log_density)
         accepted = (jnp.log(jax.random.uniform(choice_key)) < log_ratio) & ~jnp.isneginf(log_density)
         z = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposed, state.z)
-        # The first covariance counts for a few steps, so that a chain that has not moved yet goes on proposing.
+        # The first covariance counts for a few steps, so that a chain that has not moved yet goes on
+        # proposing.
         i = state.i + 1
         weight = jnp.where(i <= self._num_warmup, 1.0 / (i + 10.0), 0.0)
         away = ravel_pytree(z)[0] - state.mean
@@ -150,12 +167,19 @@ class PMMH(MCMCKernel):
         return PMMHState(z, new, accepted, state.mean + weight * away, covariance, i, rng_key)
 
     def _estimate(self, rng_key, z, model_args, model_kwargs) -> tuple[jax.Array, jax.Array]:
-        """log Ẑ, log prior and log Jacobian together; and the step that no particle survived, as a filter's state has it."""
+        """log Ẑ, log prior and log Jacobian together; and the step that no particle survived, as a filter's
+        state has it.
+        """
         params = {name: self._transforms[name](x) for name, x in z.items()}
-        jacobian = sum((jnp.sum(t.log_abs_det_jacobian(z[name], params[name])) for name, t in self._transforms.items()), jnp.zeros(()))
+        jacobian = sum(
+            (jnp.sum(t.log_abs_det_jacobian(z[name], params[name])) for name, t in self._transforms.items()),
+            jnp.zeros(()),
+        )
         lowered = lower(self.model, tuple(model_args), model_kwargs, params, initial="rest")
         state, _, _ = filtering.begin(lowered, self._rules, rng_key)
-        state, _ = jax.lax.scan(lambda s, x: (filtering.advance(lowered, self._rules, s, x)[0], None), state, lowered.xs)
+        state, _ = jax.lax.scan(
+            lambda s, x: (filtering.advance(lowered, self._rules, s, x)[0], None), state, lowered.xs
+        )
         total = state.log_evidence.value + lowered.log_prior + jacobian
         return jnp.where(jnp.isnan(total), -jnp.inf, total), state.died
 

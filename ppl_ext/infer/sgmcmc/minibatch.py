@@ -1,4 +1,6 @@
-"""Which rows a stochastic gradient sees: fresh indices for subsampled plates, or the model's own arguments cut along their first axis."""
+"""Which rows a stochastic gradient sees: fresh indices for subsampled plates, or the model's own arguments
+cut along their first axis.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,9 +21,10 @@ from ppl_ext.runtime.random_bits import random_words
 def draw_rows(rng_key: jax.Array, size: int, num: int) -> jax.Array:
     """``num`` different indices below ``size``, every set of them equally likely, in random order: (num,).
 
-    NumPyro's own draw takes a sequential loop on the CPU and a permutation of all rows elsewhere, either longer than the gradient of a
-    small network. Here indices are drawn with replacement and the first ``num`` different ones kept. Should there be fewer, all are drawn
-    again: whether there are depends on which draws are equal and not on what they are, so no index is favoured.
+    NumPyro's own draw takes a sequential loop on the CPU and a permutation of all rows elsewhere, either
+    longer than the gradient of a small network. Here indices are drawn with replacement and the first ``num``
+    different ones kept. Should there be fewer, all are drawn again: whether there are depends on which draws
+    are equal and not on what they are, so no index is favoured.
 
     >>> sorted(draw_rows(jax.random.key(0), 3, 3).tolist())
     [0, 1, 2]
@@ -45,7 +48,9 @@ def draw_rows(rng_key: jax.Array, size: int, num: int) -> jax.Array:
 
 
 def _by_pairs(found: jax.Array, valid: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    """The first ``num`` different ones, and whether there are as many: by comparing all pairs, which for few beats sorting."""
+    """The first ``num`` different ones, and whether there are as many: by comparing all pairs, which for few
+    beats sorting.
+    """
     order = jnp.arange(len(found))
     earlier = order[None, :] < order[:, None]
     new = valid & ~jnp.any(earlier & (found[None, :] == found[:, None]), axis=1)
@@ -61,8 +66,8 @@ def _by_sorting(found: jax.Array, valid: jax.Array, num: int) -> tuple[jax.Array
 
 
 class Rows(NamedTuple):
-    """How arguments are cut: every array whose first axis is ``size`` long to ``batch_size`` rows of it, and the log densities of the
-    sites ``scaled`` are weighed by the ratio of the two."""
+    """How arguments are cut: every array whose first axis is ``size`` long to ``batch_size`` rows of it, and
+    the log densities of the sites ``scaled`` are weighed by the ratio of the two."""
 
     size: int
     batch_size: int
@@ -91,7 +96,10 @@ def cut(size: int, indices: Any, args: tuple, kwargs: Mapping[str, Any]) -> tupl
         return jnp.asarray(x)[indices] if _rows_of(x) == size else x
 
     held = {name: x for name, x in kwargs.items() if name == GIBBS_SITES_KWARG}
-    return tuple(jax.tree.map(take, list(args))), {**jax.tree.map(take, {n: x for n, x in kwargs.items() if n not in held}), **held}
+    return tuple(jax.tree.map(take, list(args))), {
+        **jax.tree.map(take, {n: x for n, x in kwargs.items() if n not in held}),
+        **held,
+    }
 
 
 def _rows_of(x: Any) -> int | None:
@@ -102,11 +110,12 @@ def _rows_of(x: Any) -> int | None:
 def find_rows(where: str, model: Callable, batch_size: int, args: tuple, kwargs: Mapping[str, Any]) -> Rows:
     """How the arguments of a model without subsampled plates are cut into minibatches.
 
-    The number of rows is read off: it is the length of an axis of an observed site's batch shape and the first axis of an argument. The
-    model is then run, abstractly, on cut arguments: each latent site must keep its shape, and each observed site must keep its own or have
-    one batch axis cut.
+    The number of rows is read off: it is the length of an axis of an observed site's batch shape and the
+    first axis of an argument. The model is then run, abstractly, on cut arguments: each latent site must keep
+    its shape, and each observed site must keep its own or have one batch axis cut.
 
-    :raises ArgumentError: if no argument can be cut, or there is no telling which, or ``batch_size`` is more than there are rows.
+    :raises ArgumentError: if no argument can be cut, or there is no telling which, or ``batch_size`` is more
+        than there are rows.
     :raises ModelError: if a site's shape says that rows are not independent given the latent sites.
     """
     check_count(f"{where}: batch_size", batch_size)
@@ -116,16 +125,19 @@ def find_rows(where: str, model: Callable, batch_size: int, args: tuple, kwargs:
     axes = {n for s in sites.values() if s.kind in ("observed", "factor") for n in s.batch_shape}
     sizes = sorted(lengths & axes - {1}, reverse=True)
     remedy = (
-        "Write the plate as numpyro.plate(name, size, subsample_size=...) with numpyro.subsample on the data, and leave batch_size away."
+        "Write the plate as numpyro.plate(name, size, subsample_size=...) with numpyro.subsample on the "
+        "data, and leave batch_size away."
     )
     if not sizes:
         raise ArgumentError(
-            f"{where}: batch_size={batch_size} cuts the model's arguments along the first axis of its data, but no argument (first axes "
-            f"{sorted(lengths)}) is as long as an axis of an observed site {_observed(sites)}. Pass the data as arguments of the model. "
-            f"{remedy}"
+            f"{where}: batch_size={batch_size} cuts the model's arguments along the first axis of its data, "
+            f"but no argument (first axes {sorted(lengths)}) is as long as an axis of an observed site "
+            f"{_observed(sites)}. Pass the data as arguments of the model. {remedy}"
         )
     if batch_size > max(sizes):
-        raise ArgumentError(f"{where}: batch_size={batch_size} is more than the {max(sizes)} rows of the data.")
+        raise ArgumentError(
+            f"{where}: batch_size={batch_size} is more than the {max(sizes)} rows of the data."
+        )
     reasons: list[str] = []
     found = []
     for size in (n for n in sizes if n >= batch_size):
@@ -135,46 +147,61 @@ def find_rows(where: str, model: Callable, batch_size: int, args: tuple, kwargs:
             reasons.append(str(error))
         except (TypeError, ValueError, IndexError) as error:
             reasons.append(
-                f"on {batch_size} of {size} rows the model fails ({error}); sizes must come from the arguments, as in "
-                "numpyro.plate('rows', x.shape[0])"
+                f"on {batch_size} of {size} rows the model fails ({error}); sizes must come from the "
+                "arguments, as in numpyro.plate('rows', x.shape[0])"
             )
     if len(found) == 1:
         return found[0]
     if found:
         raise ArgumentError(
-            f"{where}: batch_size={batch_size} could cut arguments of {' or of '.join(str(r.size) for r in found)} rows. {remedy}"
+            f"{where}: batch_size={batch_size} could cut arguments of "
+            f"{' or of '.join(str(r.size) for r in found)} rows. {remedy}"
         )
-    raise ModelError(f"{where}: batch_size={batch_size} does not fit the model: {'; '.join(reasons)}. {remedy}")
+    raise ModelError(
+        f"{where}: batch_size={batch_size} does not fit the model: {'; '.join(reasons)}. {remedy}"
+    )
 
 
 def _observed(sites: Mapping[str, Site]) -> str:
-    return ", ".join(f"'{n}' {s.batch_shape}" for n, s in sites.items() if s.kind == "observed") or "(there is none)"
+    return (
+        ", ".join(f"'{n}' {s.batch_shape}" for n, s in sites.items() if s.kind == "observed")
+        or "(there is none)"
+    )
 
 
-def _scaled(model, sites: Mapping[str, Site], size: int, batch_size: int, args: tuple, kwargs: Mapping[str, Any]) -> frozenset[str]:
+def _scaled(
+    model, sites: Mapping[str, Site], size: int, batch_size: int, args: tuple, kwargs: Mapping[str, Any]
+) -> frozenset[str]:
     """The observed sites whose rows are cut."""
     part = describe(model, {}, *cut(size, np.arange(batch_size), args, kwargs))
     if set(part) != set(sites):
-        raise ModelError(f"which sites there are depends on the number of rows ({sorted(set(part) ^ set(sites))})")
+        raise ModelError(
+            f"which sites there are depends on the number of rows ({sorted(set(part) ^ set(sites))})"
+        )
     if size == batch_size:
         return frozenset()
     scaled = set()
     for name, site in sites.items():
         now = part[name]
-        if site.kind in ("param", "mutable", "deterministic") or now.shape == site.shape and now.batch_shape == site.batch_shape:
+        if (
+            site.kind in ("param", "mutable", "deterministic")
+            or now.shape == site.shape
+            and now.batch_shape == site.batch_shape
+        ):
             continue
         if site.kind == "latent":
             raise ModelError(
-                f"the latent site '{name}' has shape {site.shape} on {size} rows and {now.shape} on {batch_size}: values of rows that "
-                "are not in the minibatch would be lost"
+                f"the latent site '{name}' has shape {site.shape} on {size} rows and {now.shape} on "
+                f"{batch_size}: values of rows that are not in the minibatch would be lost"
             )
         if site.in_scan:
             raise ModelError(f"site '{name}' is in a scan, whose steps are no independent rows")
         changed = [(a, b) for a, b in zip(site.batch_shape, now.batch_shape, strict=True) if a != b]
         if changed != [(size, batch_size)]:
             raise ModelError(
-                f"the observed site '{name}' has batch shape {site.batch_shape}, event included {site.shape}, on {size} rows and "
-                f"{now.batch_shape}, {now.shape}, on {batch_size}: rows must be an axis of the batch shape, not of the event"
+                f"the observed site '{name}' has batch shape {site.batch_shape}, event included "
+                f"{site.shape}, on {size} rows and {now.batch_shape}, {now.shape}, on {batch_size}: rows "
+                "must be an axis of the batch shape, not of the event"
             )
         scaled.add(name)
     if not scaled:

@@ -1,4 +1,6 @@
-"""Step sizes that change along a run, as values: a function of the number of the step, and where the noise is left out."""
+"""Step sizes that change along a run, as values: a function of the number of the step, and where the noise is
+left out.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,17 +18,19 @@ from ppl_ext.runtime.arguments import check_count, check_number, told
 class Cyclical:
     r"""Warm restarts: the step size falls along a cosine and starts anew every ``cycle_length`` steps.
 
-    .. math:: \eta_k = \frac{\eta_0}{2} \Bigl[\cos\Bigl(\pi \frac{k \bmod L}{L}\Bigr) + 1\Bigr], \qquad k = 0, 1, \dots
+    .. math:: \eta_k = \frac{\eta_0}{2} \Bigl[\cos\Bigl(\pi \frac{k \bmod L}{L}\Bigr) + 1\Bigr], \qquad k = 0,
+    1, \dots
 
-    The first part of each cycle, ``exploration`` of it, runs without noise, to find a mode; the rest samples there. Draws of the
-    exploration are no posterior draws: ``extra_fields=("sampling",)`` tells which is which, or let ``thinning`` be the length of a cycle,
-    so that each keeps its last draw only.
+    The first part of each cycle, ``exploration`` of it, runs without noise, to find a mode; the rest samples
+    there. Draws of the exploration are no posterior draws: ``extra_fields=("sampling",)`` tells which is
+    which, or let ``thinning`` be the length of a cycle, so that each keeps its last draw only.
 
     :param step_size: :math:`\eta_0`, at the start of a cycle.
     :param cycle_length: L, in steps, those of the warm-up counted too.
     :param exploration: part of a cycle without noise, in [0, 1).
 
-    Source: Zhang, Li, Zhang, Chen, Wilson 2020, "Cyclical stochastic gradient MCMC for Bayesian deep learning", eq. 1 and section 3.
+    Source: Zhang, Li, Zhang, Chen, Wilson 2020, "Cyclical stochastic gradient MCMC for Bayesian deep
+    learning", eq. 1 and section 3.
 
     >>> cycle = Cyclical(0.1, cycle_length=4, exploration=0.5)
     >>> [round(float(cycle(k)), 3) for k in range(5)], [bool(cycle.sampling(k)) for k in range(5)]
@@ -42,7 +46,10 @@ class Cyclical:
         check_count("Cyclical: cycle_length", self.cycle_length)
         check_number("Cyclical: exploration", self.exploration, at_least=0.0)
         if self.exploration >= 1.0:
-            raise ArgumentError(f"Cyclical: exploration must be below 1, or nothing is ever sampled; got {told(self.exploration)}.")
+            raise ArgumentError(
+                "Cyclical: exploration must be below 1, or nothing is ever sampled; got "
+                f"{told(self.exploration)}."
+            )
 
     def _part(self, k: Any) -> jax.Array:
         return jnp.mod(k, self.cycle_length) / self.cycle_length
@@ -56,11 +63,13 @@ class Cyclical:
 
 @dataclass(frozen=True)
 class Decay:
-    r"""A step size that falls so slowly that the run still goes everywhere, and so fast that its bias goes to zero.
+    r"""A step size that falls so slowly that the run still goes everywhere, and so fast that its bias goes to
+    zero.
 
     .. math:: \eta_k = \eta_0 \, (1 + k / \text{delay})^{-\text{power}}
 
-    Then the chain's averages, weighed by the step sizes, have no bias in the limit. Draws taken at small steps count less.
+    Then the chain's averages, weighed by the step sizes, have no bias in the limit. Draws taken at small
+    steps count less.
 
     :param step_size: :math:`\eta_0`.
     :param delay: steps, more than 0.
@@ -104,7 +113,10 @@ def schedule_of(where: str, step_size: Any) -> Callable[[Any], Any]:
                 f"{where} must map the number of a step to a step size, but {told(step_size)} fails: {error}."
             ) from error
         if shape != () or not 0.0 < first < math.inf:
-            raise ArgumentError(f"{where} must map the number of a step to a positive number; at step 0 it gives {step_size(0)}.")
+            raise ArgumentError(
+                f"{where} must map the number of a step to a positive number; at step 0 it gives "
+                f"{step_size(0)}."
+            )
         return step_size
     check_step_size(where, step_size)
     return lambda k: float(step_size)

@@ -15,23 +15,27 @@ class SGLD(StochasticGradientKernel):
 
     .. math:: z \leftarrow z - \eta \tilde g + \mathcal{N}(0, 2 \eta T)
 
-    with :math:`\tilde g` the estimated gradient of the potential, η the step size and T the temperature. There is no Metropolis step: where
-    the posterior is normal with precision H, the stationary variance is :math:`(2 T + \eta \mathrm{Var}(\tilde g)) / (H (2 - \eta H))` in
-    each direction, which is T / H only as η goes to zero.
+    with :math:`\tilde g` the estimated gradient of the potential, η the step size and T the temperature.
+    There is no Metropolis step: where the posterior is normal with precision H, the stationary variance is
+    :math:`(2 T + \eta \mathrm{Var}(\tilde g)) / (H (2 - \eta H))` in each direction, which is T / H only as η
+    goes to zero.
 
-    :param model: a NumPyro model with continuous latent sites. Plates with a ``subsample_size`` draw new rows at every step.
+    :param model: a NumPyro model with continuous latent sites. Plates with a ``subsample_size`` draw new rows
+        at every step.
     :param batch_size: for a model without such plates: rows of its arguments that a step sees; see
         :func:`~ppl_ext.infer.sgmcmc.minibatch.find_rows`. ``None``: the plates' own, or all data.
-    :param step_size: η, or a function of the number of the step: :class:`~ppl_ext.infer.Cyclical`, :class:`~ppl_ext.infer.Decay` or one of
-        optax.
+    :param step_size: η, or a function of the number of the step: :class:`~ppl_ext.infer.Cyclical`,
+        :class:`~ppl_ext.infer.Decay` or one of optax.
     :param temperature: as for :class:`~ppl_ext.infer.SGHMC`.
     :param num_steps: as for :class:`~ppl_ext.infer.SGHMC`.
     :param clip: as for :class:`~ppl_ext.infer.SGHMC`.
     :param init_strategy: as for :class:`~ppl_ext.infer.SGHMC`.
     :raises ArgumentError: if a setting is out of range, or ``batch_size`` does not fit the model.
-    :raises ModelError: when run, if the model has a discrete latent site, none at all, or one in a subsampled plate.
+    :raises ModelError: when run, if the model has a discrete latent site, none at all, or one in a subsampled
+        plate.
 
-    Source: Welling and Teh 2011, "Bayesian learning via stochastic gradient Langevin dynamics", eq. 4, with η for half their ε.
+    Source: Welling and Teh 2011, "Bayesian learning via stochastic gradient Langevin dynamics", eq. 4, with η
+    for half their ε.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro.infer import MCMC

@@ -1,4 +1,6 @@
-"""Stochastic variational inference with restarts as chains, one compilation, and a stop that names the site when a number breaks down."""
+"""Stochastic variational inference with restarts as chains, one compilation, and a stop that names the site
+when a number breaks down.
+"""
 
 import dataclasses
 import time
@@ -22,7 +24,16 @@ from ppl_ext.infer.svi.checks import check_first_step, densities_by_site, non_fi
 from ppl_ext.infer.svi.loop import Progress, take_steps
 from ppl_ext.infer.svi.runner import runner_for
 from ppl_ext.result import Fit
-from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_function, check_key, check_program, check_values, told
+from ppl_ext.runtime.arguments import (
+    check_call,
+    check_count,
+    check_flag,
+    check_function,
+    check_key,
+    check_program,
+    check_values,
+    told,
+)
 from ppl_ext.runtime.checkpoint import Checkpoint, digest
 from ppl_ext.runtime.constants import odd_data_blamed, split, taken
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
@@ -52,40 +63,48 @@ def fit(
 
     .. math:: \theta_{t+1} = \theta_t + \text{optim}\big(\nabla_\theta \hat L(\theta_t)\big)
 
-    It is NumPyro's ``SVI`` with what people expect around it: independent restarts as chains, run together by ``vmap``; a progress bar; no
-    compilation when it is called again with the same functions and shapes; checks before the first step; a stop when a number breaks down.
+    It is NumPyro's ``SVI`` with what people expect around it: independent restarts as chains, run together by
+    ``vmap``; a progress bar; no compilation when it is called again with the same functions and shapes;
+    checks before the first step; a stop when a number breaks down.
 
     :param rng_key: a JAX key; chain c uses its own split of it.
     :param model: a NumPyro model.
     :param guide: a NumPyro guide, hand-written or from ``numpyro.infer.autoguide``.
-    :param objective: any ``numpyro.infer.elbo.ELBO``: those of :mod:`ppl_ext.objectives`, NumPyro's, or your own.
+    :param objective: any ``numpyro.infer.elbo.ELBO``: those of :mod:`ppl_ext.objectives`, NumPyro's, or your
+        own.
     :param optim: an optax or NumPyro optimiser.
     :param num_steps: number of gradient steps.
-    :param args: arguments of model and guide, as are all other keywords. Arrays may change between calls without compiling again; other
-        values (plate sizes, flags) are constants of the compilation, and so is what model and guide read from outside (attributes of their
-        object, globals, closures): if that changes, the next fit compiles anew.
+    :param args: arguments of model and guide, as are all other keywords. Arrays may change between calls
+        without compiling again; other values (plate sizes, flags) are constants of the compilation, and so is
+        what model and guide read from outside (attributes of their object, globals, closures): if that
+        changes, the next fit compiles anew.
     :param num_chains: number of restarts, each from its own initial parameters where these are random.
-    :param early_stopping: :class:`~ppl_ext.infer.Plateau`, or a function from the losses (chain, step) so far to a reason to stop or None.
-    :param callback: called with a :class:`Progress` about fifty times a run; if it returns something true, the run stops.
-    :param checkpoint: :class:`~ppl_ext.infer.Checkpoint`: save the run as it goes; go on from there, to the last bit, if the file exists.
-        The file of a run with other data or options, or whose model or guide read other numbers from outside, is refused; the optimiser
-        and ``num_steps`` may change.
-    :param mesh: devices over which the chains are spread, ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``; ``num_chains``
-        is then a multiple of their number. Results do not depend on it but for rounding.
-    :param stable_update: as in NumPyro's ``SVI.run``: a step whose loss or gradient is not finite is left out, and the run goes on. Its
-        loss is NaN; :attr:`Fit.skipped` and the summary say how many there were. It is for the rare bad draw: a wrong density it hides.
+    :param early_stopping: :class:`~ppl_ext.infer.Plateau`, or a function from the losses (chain, step) so far
+        to a reason to stop or None.
+    :param callback: called with a :class:`Progress` about fifty times a run; if it returns something true,
+        the run stops.
+    :param checkpoint: :class:`~ppl_ext.infer.Checkpoint`: save the run as it goes; go on from there, to the
+        last bit, if the file exists. The file of a run with other data or options, or whose model or guide
+        read other numbers from outside, is refused; the optimiser and ``num_steps`` may change.
+    :param mesh: devices over which the chains are spread,
+        ``jax.make_mesh((8,), ("chains",), axis_types=(AxisType.Auto,))``; ``num_chains`` is then a multiple
+        of their number. Results do not depend on it but for rounding.
+    :param stable_update: as in NumPyro's ``SVI.run``: a step whose loss or gradient is not finite is left
+        out, and the run goes on. Its loss is NaN; :attr:`Fit.skipped` and the summary say how many there
+        were. It is for the rare bad draw: a wrong density it hides.
     :param init_params: initial values of some or all ``param`` sites, the same for each chain.
     :return: :class:`~ppl_ext.result.Fit`; its ``params`` and ``losses`` have a leading chain axis.
     :raises ModelError: if model and guide do not fit together, naming the site.
-    :raises NonFiniteError: if a density, loss or gradient is not finite. If that happens during the run, ``error.result`` is the Fit with
-        the last good parameters.
+    :raises NonFiniteError: if a density, loss or gradient is not finite. If that happens during the run,
+        ``error.result`` is the Fit with the last good parameters.
 
     >>> import jax, numpyro, optax, numpyro.distributions as dist
     >>> from numpyro.infer.autoguide import AutoNormal
     >>> from ppl_ext.objectives import ELBO
     >>> def model(y):
     ...     numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y)
-    >>> result = fit(jax.random.key(0), model, AutoNormal(model), ELBO(), optax.adam(0.02), 1000, 2.0, progress_bar=False)
+    >>> result = fit(jax.random.key(0), model, AutoNormal(model), ELBO(), optax.adam(0.02), 1000, 2.0,
+    ...     progress_bar=False)
     >>> bool(abs(result.params["mu_auto_loc"][0] - 1.0) < 0.3)
     True
     """
@@ -97,7 +116,11 @@ def fit(
         check_call(f"fit: {name}", program, args, kwargs)
     started = time.perf_counter()
     given = Numbers(lambda: densities_by_site(model, runner.guide, args, kwargs, rng_key, first))
-    with reading(model, guide, objective, optim) as outside, odd_data_blamed("fit: model", args, kwargs), given:
+    with (
+        reading(model, guide, objective, optim) as outside,
+        odd_data_blamed("fit: model", args, kwargs),
+        given,
+    ):
         runner = runner_for(outside, model, guide, objective, optim)
         states = runner.init(rng_key, num_chains, init_params, args, kwargs, stable_update)
         first = jax.tree.map(lambda x: x[0], runner.params(states))
@@ -105,8 +128,13 @@ def fit(
         def compiled_for(data, constants):
             by_site = partial(runner.by_site, data, constants)
             if not runner.many:  # else a draw of the guide is none of the model
-                check_first_step(by_site, model, guide, first, random.fold_in(rng_key, 1), args, kwargs, stable_update)
-            begun, there = placed(mesh, runner.carrying(states, data, constants)), placed(mesh, data, leading=False)
+                check_first_step(
+                    by_site, model, guide, first, random.fold_in(rng_key, 1), args, kwargs, stable_update
+                )
+            begun, there = (
+                placed(mesh, runner.carrying(states, data, constants)),
+                placed(mesh, data, leading=False),
+            )
             steps = runner.stably if stable_update else runner.freely
             return jax.block_until_ready(steps(begun, there, constants, 0))[0], there, constants
 
@@ -127,10 +155,30 @@ def fit(
         save = partial(_save, checkpoint, about)
         if (found := checkpoint.load(states, about)) is not None:
             states, losses = placed(mesh, found[0]), found[1]
-    with given, tqdm(total=num_steps, initial=losses.shape[1], disable=not progress_bar, desc=repr(objective), unit="step") as bar:
+    with (
+        given,
+        tqdm(
+            total=num_steps,
+            initial=losses.shape[1],
+            disable=not progress_bar,
+            desc=repr(objective),
+            unit="step",
+        ) as bar,
+    ):
         every = checkpoint.every if checkpoint is not None else num_steps
         states, losses, alive, stop_reason = take_steps(
-            runner, states, data, constants, losses, num_steps, bar, early_stopping, callback, save, every, stable_update
+            runner,
+            states,
+            data,
+            constants,
+            losses,
+            num_steps,
+            bar,
+            early_stopping,
+            callback,
+            save,
+            every,
+            stable_update,
         )
     states = everywhere(states)
     result = Fit(
@@ -150,21 +198,31 @@ def fit(
     )
     if not alive.all():
         with given:
-            raise _broken(result, outside, partial(runner.by_site, data, constants), states, alive, runner.many)
+            raise _broken(
+                result, outside, partial(runner.by_site, data, constants), states, alive, runner.many
+            )
     return result
 
 
 def _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_chains) -> None:
-    # A key out of place is the likeliest slip: NumPyro's `run` takes it first, too, but its model and guide elsewhere.
+    # A key out of place is the likeliest slip: NumPyro's `run` takes it first, too, but its model and guide
+    # elsewhere.
     for name, value in (("model", model), ("guide", guide)):
         check_program(f"fit: {name}", value)
     check_key("fit: rng_key, the first argument,", rng_key)
     if isinstance(objective, type) or not isinstance(objective, NumPyroELBO):
-        raise ArgumentTypeError(f"fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}.")
+        raise ArgumentTypeError(
+            f"fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}."
+        )
     if getattr(objective, "options", vars(objective)).get("sum_sites", True) is False:
-        raise ArgumentError("fit: objective has sum_sites=False, and a dictionary by site cannot be descended. Leave it out.")
+        raise ArgumentError(
+            "fit: objective has sum_sites=False, and a dictionary by site cannot be descended. Leave it out."
+        )
     if not isinstance(optim, _NumPyroOptim | Optimizer | optax.GradientTransformation):
-        raise ArgumentTypeError(f"fit: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.01), got {told(optim)}.")
+        raise ArgumentTypeError(
+            "fit: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.01), got "
+            f"{told(optim)}."
+        )
     check_count("fit: num_steps", num_steps)
     check_count("fit: num_chains", num_chains)
     refuse_open_handlers("fit")
@@ -178,9 +236,14 @@ def _check_options(progress_bar, init_params, early_stopping, callback, checkpoi
         if value is not None:
             check_function(f"fit: {name}", value)
     if isinstance(early_stopping, type):
-        raise ArgumentTypeError(f"fit: early_stopping must be an instance such as {early_stopping.__name__}(), got {told(early_stopping)}.")
+        raise ArgumentTypeError(
+            f"fit: early_stopping must be an instance such as {early_stopping.__name__}(), got "
+            f"{told(early_stopping)}."
+        )
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise ArgumentTypeError(f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}.")
+        raise ArgumentTypeError(
+            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}."
+        )
 
 
 def _save(checkpoint: Checkpoint, about: dict[str, Any], states: Any, losses: np.ndarray) -> None:
@@ -200,11 +263,20 @@ def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray, m
     key = states.rng_key[chain]
     where = result.model, result.guide, params, key, result.args, result.kwargs
     try:
-        outside.check("There", result.model, result.guide, remedy=" the run began, so that it cannot be said which site it was.")
+        outside.check(
+            "There",
+            result.model,
+            result.guide,
+            remedy=" the run began, so that it cannot be said which site it was.",
+        )
         reason = None if many else non_finite_site(by_site, *where, num_draws=64, gradients=True)
     except ModelError as changed:  # by a callback
         reason = str(changed)
-    reason = reason or "no single site is to blame at the last good parameters; a smaller step size or clipped gradients may help."
+    reason = (
+        reason
+        or "no single site is to blame at the last good parameters; a smaller step size or clipped "
+        "gradients may help."
+    )
     error = NonFiniteError(
         f"The loss or a parameter stopped being finite at step {step} of chain {chain}: {reason} "
         "The last good state is in this error's `.result`."

@@ -1,4 +1,6 @@
-"""The steps of a run: many in one launch, what looks at their losses at fixed steps, and the same bits however many went at once."""
+"""The steps of a run: many in one launch, what looks at their losses at fixed steps, and the same bits
+however many went at once.
+"""
 
 import time
 from collections.abc import Callable
@@ -17,11 +19,13 @@ REFRESH = 0.1  # seconds that a launch aims to take, since the bar moves after e
 
 
 class Progress(NamedTuple):
-    """What a callback sees: ``losses`` (chain, step) so far, and ``params()``, the parameters now, with a leading chain axis.
+    """What a callback sees: ``losses`` (chain, step) so far, and ``params()``, the parameters now, with a
+    leading chain axis.
 
     >>> import numpy as np
     >>> now = Progress(np.array([[3.0, 2.0, 1.0]]), lambda: {"scale": np.ones(1)})
-    >>> low_enough = lambda progress: progress.losses[:, -1].mean() < 1.5  # fit(..., callback=low_enough) stops there
+    >>> # fit(..., callback=low_enough) stops there
+    >>> low_enough = lambda progress: progress.losses[:, -1].mean() < 1.5
     >>> bool(low_enough(now))
     True
     """
@@ -31,7 +35,9 @@ class Progress(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Where the steps of a run ended: the states, the losses (chain, step), which chains are alive, and why it stopped early."""
+    """Where the steps of a run ended: the states, the losses (chain, step), which chains are alive, and why
+    it stopped early.
+    """
 
     states: Any
     losses: np.ndarray
@@ -53,14 +59,17 @@ def take_steps(
     save_every: int,
     stable: bool = False,
 ) -> Taken:
-    """Go on from ``losses`` until there are ``num_steps`` of them, something stops the run, or numbers break down.
+    """Go on from ``losses`` until there are ``num_steps`` of them, something stops the run, or numbers break
+    down.
 
-    The losses are looked at after every multiple of ``chunk`` steps, wherever the run was resumed. A launch and the wait for it cost as
-    much as many steps of a small model, so one launch is as many chunks as fit in :data:`REFRESH` seconds. That number depends on the
-    clock and the result does not: what needs the state of a step (a callback, a checkpoint) ends the launch there; an early stop in the
-    middle of one, or a breakdown, takes the same steps again up to there.
+    The losses are looked at after every multiple of ``chunk`` steps, wherever the run was resumed. A launch
+    and the wait for it cost as much as many steps of a small model, so one launch is as many chunks as fit in
+    :data:`REFRESH` seconds. That number depends on the clock and the result does not: what needs the state of
+    a step (a callback, a checkpoint) ends the launch there; an early stop in the middle of one, or a
+    breakdown, takes the same steps again up to there.
 
-    :param stable: steps that are not finite are left out; an early stop sees the loss before them in their place.
+    :param stable: steps that are not finite are left out; an early stop sees the loss before them in their
+        place.
     """
     steps = runner.stably if stable else runner.freely
     chunk = min(CHUNK, max(1, -(-num_steps // 50)))
@@ -76,7 +85,8 @@ def take_steps(
         new, more, finite = steps(states, data, constants, end - done)
         more, finite = jax.device_get(everywhere((more, finite)))
         if not finite.all():
-            if end > started + chunk:  # chunk by chunk, so that the careful steps begin where they always would
+            # chunk by chunk, so that the careful steps begin where they always would
+            if end > started + chunk:
                 size = most = chunk
                 continue
             new, more, alive = runner.carefully(states, data, constants, end - done)
@@ -85,7 +95,9 @@ def take_steps(
         losses = np.concatenate([losses, more[:, : end - done]], axis=1)
         if early_stopping is not None and alive.all():
             for look in (*range(started + chunk, end, chunk), end):
-                if (stop_reason := early_stopping(filled(losses[:, :look]) if stable else losses[:, :look])) is not None:
+                if (
+                    stop_reason := early_stopping(filled(losses[:, :look]) if stable else losses[:, :look])
+                ) is not None:
                     if look < end:
                         new, losses = steps(states, data, constants, look - done)[0], losses[:, :look].copy()
                         end = look
@@ -95,7 +107,11 @@ def take_steps(
         states, taken, done = new, end - done, end
         if not alive.all():
             break
-        if stop_reason is None and callback is not None and callback(Progress(losses, partial(_params, runner, states))):
+        if (
+            stop_reason is None
+            and callback is not None
+            and callback(Progress(losses, partial(_params, runner, states)))
+        ):
             stop_reason = "stopped by the callback"
         if save is not None and done - saved >= save_every:
             save(states, losses)
@@ -107,7 +123,8 @@ def take_steps(
 
 
 def filled(losses: np.ndarray) -> np.ndarray:
-    """Losses with those of steps that were left out (NaN) replaced by the last one before them, or the first that there is.
+    """Losses with those of steps that were left out (NaN) replaced by the last one before them, or the first
+    that there is.
 
     >>> filled(np.array([[np.nan, 2.0, np.nan, 1.0]]))
     array([[2., 2., 2., 1.]])

@@ -1,4 +1,6 @@
-"""``SVI`` for one model, guide, objective and optimiser, compiled once: how its chains start, and many of their steps in one launch."""
+"""``SVI`` for one model, guide, objective and optimiser, compiled once: how its chains start, and many of
+their steps in one launch.
+"""
 
 import copy
 import warnings
@@ -32,10 +34,13 @@ class Runner:
         self.svi = SVI(model, guide, optim, loss=objective)
         self.guide = guide
         self.unset = _unset(guide)
-        self.moving: dict[str, list[str]] | None = None  # sites whose support the guide does not follow, once it is known
+        # sites whose support the guide does not follow, once it is known
+        self.moving: dict[str, list[str]] | None = None
         self.many = bool(getattr(objective, "options", vars(objective)).get("multi_sample_guide"))
         self.carries = isinstance(objective, Objective)  # until the first state turns out empty
-        self.freely, self.carefully = (jax.jit(partial(self._steps, how), static_argnums=2) for how in ("freely", "carefully"))
+        self.freely, self.carefully = (
+            jax.jit(partial(self._steps, how), static_argnums=2) for how in ("freely", "carefully")
+        )
         self.stably = jax.jit(partial(self._steps, "stably"), static_argnums=2)
         self.by_site = jax.jit(self._by_site, static_argnums=1)
 
@@ -45,7 +50,9 @@ class Runner:
         # A guide that an earlier fit set up would start its first chain where that one did.
         again = isinstance(self.guide, AutoGuide) and self.guide.prototype_trace is not None
         try:
-            first = past_inner_jits(lambda: self.svi.init(keys[0], *args, init_params=init_params, **kwargs), checked=False)
+            first = past_inner_jits(
+                lambda: self.svi.init(keys[0], *args, init_params=init_params, **kwargs), checked=False
+            )
         except Exception as error:
             if init_params:
                 self._check_init_shapes(keys[0], init_params, args, kwargs)
@@ -78,16 +85,22 @@ class Runner:
         return states._replace(mutable_state={**started, **(states.mutable_state or {})} or None)
 
     def _restart(self, key, init_params, args, kwargs):
-        return past_inner_jits(lambda: self._fresh_svi().init(key, *args, init_params=init_params, **kwargs), checked=False)
+        return past_inner_jits(
+            lambda: self._fresh_svi().init(key, *args, init_params=init_params, **kwargs), checked=False
+        )
 
     def _fresh_svi(self) -> SVI:
         """An autoguide draws its initial location when it is set up, once; each restart sets up a copy."""
         return SVI(self.svi.model, _unset(self.unset), self.svi.optim, loss=self.svi.loss)
 
     def _check_supports(self, args, kwargs, stable: bool) -> None:
-        """:raises ModelError: for an automatic guide of sites whose support it does not follow; where steps may fail, a warning."""
+        """:raises ModelError: for an automatic guide of sites whose support it does not follow; where steps
+        may fail, a warning.
+        """
         if self.moving is None:
-            self.moving = moving_supports(self.guide, args, kwargs) if isinstance(self.guide, AutoGuide) else {}
+            self.moving = (
+                moving_supports(self.guide, args, kwargs) if isinstance(self.guide, AutoGuide) else {}
+            )
         if self.moving:
             told = f"fit: before the first step, {told_of_moving_support(self.guide, self.moving)}"
             if not stable:
@@ -98,7 +111,9 @@ class Runner:
         known = self.svi.constrain_fn.args[0]
         unknown = sorted(set(init_params or {}) - set(known))
         if unknown:
-            raise ArgumentError(f"init_params names {unknown}, which are no param sites. There are: {sorted(known)}.")
+            raise ArgumentError(
+                f"init_params names {unknown}, which are no param sites. There are: {sorted(known)}."
+            )
 
     def _check_init_shapes(self, rng_key, init_params, args, kwargs) -> None:
         """If the run can be set up without them, initial values of the wrong shape are the cause."""
@@ -107,11 +122,17 @@ class Runner:
         except Exception:
             return
         for name, value in init_params.items():
-            if name in default and jax.tree.map(jnp.shape, value) != (expected := jax.tree.map(jnp.shape, default[name])):
-                raise ArgumentError(f"fit: init_params gives '{name}' shape {jnp.shape(value)}, but the param has {expected}.") from None
+            if name in default and jax.tree.map(jnp.shape, value) != (
+                expected := jax.tree.map(jnp.shape, default[name])
+            ):
+                raise ArgumentError(
+                    f"fit: init_params gives '{name}' shape {jnp.shape(value)}, but the param has {expected}."
+                ) from None
 
     def params(self, states) -> dict[str, Any]:
-        """Constrained values by ``param`` site, and those of ``numpyro.mutable`` sites: neither model nor guide runs without them."""
+        """Constrained values by ``param`` site, and those of ``numpyro.mutable`` sites: neither model nor
+        guide runs without them.
+        """
         return jax.vmap(self.svi.get_params)(states) | (states.mutable_state or {})
 
     def described(self, states, data, constants) -> dict[str, str]:
@@ -129,14 +150,18 @@ class Runner:
 
     def _by_site(self, data, constants, keys, params):
         args, kwargs = join(data, constants)
-        return jax.vmap(partial(densities_by_site, self.svi.model, self.guide, args, kwargs), in_axes=(0, None))(keys, params)
+        return jax.vmap(
+            partial(densities_by_site, self.svi.model, self.guide, args, kwargs), in_axes=(0, None)
+        )(keys, params)
 
     def _steps(self, how: str, states, data, constants, num: jax.Array):
-        """``num`` steps of every chain: (states, losses in a buffer of ``AT_ONCE``, which chains are still alive).
+        """``num`` steps of every chain: (states, losses in a buffer of ``AT_ONCE``, which chains are still
+        alive).
 
-        A check of each step would cost as much as a small model's step itself. So steps go ``freely``, without any, and if numbers broke
-        down in them, they are taken again ``carefully``, to end where the last good state was. Taken ``stably``, a step that is not finite
-        is left out, its loss is NaN, and the run goes on.
+        A check of each step would cost as much as a small model's step itself. So steps go ``freely``,
+        without any, and if numbers broke down in them, they are taken again ``carefully``, to end where the
+        last good state was. Taken ``stably``, a step that is not finite is left out, its loss is NaN, and the
+        run goes on.
         """
         args, kwargs = join(data, constants)
 
@@ -157,7 +182,9 @@ class Runner:
             state, losses = carry
             new, loss = self.svi.stable_update(state, *args, **kwargs)
             if state.mutable_state is not None:
-                kept = jax.tree.map(partial(_select, jnp.isfinite(loss)), new.mutable_state, state.mutable_state)
+                kept = jax.tree.map(
+                    partial(_select, jnp.isfinite(loss)), new.mutable_state, state.mutable_state
+                )
                 new = new._replace(mutable_state=kept)
             return new, losses.at[i].set(loss)
 
@@ -172,7 +199,8 @@ class Runner:
 
         if jax.tree.leaves(states)[0].shape[0] > 1:
             return jax.vmap(chain)(states)
-        return jax.tree.map(lambda x: x[None], chain(jax.tree.map(lambda x: x[0], states)))  # an axis of one would slow products down
+        # an axis of one would slow products down
+        return jax.tree.map(lambda x: x[None], chain(jax.tree.map(lambda x: x[0], states)))
 
     def _finite(self, state) -> jax.Array:
         leaves = jax.tree.leaves(self.svi.optim.get_params(state.optim_state))

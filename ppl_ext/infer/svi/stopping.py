@@ -11,17 +11,20 @@ from ppl_ext.runtime.arguments import check_count, check_number, told
 
 @dataclass(frozen=True)
 class Plateau:
-    r"""Stop once no chain improves by more than the noise of its loss, from one window of steps to the next, ``patience`` times running.
+    r"""Stop once no chain improves by more than the noise of its loss, from one window of steps to the next,
+    ``patience`` times running.
 
-    With window means :math:`\bar L_{t-1}, \bar L_t` over ``window`` steps, whose standard errors :math:`s` come from batch means (losses of
-    neighbouring steps are correlated), a chain improves if
+    With window means :math:`\bar L_{t-1}, \bar L_t` over ``window`` steps, whose standard errors :math:`s`
+    come from batch means (losses of neighbouring steps are correlated), a chain improves if
 
     .. math:: \bar L_{t-1} - \bar L_t > z \sqrt{s_{t-1}^2 + s_t^2} + \text{tolerance} .
 
-    :param window: steps in a window; at least 20. Choose a small part of the run: an optimum approached very slowly looks like a plateau.
+    :param window: steps in a window; at least 20. Choose a small part of the run: an optimum approached very
+        slowly looks like a plateau.
     :param patience: windows in a row without improvement.
     :param tolerance: nats that do not count as an improvement either.
-    :param z: standard errors to exceed. Pure noise passes for an improvement in about 3 % of windows at the default 2.
+    :param z: standard errors to exceed. Pure noise passes for an improvement in about 3 % of windows at the
+        default 2.
     :raises ArgumentError: for a window below 20 steps, or a number below 0.
 
     >>> import numpy as np
@@ -43,7 +46,10 @@ class Plateau:
         check_number("Plateau: tolerance", self.tolerance, at_least=0.0)
         check_number("Plateau: z", self.z, at_least=0.0)
         if self.window < 20:
-            raise ArgumentError(f"Plateau: window must be at least 20 steps, got {self.window}: fewer have no standard error to go by.")
+            raise ArgumentError(
+                f"Plateau: window must be at least 20 steps, got {self.window}: fewer have no standard "
+                "error to go by."
+            )
 
     def __call__(self, losses: np.ndarray) -> str | None:
         """The reason to stop after ``losses`` (chain, step), or ``None``. It looks at whole windows only."""
@@ -52,7 +58,9 @@ class Plateau:
         num_windows = losses.shape[1] // self.window
         if num_windows <= self.patience:
             return None
-        windows = losses[:, : num_windows * self.window].reshape(len(losses), num_windows, self.window)[:, -self.patience - 1 :]
+        windows = losses[:, : num_windows * self.window].reshape(len(losses), num_windows, self.window)[
+            :, -self.patience - 1 :
+        ]
         mean, error = windows.mean(-1), _standard_error(windows)
         gain = mean[:, :-1] - mean[:, 1:]
         noise = np.hypot(error[:, :-1], error[:, 1:])

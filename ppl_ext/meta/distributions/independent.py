@@ -22,11 +22,15 @@ class Independent(dist.Distribution):
     def __init__(self, parts: Sequence[dist.Distribution], *, validate_args=None):
         self.parts = tuple(parts)
         size = sum(p.event_shape[0] for p in self.parts)
-        super().__init__(batch_shape=self.parts[0].batch_shape, event_shape=(size,), validate_args=validate_args)
+        super().__init__(
+            batch_shape=self.parts[0].batch_shape, event_shape=(size,), validate_args=validate_args
+        )
 
     def sample(self, key, sample_shape=()):
         keys = jax.random.split(key, len(self.parts))
-        return jnp.concatenate([p.sample(k, sample_shape) for p, k in zip(self.parts, keys, strict=True)], axis=-1)
+        return jnp.concatenate(
+            [p.sample(k, sample_shape) for p, k in zip(self.parts, keys, strict=True)], axis=-1
+        )
 
     def log_prob(self, value):
         pieces = jnp.split(value, np.cumsum([p.event_shape[0] for p in self.parts])[:-1], axis=-1)

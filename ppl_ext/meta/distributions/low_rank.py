@@ -1,4 +1,6 @@
-"""Gaussians whose precision is a diagonal plus few rows: an episode seen through its outputs, of which there are fewer than parameters."""
+"""Gaussians whose precision is a diagonal plus few rows: an episode seen through its outputs, of which there
+are fewer than parameters.
+"""
 
 import equinox as eqx
 import jax
@@ -57,7 +59,9 @@ class LowRank(eqx.Module):
         """
         scaled, c = self._parts()
         inner = solve_triangular(c + jnp.eye(c.shape[0], dtype=c.dtype), scaled @ noise.T, lower=True)
-        return jnp.sqrt(self.scales) * (noise - (scaled.T @ solve_triangular(c, inner, lower=True, trans=1)).T)
+        return jnp.sqrt(self.scales) * (
+            noise - (scaled.T @ solve_triangular(c, inner, lower=True, trans=1)).T
+        )
 
     def dense(self) -> jax.Array:
         root = jnp.sqrt(self.scales)

@@ -1,4 +1,6 @@
-"""Laws of a new episode's θ: mixtures of Gaussians, joint or coordinate by coordinate, and a Gaussian of low rank."""
+"""Laws of a new episode's θ: mixtures of Gaussians, joint or coordinate by coordinate, and a Gaussian of low
+rank.
+"""
 
 from typing import NamedTuple
 
@@ -36,7 +38,9 @@ class Mixture(NamedTuple):
 
 
 class Factorised(NamedTuple):
-    """Independent coordinates, each a mixture of k Gaussians: ``weights``, ``means`` and ``variances`` (k, d)."""
+    """Independent coordinates, each a mixture of k Gaussians: ``weights``, ``means`` and ``variances`` (k,
+    d).
+    """
 
     weights: jax.Array
     means: jax.Array
@@ -73,7 +77,9 @@ class LowRankNormal(NamedTuple):
         return self.low_rank.dense()
 
     def draw(self, rng_key: jax.Array, num: int) -> jax.Array:
-        return self.mean + self.low_rank.spread(jax.random.normal(rng_key, (num, self.mean.shape[0]), self.mean.dtype))
+        return self.mean + self.low_rank.spread(
+            jax.random.normal(rng_key, (num, self.mean.shape[0]), self.mean.dtype)
+        )
 
 
 Law = Mixture | Factorised | LowRankNormal

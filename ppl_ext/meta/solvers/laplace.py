@@ -1,4 +1,6 @@
-"""Local solvers: an exact one for linear-Gaussian episodes, and Laplace's approximation by generalised Gauss-Newton steps."""
+"""Local solvers: an exact one for linear-Gaussian episodes, and Laplace's approximation by generalised
+Gauss-Newton steps.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ from ppl_ext.runtime.arguments import check_count, told
 
 
 class ExactLinearGaussian(LocalSolver):
-    r"""For a negative log likelihood that is quadratic in θ (linear-Gaussian rows): one gradient and one Hessian are the whole of it.
+    r"""For a negative log likelihood that is quadratic in θ (linear-Gaussian rows): one gradient and one
+    Hessian are the whole of it.
 
     .. math:: A = \nabla^2 \ell(m_0), \qquad b = A m_0 - \nabla \ell(m_0)
 
-    No iterates, no approximation; A may be rank-deficient. ``fit`` checks that the model is quadratic, and refuses it otherwise.
+    No iterates, no approximation; A may be rank-deficient. ``fit`` checks that the model is quadratic, and
+    refuses it otherwise.
 
     :return: of a call, :class:`Quadratic` with A (d, d) and b (d,).
     :raises ModelError: by ``fit``, if the model is not quadratic.
@@ -32,19 +36,23 @@ class ExactLinearGaussian(LocalSolver):
 class LaplaceGGN(LocalSolver):
     r"""Laplace's approximation at the local mode, found by damped generalised Gauss-Newton steps from m₀.
 
-    .. math:: \theta \leftarrow \theta - \eta (A + P_0)^{-1} (\nabla \ell(\theta) + P_0 (\theta - m_0)), \qquad
+    .. math:: \theta \leftarrow \theta - \eta (A + P_0)^{-1} (\nabla \ell(\theta) + P_0 (\theta - m_0)),
+    \qquad
         A = \big[ J^\top (\nabla^2_f\, \ell) J \big]_+
 
-    with J the slope of the observed distributions' parameters f(θ), :math:`[\cdot]_+` the matrix with its negative eigenvalues set to zero
-    (Martens 2020, section 8), and η the best of 1, ½, ¼, ... 2⁻⁹; a step that does not lower the penalised loss, or is not finite, is not
-    made. The quadratic returned has its closed-form mean at the last iterate, whether that has converged or not.
+    with J the slope of the observed distributions' parameters f(θ), :math:`[\cdot]_+` the matrix with its
+    negative eigenvalues set to zero (Martens 2020, section 8), and η the best of 1, ½, ¼, ... 2⁻⁹; a step
+    that does not lower the penalised loss, or is not finite, is not made. The quadratic returned has its
+    closed-form mean at the last iterate, whether that has converged or not.
 
-    ``structure="low_rank"`` works in function space: with :math:`U = [\nabla^2_f\, \ell]_+^{1/2} J`, of as many rows as there are outputs,
-    :math:`A = U^\top U` is never formed, and with a diagonal law of the episodes neither is the posterior's covariance (Woodbury). For
-    many local dimensions and few rows; unlike ``"diagonal"`` it keeps the correlations.
+    ``structure="low_rank"`` works in function space: with :math:`U = [\nabla^2_f\, \ell]_+^{1/2} J`, of as
+    many rows as there are outputs, :math:`A = U^\top U` is never formed, and with a diagonal law of the
+    episodes neither is the posterior's covariance (Woodbury). For many local dimensions and few rows; unlike
+    ``"diagonal"`` it keeps the correlations.
 
     :param num_steps: Gauss-Newton steps, at least 1.
-    :param structure: ``"full"``; ``"diagonal"``: only the diagonal of A, for many local dimensions; or ``"low_rank"``.
+    :param structure: ``"full"``; ``"diagonal"``: only the diagonal of A, for many local dimensions; or
+        ``"low_rank"``.
     :raises ArgumentError: for options out of range.
 
     >>> import numpy as np, numpyro, numpyro.distributions as dist
@@ -56,7 +64,8 @@ class LaplaceGGN(LocalSolver):
     >>> counts = np.array([2, 4])
     >>> h = lift(episode, ["log_rate"]).hierarchy(EpisodeStream([(counts,)]))
     >>> loss = h.loss(h.form.initial_shared(), (counts,), jnp.array(2))
-    >>> fit = LaplaceGGN()(loss, jnp.zeros(1), 1e-6 * jnp.eye(1), None)  # hardly a prior: the mode is log 3, the curvature 2 * 3
+    >>> # hardly a prior: the mode is log 3, the curvature 2 * 3
+    >>> fit = LaplaceGGN()(loss, jnp.zeros(1), 1e-6 * jnp.eye(1), None)
     >>> round(float(fit.precision[0, 0]), 2), round(float(fit.linear[0] / fit.precision[0, 0]), 2)
     (6.0, 1.1)
     """
@@ -67,7 +76,9 @@ class LaplaceGGN(LocalSolver):
     def __check_init__(self):
         check_count("LaplaceGGN(num_steps=...)", self.num_steps)
         if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal", "low_rank"):
-            raise ArgumentError(f"LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got {told(self.structure)}.")
+            raise ArgumentError(
+                f"LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got {told(self.structure)}."
+            )
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):
         theta = self.mode(neg_log_lik, mean, mean, precision)
@@ -110,8 +121,8 @@ def _direction(a: jax.Array | Factored, prior: jax.Array, slope: jax.Array) -> j
 
 
 def curvature(neg_log_lik, theta: jax.Array, structure: str) -> jax.Array:
-    """The generalised Gauss-Newton matrix of an episode at θ, or its diagonal, positive semidefinite and finite: what breaks down is left
-    out."""
+    """The generalised Gauss-Newton matrix of an episode at θ, or its diagonal, positive semidefinite and
+    finite: what breaks down is left out."""
     loss, d = neg_log_lik.of_outputs(theta), theta.shape[0]
     outputs = neg_log_lik.outputs(theta)
     slopes = jax.jacfwd(neg_log_lik.outputs)(theta)  # d last
@@ -122,9 +133,13 @@ def curvature(neg_log_lik, theta: jax.Array, structure: str) -> jax.Array:
     curved = jax.vmap(bent, in_axes=-1, out_axes=-1, axis_size=d)(slopes)
     pairs = zip(slopes, curved, strict=True)
     if structure == "diagonal":
-        diagonal = sum((jnp.sum((j * hj).reshape(-1, d), 0) for j, hj in pairs), start=jnp.zeros(d, theta.dtype))
+        diagonal = sum(
+            (jnp.sum((j * hj).reshape(-1, d), 0) for j, hj in pairs), start=jnp.zeros(d, theta.dtype)
+        )
         return jnp.where(jnp.isfinite(diagonal), jnp.maximum(diagonal, 0.0), 0.0)
-    matrix = sum((j.reshape(-1, d).T @ hj.reshape(-1, d) for j, hj in pairs), start=jnp.zeros((d, d), theta.dtype))
+    matrix = sum(
+        (j.reshape(-1, d).T @ hj.reshape(-1, d) for j, hj in pairs), start=jnp.zeros((d, d), theta.dtype)
+    )
     return positive(matrix)
 
 
@@ -151,6 +166,7 @@ def in_function_space(neg_log_lik, theta: jax.Array) -> Factored:
     hessian = jnp.where(jnp.isfinite(hessian).all(), (hessian + hessian.T) / 2, 0.0)
     values, vectors = jnp.linalg.eigh(hessian)
     _, pull = jax.vjp(neg_log_lik.outputs, theta)
-    rows = jax.vmap(lambda e: pull(cut(e))[0])(jnp.eye(r, dtype=theta.dtype))  # J, row by row: outputs are fewer than parameters
+    # J, row by row: outputs are fewer than parameters
+    rows = jax.vmap(lambda e: pull(cut(e))[0])(jnp.eye(r, dtype=theta.dtype))
     factor = (jnp.sqrt(jnp.maximum(values, 0.0)) * vectors).T @ rows
     return Factored(jnp.where(jnp.isfinite(factor).all(), factor, 0.0))

@@ -1,8 +1,9 @@
-"""One episode's Gaussian in closed form, from a quadratic model of its log likelihood (Kim and Hospedales 2024, section 3).
+"""One episode's Gaussian in closed form, from a quadratic model of its log likelihood (Kim and Hospedales
+2024, section 3).
 
-Near its local fit an episode's negative log likelihood is ½ θᵀAθ − bᵀθ + c. Against the shared Gaussian with expected precision P₀ and
-location m₀ the best q(θ) = N(m, V) has V = (A + P₀)⁻¹ and m = V(b + P₀m₀). A and b are constants of differentiation; gradients for m₀ and
-P₀ flow through these two equations alone.
+Near its local fit an episode's negative log likelihood is ½ θᵀAθ − bᵀθ + c. Against the shared Gaussian with
+expected precision P₀ and location m₀ the best q(θ) = N(m, V) has V = (A + P₀)⁻¹ and m = V(b + P₀m₀). A and b
+are constants of differentiation; gradients for m₀ and P₀ flow through these two equations alone.
 """
 
 from abc import abstractmethod
@@ -19,11 +20,14 @@ from ppl_ext.meta.distributions.niw import NIW
 
 
 class Quadratic(NamedTuple):
-    """A local fit: ``precision`` A, shape (d, d) or (d,) or factored, and ``linear`` b, shape (d,). No data: both are zero.
+    """A local fit: ``precision`` A, shape (d, d) or (d,) or factored, and ``linear`` b, shape (d,). No data:
+    both are zero.
 
-    >>> rows = Quadratic(precision=jnp.array([[3.0]]), linear=jnp.array([6.0]))  # three of noise 1, whose mean is 2
+    >>> # three of noise 1, whose mean is 2
+    >>> rows = Quadratic(precision=jnp.array([[3.0]]), linear=jnp.array([6.0]))
     >>> q = closed_form(rows, NIW(loc=jnp.zeros(1), mean_precision=1.0, scale_matrix=jnp.eye(1), df=1.0))
-    >>> round(float(q.mean[0]), 3), round(float(q.covariance[0, 0]), 3)  # drawn towards 0 by as much as one row
+    >>> # drawn towards 0 by as much as one row
+    >>> round(float(q.mean[0]), 3), round(float(q.covariance[0, 0]), 3)
     (1.5, 0.25)
     """
 
@@ -45,7 +49,11 @@ class LocalSolver(eqx.Module):
 
     @abstractmethod
     def __call__(
-        self, neg_log_lik: Callable[[jax.Array], jax.Array], mean: jax.Array, precision: jax.Array, rng_key: jax.Array
+        self,
+        neg_log_lik: Callable[[jax.Array], jax.Array],
+        mean: jax.Array,
+        precision: jax.Array,
+        rng_key: jax.Array,
     ) -> Quadratic:
         """Fit one episode.
 
@@ -83,10 +91,13 @@ def solved(fit: Quadratic, prior: jax.Array, loc: jax.Array) -> tuple[jax.Array,
     return cho_solve(factor, fit.linear + prior @ loc), factor[0]
 
 
-def through(theta: jax.Array, precision: jax.Array | Factored, mean: jax.Array, prior: jax.Array) -> Quadratic:
+def through(
+    theta: jax.Array, precision: jax.Array | Factored, mean: jax.Array, prior: jax.Array
+) -> Quadratic:
     """The quadratic with the given curvature whose closed form has its mean at ``theta``.
 
-    A diagonal curvature at a point that is no optimum would otherwise make a whole Newton step in every coordinate at once and overshoot.
+    A diagonal curvature at a point that is no optimum would otherwise make a whole Newton step in every
+    coordinate at once and overshoot.
     """
     pull = prior * (theta - mean) if prior.ndim == 1 else prior @ (theta - mean)
     if isinstance(precision, Factored):
@@ -99,7 +110,9 @@ def expected(fn: Callable[[jax.Array], jax.Array], q: Gaussian, noise: jax.Array
     r"""E fn(θ) under q: over ``noise`` (n, d) standard normal draws, antithetic; without, over the 2d points
     :math:`m \pm \sqrt d\, L e_j` of the spherical-radial rule, exact for polynomials of degree three."""
     d = q.mean.shape[0]
-    points = jnp.sqrt(jnp.asarray(d, q.mean.dtype)) * jnp.eye(d, dtype=q.mean.dtype) if noise is None else noise
+    points = (
+        jnp.sqrt(jnp.asarray(d, q.mean.dtype)) * jnp.eye(d, dtype=q.mean.dtype) if noise is None else noise
+    )
     points = jnp.concatenate([points, -points])
     if isinstance(q.covariance, LowRank):
         at = q.mean + q.covariance.spread(points)

@@ -1,4 +1,6 @@
-"""Langevin dynamics as a local solver: the mean and inverse variance of iterates (Welling and Teh 2011; Kim and Hospedales 2024)."""
+"""Langevin dynamics as a local solver: the mean and inverse variance of iterates (Welling and Teh 2011; Kim
+and Hospedales 2024).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +13,28 @@ from ppl_ext.runtime.arguments import check_count, check_number, told
 
 
 class SGLD(LocalSolver):
-    r"""The mean and the inverse variance of Langevin iterates that start at m₀, as in the paper, preconditioned.
+    r"""The mean and the inverse variance of Langevin iterates that start at m₀, as in the paper,
+    preconditioned.
 
-    .. math:: \theta \leftarrow \theta - \tfrac\epsilon2 M^{-1} \nabla U(\theta) + \sqrt\epsilon\, M^{-1/2} \xi, \qquad
+    .. math:: \theta \leftarrow \theta - \tfrac\epsilon2 M^{-1} \nabla U(\theta) + \sqrt\epsilon\, M^{-1/2}
+    \xi, \qquad
         U(\theta) = \ell(\theta) + \tfrac12 (\theta - m_0)^\top P_0 (\theta - m_0)
 
-    with M = A + P₀, A the generalised Gauss-Newton matrix: found anew at each of the ``num_warmup`` first steps, then held. The iterates'
-    variances are taken in the coordinates :math:`M^{1/2} \theta`, where a Gaussian's are 1, and there multiplied by :math:`1 - \epsilon/4`,
-    by which a finite step makes them too large. The quadratic returned has its closed-form mean at the iterates' mean. The prior's share of
-    the precision is taken off again; directions in which chance left less than that count as flat. Memory does not grow with the steps.
+    with M = A + P₀, A the generalised Gauss-Newton matrix: found anew at each of the ``num_warmup`` first
+    steps, then held. The iterates' variances are taken in the coordinates :math:`M^{1/2} \theta`, where a
+    Gaussian's are 1, and there multiplied by :math:`1 - \epsilon/4`, by which a finite step makes them too
+    large. The quadratic returned has its closed-form mean at the iterates' mean. The prior's share of the
+    precision is taken off again; directions in which chance left less than that count as flat. Memory does
+    not grow with the steps.
 
-    Where the posterior is far from Gaussian, its mean and spread are what this solver sees, and Laplace's approximation does not. Otherwise
-    that is cheaper and has no noise: n iterates leave the variances with a relative error of about
-    :math:`\sqrt{2 (4 - \epsilon) / (\epsilon n)}`.
+    Where the posterior is far from Gaussian, its mean and spread are what this solver sees, and Laplace's
+    approximation does not. Otherwise that is cheaper and has no noise: n iterates leave the variances with a
+    relative error of about :math:`\sqrt{2 (4 - \epsilon) / (\epsilon n)}`.
 
     :param num_steps: iterates that count, at least 2.
     :param num_warmup: iterates before them.
-    :param step_size: ε, in (0, 2]; at 2 the iterates of a Gaussian are independent, and anything else may diverge.
+    :param step_size: ε, in (0, 2]; at 2 the iterates of a Gaussian are independent, and anything else may
+        diverge.
     :param structure: ``"full"``, or ``"diagonal"``, as the paper has it, for many local dimensions.
     :raises ArgumentError: for options out of range.
 
@@ -54,7 +61,8 @@ class SGLD(LocalSolver):
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):
         of_warmup, of_steps = jax.random.split(rng_key)
-        # A diagonal curvature with a full prior would need their sum's root all the same: then the prior's diagonal preconditions.
+        # A diagonal curvature with a full prior would need their sum's root all the same: then the prior's
+        # diagonal preconditions.
         narrow = self.structure == "diagonal"
         own = jnp.diagonal(precision) if narrow and precision.ndim == 2 else precision
         own = jnp.diag(own) if not narrow and own.ndim == 1 else own
@@ -89,9 +97,16 @@ class SGLD(LocalSolver):
             return (theta, total + x, squares + x**2), None
 
         zeros = jnp.zeros_like(theta)
-        (_, total, squares), _ = jax.lax.scan(step, (theta, zeros, zeros), jax.random.split(of_steps, self.num_steps))
+        (_, total, squares), _ = jax.lax.scan(
+            step, (theta, zeros, zeros), jax.random.split(of_steps, self.num_steps)
+        )
         average = total / self.num_steps
-        variance = (squares / self.num_steps - average**2) * self.num_steps / (self.num_steps - 1) * (1 - self.step_size / 4)
+        variance = (
+            (squares / self.num_steps - average**2)
+            * self.num_steps
+            / (self.num_steps - 1)
+            * (1 - self.step_size / 4)
+        )
         sharp = 1 / jnp.maximum(variance, 1e-6)
         if narrow:
             return through(centre + average / root, jnp.maximum(root**2 * sharp - own, 0.0), mean, precision)
@@ -99,7 +114,8 @@ class SGLD(LocalSolver):
 
 
 def _steepest(slope, theta: jax.Array, m: jax.Array, rounds: int = 8) -> jax.Array:
-    """How many times the curvature of a sum along its worst direction exceeds that of its coordinates, m, at least 1: by power iteration.
+    """How many times the curvature of a sum along its worst direction exceeds that of its coordinates, m, at
+    least 1: by power iteration.
 
     Coupled coordinates, each moved as if alone, would overshoot as many times.
     """

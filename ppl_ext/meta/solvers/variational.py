@@ -21,20 +21,24 @@ REACH = 3.0
 
 
 class VariationalLocal(LocalSolver):
-    r"""Each episode's Gaussian by stochastic gradients of an objective, from the shared Gaussian as its start.
+    r"""Each episode's Gaussian by stochastic gradients of an objective, from the shared Gaussian as its
+    start.
 
-    .. math:: q = \arg\min \; \mathrm{objective}\big(\theta \sim N(m_0, P_0^{-1}),\; e^{-\ell(\theta)};\; q(\theta) = N(m, L L^\top)\big)
+    .. math:: q = \arg\min \; \mathrm{objective}\big(\theta \sim N(m_0, P_0^{-1}),\; e^{-\ell(\theta)};\;
+    q(\theta) = N(m, L L^\top)\big)
 
-    **With any objective but the ELBO the conjugate identities are off.** The shared law is still moved as if each q were the one that
-    minimises :math:`\mathbb{E}_q \ell + \mathrm{KL}`, and training still reports that bound, which the fits then no longer optimise: it may
-    rise, and the fixed point of training is no optimum of it. What the objective changes (a q that covers more, say) does reach the shared
-    law. :attr:`conjugate` tells.
+    **With any objective but the ELBO the conjugate identities are off.** The shared law is still moved as if
+    each q were the one that minimises :math:`\mathbb{E}_q \ell + \mathrm{KL}`, and training still reports
+    that bound, which the fits then no longer optimise: it may rise, and the fixed point of training is no
+    optimum of it. What the objective changes (a q that covers more, say) does reach the shared law.
+    :attr:`conjugate` tells.
 
-    The quadratic returned has its closed-form mean at m and its covariance at LLᵀ, narrowed to the shared Gaussian's where it is wider.
+    The quadratic returned has its closed-form mean at m and its covariance at LLᵀ, narrowed to the shared
+    Gaussian's where it is wider.
 
-    :param objective: an instance of any objective of :mod:`ppl_ext.objectives`, or of NumPyro's; default NumPyro's ``Trace_ELBO()``. It
-        sees θ as one latent site and the episode as a factor, so objectives that simulate data, or carry
-        state, do not serve.
+    :param objective: an instance of any objective of :mod:`ppl_ext.objectives`, or of NumPyro's; default
+        NumPyro's ``Trace_ELBO()``. It sees θ as one latent site and the episode as a factor, so objectives
+        that simulate data, or carry state, do not serve.
     :param num_steps: steps of Adam.
     :param step_size: its first, in standard deviations of the shared Gaussian; it falls to zero as a
         cosine does.
@@ -55,27 +59,38 @@ class VariationalLocal(LocalSolver):
     def __check_init__(self):
         if self.objective is not None and not isinstance(self.objective, ELBO):
             raise ArgumentTypeError(
-                f"VariationalLocal(objective=...) must be an instance such as ppl_ext.objectives.IWELBO(8), got {told(self.objective)}."
+                "VariationalLocal(objective=...) must be an instance such as ppl_ext.objectives.IWELBO(8), "
+                f"got {told(self.objective)}."
             )
         check_count("VariationalLocal(num_steps=...)", self.num_steps)
         check_number("VariationalLocal(step_size=...)", self.step_size)
         if not self.step_size > 0:
-            raise ArgumentError(f"VariationalLocal(step_size=...) must be positive, got {told(self.step_size)}.")
+            raise ArgumentError(
+                f"VariationalLocal(step_size=...) must be positive, got {told(self.step_size)}."
+            )
         if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal"):
-            raise ArgumentError(f"VariationalLocal(structure=...) is 'full' or 'diagonal', got {told(self.structure)}.")
+            raise ArgumentError(
+                f"VariationalLocal(structure=...) is 'full' or 'diagonal', got {told(self.structure)}."
+            )
 
     @property
     def conjugate(self) -> bool:
         """Whether the closed forms of the hierarchy are those of this objective: only an ELBO's."""
         # By name: the library's own objectives stand beside this package, not below it.
-        return self.objective is None or type(self.objective).__name__ in ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
+        return self.objective is None or type(self.objective).__name__ in (
+            "ELBO",
+            "Trace_ELBO",
+            "TraceMeanField_ELBO",
+        )
 
     def _least(self, shift):
-        """The least curvature, in standard deviations of the shared Gaussian, along a direction in which the mean moved by ``shift``.
+        """The least curvature, in standard deviations of the shared Gaussian, along a direction in which the
+        mean moved by ``shift``.
 
-        An objective that covers can leave q as wide as the shared Gaussian where it moved its mean. No likelihood does that: a pull without
-        curvature carries the mean away without end where the shared law is wider, as a Student-t is in its tails. So the likelihood's own
-        optimum lies within ``REACH`` more deviations.
+        An objective that covers can leave q as wide as the shared Gaussian where it moved its mean. No
+        likelihood does that: a pull without curvature carries the mean away without end where the shared law
+        is wider, as a Student-t is in its tails. So the likelihood's own optimum lies within ``REACH`` more
+        deviations.
         """
         return 0.0 if self.conjugate else jnp.abs(shift) / REACH
 
@@ -85,7 +100,9 @@ class VariationalLocal(LocalSolver):
         # θ = m₀ + L₀ z with L₀L₀ᵀ = P₀⁻¹: in z the shared Gaussian is standard, and one step size fits all.
         root = jnp.linalg.cholesky(own)
         eye = jnp.eye(d, dtype=mean.dtype)
-        spread = 1 / jnp.sqrt(jnp.diagonal(own)) if narrow else solve_triangular(root, eye, lower=True, trans=1)
+        spread = (
+            1 / jnp.sqrt(jnp.diagonal(own)) if narrow else solve_triangular(root, eye, lower=True, trans=1)
+        )
 
         def at(z):
             return mean + (spread * z if narrow else spread @ z)
@@ -100,10 +117,19 @@ class VariationalLocal(LocalSolver):
 
         def guide():
             loc, scale = numpyro.param("loc", jnp.zeros(d)), numpyro.param("scale", jnp.eye(d))
-            numpyro.sample("z", dist.Normal(loc, scale).to_event(1) if narrow else dist.MultivariateNormal(loc, scale_tril=scale))
+            numpyro.sample(
+                "z",
+                dist.Normal(loc, scale).to_event(1)
+                if narrow
+                else dist.MultivariateNormal(loc, scale_tril=scale),
+            )
 
         def params_of(free):
-            scale = jnp.exp(free["scale"]) if narrow else jnp.tril(free["scale"], -1) + jnp.diag(jnp.exp(jnp.diagonal(free["scale"])))
+            scale = (
+                jnp.exp(free["scale"])
+                if narrow
+                else jnp.tril(free["scale"], -1) + jnp.diag(jnp.exp(jnp.diagonal(free["scale"])))
+            )
             return {"loc": free["loc"], "scale": scale}
 
         objective = Trace_ELBO() if self.objective is None else self.objective
@@ -114,13 +140,17 @@ class VariationalLocal(LocalSolver):
             grads = jax.grad(lambda f: objective.loss(key, params_of(f), whitened, guide))(free)
             finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
             updates, new = optim.update(grads, state, free)
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), (optax.apply_updates(free, updates), new), carry), None
+            return jax.tree.map(
+                lambda a, b: jnp.where(finite, a, b), (optax.apply_updates(free, updates), new), carry
+            ), None
 
         free = {"loc": jnp.zeros(d, mean.dtype), "scale": jnp.zeros((d,) if narrow else (d, d), mean.dtype)}
         (free, _), _ = jax.lax.scan(step, (free, optim.init(free)), jax.random.split(rng_key, self.num_steps))
         q = params_of(free)
         if narrow:
-            sharp = jnp.maximum(1 / (spread * q["scale"]) ** 2 - jnp.diagonal(own), self._least(q["loc"]) / spread**2)
+            sharp = jnp.maximum(
+                1 / (spread * q["scale"]) ** 2 - jnp.diagonal(own), self._least(q["loc"]) / spread**2
+            )
             return through(at(q["loc"]), sharp, mean, precision)
         inner = cho_solve((q["scale"], True), eye) - eye
         if self.conjugate:

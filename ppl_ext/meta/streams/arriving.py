@@ -8,17 +8,26 @@ import jax
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta.streams.stream import Batch, EpisodeStream, SimulatedStream, as_episode, check_batch_size, few_lengths
+from ppl_ext.meta.streams.stream import (
+    Batch,
+    EpisodeStream,
+    SimulatedStream,
+    as_episode,
+    check_batch_size,
+    few_lengths,
+)
 from ppl_ext.runtime.arguments import check_count, told
 
 
 class ArrivingStream:
-    """Episodes from a generator, in its order, one pass, made as they are needed: memory does not grow with their number.
+    """Episodes from a generator, in its order, one pass, made as they are needed: memory does not grow with
+    their number.
 
-    Training ends with the last whole batch. Which arrays are rows (their leading axis differs) is told from the first ``peek`` episodes;
-    one that differs otherwise later is refused.
+    Training ends with the last whole batch. Which arrays are rows (their leading axis differs) is told from
+    the first ``peek`` episodes; one that differs otherwise later is refused.
 
-    :param episodes: an iterator, or better a function without arguments that makes one: then a run can be resumed, and made again.
+    :param episodes: an iterator, or better a function without arguments that makes one: then a run can be
+        resumed, and made again.
     :param peek: how many episodes are looked at ahead.
     :raises ArgumentTypeError: if there is nothing to iterate over.
     :raises ArgumentError: if there is no episode.
@@ -45,7 +54,10 @@ class ArrivingStream:
     def _started(episodes) -> Iterator[Any]:
         found = episodes() if callable(episodes) else episodes
         if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
-            raise ArgumentTypeError(f"ArrivingStream: episodes must be an iterator or a function that makes one, got {told(found)}.")
+            raise ArgumentTypeError(
+                "ArrivingStream: episodes must be an iterator or a function that makes one, got "
+                f"{told(found)}."
+            )
         return iter(found)
 
     def __getitem__(self, i: int) -> tuple:
@@ -56,7 +68,9 @@ class ArrivingStream:
         return self._head.batch(index, pad_to)
 
     def batches(self, rng_key: jax.Array, batch_size: int | None, first_step: int = 0) -> Iterator[Batch]:
-        """Batches in the order of arrival, from that of ``first_step`` on if the episodes come from a function."""
+        """Batches in the order of arrival, from that of ``first_step`` on if the episodes come from a
+        function.
+        """
         check_batch_size("ArrivingStream:", self, batch_size)
         assert batch_size is not None
         passing, count = self._passing, 0
@@ -69,7 +83,12 @@ class ArrivingStream:
                 return
             lengths = np.asarray([self._rows(e) for e in group])
             together = EpisodeStream.__new__(EpisodeStream)
-            together.episodes, together.ragged, together.fillers, together.lengths = group, self.ragged, self._head.fillers, lengths
+            together.episodes, together.ragged, together.fillers, together.lengths = (
+                group,
+                self.ragged,
+                self._head.fillers,
+                lengths,
+            )
             batch = together.batch(np.arange(batch_size), few_lengths(lengths) if any(self.ragged) else None)
             yield batch._replace(numbers=batch.numbers + count)
             count += batch_size
@@ -81,13 +100,17 @@ class ArrivingStream:
     def _checked(self, episode: Any, i: int) -> tuple:
         episode, first = as_episode(episode, i), self._head[0]
         if {jax.tree.structure(episode)} != {jax.tree.structure(first)}:
-            raise ArgumentError(f"ArrivingStream: episode {i} differs in structure from the first: {jax.tree.structure(episode)}.")
+            raise ArgumentError(
+                f"ArrivingStream: episode {i} differs in structure from the first: "
+                f"{jax.tree.structure(episode)}."
+            )
         leaves = jax.tree.leaves(episode)
         for j, (x, y, ragged) in enumerate(zip(leaves, jax.tree.leaves(first), self.ragged, strict=True)):
             if x.ndim != y.ndim or x.shape[ragged:] != y.shape[ragged:]:
                 raise ArgumentError(
-                    f"ArrivingStream: array {j} of episode {i} has shape {x.shape}, the first {len(self._head)} had {y.shape}. If it may "
-                    "differ in length, a larger peek= will show it."
+                    f"ArrivingStream: array {j} of episode {i} has shape {x.shape}, the first "
+                    f"{len(self._head)} had {y.shape}. If it may differ in length, a larger peek= will show "
+                    "it."
                 )
         if len({x.shape[0] for x, r in zip(leaves, self.ragged, strict=True) if r}) > 1:
             raise ArgumentError(f"ArrivingStream: arrays of episode {i} have different numbers of rows.")
@@ -101,12 +124,15 @@ def finite_stream(where: str, episodes: Any) -> EpisodeStream:
     """As :func:`as_stream`, where all episodes are needed at once."""
     stream = as_stream(where, episodes)
     if not isinstance(stream, EpisodeStream):
-        raise ArgumentTypeError(f"{where}: needs all episodes at once, an EpisodeStream or a list of them, got {told(stream)}.")
+        raise ArgumentTypeError(
+            f"{where}: needs all episodes at once, an EpisodeStream or a list of them, got {told(stream)}."
+        )
     return stream
 
 
 def as_stream(where: str, episodes: Any) -> Stream:
-    """A stream; a sequence of episodes makes an :class:`EpisodeStream`, an iterator an :class:`ArrivingStream`.
+    """A stream; a sequence of episodes makes an :class:`EpisodeStream`, an iterator an
+    :class:`ArrivingStream`.
 
     :raises ArgumentTypeError: for anything else.
     """
@@ -117,8 +143,9 @@ def as_stream(where: str, episodes: Any) -> Stream:
     if isinstance(episodes, Iterator):
         return ArrivingStream(episodes)
     raise ArgumentTypeError(
-        f"{where}: episodes must be a list of tuples of arguments, an iterator over such, or an EpisodeStream, ArrivingStream or "
-        f"SimulatedStream; got {told(episodes)}. Arrays with a leading episode axis: EpisodeStream.from_arrays(x, y)."
+        f"{where}: episodes must be a list of tuples of arguments, an iterator over such, or an "
+        f"EpisodeStream, ArrivingStream or SimulatedStream; got {told(episodes)}. Arrays with a leading "
+        "episode axis: EpisodeStream.from_arrays(x, y)."
     )
 
 

@@ -1,4 +1,6 @@
-"""What is no array among the arguments of an episode: a constant, part of the structure in which the arrays are laid out."""
+"""What is no array among the arguments of an episode: a constant, part of the structure in which the arrays
+are laid out.
+"""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +14,8 @@ from ppl_ext.runtime.constants import content
 
 
 class Held:
-    """An object without arrays as a pytree of no leaves: it passes through whatever is done to them, and what is compiled knows it.
+    """An object without arrays as a pytree of no leaves: it passes through whatever is done to them, and what
+    is compiled knows it.
 
     >>> jax.tree.map(lambda x: x + 1, (Held("linear"), 2))
     (Held('linear'), 3)
@@ -37,7 +40,8 @@ jax.tree_util.register_pytree_node(Held, lambda held: ((), held), lambda held, _
 def is_setting(x: Any) -> bool:
     """Whether this is meant as it is, and no column of data that has not been made numbers yet."""
     return isinstance(x, str | bytes | Enum) or not (
-        isinstance(x, bool | int | float | complex) or any(hasattr(x, name) for name in ("dtype", "to_numpy", "__array__", "__jax_array__"))
+        isinstance(x, bool | int | float | complex)
+        or any(hasattr(x, name) for name in ("dtype", "to_numpy", "__array__", "__jax_array__"))
     )
 
 
@@ -48,7 +52,9 @@ def held(tree: Any) -> Any:
 
 def opened(tree: Any) -> Any:
     """The arguments as a program takes them."""
-    return jax.tree.map(lambda x: x.x if isinstance(x, Held) else x, tree, is_leaf=lambda x: isinstance(x, Held))
+    return jax.tree.map(
+        lambda x: x.x if isinstance(x, Held) else x, tree, is_leaf=lambda x: isinstance(x, Held)
+    )
 
 
 def opening(program: Callable) -> Callable:

@@ -1,4 +1,6 @@
-"""Episodes in batches: ragged ones padded, whether they come as a list, as groups of a table, as arrays, or from a simulator."""
+"""Episodes in batches: ragged ones padded, whether they come as a list, as groups of a table, as arrays, or
+from a simulator.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,9 @@ from ppl_ext.runtime.explain import explained
 
 
 class Batch(NamedTuple):
-    """Episodes side by side, of these numbers (B,): ``args`` has a leading episode axis, rows beyond ``lengths`` (B,) are padding."""
+    """Episodes side by side, of these numbers (B,): ``args`` has a leading episode axis, rows beyond
+    ``lengths`` (B,) are padding.
+    """
 
     args: tuple
     lengths: jax.Array
@@ -25,11 +29,13 @@ class Batch(NamedTuple):
 class EpisodeStream:
     """A finite set of episodes, each the positional arguments of the episode model.
 
-    Arrays whose leading axis differs between episodes are rows: they are padded to a common length with copies of a row, which a plate
-    over the rows masks. A model that sees them nevertheless is run on the episodes of each length by themselves. All else must agree
-    between episodes: the shapes of other arrays, and what is no array (a setting, a string, None), which the model is given as it is.
+    Arrays whose leading axis differs between episodes are rows: they are padded to a common length with
+    copies of a row, which a plate over the rows masks. A model that sees them nevertheless is run on the
+    episodes of each length by themselves. All else must agree between episodes: the shapes of other arrays,
+    and what is no array (a setting, a string, None), which the model is given as it is.
 
-    :param episodes: a sequence of tuples (or of single arrays). An episode may have no rows, but not all of them.
+    :param episodes: a sequence of tuples (or of single arrays). An episode may have no rows, but not all of
+        them.
     :raises ArgumentError: if there is no episode, none has rows, or they do not agree in structure.
     :raises ArgumentTypeError: for an array of anything but numbers.
 
@@ -41,35 +47,41 @@ class EpisodeStream:
 
     def __init__(self, episodes: Sequence[Any]):
         if not isinstance(episodes, Sequence) or isinstance(episodes, str | bytes):
-            raise ArgumentTypeError(f"EpisodeStream: episodes must be a sequence of tuples of arguments, got {told(episodes)}.")
+            raise ArgumentTypeError(
+                f"EpisodeStream: episodes must be a sequence of tuples of arguments, got {told(episodes)}."
+            )
         if len(episodes) == 0:
             raise ArgumentError("EpisodeStream: there is no episode.")
         self.episodes = [as_episode(e, i) for i, e in enumerate(episodes)]
         structures = {jax.tree.structure(e) for e in self.episodes}
         if len(structures) > 1:
             raise ArgumentError(
-                f"EpisodeStream: episodes differ in structure: {' and '.join(map(str, structures))}. What is no array must be the "
-                "same in all."
+                f"EpisodeStream: episodes differ in structure: {' and '.join(map(str, structures))}. What "
+                "is no array must be the same in all."
             )
         columns = list(zip(*(jax.tree.leaves(e) for e in self.episodes), strict=True))
         self.ragged = [len({x.shape for x in c}) > 1 for c in columns]
         for i, (column, ragged) in enumerate(zip(columns, self.ragged, strict=True)):
             if ragged and len({x.shape[1:] if x.ndim else None for x in column}) > 1:
                 raise ArgumentError(
-                    f"EpisodeStream: array {i} differs between episodes beyond its first axis: {column[0].shape} and others."
+                    f"EpisodeStream: array {i} differs between episodes beyond its first axis: "
+                    f"{column[0].shape} and others."
                 )
         rows = [[x.shape[0] for x in c] for c, r in zip(columns, self.ragged, strict=True) if r]
         for other in rows[1:]:
             if other != rows[0]:
                 at = next(i for i, (a, b) in enumerate(zip(rows[0], other, strict=True)) if a != b)
                 raise ArgumentError(
-                    f"EpisodeStream: two ragged arrays of an episode have different numbers of rows: {rows[0][at]} and {other[at]} in "
-                    f"episode {at}."
+                    "EpisodeStream: two ragged arrays of an episode have different numbers of rows: "
+                    f"{rows[0][at]} and {other[at]} in episode {at}."
                 )
         self.fillers = [next((x[-1:] for x in c if x.ndim and x.shape[0]), c[0]) for c in columns]
         self.lengths = np.asarray(rows[0] if rows else [self._rows(e) for e in self.episodes])
         if not self.lengths.any():
-            raise ArgumentError("EpisodeStream: every episode is empty. One at least must have rows, to say what they look like.")
+            raise ArgumentError(
+                "EpisodeStream: every episode is empty. One at least must have rows, to say what they look "
+                "like."
+            )
 
     @staticmethod
     def _rows(episode) -> int:
@@ -77,7 +89,8 @@ class EpisodeStream:
 
     @classmethod
     def from_groups(cls, group: Any, *columns: Any) -> "EpisodeStream":
-        """The rows of a table, an episode for each value of ``group``, in sorted order; ``columns`` are the model's arguments.
+        """The rows of a table, an episode for each value of ``group``, in sorted order; ``columns`` are the
+        model's arguments.
 
         >>> EpisodeStream.from_groups(["b", "a", "b"], [1.0, 2.0, 3.0]).lengths.tolist()
         [1, 2]
@@ -85,13 +98,16 @@ class EpisodeStream:
         group = np.asarray(group)
         if group.ndim != 1 or not columns:
             raise ArgumentError(
-                f"EpisodeStream.from_groups: group must have shape (rows,), with at least one column after it; got {told(group)} and "
-                f"{len(columns)} columns."
+                "EpisodeStream.from_groups: group must have shape (rows,), with at least one column after "
+                f"it; got {told(group)} and {len(columns)} columns."
             )
         arrays = [_numbers(c, f"EpisodeStream.from_groups: column {i}") for i, c in enumerate(columns)]
         for i, c in enumerate(arrays):
             if c.shape[:1] != group.shape:
-                raise ArgumentError(f"EpisodeStream.from_groups: column {i} has {c.shape[:1] or 'no'} rows, group has {group.shape[0]}.")
+                raise ArgumentError(
+                    f"EpisodeStream.from_groups: column {i} has {c.shape[:1] or 'no'} rows, group has "
+                    f"{group.shape[0]}."
+                )
         _, inverse = np.unique(group, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         cuts = np.cumsum(np.bincount(inverse))[:-1]
@@ -108,8 +124,8 @@ class EpisodeStream:
         lengths = {x.shape[:1] for x in numbers}
         if len(lengths) != 1 or () in lengths:
             raise ArgumentError(
-                "EpisodeStream.from_arrays: every array needs the same leading axis, over episodes; got shapes "
-                f"{', '.join(str(x.shape) for x in numbers) or 'of no array'}."
+                "EpisodeStream.from_arrays: every array needs the same leading axis, over episodes; got "
+                f"shapes {', '.join(str(x.shape) for x in numbers) or 'of no array'}."
             )
         return cls(list(zip(*numbers, strict=True)))
 
@@ -125,14 +141,25 @@ class EpisodeStream:
         :raises ArgumentError: for an index of no episode, or fewer rows than the longest has.
         """
         index = np.asarray(index)
-        if index.ndim != 1 or not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(self):
-            raise ArgumentError(f"EpisodeStream.batch: index must list episodes from 0 to {len(self) - 1}, got {index.tolist()}.")
+        if (
+            index.ndim != 1
+            or not index.size
+            or index.dtype.kind not in "iu"
+            or index.min() < 0
+            or index.max() >= len(self)
+        ):
+            raise ArgumentError(
+                f"EpisodeStream.batch: index must list episodes from 0 to {len(self) - 1}, got "
+                f"{index.tolist()}."
+            )
         if pad_to is not None:
             check_count("EpisodeStream.batch: pad_to", pad_to)
         chosen = [jax.tree.leaves(self.episodes[i]) for i in index]
         longest = int(max(self.lengths[index].max(), 1))
         if pad_to is not None and pad_to < longest and any(self.ragged):
-            raise ArgumentError(f"EpisodeStream.batch: pad_to is {pad_to}, but an episode has {longest} rows.")
+            raise ArgumentError(
+                f"EpisodeStream.batch: pad_to is {pad_to}, but an episode has {longest} rows."
+            )
         longest = longest if pad_to is None else pad_to
         stacked = []
         for i, (ragged, filler) in enumerate(zip(self.ragged, self.fillers, strict=True)):
@@ -142,7 +169,9 @@ class EpisodeStream:
         return Batch(args, jnp.asarray(self.lengths[index]), jnp.asarray(index))
 
     def batches(self, rng_key: jax.Array, batch_size: int | None, first_step: int = 0) -> Iterator[Batch]:
-        """Batches without end, in a new random order each epoch; the same from ``first_step`` on, wherever one starts."""
+        """Batches without end, in a new random order each epoch; the same from ``first_step`` on, wherever
+        one starts.
+        """
         num = len(self)
         if batch_size is None or batch_size >= num:
             whole = self.batch(np.arange(num))
@@ -161,7 +190,8 @@ class EpisodeStream:
 class SimulatedStream:
     """Episodes without end from a simulator.
 
-    :param simulate: ``simulate(rng_key)`` returns the arguments of one episode, always of the same shapes; it is compiled.
+    :param simulate: ``simulate(rng_key)`` returns the arguments of one episode, always of the same shapes; it
+        is compiled.
 
     >>> import jax
     >>> stream = SimulatedStream(lambda key: (jax.random.normal(key, (5,)),))
@@ -193,7 +223,9 @@ class SimulatedStream:
             with explained(self._one):
                 args = self._many(jax.random.split(jax.random.fold_in(rng_key, step), batch_size))
             rows = max((x.shape[1] for x in jax.tree.leaves(args) if x.ndim > 1), default=1)
-            yield Batch(args, jnp.full(batch_size, rows), jnp.arange(step * batch_size, (step + 1) * batch_size))
+            yield Batch(
+                args, jnp.full(batch_size, rows), jnp.arange(step * batch_size, (step + 1) * batch_size)
+            )
             step += 1
 
 
@@ -201,7 +233,8 @@ def check_batch_size(where: str, stream: Any, batch_size: Any) -> None:
     """Of a stream that does not hold all of its episodes."""
     if batch_size is None:
         raise ArgumentError(
-            f"{where} the {type(stream).__name__} does not hold all of its episodes, so say how many a step takes: batch_size=32, say."
+            f"{where} the {type(stream).__name__} does not hold all of its episodes, so say how many a step "
+            "takes: batch_size=32, say."
         )
     check_count(f"{where} batch_size", batch_size)
 
@@ -212,8 +245,16 @@ def as_episode(episode: Any, i: int) -> tuple:
     :raises ArgumentTypeError: for an array of anything but numbers, naming episode and argument.
     """
     if isinstance(episode, str | bytes | list) and (not isinstance(episode, list) or not _is_array(episode)):
-        raise ArgumentTypeError(f"Episode {i} is {told(episode)}; it must be a tuple of the model's arguments, arrays of numbers.")
-    args = episode if isinstance(episode, tuple) else (np.asarray(episode),) if isinstance(episode, list) else (episode,)
+        raise ArgumentTypeError(
+            f"Episode {i} is {told(episode)}; it must be a tuple of the model's arguments, arrays of numbers."
+        )
+    args = (
+        episode
+        if isinstance(episode, tuple)
+        else (np.asarray(episode),)
+        if isinstance(episode, list)
+        else (episode,)
+    )
     done = []
     for j, arg in enumerate(args):
         done.append(jax.tree.map(lambda x, j=j: _numbers(x, f"Episode {i}: argument {j}"), held(arg)))
@@ -231,8 +272,14 @@ def _numbers(x: Any, where: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise ArgumentTypeError(f"{where} must be an array of numbers, got {told(x)}.") from None
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        hint = " Give its categories numbers, for instance by np.unique(..., return_inverse=True)." if array.dtype.kind in "OUS" else ""
-        raise ArgumentTypeError(f"{where} must be an array of numbers, got {told(x if x is None else array)}.{hint}")
+        hint = (
+            " Give its categories numbers, for instance by np.unique(..., return_inverse=True)."
+            if array.dtype.kind in "OUS"
+            else ""
+        )
+        raise ArgumentTypeError(
+            f"{where} must be an array of numbers, got {told(x if x is None else array)}.{hint}"
+        )
     return array
 
 
@@ -242,5 +289,6 @@ def few_lengths(lengths: np.ndarray) -> int:
 
 
 def _padded(x: np.ndarray, length: int, filler: np.ndarray) -> np.ndarray:
-    # Copies of a row lie in the support of the data; zeros may not, and a masked density outside it would still spoil gradients.
+    # Copies of a row lie in the support of the data; zeros may not, and a masked density outside it would
+    # still spoil gradients.
     return np.concatenate([x, np.repeat(x[-1:] if x.shape[0] else filler, length - x.shape[0], axis=0)])

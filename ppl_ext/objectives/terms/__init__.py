@@ -1,1 +1,3 @@
-"""Parts that several objectives share: divergences in closed form, path gradients, many draws at once, weights."""
+"""Parts that several objectives share: divergences in closed form, path gradients, many draws at once,
+weights.
+"""

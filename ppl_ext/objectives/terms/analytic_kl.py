@@ -1,4 +1,6 @@
-"""Divergences in closed form, site by site, where they may stand for the sampled terms of an evidence lower bound."""
+"""Divergences in closed form, site by site, where they may stand for the sampled terms of an evidence lower
+bound.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,24 +27,38 @@ from ppl_ext.tracing.credit import mark, trace_credit
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
-def evidence(model, guide, known: frozenset[str] = frozenset(), hold: bool = False) -> tuple[LogDensity, frozenset[str]]:
+def evidence(
+    model, guide, known: frozenset[str] = frozenset(), hold: bool = False
+) -> tuple[LogDensity, frozenset[str]]:
     r"""log p(y, z) − log q(z) at a draw of the guide, and the latent sites that both have.
 
-    :param known: sites whose two terms are replaced by minus their divergence in closed form: see :func:`known_sites`. So are, if they are
-        known, those that the guide marks ``infer={"kl": "analytic"}``, as NumPyro's ``config_kl`` does.
-    :param hold: the guide's parameters are held fixed in log q (:func:`~ppl_ext.objectives.terms.path_gradient.simulate_and_hold`).
+    :param known: sites whose two terms are replaced by minus their divergence in closed form: see
+        :func:`known_sites`. So are, if they are known, those that the guide marks
+        ``infer={"kl": "analytic"}``, as NumPyro's ``config_kl`` does.
+    :param hold: the guide's parameters are held fixed in log q
+        (:func:`~ppl_ext.objectives.terms.path_gradient.simulate_and_hold`).
     """
     with (of_guide := _Sites()):
         draw, log_q = simulate_and_hold(guide) if hold else _drawn(guide)
     with (of_model := _Sites()):
         log_p = log_density(model, draw.values)
-    if wanted := {name for name, site in of_guide.sites.items() if site["infer"].get("kl") == "analytic"} - known:
+    if (
+        wanted := {name for name, site in of_guide.sites.items() if site["infer"].get("kl") == "analytic"}
+        - known
+    ):
         known = known | (known_sites(model, guide) & wanted)
     pairs = _pairs(of_guide, of_model)
-    closed = {name: kl for name in sorted(known) if name in pairs and (kl := pairs[name].divergence()) is not None}
+    closed = {
+        name: kl for name in sorted(known) if name in pairs and (kl := pairs[name].divergence()) is not None
+    }
     sampled = log_p.split(closed)[1] - log_q.split(closed)[1]
-    labels = {name: [label for x in (log_p, log_q) for label in x.labels if label.site == name] for name in closed}
-    plates = {name: tuple(p for p in ls[0].plates if all(p in label.plates for label in ls)) for name, ls in labels.items()}
+    labels = {
+        name: [label for x in (log_p, log_q) for label in x.labels if label.site == name] for name in closed
+    }
+    plates = {
+        name: tuple(p for p in ls[0].plates if all(p in label.plates for label in ls))
+        for name, ls in labels.items()
+    }
     terms = LogDensity(tuple(closed.values()), tuple(Label(name, plates[name]) for name in closed))
     return sampled - terms, frozenset(pairs)
 
@@ -53,12 +69,13 @@ def _drawn(guide):
 
 
 def known_sites(model, guide) -> frozenset[str]:
-    r"""Latent sites z at which :math:`\mathbb{E}_q[\log p(z \mid \cdot) - \log q(z \mid \cdot)]` is minus a divergence in closed form.
+    r"""Latent sites z at which :math:`\mathbb{E}_q[\log p(z \mid \cdot) - \log q(z \mid \cdot)]` is minus a
+    divergence in closed form.
 
-    Both laws must be known, with the same mask and scale. And neither may depend on z itself, nor on anything that the guide drew by
-    looking at z (as p may where the guide draws the sites in another order): then their divergence is a random variable that z is part of,
-    and its mean is another. That is read off the data flow of a run that is traced and never executed. A site of which this cannot be seen
-    is left out.
+    Both laws must be known, with the same mask and scale. And neither may depend on z itself, nor on anything
+    that the guide drew by looking at z (as p may where the guide draws the sites in another order): then
+    their divergence is a random variable that z is part of, and its mean is another. That is read off the
+    data flow of a run that is traced and never executed. A site of which this cannot be seen is left out.
     """
     found: list[tuple[str, int]] = []
     marked: set[str] = set()
@@ -101,7 +118,8 @@ class _Sites(Messenger):
         self.given: set[str] = set()
 
     def process_message(self, msg):
-        if msg["type"] == "sample" and msg["value"] is not None:  # by a handler further inside, or stacked by a scan
+        # by a handler further inside, or stacked by a scan
+        if msg["type"] == "sample" and msg["value"] is not None:
             self.given.add(msg["name"])
 
     def postprocess_message(self, msg):
@@ -110,7 +128,9 @@ class _Sites(Messenger):
 
 
 class _Marked(Messenger):
-    """Mark the value of every draw for :func:`~ppl_ext.tracing.credit.trace_credit`, inside scans too, and add the marks to a set."""
+    """Mark the value of every draw for :func:`~ppl_ext.tracing.credit.trace_credit`, inside scans too, and
+    add the marks to a set.
+    """
 
     def __init__(self, marked: set[str], name_of: Callable[[str], str] = str):
         super().__init__()
@@ -146,9 +166,12 @@ class _Pair(NamedTuple):
         scales = [1.0 if site["scale"] is None else site["scale"] for site in sites]
         if not (same(*scales) and len(q_masks) == len(p_masks) and all(map(same, q_masks, p_masks))):
             return None
-        if not self.drawn or any(site["kwargs"].get("sample_shape") or site["infer"].get("_ppl_ext_kept") for site in sites):
+        if not self.drawn or any(
+            site["kwargs"].get("sample_shape") or site["infer"].get("_ppl_ext_kept") for site in sites
+        ):
             return None
-        if isinstance(self.guide["infer"].get("gradient"), Constant):  # the law is held fixed: no mean over it is to be differentiated
+        # the law is held fixed: no mean over it is to be differentiated
+        if isinstance(self.guide["infer"].get("gradient"), Constant):
             return None
         if q is None or p is None or q.event_dim != p.event_dim or getattr(q, "draws_itself", False):
             return None
@@ -186,7 +209,10 @@ def _unmasked(fn: Distribution) -> tuple[Distribution | None, list]:
 
 def _closed_form(q: Distribution, p: Distribution) -> jax.Array | None:
     """For each element; both without event axes that are independent."""
-    shapes = [tuple(n for i, n in enumerate(d.batch_shape) if any(m != 1 for m in d.batch_shape[: i + 1])) for d in (q, p)]
+    shapes = [
+        tuple(n for i, n in enumerate(d.batch_shape) if any(m != 1 for m in d.batch_shape[: i + 1]))
+        for d in (q, p)
+    ]
     if shapes[0] != shapes[1] or q.event_shape != p.event_shape:
         return None
     kinds = type(unwrapped(q)), type(unwrapped(p))
@@ -198,10 +224,19 @@ def _closed_form(q: Distribution, p: Distribution) -> jax.Array | None:
 
 
 _FINITE = {
-    *(dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits, dist.BinomialProbs, dist.BinomialLogits),
+    *(
+        dist.BernoulliProbs,
+        dist.BernoulliLogits,
+        dist.CategoricalProbs,
+        dist.CategoricalLogits,
+        dist.BinomialProbs,
+        dist.BinomialLogits,
+    )
 }
 # Types and not instances: a subclass may be another law.
-_CLOSED = {(kind, kind) for kind in (dist.Normal, dist.Gamma, dist.Beta, dist.Dirichlet, dist.MultivariateNormal)}
+_CLOSED = {
+    (kind, kind) for kind in (dist.Normal, dist.Gamma, dist.Beta, dist.Dirichlet, dist.MultivariateNormal)
+}
 _BIJECTIONS = (dist.transforms.ExpTransform, dist.transforms.SigmoidTransform)
 
 

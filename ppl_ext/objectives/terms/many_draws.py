@@ -1,4 +1,6 @@
-"""A guide that proposes several draws at once, each site's stacked along its first axis: NumPyro's ``multi_sample_guide=True``."""
+"""A guide that proposes several draws at once, each site's stacked along its first axis: NumPyro's
+``multi_sample_guide=True``.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ def evidence_of_many(model, guide, hold: bool = False) -> LogDensity:
 
     It is a sum over the K draws, as in NumPyro, so it is K times a bound where they are independent.
 
-    Deterministic sites of the guide that are stacked like the others are values for the model's sites of these names, as in NumPyro.
+    Deterministic sites of the guide that are stacked like the others are values for the model's sites of
+    these names, as in NumPyro.
 
     :param hold: as in :func:`~ppl_ext.objectives.terms.analytic_kl.evidence`.
     :raises ModelError: if the guide has no sites, or they are not stacked in one way.
@@ -34,8 +37,15 @@ def evidence_of_many(model, guide, hold: bool = False) -> LogDensity:
     first = next(iter(sizes))
     for name, size in sizes.items():
         if size is None or size != sizes[first]:
-            told = f"'{first}' has {sizes[first]} draws and '{name}' {size}" if size is not None else f"'{name}' has no axis at all"
-            raise ModelError(f"multi_sample_guide=True: every site of the guide is stacked along its first axis, one draw each; {told}.")
+            told = (
+                f"'{first}' has {sizes[first]} draws and '{name}' {size}"
+                if size is not None
+                else f"'{name}' has no axis at all"
+            )
+            raise ModelError(
+                "multi_sample_guide=True: every site of the guide is stacked along its first axis, one "
+                f"draw each; {told}."
+            )
     shared = {name: value for name, value in draw.values.items() if name in auxiliary}
     made = {name: site["value"] for name, site in record.items() if site["type"] == "deterministic"}
     made = {name: value for name, value in made.items() if jnp.shape(value)[:1] == (sizes[first],)}

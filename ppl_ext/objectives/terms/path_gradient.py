@@ -1,4 +1,6 @@
-"""Draws whose density is scored once more with the program's parameters held fixed: what pathwise estimators of log q need."""
+"""Draws whose density is scored once more with the program's parameters held fixed: what pathwise estimators
+of log q need.
+"""
 
 from typing import Any
 
@@ -16,9 +18,11 @@ def fixed(values):
 
 
 def simulate_and_hold(guide) -> tuple[Draw, LogDensity]:
-    r"""A draw z of the guide, and :math:`\log q_{\bar\phi}(z)`: differentiable through z, its parameters φ held fixed.
+    r"""A draw z of the guide, and :math:`\log q_{\bar\phi}(z)`: differentiable through z, its parameters φ
+    held fixed.
 
-    Observed sites and factors keep the gradient by the parameters, for only that of a normalised density has the mean zero.
+    Observed sites and factors keep the gradient by the parameters, for only that of a normalised density has
+    the mean zero.
     """
     with (same := SameRun()):
         draw = simulate(guide)
@@ -28,8 +32,9 @@ def simulate_and_hold(guide) -> tuple[Draw, LogDensity]:
 
 
 class SameRun(Messenger):
-    """Runs of a program under this handler are one run: the keys that it asks for beside its sites (dropout, say) are the same in all, and
-    its ``numpyro.mutable`` state (a batch norm, say) starts from the same values in all and moves on in the first."""
+    """Runs of a program under this handler are one run: the keys that it asks for beside its sites (dropout,
+    say) are the same in all, and its ``numpyro.mutable`` state (a batch norm, say) starts from the same
+    values in all and moves on in the first."""
 
     def __init__(self):
         super().__init__()

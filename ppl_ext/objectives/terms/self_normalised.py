@@ -1,4 +1,6 @@
-"""Self-normalised weights of particles, and signals: zero in value, with the gradient that an estimator prescribes."""
+"""Self-normalised weights of particles, and signals: zero in value, with the gradient that an estimator
+prescribes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,13 @@ def normalised(log_weights: jax.Array) -> jax.Array:
 
 
 def signal(weights, x: jax.Array) -> jax.Array:
-    r""":math:`\sum_k w_k (x_k - \bar x_k)`, the weights and x̄ held fixed: its value is zero, its gradient :math:`\sum_k w_k \nabla x_k`.
+    r""":math:`\sum_k w_k (x_k - \bar x_k)`, the weights and x̄ held fixed: its value is zero, its gradient
+    :math:`\sum_k w_k \nabla x_k`.
 
     A weight of zero leaves its term out, whatever it is.
 
-    >>> value, grad = jax.value_and_grad(lambda x: signal(jnp.array([2.0, 0.0]), jnp.stack([3 * x, x - jnp.inf])))(1.0)
+    >>> value, grad = jax.value_and_grad(lambda x: signal(jnp.array([2.0, 0.0]), jnp.stack([3 * x, x
+    ...     - jnp.inf])))(1.0)
     >>> float(value), float(grad)
     (0.0, 6.0)
     """

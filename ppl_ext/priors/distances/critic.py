@@ -15,26 +15,29 @@ from ppl_ext.runtime.arguments import check_count, check_flag, check_number, che
 class CriticW1(Distance):
     r"""Wasserstein-1 distance in its dual form, with a penalty on the critic's gradient.
 
-    .. math:: \max_c\; E\, c(G) - E\, c(F) - \lambda\, E \big(\|\nabla c(\hat x)\| - 1\big)^2, \qquad \hat x = \epsilon F + (1 - \epsilon) G
+    .. math:: \max_c\; E\, c(G) - E\, c(F) - \lambda\, E \big(\|\nabla c(\hat x)\| - 1\big)^2, \qquad \hat x =
+    \epsilon F + (1 - \epsilon) G
 
-    The critic D → 200 → 200 → 1 (softplus) takes K steps of Adagrad before each step of the prior, from where the last ones left it, and
-    stops early when its gradient's norm falls below τ. The estimate is :math:`E\, c(G) - E\, c(F)`; the penalty lets slopes a little over 1
-    through, so that the best critic gives W(1 + W/(2λ)). It is by far the dearest of the distances here: K gradients of a critic a step. A
-    critic can settle where it should not: at one input, between laws that differ in scale alone, the slope ±1 that the penalty wants is far
-    from the best critic, its absolute value.
+    The critic D → 200 → 200 → 1 (softplus) takes K steps of Adagrad before each step of the prior, from where
+    the last ones left it, and stops early when its gradient's norm falls below τ. The estimate is
+    :math:`E\, c(G) - E\, c(F)`; the penalty lets slopes a little over 1 through, so that the best critic
+    gives W(1 + W/(2λ)). It is by far the dearest of the distances here: K gradients of a critic a step. A
+    critic can settle where it should not: at one input, between laws that differ in scale alone, the slope ±1
+    that the penalty wants is far from the best critic, its absolute value.
 
     :param num_steps: K.
     :param learning_rate: of Adagrad.
     :param penalty: λ.
     :param tolerance: τ.
     :param width: of the hidden layers.
-    :param fresh: train each step of the critic on new draws, at this step's inputs. As published (``False``), the K steps see one set of
-        draws, which the critic learns by heart.
+    :param fresh: train each step of the critic on new draws, at this step's inputs. As published (``False``),
+        the K steps see one set of draws, which the critic learns by heart.
 
     >>> CriticW1(num_steps=5).fresh
     True
 
-    Tran et al., *All You Need is a Good Functional Prior for Bayesian Deep Learning*, JMLR 2022, eqs. 15-18 and alg. 1.
+    Tran et al., *All You Need is a Good Functional Prior for Bayesian Deep Learning*, JMLR 2022, eqs. 15-18
+    and alg. 1.
     """
 
     num_steps: int = eqx.field(static=True, default=200)
@@ -87,7 +90,9 @@ class CriticW1(Distance):
             updates, optim_state = optim.update(slopes, optim_state, params)
             return step + 1, optax.apply_updates(params, updates), optim_state, norm
 
-        return lax.while_loop(go_on, train, (0, state, optim.init(state), jnp.full((), jnp.inf, state[0][0].dtype)))[1]
+        return lax.while_loop(
+            go_on, train, (0, state, optim.init(state), jnp.full((), jnp.inf, state[0][0].dtype))
+        )[1]
 
     def _gap(self, params, f: jax.Array, g: jax.Array) -> jax.Array:
         return jnp.mean(critic(params, g)) - jnp.mean(critic(params, f))

@@ -11,7 +11,8 @@ from ppl_ext.errors import ArgumentError
 
 
 class Functions(NamedTuple):
-    """Draws of functions at D values (inputs times outputs), and what is known of their moments beyond the draws.
+    """Draws of functions at D values (inputs times outputs), and what is known of their moments beyond the
+    draws.
 
     ``values``: (draw, D). ``mean``: (D,) or None. ``cov``: (D, D) or None.
 
@@ -29,8 +30,8 @@ class Functions(NamedTuple):
 class Distance(eqx.Module):
     """An estimate of how far a network's functions are from the target's, differentiable in the former.
 
-    State is for distances that learn something on the way, such as a critic. Each step of matching calls ``prepare`` once, without
-    gradients, and then differentiates the call.
+    State is for distances that learn something on the way, such as a critic. Each step of matching calls
+    ``prepare`` once, without gradients, and then differentiates the call.
 
     >>> import jax.numpy as jnp
     >>> class OfMeans(Distance):
@@ -46,7 +47,9 @@ class Distance(eqx.Module):
         """The state before the first step, for functions at ``dim`` values."""
         return ()
 
-    def prepare(self, rng_key: jax.Array, state: Any, draw: Callable[[jax.Array], tuple[Functions, Functions]]) -> Any:
+    def prepare(
+        self, rng_key: jax.Array, state: Any, draw: Callable[[jax.Array], tuple[Functions, Functions]]
+    ) -> Any:
         """The state for this step. ``draw(key)`` draws both laws anew at this step's inputs."""
         return state
 
@@ -55,10 +58,22 @@ class Distance(eqx.Module):
         """The estimate, a scalar."""
 
 
-def check_draws(where: str, f: jax.Array, g: jax.Array, at_least: int, even: bool = False, equal: bool = False) -> None:
+def check_draws(
+    where: str, f: jax.Array, g: jax.Array, at_least: int, even: bool = False, equal: bool = False
+) -> None:
     """Static checks, while tracing: (draw, D) of one D, with enough draws."""
     if f.ndim != 2 or g.ndim != 2 or f.shape[1] != g.shape[1]:
-        raise ArgumentError(f"{where}: draws must be (draw, value) with as many values in both sets, got shapes {f.shape} and {g.shape}.")
-    if min(len(f), len(g)) < at_least or (even and (len(f) % 2 or len(g) % 2)) or (equal and len(f) != len(g)):
-        kind = f"{'an even number of ' if even else ''}at least {at_least} draws{', as many of each,' if equal else ''}"
+        raise ArgumentError(
+            f"{where}: draws must be (draw, value) with as many values in both sets, got shapes {f.shape} "
+            f"and {g.shape}."
+        )
+    if (
+        min(len(f), len(g)) < at_least
+        or (even and (len(f) % 2 or len(g) % 2))
+        or (equal and len(f) != len(g))
+    ):
+        kind = (
+            f"{'an even number of ' if even else ''}at least {at_least} "
+            f"draws{', as many of each,' if equal else ''}"
+        )
         raise ArgumentError(f"{where} needs {kind} got {len(f)} and {len(g)}.")

@@ -1,4 +1,6 @@
-"""Distances from pairs of draws: energy, and maximum mean discrepancy. Both without bias, and zero only where the laws are equal."""
+"""Distances from pairs of draws: energy, and maximum mean discrepancy. Both without bias, and zero only where
+the laws are equal.
+"""
 
 from typing import Any
 
@@ -16,7 +18,8 @@ class Energy(Distance):
 
     .. math:: \frac{1}{\sqrt D} \big( 2 E\|F - G\| - E\|F - F'\| - E\|G - G'\| \big)
 
-    It grows with the first moment only, and so stays calm where functions have heavy tails. Without bias, so it may come out negative.
+    It grows with the first moment only, and so stays calm where functions have heavy tails. Without bias, so
+    it may come out negative.
 
     :raises ArgumentError: when called, for fewer than 2 draws of either law.
 
@@ -31,7 +34,8 @@ class Energy(Distance):
         f, g = network.values, target.values
         check_draws("Energy", f, g, at_least=2)
 
-        def norms(d2):  # the root has no slope at 0, where no pair of different draws is, but each draw with itself
+        # the root has no slope at 0, where no pair of different draws is, but each draw with itself
+        def norms(d2):
             return jnp.sqrt(jnp.where(d2 > 0.0, d2, 1.0)) * (d2 > 0.0)
 
         return _u_statistic(f, g, lambda d2: -norms(d2)) / f.shape[1] ** 0.5
@@ -43,9 +47,10 @@ class MMD(Distance):
     .. math:: E k(F, F') + E k(G, G') - 2 E k(F, G), \qquad
         k(x, y) = \tfrac13 \sum_{a \in \{.2, 1, 5\}} \Big(1 + \frac{\|x - y\|^2}{2 a h^2}\Big)^{-a}
 
-    :param bandwidth: h; by default the median distance between draws of the target, drawn apart from those that are compared, so that the
-        estimate stays without bias.
-    :raises ArgumentError: for a bandwidth that is not positive; when called, for fewer than 2 draws of either law.
+    :param bandwidth: h; by default the median distance between draws of the target, drawn apart from those
+        that are compared, so that the estimate stays without bias.
+    :raises ArgumentError: for a bandwidth that is not positive; when called, for fewer than 2 draws of either
+        law.
 
     >>> f, g = jax.random.normal(jax.random.key(0), (2, 200, 5))
     >>> bool(abs(MMD()(jax.random.key(1), (), Functions(f), Functions(g))) < 0.02)
@@ -73,7 +78,9 @@ class MMD(Distance):
             h = jnp.asarray(self.bandwidth, f.dtype)
         else:
             h = jax.lax.stop_gradient(state if isinstance(state, jax.Array) else _median_distance(g))
-        return _u_statistic(f, g, lambda d2: sum((1.0 + d2 / (2.0 * a * h**2)) ** -a for a in (0.2, 1.0, 5.0)) / 3.0)
+        return _u_statistic(
+            f, g, lambda d2: sum((1.0 + d2 / (2.0 * a * h**2)) ** -a for a in (0.2, 1.0, 5.0)) / 3.0
+        )
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -101,4 +108,5 @@ def _median_distance(x: jax.Array) -> jax.Array:
         raise ArgumentError("MMD needs at least 2 draws of the target.")
     upper = jnp.triu_indices(len(x), 1)
     median = jnp.median(squared_distances(x - x.mean(0), x - x.mean(0))[upper])
-    return jnp.sqrt(jnp.where(median > 0.0, median, 1.0))  # draws that are all equal have no scale of their own
+    # draws that are all equal have no scale of their own
+    return jnp.sqrt(jnp.where(median > 0.0, median, 1.0))

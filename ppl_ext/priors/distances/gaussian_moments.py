@@ -16,12 +16,13 @@ from ppl_ext.runtime.arguments import check_positive
 class GaussianW2(Distance):
     r"""Squared 2-Wasserstein distance of the two Gaussians that have the laws' moments, over D.
 
-    .. math:: \tfrac1D \Big( \|m_1 - m_2\|^2 + \mathrm{tr}\, C_1 + \mathrm{tr}\, C_2 - 2\, \mathrm{tr} (L_2^\top C_1 L_2)^{1/2} \Big),
+    .. math:: \tfrac1D \Big( \|m_1 - m_2\|^2 + \mathrm{tr}\, C_1 + \mathrm{tr}\, C_2 - 2\, \mathrm{tr}
+    (L_2^\top C_1 L_2)^{1/2} \Big),
         \qquad C_2 = L_2 L_2^\top
 
-    Moments are the target's own where it has them. Those of the model are exact given its hidden layers where its readout is linear and
-    Gaussian (see :mod:`ppl_ext.priors.matching.readout`), and else those of its draws; from few draws at many inputs these make the
-    distance too large, and its minimum too narrow.
+    Moments are the target's own where it has them. Those of the model are exact given its hidden layers where
+    its readout is linear and Gaussian (see :mod:`ppl_ext.priors.matching.readout`), and else those of its
+    draws; from few draws at many inputs these make the distance too large, and its minimum too narrow.
 
     :raises ArgumentError: when called, for fewer than 2 draws of either law.
 
@@ -42,24 +43,31 @@ class GaussianW2(Distance):
         inner = factor.T @ c1 @ factor
         roots = jnp.linalg.eigvalsh(0.5 * (inner + inner.T))
         # The root's slope at an eigenvalue that is 0 but for rounding would be all noise.
-        floor = jnp.finfo(c1.dtype).eps * len(m1) * lax.stop_gradient(jnp.max(roots)) + jnp.finfo(c1.dtype).tiny
+        floor = (
+            jnp.finfo(c1.dtype).eps * len(m1) * lax.stop_gradient(jnp.max(roots)) + jnp.finfo(c1.dtype).tiny
+        )
         cross = jnp.sum(jnp.sqrt(jnp.where(roots > floor, roots, 1.0)) * (roots > floor))
         return (jnp.sum((m1 - m2) ** 2) + jnp.trace(c1) + jnp.trace(c2) - 2.0 * cross) / len(m1)
 
 
 class GaussianKL(Distance):
-    r"""Kullback-Leibler divergence of the two Gaussians that have the laws' moments, from the target's to the model's, over D.
+    r"""Kullback-Leibler divergence of the two Gaussians that have the laws' moments, from the target's to the
+    model's, over D.
 
     .. math:: \tfrac{1}{2D} \Big( \mathrm{tr}\, C_1^{-1} \big(C_2 + \Delta m \Delta m^\top\big) - D
         + \log \det C_1 - \log \det C_2 \Big), \qquad C_i = \mathrm{Cov}_i + \nu I
 
-    In this direction the best Gaussian is the one with the target's moments. Moments are found as in :class:`GaussianW2`.
+    In this direction the best Gaussian is the one with the target's moments. Moments are found as in
+    :class:`GaussianW2`.
 
-    :param noise: ν over the target's average variance. Without it, laws of smooth functions have no density at many inputs.
-    :raises ArgumentError: for a ``noise`` that is not positive; when called, for fewer than 2 draws of either law.
+    :param noise: ν over the target's average variance. Without it, laws of smooth functions have no density
+        at many inputs.
+    :raises ArgumentError: for a ``noise`` that is not positive; when called, for fewer than 2 draws of either
+        law.
 
     >>> f = jax.random.normal(jax.random.key(0), (4000, 2))
-    >>> bool(abs(GaussianKL()(jax.random.key(0), (), Functions(f), Functions(f, jnp.zeros(2), jnp.eye(2)))) < 0.01)
+    >>> bool(abs(GaussianKL()(jax.random.key(0), (), Functions(f), Functions(f, jnp.zeros(2), jnp.eye(2))))
+    ...     < 0.01)
     True
     """
 

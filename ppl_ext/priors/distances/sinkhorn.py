@@ -17,8 +17,8 @@ class Sinkhorn(Distance):
     .. math:: \tfrac12 \big( T(f_1, g_1) + T(f_2, g_2) - T(f_1, f_2) - T(g_1, g_2) \big), \qquad
         T(x, y) = \min_{\pi} \langle \pi, c \rangle + \epsilon\, \mathrm{KL}(\pi \| \tfrac1n \otimes \tfrac1n)
 
-    Each set of draws is halved, so that both laws are compared from as many different draws: the mean is 0 where they are equal, which the
-    divergence with full self-terms, on few draws of many values, has not.
+    Each set of draws is halved, so that both laws are compared from as many different draws: the mean is 0
+    where they are equal, which the divergence with full self-terms, on few draws of many values, has not.
 
     :param epsilon: the penalty, over the mean cost between draws of the target.
     :param max_iterations: of Sinkhorn's algorithm.
@@ -28,7 +28,8 @@ class Sinkhorn(Distance):
     >>> bool(Sinkhorn()(jax.random.key(1), (), Functions(f), Functions(3 * g)) > 1.0)
     True
 
-    Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, 2019, eq. 3, with other self-terms.
+    Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, 2019, eq. 3,
+    with other self-terms.
     """
 
     epsilon: float = eqx.field(static=True, default=0.05)
@@ -62,5 +63,7 @@ def _ott():
         from ott.geometry import pointcloud
         from ott.solvers import linear
     except ImportError as error:
-        raise MissingExtraError("Sinkhorn needs ott-jax, which is not installed: pip install 'ppl_ext[priors]'.") from error
+        raise MissingExtraError(
+            "Sinkhorn needs ott-jax, which is not installed: pip install 'ppl_ext[priors]'."
+        ) from error
     return pointcloud, linear

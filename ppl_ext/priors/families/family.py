@@ -44,7 +44,9 @@ class Family(eqx.Module):
 
     @abstractmethod
     def begin(self, unit: Unit, raw: Raw) -> dict[str, Any]:
-        """Run at the start of the program, where new sites may be sampled: by site, its distribution or its value."""
+        """Run at the start of the program, where new sites may be sampled: by site, its distribution or its
+        value.
+        """
 
     @abstractmethod
     def units(self, pattern: str, sites: list[Site]) -> list[Unit]:

@@ -11,7 +11,16 @@ import numpyro.distributions as dist
 from jax import lax
 
 from ppl_ext.errors import ArgumentError
-from ppl_ext.priors.families.family import Family, Raw, Unit, check_fan_in, check_per, log_of, scale_by_fan_in, units_per
+from ppl_ext.priors.families.family import (
+    Family,
+    Raw,
+    Unit,
+    check_fan_in,
+    check_per,
+    log_of,
+    scale_by_fan_in,
+    units_per,
+)
 from ppl_ext.priors.latent_sites import Site
 from ppl_ext.runtime.arguments import check_count, check_positive, told
 
@@ -22,16 +31,18 @@ class Flow(Family):
     .. math:: z_0 \sim N(0, I), \qquad z_{k} = z_{k-1} + \hat u_k \tanh(w_k^\top z_{k-1} + b_k), \qquad
         x_s = \frac{\sigma_s}{\sqrt{\text{fan-in}}}\, z_K[s]
 
-    with :math:`\hat u_k` such that :math:`w_k^\top \hat u_k > -1`, so that each map can be inverted. The program has the latent site
-    ``<layer>_base`` for :math:`z_0`, and the weights as deterministic sites: its density needs no inverse and no determinant, and is exact.
-    σ_s is one a site, tuned too; the maps start near the identity, so that the prior starts at a Gaussian.
+    with :math:`\hat u_k` such that :math:`w_k^\top \hat u_k > -1`, so that each map can be inverted. The
+    program has the latent site ``<layer>_base`` for :math:`z_0`, and the weights as deterministic sites: its
+    density needs no inverse and no determinant, and is exact. σ_s is one a site, tuned too; the maps start
+    near the identity, so that the prior starts at a Gaussian.
 
     :param per: what has a flow of its own: "layer", "site" or "group".
     :param num_flows: K.
     :param fan_in: as of :class:`~ppl_ext.priors.Gaussian`.
     :param scale: σ at the start.
     :param seed: of the maps at the start, which may not all be equal.
-    :raises ArgumentError: for an unknown ``per`` or ``fan_in``, fewer maps than 1, or a scale that is not positive.
+    :raises ArgumentError: for an unknown ``per`` or ``fan_in``, fewer maps than 1, or a scale that is not
+        positive.
 
     >>> Flow(num_flows=4).per
     'layer'
@@ -60,7 +71,10 @@ class Flow(Family):
         dim = sum(s.size for s in unit.sites)
         rng = np.random.default_rng([self.seed, dim])
         spread = dim**-0.5
-        maps = {name: jnp.asarray(spread * rng.normal(size=(self.num_flows, dim)), jnp.result_type(float)) for name in ("u", "w")}
+        maps = {
+            name: jnp.asarray(spread * rng.normal(size=(self.num_flows, dim)), jnp.result_type(float))
+            for name in ("u", "w")
+        }
         maps["u"] = 0.1 * maps["u"]
         return {**maps, "b": jnp.zeros(self.num_flows), "log_scale": log_of(self.scale, (len(unit.sites),))}
 
@@ -69,7 +83,9 @@ class Flow(Family):
 
     def begin(self, unit: Unit, raw: Raw) -> dict[str, Any]:
         dim = sum(s.size for s in unit.sites)
-        base = numpyro.sample(f"{unit.prefix}_base", dist.Normal(jnp.zeros(dim), 1.0, validate_args=False).to_event(1))
+        base = numpyro.sample(
+            f"{unit.prefix}_base", dist.Normal(jnp.zeros(dim), 1.0, validate_args=False).to_event(1)
+        )
         z, _ = planar(base, raw)
         given, start = {}, 0
         for i, s in enumerate(unit.sites):
@@ -89,7 +105,8 @@ def planar(z: jax.Array, raw: Raw) -> tuple[jax.Array, jax.Array]:
         z, log_det = carry
         u, w, b = layer
         inner, norm = w @ u, w @ w
-        # Softplus of the inner product, less one, along w: above -1 whatever u is, and u itself where softplus is the identity.
+        # Softplus of the inner product, less one, along w: above -1 whatever u is, and u itself where
+        # softplus is the identity.
         u = u + (jax.nn.softplus(inner + _INVERSE_OF_ONE) - 1.0 - inner) * w / jnp.maximum(norm, 1e-12)
         t = jnp.tanh(w @ z + b)
         return (z + u * t, log_det + jnp.log1p((w @ u) * (1.0 - t**2))), None

@@ -6,7 +6,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.priors.families.family import Family, Raw, Unit, check_fan_in, check_per, log_of, normal, scale_by_fan_in, units_per
+from ppl_ext.priors.families.family import (
+    Family,
+    Raw,
+    Unit,
+    check_fan_in,
+    check_per,
+    log_of,
+    normal,
+    scale_by_fan_in,
+    units_per,
+)
 from ppl_ext.priors.latent_sites import Site
 from ppl_ext.runtime.arguments import check_flag, check_positive
 
@@ -18,10 +28,10 @@ class Gaussian(Family):
 
     The logarithm of σ is what is tuned, so that a step means the same for large scales and small ones.
 
-    :param per: what has a σ of its own: "layer" (all matched sites with the same name but for its last part), "site", "group" (all sites of
-        the pattern) or "element".
-    :param fan_in: "auto" reads it off name and shape, see :func:`~ppl_ext.priors.latent_sites.fan_in_of`; a number; or None to leave it
-        out. Vectors count as biases, with fan-in 1.
+    :param per: what has a σ of its own: "layer" (all matched sites with the same name but for its last part),
+        "site", "group" (all sites of the pattern) or "element".
+    :param fan_in: "auto" reads it off name and shape, see :func:`~ppl_ext.priors.latent_sites.fan_in_of`; a
+        number; or None to leave it out. Vectors count as biases, with fan-in 1.
     :param scale: σ at the start.
     :param learn_mean: tune a mean too, which starts at 0, with the same sharing as σ.
     :raises ArgumentError: for an unknown ``per`` or ``fan_in``, or a scale that is not positive.
@@ -29,7 +39,8 @@ class Gaussian(Family):
     >>> Gaussian(per="group", fan_in="auto").scale
     1.0
 
-    Source: Tran et al., *All You Need is a Good Functional Prior for Bayesian Deep Learning*, JMLR 2022, sec. 4.1.
+    Source: Tran et al., *All You Need is a Good Functional Prior for Bayesian Deep Learning*, JMLR 2022, sec.
+    4.1.
     """
 
     per: str = eqx.field(static=True, default="layer")
@@ -48,11 +59,17 @@ class Gaussian(Family):
 
     def init(self, unit: Unit) -> dict[str, jax.Array]:
         shape = unit.sites[0].shape if self.per == "element" else ()
-        return {"log_scale": log_of(self.scale, shape), **({"mean": jnp.zeros(shape)} if self.learn_mean else {})}
+        return {
+            "log_scale": log_of(self.scale, shape),
+            **({"mean": jnp.zeros(shape)} if self.learn_mean else {}),
+        }
 
     def values(self, unit: Unit, raw: Raw) -> dict[str, jax.Array]:
         return {"scale": jnp.exp(raw["log_scale"]), **({"mean": raw["mean"]} if self.learn_mean else {})}
 
     def begin(self, unit: Unit, raw: Raw) -> dict[str, Any]:
         loc = raw["mean"] if self.learn_mean else 0.0
-        return {s.name: normal(s, loc, jnp.exp(raw["log_scale"]) * scale_by_fan_in(self.fan_in, s)) for s in unit.sites}
+        return {
+            s.name: normal(s, loc, jnp.exp(raw["log_scale"]) * scale_by_fan_in(self.fan_in, s))
+            for s in unit.sites
+        }

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_ext.priors.families.family import Family, Raw, Unit, check_fan_in, check_per, log_of, normal, scale_by_fan_in, units_per
+from ppl_ext.priors.families.family import (
+    Family,
+    Raw,
+    Unit,
+    check_fan_in,
+    check_per,
+    log_of,
+    normal,
+    scale_by_fan_in,
+    units_per,
+)
 from ppl_ext.priors.latent_sites import Site
 from ppl_ext.runtime.arguments import check_flag, check_positive
 
@@ -18,15 +28,15 @@ class ScaleMixture(Family):
 
     .. math:: v \sim \text{InvGamma}(a, b), \qquad w \mid v \sim N(0, v / \text{fan-in})
 
-    a and b are tuned, by the gradient of the gamma draw itself. Each draw of the model has one v a unit, in a new latent site
-    ``<layer>_variance`` (``<site>_variance`` where the unit has one site).
+    a and b are tuned, by the gradient of the gamma draw itself. Each draw of the model has one v a unit, in a
+    new latent site ``<layer>_variance`` (``<site>_variance`` where the unit has one site).
 
     :param per: as of :class:`~ppl_ext.priors.Gaussian`, but for "element".
     :param fan_in: as there.
     :param shape: a at the start.
     :param scale: b at the start; the variance's mean is b/(a − 1).
-    :param centered: keep the weights as latent sites, with variance v. Else they are deterministic, w = √v ε, and ``<site>_decentered`` is
-        latent: often easier for NUTS where data say little.
+    :param centered: keep the weights as latent sites, with variance v. Else they are deterministic, w = √v ε,
+        and ``<site>_decentered`` is latent: often easier for NUTS where data say little.
     :raises ArgumentError: for an unknown ``per`` or ``fan_in``, or a shape or scale that is not positive.
 
     >>> ScaleMixture(centered=False).shape
@@ -65,5 +75,7 @@ class ScaleMixture(Family):
         given = {}
         for s in unit.sites:
             whole = s._replace(event_dim=len(s.shape))  # drawn outside the model's plates
-            given[s.name] = sd * numpyro.sample(f"{s.name}_decentered", normal(whole, 0.0, jnp.asarray(scale_by_fan_in(self.fan_in, s))))
+            given[s.name] = sd * numpyro.sample(
+                f"{s.name}_decentered", normal(whole, 0.0, jnp.asarray(scale_by_fan_in(self.fan_in, s)))
+            )
         return given

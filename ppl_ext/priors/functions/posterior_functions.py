@@ -1,4 +1,6 @@
-"""Any fit read in function space: what its draws predict at given inputs, how well, and whether its chains agree there."""
+"""Any fit read in function space: what its draws predict at given inputs, how well, and whether its chains
+agree there.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +33,14 @@ AGREE = 1.05
 class FunctionDraws:
     r"""Draws of a function at given inputs, and how well they predict.
 
-    ``values`` (chain, draw, ...): the output at the inputs. ``replicated`` (chain, draw, ...): data drawn anew at the site ``site``.
-    With targets also ``targets``, y; ``log_scores`` (chain, draw, ...), log p(y_i | draw); and either ``probabilities``
-    (chain, draw, ..., class), where the site has finitely many values, or ``means`` of its law and ``levels``, its distribution function at
-    the target, both (chain, draw, ...).
+    ``values`` (chain, draw, ...): the output at the inputs. ``replicated`` (chain, draw, ...): data drawn
+    anew at the site ``site``. With targets also ``targets``, y; ``log_scores`` (chain, draw, ...),
+    log p(y_i | draw); and either ``probabilities`` (chain, draw, ..., class), where the site has finitely
+    many values, or ``means`` of its law and ``levels``, its distribution function at the target, both
+    (chain, draw, ...).
 
-    >>> draws = FunctionDraws("f", None, np.arange(24.0).reshape(2, 4, 3))  # as posterior_functions returns them
+    >>> # as posterior_functions returns them
+    >>> draws = FunctionDraws("f", None, np.arange(24.0).reshape(2, 4, 3))
     >>> draws, draws.r_hat.shape
     (FunctionDraws('f', num_chains=2, num_draws=4, shape=(3,)), (3,))
     """
@@ -54,13 +58,18 @@ class FunctionDraws:
 
     def __repr__(self) -> str:
         chains, draws = self.values.shape[:2]
-        return f"FunctionDraws('{self.output}', num_chains={chains}, num_draws={draws}, shape={self.values.shape[2:]})"
+        return (
+            f"FunctionDraws('{self.output}', num_chains={chains}, num_draws={draws}, "
+            f"shape={self.values.shape[2:]})"
+        )
 
     # --- do the chains agree, as functions
 
     @cached_property
     def r_hat(self) -> np.ndarray:
-        """Split R-hat of the values, by input; NaN where there are fewer than 4 draws a chain, or all are equal."""
+        """Split R-hat of the values, by input; NaN where there are fewer than 4 draws a chain, or all are
+        equal.
+        """
         return self._by_input(split_gelman_rubin)
 
     @cached_property
@@ -81,7 +90,9 @@ class FunctionDraws:
 
     @property
     def rmse(self) -> float:
-        r"""Root mean square error of the predictive mean, :math:`\sqrt{\frac1n \sum_i (y_i - \frac1S \sum_s E[y_i \mid z_s])^2}`."""
+        r"""Root mean square error of the predictive mean,
+        :math:`\sqrt{\frac1n \sum_i (y_i - \frac1S \sum_s E[y_i \mid z_s])^2}`.
+        """
         if self.probabilities is not None:
             raise ArgumentError(f"rmse: the targets of '{self.site}' are classes; see accuracy.")
         mean = _with_targets("rmse", self.means).astype(np.float64).mean((0, 1))
@@ -89,7 +100,9 @@ class FunctionDraws:
 
     @property
     def nll(self) -> float:
-        r"""Mean negative log score of the predictive mixture, :math:`-\frac1n \sum_i \log \frac1S \sum_s p(y_i \mid z_s)`, in nats."""
+        r"""Mean negative log score of the predictive mixture,
+        :math:`-\frac1n \sum_i \log \frac1S \sum_s p(y_i \mid z_s)`, in nats.
+        """
         scores = _with_targets("nll", self.log_scores).astype(np.float64)
         scores = scores.reshape(-1, *scores.shape[2:])
         return float(np.log(len(scores)) - np.mean(np.logaddexp.reduce(scores, axis=0)))
@@ -103,23 +116,26 @@ class FunctionDraws:
         r"""Share of the targets inside the central predictive interval of each level: (level,).
 
         A target is inside the interval of level p if the mixture's distribution function there,
-        :math:`\frac1S \sum_s F(y_i \mid z_s)`, lies within p/2 of 1/2. For laws without a closed F, and for counts, F comes from one
-        replicate a draw, half of the ties counted.
+        :math:`\frac1S \sum_s F(y_i \mid z_s)`, lies within p/2 of 1/2. For laws without a closed F, and for
+        counts, F comes from one replicate a draw, half of the ties counted.
         """
         asked = np.asarray(levels, np.float64)
         if asked.ndim != 1 or not ((asked > 0.0) & (asked < 1.0)).all():
             raise ArgumentError(f"coverage: levels must lie between 0 and 1, got {np.ravel(asked).tolist()}.")
         if self.probabilities is not None:
-            raise ArgumentError("coverage: the targets are classes, which have no intervals; see calibration_error.")
+            raise ArgumentError(
+                "coverage: the targets are classes, which have no intervals; see calibration_error."
+            )
         at = _with_targets("coverage", self.levels).astype(np.float64).mean((0, 1)).ravel()
         return np.array([np.mean(np.abs(at - 0.5) <= 0.5 * p) for p in asked])
 
     def calibration_error(self, num_bins: int = 10) -> float:
         r"""How far stated probabilities are from frequencies.
 
-        Classes: the expected calibration error, :math:`\sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|` over ``num_bins``
-        equal bins of the largest predictive probability (Guo et al. 2017, eq. 5). Else: the mean of
-        ``|coverage - level|`` at levels .1 to .9.
+        Classes: the expected calibration error,
+        :math:`\sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|` over ``num_bins`` equal bins of
+        the largest predictive probability (Guo et al. 2017, eq. 5). Else: the mean of ``|coverage - level|``
+        at levels .1 to .9.
         """
         check_count("calibration_error: num_bins", num_bins)
         if self.probabilities is None:
@@ -144,8 +160,9 @@ class FunctionDraws:
     # --- where it goes
 
     def to_arviz(self, inputs: Any = None) -> Any:
-        """The ArviZ report: ``posterior`` has the functions, so that R-hat and ESS are those of predictions; ``predictions`` the
-        replicated data; ``log_likelihood`` and ``observed_data`` those of the targets, if there are any.
+        """The ArviZ report: ``posterior`` has the functions, so that R-hat and ESS are those of predictions;
+        ``predictions`` the replicated data; ``log_likelihood`` and ``observed_data`` those of the targets, if
+        there are any.
 
         :param inputs: kept as ``constant_data``.
         """
@@ -162,7 +179,13 @@ class FunctionDraws:
             if self.targets is not None:
                 groups["observed_data"] = {self.site: self.targets}
             if (scores := self.log_scores) is not None:
-                terms[self.site] = Terms(scores, np.zeros(scores.shape[2:], bool), (self.site,), tuple(axes[: scores.ndim - 2]), False)
+                terms[self.site] = Terms(
+                    scores,
+                    np.zeros(scores.shape[2:], bool),
+                    (self.site,),
+                    tuple(axes[: scores.ndim - 2]),
+                    False,
+                )
         if inputs is not None:
             groups["constant_data"] = {"inputs": np.asarray(inputs)}
             dims["inputs"] = [axes[0]]
@@ -171,16 +194,31 @@ class FunctionDraws:
     def print_summary(self) -> None:
         """Print how far the chains agree as functions, and the scores, if there were targets."""
         chains, draws = self.values.shape[:2]
-        lines = [f"'{self.output}' at {int(np.prod(self.values.shape[2:]))} inputs, {chains} chains of {draws} draws."]
+        lines = [
+            f"'{self.output}' at {int(np.prod(self.values.shape[2:]))} inputs, {chains} chains of {draws} "
+            "draws."
+        ]
         if np.isfinite(self.r_hat).any():
             worst = float(np.nanmax(self.r_hat))
-            words = "the chains agree" if worst < AGREE else "the chains disagree: run longer, or with another step size"
-            lines.append(f"Largest R-hat {worst:.3f}, smallest ESS {float(np.nanmin(self.ess)):.0f}: {words}.")
+            words = (
+                "the chains agree"
+                if worst < AGREE
+                else "the chains disagree: run longer, or with another step size"
+            )
+            lines.append(
+                f"Largest R-hat {worst:.3f}, smallest ESS {float(np.nanmin(self.ess)):.0f}: {words}."
+            )
         if self.probabilities is not None:
-            lines.append(f"Accuracy {self.accuracy:.4f}, NLL {self.nll:.4f}, calibration error {self.calibration_error():.4f}.")
+            lines.append(
+                f"Accuracy {self.accuracy:.4f}, NLL {self.nll:.4f}, calibration error "
+                f"{self.calibration_error():.4f}."
+            )
         elif self.targets is not None:
             half, nine = self.coverage((0.5, 0.9))
-            lines.append(f"RMSE {self.rmse:.4f}, NLL {self.nll:.4f}, coverage of 50 % intervals {half:.2f}, of 90 % intervals {nine:.2f}.")
+            lines.append(
+                f"RMSE {self.rmse:.4f}, NLL {self.nll:.4f}, coverage of 50 % intervals {half:.2f}, of 90 % "
+                f"intervals {nine:.2f}."
+            )
         print("\n".join(lines))
 
 
@@ -204,14 +242,16 @@ def posterior_functions(
 ) -> FunctionDraws:
     """What a fit says of the function at inputs of your choice.
 
-    The model runs once a draw on the given arguments, its latent sites at the draw, plates on all of their rows, in chunks that fit in
-    memory. What it observes there is drawn anew.
+    The model runs once a draw on the given arguments, its latent sites at the draw, plates on all of their
+    rows, in chunks that fit in memory. What it observes there is drawn anew.
 
-    :param model: a NumPyro model; ``args`` and ``kwargs`` are its arguments, with the inputs that are asked for in them.
-    :param samples: a numpyro ``MCMC`` that has run, a :class:`~ppl_ext.result.Fit`, an ArviZ report, or draws by site, (draw, ...) or
-        (chain, draw, ...), as from ``MCMC.get_samples`` or ``Predictive``.
-    :param output: the function: a deterministic site; a sample site, whose mean is taken (of a categorical one the probabilities); or a
-        function of the dict of all the model's values. By default the mean of ``site``.
+    :param model: a NumPyro model; ``args`` and ``kwargs`` are its arguments, with the inputs that are asked
+        for in them.
+    :param samples: a numpyro ``MCMC`` that has run, a :class:`~ppl_ext.result.Fit`, an ArviZ report, or draws
+        by site, (draw, ...) or (chain, draw, ...), as from ``MCMC.get_samples`` or ``Predictive``.
+    :param output: the function: a deterministic site; a sample site, whose mean is taken (of a categorical
+        one the probabilities); or a function of the dict of all the model's values. By default the mean of
+        ``site``.
     :param site: the sample site that predicts; by default the only one without a draw.
     :param y: targets at the inputs, of the shape of ``site``. Without them there are no scores.
     :param num_samples: draws a chain from the guide of a ``Fit``.
@@ -241,7 +281,9 @@ def posterior_functions(
     if site is not None and not isinstance(site, str):
         raise ArgumentTypeError(f"{here}: site must be the name of a sample site, got {told(site)}.")
     if not (output is None or isinstance(output, str) or callable(output)):
-        raise ArgumentTypeError(f"{here}: output must be the name of a site or a function of all values, got {told(output)}.")
+        raise ArgumentTypeError(
+            f"{here}: output must be the name of a site or a function of all values, got {told(output)}."
+        )
     refuse_open_handlers(here)
     check_call(f"{here}: model", model, args, kwargs)
 
@@ -262,7 +304,11 @@ def posterior_functions(
         if source is None:
             read = {"values": output(values)}  # type: ignore[misc, operator]  # a function where no site is named
         else:
-            read = {"values": values[source] if sites[source].kind == "deterministic" else readings.location(record[source])}
+            read = {
+                "values": values[source]
+                if sites[source].kind == "deterministic"
+                else readings.location(record[source])
+            }
         if site is not None:
             read["replicated"] = values[site]
         if targets is not None:

@@ -1,4 +1,6 @@
-"""What reading a fit in function space has to find out: its draws, the site that predicts, and how that site's law scores targets."""
+"""What reading a fit in function space has to find out: its draws, the site that predicts, and how that
+site's law scores targets.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,44 +42,59 @@ def draws_of(samples: Any, num_samples: int) -> tuple[dict[str, np.ndarray], dic
     return found, dict(samples.params) if is_fit(samples) else {}
 
 
-def arranged(draws: Mapping[str, np.ndarray], sites: Mapping[str, Site], site: str | None) -> tuple[dict[str, np.ndarray], int, int]:
-    """Draws of latent sites as (chain, draw, ...); those of what predicts are left out, for they are drawn anew."""
+def arranged(
+    draws: Mapping[str, np.ndarray], sites: Mapping[str, Site], site: str | None
+) -> tuple[dict[str, np.ndarray], int, int]:
+    """Draws of latent sites as (chain, draw, ...); those of what predicts are left out, for they are drawn
+    anew.
+    """
     names = [n for n, s in sites.items() if s.kind == "latent"]
     latent = {n: x for n, x in draws.items() if n in names and n != site}
     if not latent:
-        raise ArgumentError(f"{_HERE}: none of the samples' names {sorted(draws)} is a latent site of the model; it has {names}.")
+        raise ArgumentError(
+            f"{_HERE}: none of the samples' names {sorted(draws)} is a latent site of the model; it has "
+            f"{names}."
+        )
     found: dict[str, np.ndarray] = {}
     for name, x in latent.items():
         shape = sites[name].shape
         extra = x.ndim - len(shape)
         if extra not in (1, 2) or x.shape[extra:] != shape:
             raise ArgumentError(
-                f"{_HERE}: site '{name}' has shape {shape} in the model on these arguments, so its samples must be (draw, *shape) or "
-                f"(chain, draw, *shape); got {x.shape}. If it is what the model predicts, say site='{name}'."
+                f"{_HERE}: site '{name}' has shape {shape} in the model on these arguments, so its samples "
+                f"must be (draw, *shape) or (chain, draw, *shape); got {x.shape}. If it is what the model "
+                f"predicts, say site='{name}'."
             )
         if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise NonFiniteError(f"{_HERE}: {(~np.isfinite(x)).sum()} of {x.size} samples of site '{name}' are not finite.")
+            raise NonFiniteError(
+                f"{_HERE}: {(~np.isfinite(x)).sum()} of {x.size} samples of site '{name}' are not finite."
+            )
         found[name] = x[None] if extra == 1 else x
     leading = {x.shape[:2] for x in found.values()}
     if len(leading) != 1 or 0 in next(iter(leading)):
         raise ArgumentError(
-            f"{_HERE}: all sites need as many chains and draws, at least one of each; got { {n: x.shape[:2] for n, x in found.items()} }."
+            f"{_HERE}: all sites need as many chains and draws, at least one of each; got "
+            f"{ {n: x.shape[:2] for n, x in found.items()} }."
         )
     return found, *next(iter(leading))
 
 
 def predicting_site(sites: Mapping[str, Site], draws: Mapping[str, Any], site: str | None) -> str | None:
-    """The sample site that predicts: the one asked for, or the only one without draws; ``None`` if all have some."""
+    """The sample site that predicts: the one asked for, or the only one without draws; ``None`` if all have
+    some.
+    """
     names = [n for n, s in sites.items() if s.kind == "latent"]
     if site is not None and site not in names:
         raise ArgumentError(f"{_HERE}: site '{site}' is no sample site of the model; there are {names}.")
     lacking = [n for n in names if n not in draws and n != site]
     if site is not None and lacking:
-        raise ModelError(f"{_HERE}: the latent site '{lacking[0]}' has no samples, so the model cannot run at the draws.")
+        raise ModelError(
+            f"{_HERE}: the latent site '{lacking[0]}' has no samples, so the model cannot run at the draws."
+        )
     if len(lacking) > 1:
         raise ModelError(
-            f"{_HERE}: the sites {lacking} have no samples. If one of them is what the model predicts, name it by site=; the others need "
-            "samples."
+            f"{_HERE}: the sites {lacking} have no samples. If one of them is what the model predicts, name "
+            "it by site=; the others need samples."
         )
     return site or (lacking[0] if lacking else None)
 
@@ -87,23 +104,36 @@ def source_of(output: Any, site: str | None, sites: Mapping[str, Site]) -> str |
     if callable(output):
         return None
     if output is None and site is None:
-        raise ArgumentError(f"{_HERE}: every sample site has samples, so there is nothing to predict: name output= or site=.")
+        raise ArgumentError(
+            f"{_HERE}: every sample site has samples, so there is nothing to predict: name output= or site=."
+        )
     source = site if output is None else output
     names = [n for n, s in sites.items() if s.kind in ("latent", "deterministic")]
     if source not in names:
-        raise ArgumentError(f"{_HERE}: output '{source}' is no deterministic or sample site of the model; there are {names}.")
+        raise ArgumentError(
+            f"{_HERE}: output '{source}' is no deterministic or sample site of the model; there are {names}."
+        )
     return source
 
 
 def targets_of(y: Any, site: str | None, sites: Mapping[str, Site]) -> np.ndarray:
     if site is None:
-        raise ArgumentError(f"{_HERE}: y= needs the site that predicts it, and every sample site has samples: name it by site=.")
+        raise ArgumentError(
+            f"{_HERE}: y= needs the site that predicts it, and every sample site has samples: name it by "
+            "site=."
+        )
     check_array(f"{_HERE}: y", y, tables=True)
     targets = np.asarray(y)
     if targets.shape != sites[site].shape:
-        raise ArgumentError(f"{_HERE}: y has shape {targets.shape}, but site '{site}' has {sites[site].shape} on these arguments.")
+        raise ArgumentError(
+            f"{_HERE}: y has shape {targets.shape}, but site '{site}' has {sites[site].shape} on these "
+            "arguments."
+        )
     if not np.isfinite(targets.astype(float)).all():
-        raise ArgumentError(f"{_HERE}: {(~np.isfinite(targets.astype(float))).sum()} of the targets y are not finite; leave them out.")
+        raise ArgumentError(
+            f"{_HERE}: {(~np.isfinite(targets.astype(float))).sum()} of the targets y are not finite; leave "
+            "them out."
+        )
     return targets
 
 
@@ -117,13 +147,15 @@ def location(site: Mapping[str, Any]) -> jax.Array:
         return jnp.broadcast_to(fn.mean, fn.shape())
     except NotImplementedError:
         raise ModelError(
-            f"{_HERE}: the law of site '{site['name']}' ({type(fn).__name__}) has no mean; name a deterministic site by output=, and score "
-            "without y=."
+            f"{_HERE}: the law of site '{site['name']}' ({type(fn).__name__}) has no mean; name a "
+            "deterministic site by output=, and score without y=."
         ) from None
 
 
 def scores(site: Mapping[str, Any], y: np.ndarray) -> dict[str, jax.Array]:
-    """What the law of a site says of targets: see :class:`~ppl_ext.priors.functions.posterior_functions.FunctionDraws`."""
+    """What the law of a site says of targets: see
+    :class:`~ppl_ext.priors.functions.posterior_functions.FunctionDraws`.
+    """
     fn, replicated, targets = site["fn"], site["value"], jnp.asarray(y)
     base = _base(fn)
     found = {"log_scores": fn.log_prob(targets)}
@@ -138,7 +170,10 @@ def scores(site: Mapping[str, Any], y: np.ndarray) -> dict[str, jax.Array]:
             raise NotImplementedError
         return {**found, "levels": jnp.broadcast_to(base.cdf(targets), targets.shape)}
     except NotImplementedError:  # one replicate a draw instead
-        return {**found, "levels": jnp.where(replicated < targets, 1.0, jnp.where(replicated == targets, 0.5, 0.0))}
+        return {
+            **found,
+            "levels": jnp.where(replicated < targets, 1.0, jnp.where(replicated == targets, 0.5, 0.0)),
+        }
 
 
 def _base(fn: Any) -> Any:

@@ -1,4 +1,6 @@
-"""What a match compiles: its steps and its report, kept so that another match of the same kind compiles nothing."""
+"""What a match compiles: its steps and its report, kept so that another match of the same kind compiles
+nothing.
+"""
 
 import copy
 from collections.abc import Callable
@@ -27,11 +29,18 @@ class Programs:
         self.matching, self.optimiser = matching, optimiser
         self.other = eqx.partition(matching.sampler, eqx.is_array)[1]
         self._jitted = jax.jit(self._steps, donate_argnums=1)
-        # Run once a match, it is not worth optimising: that would take longer than the steps of a small network.
-        self.measured = jax.jit(partial(measure, matching), compiler_options={"xla_backend_optimization_level": 0})
+        # Run once a match, it is not worth optimising: that would take longer than the steps of a small
+        # network.
+        self.measured = jax.jit(
+            partial(measure, matching), compiler_options={"xla_backend_optimization_level": 0}
+        )
 
-    def steps(self, sampler: Callable, carry: Any, rng_key: jax.Array, start: int, num: int) -> tuple[Any, jax.Array]:
-        """``num`` steps from the one of number ``start``: what they leave, and their losses in a buffer of :data:`CHUNK`."""
+    def steps(
+        self, sampler: Callable, carry: Any, rng_key: jax.Array, start: int, num: int
+    ) -> tuple[Any, jax.Array]:
+        """``num`` steps from the one of number ``start``: what they leave, and their losses in a buffer of
+        :data:`CHUNK`.
+        """
         return self._jitted(eqx.partition(sampler, eqx.is_array)[0], carry, rng_key, start, num)
 
     def _steps(self, arrays: Any, carry: Any, rng_key: jax.Array, start: jax.Array, num: jax.Array):
@@ -50,7 +59,9 @@ class Programs:
                 finite &= jnp.isfinite(slope).all()
             # A step that broke down leaves everything as it was, and so do those after it.
             kept = jax.tree.map(
-                partial(jnp.where, finite), (optimiser.update(slopes, optim_state, value=loss), new_state), (optim_state, state)
+                partial(jnp.where, finite),
+                (optimiser.update(slopes, optim_state, value=loss), new_state),
+                (optim_state, state),
             )
             return (*kept, finite), losses.at[i].set(jnp.where(finite, loss, jnp.nan))
 
@@ -71,10 +82,12 @@ def _kept(kind: _Kind) -> Programs:
 
 
 def programs_for(matching: Matching, optim: Any, num_steps: int) -> Programs:
-    """The programs of an earlier match with the same lifted model, target (the same objects) and settings, or new ones.
+    """The programs of an earlier match with the same lifted model, target (the same objects) and settings, or
+    new ones.
 
-    What the model, the target and the others read from outside of their arguments is the same, too (``matching.outside``). A target that is
-    no equinox module may have changed meanwhile, and so may further arguments: then nothing is shared.
+    What the model, the target and the others read from outside of their arguments is the same, too
+    (``matching.outside``). A target that is no equinox module may have changed meanwhile, and so may further
+    arguments: then nothing is shared.
     """
 
     def build() -> Programs:

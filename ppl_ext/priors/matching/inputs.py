@@ -12,8 +12,11 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_count, check_number, told
 
 
-def measurement_inputs(inputs: Any, num_points: int = 100, data_fraction: float = 0.7) -> Callable[[jax.Array], jax.Array]:
-    """A sampler of measurement sets: some of the training inputs, and points that are uniform in their bounding box.
+def measurement_inputs(
+    inputs: Any, num_points: int = 100, data_fraction: float = 0.7
+) -> Callable[[jax.Array], jax.Array]:
+    """A sampler of measurement sets: some of the training inputs, and points that are uniform in their
+    bounding box.
 
     Pass training inputs only: a box that held test inputs too would leak where they lie.
 
@@ -21,7 +24,8 @@ def measurement_inputs(inputs: Any, num_points: int = 100, data_fraction: float 
     :param num_points: M, how many points a set has.
     :param data_fraction: share of them that are training inputs, drawn with replacement.
     :return: a function from a key to (M, d), or (M,).
-    :raises ArgumentError: for inputs that are not (n, d) or (n,), or not finite; for a fraction outside of [0, 1].
+    :raises ArgumentError: for inputs that are not (n, d) or (n,), or not finite; for a fraction outside of
+        [0, 1].
 
     >>> draw = measurement_inputs(np.array([0.0, 2.0, 4.0]), num_points=10)
     >>> draw(jax.random.key(0)).shape
@@ -31,7 +35,9 @@ def measurement_inputs(inputs: Any, num_points: int = 100, data_fraction: float 
     check_count("measurement_inputs: num_points", num_points)
     check_number("measurement_inputs: data_fraction", data_fraction, at_least=0.0)
     if data_fraction > 1.0:
-        raise ArgumentError(f"measurement_inputs: data_fraction must lie between 0 and 1, got {told(data_fraction)}.")
+        raise ArgumentError(
+            f"measurement_inputs: data_fraction must lie between 0 and 1, got {told(data_fraction)}."
+        )
     return Measurements(x, x.min(0), x.max(0), num_points, round(data_fraction * num_points))
 
 
@@ -49,7 +55,9 @@ class Measurements(eqx.Module):
         of_data, of_box = jax.random.split(rng_key)
         rows = self.rows[jax.random.randint(of_data, (self.from_data,), 0, len(self.rows))]
         shape = (self.num_points - self.from_data, *self.rows.shape[1:])
-        return jnp.concatenate([rows, jax.random.uniform(of_box, shape, self.rows.dtype, self.low, self.high)])
+        return jnp.concatenate(
+            [rows, jax.random.uniform(of_box, shape, self.rows.dtype, self.low, self.high)]
+        )
 
 
 class Fixed(eqx.Module):

@@ -49,23 +49,31 @@ def match(
 
     .. math:: \min_\psi\; E_X\, D\big(p_\psi(f(X)),\, p_{\text{target}}(f(X))\big)
 
-    Each step draws a measurement set X, ``num_draws`` functions of the model and of the target there, and moves ψ along the gradient of the
-    distance, taken through the draws. All steps are compiled together, and kept: another match of the same ``lifted``, ``target`` and
-    settings, on inputs of the same shape, compiles nothing.
+    Each step draws a measurement set X, ``num_draws`` functions of the model and of the target there, and
+    moves ψ along the gradient of the distance, taken through the draws. All steps are compiled together, and
+    kept: another match of the same ``lifted``, ``target`` and settings, on inputs of the same shape, compiles
+    nothing.
 
     :param rng_key: a JAX key.
     :param lifted: from :func:`~ppl_ext.priors.lift_prior`.
-    :param output: where the model's function is: the name of a deterministic site, or of a likelihood site, whose location is taken; a
-        function from a dict of all sites' values to an array; by default what the model returns. It is (M,), or (M, P) for P outputs.
+    :param output: where the model's function is: the name of a deterministic site, or of a likelihood site,
+        whose location is taken; a function from a dict of all sites' values to an array; by default what the
+        model returns. It is (M,), or (M, P) for P outputs.
     :param inputs: an array (M, d) or (M,), the same at every step, or a function from a key to one, such as
-        :func:`~ppl_ext.priors.measurement_inputs`. It is the model's first argument; ``args`` and ``kwargs`` are the others.
-    :param target: anything with ``sample(key, inputs, num_draws)``: see :class:`~ppl_ext.priors.targets.target.Target`.
+        :func:`~ppl_ext.priors.measurement_inputs`. It is the model's first argument; ``args`` and ``kwargs``
+        are the others.
+    :param target: anything with ``sample(key, inputs, num_draws)``: see
+        :class:`~ppl_ext.priors.targets.target.Target`.
     :param distance: by default :class:`~ppl_ext.priors.SlicedWasserstein`.
-    :param optim: an optax or NumPyro optimiser; by default Adam from a rate of 0.05 down to 0 along a cosine, on logarithms of scales.
+    :param optim: an optax or NumPyro optimiser; by default Adam from a rate of 0.05 down to 0 along a cosine,
+        on logarithms of scales.
     :param num_draws: functions of the model and of the target in each step.
-    :return: :class:`~ppl_ext.priors.matching.matched.Matched`: ``.model`` is a NumPyro model with the tuned values as constants.
-    :raises ModelError: if the lifted patterns, the output or the target do not fit the model, naming the site.
-    :raises NonFiniteError: if a number breaks down, naming the site it came from; ``error.result`` has the last good hyperparameters.
+    :return: :class:`~ppl_ext.priors.matching.matched.Matched`: ``.model`` is a NumPyro model with the tuned
+        values as constants.
+    :raises ModelError: if the lifted patterns, the output or the target do not fit the model, naming the
+        site.
+    :raises NonFiniteError: if a number breaks down, naming the site it came from; ``error.result`` has the
+        last good hyperparameters.
 
     >>> import numpyro, numpyro.distributions as dist, tinygp
     >>> from ppl_ext.priors import Gaussian, GaussianProcess, lift_prior
@@ -73,14 +81,17 @@ def match(
     ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
     ...     return slope * x
     >>> target = GaussianProcess(lambda a, b: 4.0 * a @ b.T)  # slopes with standard deviation 2
-    >>> fit = match(jax.random.key(0), lift_prior(line, {"slope": Gaussian()}), inputs=jnp.linspace(-1, 1, 8), target=target,
+    >>> fit = match(jax.random.key(0), lift_prior(line, {"slope": Gaussian()}), inputs=jnp.linspace(-1, 1,
+    ...     8), target=target,
     ...             num_steps=150, progress_bar=False)
     >>> bool(abs(fit.hyperparameters["slope"]["slope"]["scale"] - 2.0) < 0.2)
     True
     """
     distance = SlicedWasserstein() if distance is None else distance
     kwargs = {} if kwargs is None else kwargs
-    _check_arguments(rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs)
+    _check_arguments(
+        rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs
+    )
     refuse_open_handlers("match")
     sampler = _sampler(inputs)
     started = time.perf_counter()
@@ -124,7 +135,10 @@ def match(
     if not alive:
         step = int(np.argmin(np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses) - 1
         result.losses = losses[:step]
-        error = NonFiniteError(f"match: at step {step}, {matching.what_broke(tuned, random.fold_in(keys['steps'], step), carry[1])}")
+        error = NonFiniteError(
+            f"match: at step {step}, "
+            f"{matching.what_broke(tuned, random.fold_in(keys['steps'], step), carry[1])}"
+        )
         error.result = result
         raise error
     result.report = write_report(matching, programs.measured, raw, tuned, keys["report"])
@@ -141,24 +155,36 @@ def _sampler(inputs: Any) -> Callable[[jax.Array], jax.Array]:
     return Fixed(fixed)
 
 
-def _check_arguments(rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs) -> None:
+def _check_arguments(
+    rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs
+) -> None:
     check_key("match: rng_key, the first argument,", rng_key)
     if not isinstance(lifted, Lifted):
-        raise ArgumentTypeError(f"match: lifted must come from lift_prior(model, {{pattern: family}}), got {told(lifted)}.")
+        raise ArgumentTypeError(
+            f"match: lifted must come from lift_prior(model, {{pattern: family}}), got {told(lifted)}."
+        )
     check_output("match: output", output)
     if isinstance(target, type) or not isinstance(target, Target):
         raise ArgumentTypeError(
-            f"match: target must have a method sample(rng_key, inputs, num_draws), as GaussianProcess(kernel) has, got {told(target)}."
+            "match: target must have a method sample(rng_key, inputs, num_draws), as "
+            f"GaussianProcess(kernel) has, got {told(target)}."
         )
     if isinstance(distance, type) or not isinstance(distance, Distance):
-        raise ArgumentTypeError(f"match: distance must be an instance such as SlicedWasserstein(), got {told(distance)}.")
+        raise ArgumentTypeError(
+            f"match: distance must be an instance such as SlicedWasserstein(), got {told(distance)}."
+        )
     check_count("match: num_steps", num_steps)
     check_count("match: num_draws", num_draws)
     if num_draws < 4:
         raise ArgumentError(f"match: num_draws must be at least 4, got {num_draws}.")
     if optim is not None and not isinstance(optim, _NumPyroOptim | optax.GradientTransformation):
-        raise ArgumentTypeError(f"match: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.05), got {told(optim)}.")
+        raise ArgumentTypeError(
+            "match: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.05), got "
+            f"{told(optim)}."
+        )
     check_flag("match: progress_bar", progress_bar)
     if not isinstance(args, tuple):
-        raise ArgumentTypeError(f"match: args must be a tuple of further arguments of the model, got {told(args)}.")
+        raise ArgumentTypeError(
+            f"match: args must be a tuple of further arguments of the model, got {told(args)}."
+        )
     check_mapping("match: kwargs", kwargs, "of further arguments of the model")

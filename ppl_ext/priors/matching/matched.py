@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Matched:
     """A lifted prior after :func:`~ppl_ext.priors.match`.
 
-    ``model``: an ordinary NumPyro model, with the arguments and sites of the one that was lifted; the tuned values are constants of it,
-    which SVI does not train again. ``hyperparameters``: by pattern, layer (or site, or the pattern itself) and name, as arrays. ``losses``:
-    the optimised distance at each step. ``report``: :class:`~ppl_ext.priors.matching.report.Report`, with a distance that was not
-    optimised.
+    ``model``: an ordinary NumPyro model, with the arguments and sites of the one that was lifted; the tuned
+    values are constants of it, which SVI does not train again. ``hyperparameters``: by pattern, layer (or
+    site, or the pattern itself) and name, as arrays. ``losses``: the optimised distance at each step.
+    ``report``: :class:`~ppl_ext.priors.matching.report.Report`, with a distance that was not optimised.
     """
 
     model: Tuned
@@ -42,7 +42,9 @@ class Matched:
     report: Report | None = None
 
     def __repr__(self) -> str:
-        return f"Matched({self.model!r}, {type(self.matching.distance).__name__}, num_steps={len(self.losses)})"
+        return (
+            f"Matched({self.model!r}, {type(self.matching.distance).__name__}, num_steps={len(self.losses)})"
+        )
 
     @property
     def untuned(self) -> Tuned:
@@ -50,9 +52,11 @@ class Matched:
         return self.matching.lifted.at(self.layout, jax.tree.map(np.asarray, self.initial))
 
     def on(self, model: Callable) -> Tuned:
-        """Another NumPyro model with the tuned priors on its sites of the same names: a transition tuned alone, then in a ``scan``.
+        """Another NumPyro model with the tuned priors on its sites of the same names: a transition tuned
+        alone, then in a ``scan``.
 
-        :raises ArgumentTypeError: if ``model`` is no NumPyro model. A tuned site of another shape raises when the model runs.
+        :raises ArgumentTypeError: if ``model`` is no NumPyro model. A tuned site of another shape raises when
+            the model runs.
         """
         check_program("on: model", model)
         return Tuned(model, self.layout, self.raw)
@@ -60,7 +64,8 @@ class Matched:
     def functions(self, rng_key: jax.Array, inputs: Any, num_draws: int = 1000) -> dict[str, np.ndarray]:
         """Draws at these inputs, (num_draws, M) or (num_draws, M, P), "before", "after", and of the "target".
 
-        :raises ModelError: if data that model or target read from outside have changed since they were matched.
+        :raises ModelError: if data that model or target read from outside have changed since they were
+            matched.
         """
         check_key("functions: rng_key", rng_key)
         check_count("functions: num_draws", num_draws)
@@ -68,8 +73,15 @@ class Matched:
         x = check_inputs("functions: inputs", inputs)
         of_before, of_after, of_target = random.split(rng_key, 3)
         target = self.matching.target.sample(of_target, x, num_draws)
-        before, after = self._drawn(self.initial, of_before, x, num_draws), self._drawn(self.raw, of_after, x, num_draws)
-        return {"before": np.asarray(before), "after": np.asarray(after), "target": np.asarray(target).reshape(after.shape)}
+        before, after = (
+            self._drawn(self.initial, of_before, x, num_draws),
+            self._drawn(self.raw, of_after, x, num_draws),
+        )
+        return {
+            "before": np.asarray(before),
+            "after": np.asarray(after),
+            "target": np.asarray(target).reshape(after.shape),
+        }
 
     @cached_property
     def _drawn(self) -> Callable:
@@ -81,7 +93,11 @@ class Matched:
 
     def summary_lines(self) -> list[str]:
         kind = type(self.matching.distance).__name__
-        lines = [f"{len(self.losses)} steps of {kind}, {self.run_seconds:.1f} s and {self.compile_seconds:.1f} s to compile", ""]
+        lines = [
+            f"{len(self.losses)} steps of {kind}, {self.run_seconds:.1f} s and {self.compile_seconds:.1f} s "
+            "to compile",
+            "",
+        ]
         start = self.layout.values(self.initial)
         for pattern, units in self.hyperparameters.items():
             for unit, values in units.items():
@@ -91,12 +107,19 @@ class Matched:
                     if value.ndim == 0:
                         lines.append(f"  {where:<40} {name:<6} {float(was):9.4g} -> {float(value):.4g}")
                     else:
-                        lines.append(f"  {where:<40} {name:<6} {value.size} numbers, root mean square {_rms(was):.4g} -> {_rms(value):.4g}")
-        return [*lines, "", *(self.report.words() if self.report is not None else ["The run broke down: no report."])]
+                        lines.append(
+                            f"  {where:<40} {name:<6} {value.size} numbers, root mean square "
+                            f"{_rms(was):.4g} -> {_rms(value):.4g}"
+                        )
+        return [
+            *lines,
+            "",
+            *(self.report.words() if self.report is not None else ["The run broke down: no report."]),
+        ]
 
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, inputs: Any = None) -> Any:
-        """The ArviZ report: ``prior`` has draws of the tuned model's sites; ``prior_predictive`` the functions "untuned", "tuned" and of
-        the "target" at ``inputs`` (by default those of the report)."""
+        """The ArviZ report: ``prior`` has draws of the tuned model's sites; ``prior_predictive`` the
+        functions "untuned", "tuned" and of the "target" at ``inputs`` (by default those of the report)."""
         from ppl_ext.diagnostics.report.arviz_export import build_report  # ArviZ takes seconds to import
 
         check_count("to_arviz: num_samples", num_samples)
@@ -124,9 +147,17 @@ class Matched:
         )
 
     def plot_function_draws(
-        self, inputs: Any, axes: Any = None, *, rng_key: jax.Array | None = None, num_draws: int = 500, **options: Any
+        self,
+        inputs: Any,
+        axes: Any = None,
+        *,
+        rng_key: jax.Array | None = None,
+        num_draws: int = 500,
+        **options: Any,
     ) -> Any:
-        """Function draws before and after tuning and of the target, side by side: ``ppl_ext.diagnostics.plot_function_draws``."""
+        """Function draws before and after tuning and of the target, side by side:
+        ``ppl_ext.diagnostics.plot_function_draws``.
+        """
         from ppl_ext.diagnostics import plot_function_draws
 
         x = check_inputs("plot_function_draws: inputs", inputs)

@@ -1,4 +1,6 @@
-"""One problem of matching: draws of a lifted model's functions and of the target's, the distance between them, and what broke."""
+"""One problem of matching: draws of a lifted model's functions and of the target's, the distance between
+them, and what broke.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,14 +41,17 @@ class Matching:
         self.args, self.kwargs = args, kwargs
         self.shape: tuple[int, ...] = ()
         self.readout: tuple[str, ...] = ()  # sites that a distance of moments can integrate out
-        self.outside: Outside | None = None  # what all of these read from outside of their arguments, once it has been matched
+        # what all of these read from outside of their arguments, once it has been matched
+        self.outside: Outside | None = None
 
     def read(self) -> tuple:
         """The programs and values whose outside counts."""
         return self.lifted, self.output, self.target, self.distance
 
     def unchanged(self, where: str) -> None:
-        """:raises ModelError: if data that model or target read from outside have changed since they were matched."""
+        """:raises ModelError: if data that model or target read from outside have changed since they were
+        matched.
+        """
         if self.outside is not None:
             self.outside.check(where, *self.read())
 
@@ -55,29 +60,42 @@ class Matching:
         return int(np.prod(self.shape))
 
     def check(self, rng_key: jax.Array) -> None:
-        """Shapes of both laws, without computing anything; then one set of target draws, which must be finite."""
+        """Shapes of both laws, without computing anything; then one set of target draws, which must be
+        finite.
+        """
         inputs = self.sampler(rng_key)
-        function = partial(draw_function, self.lifted.at(self.layout, self.layout.init()), self.output, args=self.args, kwargs=self.kwargs)
+        function = partial(
+            draw_function,
+            self.lifted.at(self.layout, self.layout.init()),
+            self.output,
+            args=self.args,
+            kwargs=self.kwargs,
+        )
         self.shape = jax.eval_shape(function, rng_key, inputs).shape
         if self.distance.wants_moments:
-            self.readout = find_readout(function.args[0], self.output, rng_key, inputs, self.args, self.kwargs)
+            self.readout = find_readout(
+                function.args[0], self.output, rng_key, inputs, self.args, self.kwargs
+            )
         drawn = self.target.sample(rng_key, inputs, 2)
         shape = getattr(drawn, "shape", None)
         if shape is None or tuple(shape) not in ((2, *self.shape), (2, *self.shape, 1)):
             hint = " A Gaussian target for P outputs takes num_outputs=P." if len(self.shape) == 2 else ""
             raise ArgumentError(
-                f"match: target.sample must return shape {(2, *self.shape)} for 2 draws, as the model's functions are {self.shape}; got "
-                f"{told(drawn)}.{hint}"
+                f"match: target.sample must return shape {(2, *self.shape)} for 2 draws, as the model's "
+                f"functions are {self.shape}; got {told(drawn)}.{hint}"
             )
         if not np.isfinite(np.asarray(drawn)).all():
             raise NonFiniteError(
-                "match: before the first step, draws of the target are not finite. Look at its kernel and mean at the inputs."
+                "match: before the first step, draws of the target are not finite. Look at its kernel and "
+                "mean at the inputs."
             )
 
     def network_functions(self, raw: Raw, rng_key: jax.Array, inputs: jax.Array, num_draws: int) -> jax.Array:
         """(num_draws, M) or (num_draws, M, P)."""
         program = self.lifted.at(self.layout, raw)
-        function = partial(draw_function, program, self.output, inputs=inputs, args=self.args, kwargs=self.kwargs)
+        function = partial(
+            draw_function, program, self.output, inputs=inputs, args=self.args, kwargs=self.kwargs
+        )
         return jax.vmap(lambda key: function(rng_key=key))(random.split(rng_key, num_draws))
 
     def target_functions(self, rng_key: jax.Array, inputs: jax.Array, num_draws: int) -> jax.Array:
@@ -86,7 +104,9 @@ class Matching:
     def network(self, raw: Raw, rng_key: jax.Array, inputs: jax.Array) -> Functions:
         if self.readout:
             program, keys = self.lifted.at(self.layout, raw), random.split(rng_key, self.num_draws)
-            return functions_with_moments(program, self.readout, self.output, keys, inputs, self.args, self.kwargs)
+            return functions_with_moments(
+                program, self.readout, self.output, keys, inputs, self.args, self.kwargs
+            )
         values = self.network_functions(raw, rng_key, inputs, self.num_draws)
         return Functions(values.reshape(self.num_draws, -1))
 
@@ -105,7 +125,9 @@ class Matching:
     def prepare(self, raw: Raw, rng_key: jax.Array, state: Any, inputs: jax.Array) -> Any:
         def draw(key):
             of_network, of_target = random.split(key)
-            return lax.stop_gradient((self.network(raw, of_network, inputs), self.of_target(of_target, inputs)))
+            return lax.stop_gradient(
+                (self.network(raw, of_network, inputs), self.of_target(of_target, inputs))
+            )
 
         return self.distance.prepare(rng_key, state, draw)
 
@@ -121,8 +143,16 @@ class Matching:
 
         def values(key):
             sites, returned = run_once(program, key, inputs, self.args, self.kwargs)
-            out = {f"site '{n}'": s["value"] for n, s in sites.items() if s["type"] in ("sample", "deterministic")}
-            return out | {"the model's output": as_function(read(sites, returned, self.output), inputs.shape[0], self.output)}
+            out = {
+                f"site '{n}'": s["value"]
+                for n, s in sites.items()
+                if s["type"] in ("sample", "deterministic")
+            }
+            return out | {
+                "the model's output": as_function(
+                    read(sites, returned, self.output), inputs.shape[0], self.output
+                )
+            }
 
         for name, value in _ordered(values, random.split(of_loss[0], self.num_draws)):
             bad = ~np.isfinite(np.asarray(value, np.float64)).reshape(self.num_draws, -1).all(1)

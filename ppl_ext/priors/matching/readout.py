@@ -1,8 +1,11 @@
-r"""Moments of a model's functions that are exact over its last layer, where that layer is linear and Gaussian.
+r"""Moments of a model's functions that are exact over its last layer, where that layer is linear and
+Gaussian.
 
-Given all other sites, f = a + J w is affine in the readout's weights, :math:`w \sim N(\mu, \mathrm{diag}\, s^2)`, and so
+Given all other sites, f = a + J w is affine in the readout's weights,
+:math:`w \sim N(\mu, \mathrm{diag}\, s^2)`, and so
 
-.. math:: E f = E[a + J \mu], \qquad \mathrm{Cov} f = E[J\, \mathrm{diag}(s^2) J^\top] + \mathrm{Cov}[a + J \mu],
+.. math:: E f = E[a + J \mu], \qquad \mathrm{Cov} f = E[J\, \mathrm{diag}(s^2) J^\top] + \mathrm{Cov}[a + J
+\mu],
 
 where only the other sites are left to be drawn (Rao and Blackwell).
 """
@@ -31,8 +34,12 @@ def base_of(law: dist.Distribution) -> dist.Distribution:
     return law
 
 
-def find_readout(program: Callable, output: Output, rng_key: jax.Array, inputs: jax.Array, args: tuple, kwargs: Mapping) -> tuple[str, ...]:
-    """The Gaussian sites that the function is affine in, together, and that no other site it depends on hangs on; from the data flow."""
+def find_readout(
+    program: Callable, output: Output, rng_key: jax.Array, inputs: jax.Array, args: tuple, kwargs: Mapping
+) -> tuple[str, ...]:
+    """The Gaussian sites that the function is affine in, together, and that no other site it depends on hangs
+    on; from the data flow.
+    """
     sites, _ = jax.eval_shape(lambda: (_values(run_once(program, rng_key, inputs, args, kwargs)[0]), 0))
     kinds: dict[str, bool] = {}
 
@@ -75,9 +82,17 @@ def _affine(laws_of: Callable, sites: Mapping[str, Any], group: set[str]) -> boo
 
 
 def functions_with_moments(
-    program: Callable, readout: tuple[str, ...], output: Output, keys: jax.Array, inputs: jax.Array, args: tuple, kwargs: Mapping
+    program: Callable,
+    readout: tuple[str, ...],
+    output: Output,
+    keys: jax.Array,
+    inputs: jax.Array,
+    args: tuple,
+    kwargs: Mapping,
 ) -> Functions:
-    """Draws of the program's functions, (draw, D), with mean and covariance that are exact over the readout."""
+    """Draws of the program's functions, (draw, D), with mean and covariance that are exact over the
+    readout.
+    """
 
     def one(key):
         found, returned = run_once(program, key, inputs, args, kwargs)
@@ -85,7 +100,9 @@ def functions_with_moments(
         values = _values(found)
         weights, unravel = ravel_pytree({n: values[n] for n in readout})
         means, _ = ravel_pytree({n: jnp.broadcast_to(law.mean, values[n].shape) for n, law in laws.items()})
-        sds, _ = ravel_pytree({n: jnp.sqrt(jnp.broadcast_to(law.variance, values[n].shape)) for n, law in laws.items()})
+        sds, _ = ravel_pytree(
+            {n: jnp.sqrt(jnp.broadcast_to(law.variance, values[n].shape)) for n, law in laws.items()}
+        )
 
         def function(flat):
             again = run_once(substitute(program, data={**values, **unravel(flat)}), key, inputs, args, kwargs)
@@ -102,7 +119,9 @@ def functions_with_moments(
 
 
 def _values(sites: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Of the latent sites alone: an observed one belongs to its data, and one that holds a likelihood's draw hangs on the function."""
+    """Of the latent sites alone: an observed one belongs to its data, and one that holds a likelihood's draw
+    hangs on the function.
+    """
     return {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
 
 

@@ -25,10 +25,10 @@ HEAVY = 1.0
 class Report(NamedTuple):
     """What :func:`~ppl_ext.priors.match` achieved, at one fresh measurement set.
 
-    ``distances``: by name, (before, after, floor); the floor is the distance between two sets of draws of the target, on average 0 for an
-    estimate without bias. ``judge``: the name of the one that was not optimised. ``inputs``: (M,) or (M, d). ``sd_ratio``: (M,), or (M, P),
-    standard deviation of the tuned functions over the target's. ``kurtosis``: excess kurtosis, averaged over inputs, of "before", "after"
-    and "target".
+    ``distances``: by name, (before, after, floor); the floor is the distance between two sets of draws of the
+    target, on average 0 for an estimate without bias. ``judge``: the name of the one that was not optimised.
+    ``inputs``: (M,) or (M, d). ``sd_ratio``: (M,), or (M, P), standard deviation of the tuned functions over
+    the target's. ``kurtosis``: excess kurtosis, averaged over inputs, of "before", "after" and "target".
     """
 
     distances: dict[str, tuple[float, float, float]]
@@ -41,41 +41,64 @@ class Report(NamedTuple):
         """The report in sentences, with what to do."""
         before, after, floor = self.distances[self.judge]
         out = [
-            f"{self.judge} distance, not optimised: {before:.4g} before, {after:.4g} after; {floor:.2g} between draws of the target itself."
+            f"{self.judge} distance, not optimised: {before:.4g} before, {after:.4g} after; {floor:.2g} "
+            "between draws of the target itself."
         ]
         low, high = np.quantile(self.sd_ratio, [0.05, 0.95])
         out.append(
-            f"sd of functions over the target's: median {np.median(self.sd_ratio):.3f}, 5 to 95 % of inputs {low:.3f} to {high:.3f}."
+            f"sd of functions over the target's: median {np.median(self.sd_ratio):.3f}, 5 to 95 % of inputs "
+            f"{low:.3f} to {high:.3f}."
         )
         k = self.kurtosis
-        out.append(f"excess kurtosis: {k['before']:.2f} before, {k['after']:.2f} after, {k['target']:.2f} of the target.")
+        out.append(
+            f"excess kurtosis: {k['before']:.2f} before, {k['after']:.2f} after, {k['target']:.2f} of the "
+            "target."
+        )
         if k["target"] > HEAVY and k["after"] < 0.5 * k["target"]:
-            out.append("The target's tails are heavier than this prior's: squared distances make its scale too large. Try ScaleMixture().")
+            out.append(
+                "The target's tails are heavier than this prior's: squared distances make its scale too "
+                "large. Try ScaleMixture()."
+            )
         if after > before:
-            out.append("The functions match worse than before: use a smaller step, more draws, or another distance.")
+            out.append(
+                "The functions match worse than before: use a smaller step, more draws, or another distance."
+            )
         return out
 
 
-def measure(matching: "Matching", raws: Any, keys: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Draws of the network before and after, of the target, and each judge's distances before, after, and of the target to itself.
+def measure(
+    matching: "Matching", raws: Any, keys: jax.Array, inputs: jax.Array
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Draws of the network before and after, of the target, and each judge's distances before, after, and of
+    the target to itself.
 
-    To be compiled whole: one by one, these operations compile for seconds. They are mapped so that each law's draws are compiled once.
+    To be compiled whole: one by one, these operations compile for seconds. They are mapped so that each law's
+    draws are compiled once.
     """
-    network = lax.map(lambda of: matching.network_functions(of[0], of[1], inputs, NUM_DRAWS), (raws, keys[:2]))
+    network = lax.map(
+        lambda of: matching.network_functions(of[0], of[1], inputs, NUM_DRAWS), (raws, keys[:2])
+    )
     target = lax.map(lambda key: matching.target_functions(key, inputs, NUM_DRAWS), keys[2:4])
     against = Functions(target[0].reshape(NUM_DRAWS, -1))
 
     def distances(draws):
-        return {name: judge(keys[4], (), Functions(draws.reshape(NUM_DRAWS, -1)), against) for name, judge in JUDGES.items()}
+        return {
+            name: judge(keys[4], (), Functions(draws.reshape(NUM_DRAWS, -1)), against)
+            for name, judge in JUDGES.items()
+        }
 
     return network, target[0], lax.map(distances, jnp.concatenate([network, target[1:]]))
 
 
-def write_report(matching: "Matching", measured: Callable, before: "Raw", after: "Raw", rng_key: jax.Array) -> Report:
+def write_report(
+    matching: "Matching", measured: Callable, before: "Raw", after: "Raw", rng_key: jax.Array
+) -> Report:
     """``measured``: :func:`measure` of this matching, compiled."""
     of_inputs, *keys = random.split(rng_key, 7)
     inputs = matching.sampler(of_inputs)
-    network, target, found = measured(jax.tree.map(lambda *x: np.stack(x), before, after), jnp.stack(keys), inputs)
+    network, target, found = measured(
+        jax.tree.map(lambda *x: np.stack(x), before, after), jnp.stack(keys), inputs
+    )
     draws = {"before": network[0], "after": network[1], "target": target}
     distances = {name: (float(of[0]), float(of[1]), float(of[2])) for name, of in found.items()}
     kind = type(matching.distance).__name__

@@ -38,7 +38,9 @@ def derivative_at(points: Any, dim: int = 0) -> Operator:
     """
     points = as_rows(_points("derivative_at", points))
     if isinstance(dim, bool) or not isinstance(dim, int) or not 0 <= dim < points.shape[1]:
-        raise ArgumentError(f"derivative_at: dim must be a column of the points, 0 to {points.shape[1] - 1}, got {told(dim)}.")
+        raise ArgumentError(
+            f"derivative_at: dim must be a column of the points, 0 to {points.shape[1] - 1}, got {told(dim)}."
+        )
     return lambda f: jax.vmap(jax.grad(lambda x: f(x[None])[0]))(points)[:, dim]
 
 
@@ -50,7 +52,9 @@ def integral(nodes: Any, weights: Any) -> Operator:
     """
     nodes, weights = as_rows(_points("integral: nodes", nodes)), _points("integral: weights", weights)
     if weights.shape != nodes.shape[:1]:
-        raise ArgumentError(f"integral: there must be a weight for each of the {len(nodes)} nodes, got shape {weights.shape}.")
+        raise ArgumentError(
+            f"integral: there must be a weight for each of the {len(nodes)} nodes, got shape {weights.shape}."
+        )
     return lambda f: (weights @ f(nodes))[None]
 
 
@@ -70,16 +74,20 @@ def stacked(*operators: Operator) -> Operator:
 
 
 class Conditioned(GaussianTarget):
-    r"""A Gaussian target given what a linear operator gives for it: a law of conservation, a boundary value, a slope.
+    r"""A Gaussian target given what a linear operator gives for it: a law of conservation, a boundary value,
+    a slope.
 
-    .. math:: f \mid G f = b \;\sim\; \mathrm{GP}\big(m + k G^* S^{-1} (b - G m),\; k - k G^* S^{-1} G k\big), \qquad
+    .. math:: f \mid G f = b \;\sim\; \mathrm{GP}\big(m + k G^* S^{-1} (b - G m),\; k - k G^* S^{-1} G k\big),
+    \qquad
         S = G k G^* + \nu^2 I
 
-    G is a linear function of a function: it may evaluate it, differentiate it with JAX, or sum it, as :func:`derivative_at`,
-    :func:`integral` and :func:`values_at` do. What is conditioned is Gaussian again, and can be conditioned again.
+    G is a linear function of a function: it may evaluate it, differentiate it with JAX, or sum it, as
+    :func:`derivative_at`, :func:`integral` and :func:`values_at` do. What is conditioned is Gaussian again,
+    and can be conditioned again.
 
     :param base: a Gaussian target, with one output.
-    :param operator: G: takes f, a function from inputs (n, d) to values (n,), and returns (K,) numbers, linear in f.
+    :param operator: G: takes f, a function from inputs (n, d) to values (n,), and returns (K,) numbers,
+        linear in f.
     :param value: b, (K,) numbers, or one for all.
     :param noise: ν, standard deviation of an error in b.
     :raises ArgumentTypeError: for a base without a mean and a covariance, or an operator that is no function.
@@ -92,7 +100,8 @@ class Conditioned(GaussianTarget):
     >>> bool((abs(f[:, 0] - f[:, 1]) < 1e-2).all())
     True
 
-    Särkkä, *Linear Operators and Stochastic Partial Differential Equations in Gaussian Process Regression*, 2011, eqs. 8-11.
+    Särkkä, *Linear Operators and Stochastic Partial Differential Equations in Gaussian Process Regression*,
+    2011, eqs. 8-11.
     """
 
     base: GaussianTarget
@@ -111,8 +120,13 @@ class Conditioned(GaussianTarget):
     def mean_at(self, inputs: jax.Array) -> jax.Array:
         of_mean = _apply(self.operator, self.base.mean_at)
         if self.value.ndim and self.value.shape != of_mean.shape:
-            raise ArgumentError(f"Conditioned: the operator gives {of_mean.shape[0]} numbers, but value has shape {self.value.shape}.")
-        return self.base.mean_at(inputs) + _cross(self.base, self.operator, inputs) @ self._solve(self.value - of_mean)
+            raise ArgumentError(
+                f"Conditioned: the operator gives {of_mean.shape[0]} numbers, but value has shape "
+                f"{self.value.shape}."
+            )
+        return self.base.mean_at(inputs) + _cross(self.base, self.operator, inputs) @ self._solve(
+            self.value - of_mean
+        )
 
     def cov_between(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         left, right = (_cross(self.base, self.operator, x) for x in (x1, x2))
@@ -127,7 +141,8 @@ class Conditioned(GaussianTarget):
 class Image(GaussianTarget):
     r"""What a linear operator makes of a Gaussian target, at each set of inputs: its derivative, say.
 
-    .. math:: g(x) = (A_x f), \qquad f \sim \mathrm{GP}(m, k) \quad\Rightarrow\quad g \sim \mathrm{GP}(A m,\; A k A^*)
+    .. math:: g(x) = (A_x f), \qquad f \sim \mathrm{GP}(m, k) \quad\Rightarrow\quad g \sim \mathrm{GP}(A m,\;
+    A k A^*)
 
     :param base: a Gaussian target, with one output.
     :param operator: takes f and inputs (n, d), and returns (n,) numbers, linear in f.
@@ -168,7 +183,8 @@ def _apply(operator: Operator, f: Function) -> jax.Array:
         raise
     except TypeError as error:
         raise ArgumentTypeError(
-            f"The operator '{name_of(operator)}' must turn a function of inputs (n, d) into numbers, but raised {in_one_line(error)}"
+            f"The operator '{name_of(operator)}' must turn a function of inputs (n, d) into numbers, but "
+            f"raised {in_one_line(error)}"
         ) from error
     return out.astype(jnp.result_type(float)) if not jnp.issubdtype(out.dtype, jnp.floating) else out
 
@@ -182,13 +198,16 @@ def _cross(base: GaussianTarget, operator: Operator, inputs: jax.Array) -> jax.A
 def _gram(base: GaussianTarget, left: Operator, right: Operator) -> jax.Array:
     """(K, L): covariance of G f with H f."""
     count = jax.eval_shape(lambda: _apply(right, base.mean_at)).shape[0]
-    return jax.vmap(lambda j: _apply(left, lambda xs: _cross(base, right, xs)[:, j]), out_axes=1)(jnp.arange(count))
+    return jax.vmap(lambda j: _apply(left, lambda xs: _cross(base, right, xs)[:, j]), out_axes=1)(
+        jnp.arange(count)
+    )
 
 
 def _check_base(where: str, base: Any, operator: Any) -> None:
     if not isinstance(base, GaussianTarget) or getattr(base, "hyper", None) is not None:
         raise ArgumentTypeError(
-            f"{where}: base must be a Gaussian target, as GaussianProcess(kernel) and NNGP(depth=2) are, got {told(base)}."
+            f"{where}: base must be a Gaussian target, as GaussianProcess(kernel) and NNGP(depth=2) are, "
+            f"got {told(base)}."
         )
     if base.num_outputs != 1:
         raise ArgumentError(f"{where}: base must have one output, got num_outputs={base.num_outputs}.")
@@ -199,7 +218,10 @@ def _points(where: str, x: Any, dims: tuple[int, ...] = (1, 2)) -> jax.Array:
     check_array(where, x, tables=True)
     x = jnp.asarray(x, jnp.result_type(float))
     if x.ndim not in dims or x.size == 0:
-        raise ArgumentError(f"{where} must have {' or '.join(map(str, dims))} axes and at least one entry, got shape {x.shape}.")
+        raise ArgumentError(
+            f"{where} must have {' or '.join(map(str, dims))} axes and at least one entry, got shape "
+            f"{x.shape}."
+        )
     if not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():
         raise ArgumentError(f"{where} holds numbers that are not finite.")
     return x

@@ -53,12 +53,15 @@ class GaussianTarget(eqx.Module):
 class GaussianProcess(GaussianTarget):
     r"""A Gaussian process, or one whose hyperparameters are drawn anew for every function.
 
-    .. math:: f \sim \mathrm{GP}(m, k) \qquad\text{or}\qquad \theta \sim p(\theta),\; f \mid \theta \sim \mathrm{GP}(m, k_\theta)
+    .. math:: f \sim \mathrm{GP}(m, k) \qquad\text{or}\qquad \theta \sim p(\theta),\; f \mid \theta \sim
+    \mathrm{GP}(m, k_\theta)
 
     :param kernel: a tinygp kernel, or any function of inputs (n, d) and (m, d) that returns (n, m): of GPJax,
-        ``GaussianProcess(kernel.cross_covariance)``. With ``hyper``, a function of a dict of its draws that returns such a kernel.
+        ``GaussianProcess(kernel.cross_covariance)``. With ``hyper``, a function of a dict of its draws that
+        returns such a kernel.
     :param mean: a number, or a function from inputs (M, d) to (M,).
-    :param hyper: distributions of the kernel's hyperparameters by name. The law of f is then no Gaussian, and ``cov`` is not there.
+    :param hyper: distributions of the kernel's hyperparameters by name. The law of f is then no Gaussian, and
+        ``cov`` is not there.
     :param num_outputs: P independent functions with this law.
     :raises ArgumentError: if the kernel does not return a matrix.
 
@@ -67,7 +70,8 @@ class GaussianProcess(GaussianTarget):
     >>> target.sample(jax.random.key(0), jnp.linspace(-1, 1, 5), 3).shape
     (3, 5)
     >>> import numpyro.distributions as dist
-    >>> target = GaussianProcess(lambda h: tinygp.kernels.ExpSquared(scale=h["length"]), hyper={"length": dist.LogNormal(0.0, 1.0)})
+    >>> target = GaussianProcess(lambda h: tinygp.kernels.ExpSquared(scale=h["length"]), hyper={
+    ...     "length": dist.LogNormal(0.0, 1.0)})
     >>> target.sample(jax.random.key(0), jnp.linspace(-1, 1, 5), 3).shape
     (3, 5)
     """
@@ -77,17 +81,28 @@ class GaussianProcess(GaussianTarget):
     hyper: dict[str, dist.Distribution] | None
     num_outputs: int = eqx.field(static=True)
 
-    def __init__(self, kernel: Any, mean: Mean = 0.0, hyper: Mapping[str, dist.Distribution] | None = None, num_outputs: int = 1):
+    def __init__(
+        self,
+        kernel: Any,
+        mean: Mean = 0.0,
+        hyper: Mapping[str, dist.Distribution] | None = None,
+        num_outputs: int = 1,
+    ):
         check_function("GaussianProcess: kernel", kernel)
         if isinstance(kernel, type):
-            raise ArgumentTypeError(f"GaussianProcess: kernel must be an instance, such as {kernel.__name__}(), got {told(kernel)}.")
+            raise ArgumentTypeError(
+                f"GaussianProcess: kernel must be an instance, such as {kernel.__name__}(), got "
+                f"{told(kernel)}."
+            )
         if not callable(mean):
             check_number("GaussianProcess: mean", mean)
         if hyper is not None:
             check_mapping("GaussianProcess: hyper", hyper, "from names to distributions")
             for name, law in hyper.items():
                 if not isinstance(law, dist.Distribution):
-                    raise ArgumentTypeError(f"GaussianProcess: hyper['{name}'] must be a NumPyro distribution, got {told(law)}.")
+                    raise ArgumentTypeError(
+                        f"GaussianProcess: hyper['{name}'] must be a NumPyro distribution, got {told(law)}."
+                    )
         check_count("GaussianProcess: num_outputs", num_outputs)
         self.kernel, self.offset, self.num_outputs = kernel, mean, num_outputs
         self.hyper = None if hyper is None else dict(hyper)
@@ -98,12 +113,18 @@ class GaussianProcess(GaussianTarget):
             return jnp.full(rows.shape[0], self.offset, rows.dtype)
         mean = jnp.asarray(self.offset(rows))
         if mean.shape != rows.shape[:1]:
-            raise ArgumentError(f"GaussianProcess: mean must return shape {rows.shape[:1]} for inputs {rows.shape}, got {mean.shape}.")
+            raise ArgumentError(
+                f"GaussianProcess: mean must return shape {rows.shape[:1]} for inputs {rows.shape}, got "
+                f"{mean.shape}."
+            )
         return mean
 
     def cov_between(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         if self.hyper is not None:
-            raise ArgumentError("GaussianProcess: with hyper, functions have no one covariance; draw them, or fix the hyperparameters.")
+            raise ArgumentError(
+                "GaussianProcess: with hyper, functions have no one covariance; draw them, or fix the "
+                "hyperparameters."
+            )
         return _matrix(self.kernel, x1, x2)
 
     def cov(self, inputs: jax.Array) -> jax.Array | None:  # type: ignore[override]  # none with hyper
@@ -120,14 +141,17 @@ class GaussianProcess(GaussianTarget):
             draws = {name: law.sample(k) for (name, law), k in zip(laws.items(), keys[1:], strict=True)}
             kernel = self.kernel(draws)
             if not callable(kernel):
-                raise ArgumentTypeError(f"GaussianProcess: with hyper, kernel must return a kernel, got {told(kernel)}.")
+                raise ArgumentTypeError(
+                    f"GaussianProcess: with hyper, kernel must return a kernel, got {told(kernel)}."
+                )
             return GaussianProcess(kernel, self.offset, None, self.num_outputs).sample(keys[0], inputs, 1)[0]
 
         return jax.vmap(one)(jax.random.split(rng_key, num_draws))
 
 
 class NNGP(GaussianTarget):
-    r"""The Gaussian process that a network tends to as its layers grow: :func:`~ppl_ext.priors.nngp_kernel` is its covariance.
+    r"""The Gaussian process that a network tends to as its layers grow: :func:`~ppl_ext.priors.nngp_kernel`
+    is its covariance.
 
     :param depth: number of hidden layers.
     :param activation: "relu", "erf", "step", "linear" or an elementwise function.
@@ -163,7 +187,9 @@ class NNGP(GaussianTarget):
 
     def cov_between(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
         weights, biases = layer_scales("NNGP", self.depth, self.weight_scale, self.bias_scale)
-        kernel = partial(nngp_kernel, depth=self.depth, activation=self.activation, weight_scale=weights, bias_scale=biases)
+        kernel = partial(
+            nngp_kernel, depth=self.depth, activation=self.activation, weight_scale=weights, bias_scale=biases
+        )
         return kernel(as_rows(x1), as_rows(x2))
 
 
@@ -172,6 +198,7 @@ def _matrix(kernel: Kernel, x1: jax.Array, x2: jax.Array) -> jax.Array:
     matrix = jnp.asarray(kernel(x1, x2))
     if matrix.shape != (len(x1), len(x2)):
         raise ArgumentError(
-            f"GaussianProcess: the kernel must return shape {(len(x1), len(x2))} for inputs {x1.shape} and {x2.shape}, got {matrix.shape}."
+            f"GaussianProcess: the kernel must return shape {(len(x1), len(x2))} for inputs {x1.shape} and "
+            f"{x2.shape}, got {matrix.shape}."
         )
     return matrix

@@ -25,7 +25,13 @@ class ModelTarget:
     (3, 4)
     """
 
-    def __init__(self, model: Callable, output: Output = None, args: tuple = (), kwargs: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        model: Callable,
+        output: Output = None,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ):
         check_program("ModelTarget: model", model)
         check_output("ModelTarget: output", output)
         if not isinstance(args, tuple):
@@ -34,5 +40,7 @@ class ModelTarget:
         self.model, self.output, self.args, self.kwargs = model, output, args, dict(kwargs or {})
 
     def sample(self, rng_key: jax.Array, inputs: jax.Array, num_draws: int) -> jax.Array:
-        function = partial(draw_function, self.model, self.output, inputs=inputs, args=self.args, kwargs=self.kwargs)
+        function = partial(
+            draw_function, self.model, self.output, inputs=inputs, args=self.args, kwargs=self.kwargs
+        )
         return jax.vmap(lambda key: function(rng_key=key))(random.split(rng_key, num_draws))

@@ -1,7 +1,8 @@
-r"""Covariances of infinitely wide networks: the recursion over layers, and what one layer does to a pair of Gaussians.
+r"""Covariances of infinitely wide networks: the recursion over layers, and what one layer does to a pair of
+Gaussians.
 
-With weights :math:`N(0, \sigma_w^2/\text{fan-in})` and biases :math:`N(0, \sigma_b^2)`, a network's outputs tend to a Gaussian process
-as its layers grow (Neal 1996; Lee et al. 2018; Matthews et al. 2018).
+With weights :math:`N(0, \sigma_w^2/\text{fan-in})` and biases :math:`N(0, \sigma_b^2)`, a network's outputs
+tend to a Gaussian process as its layers grow (Neal 1996; Lee et al. 2018; Matthews et al. 2018).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,19 +37,24 @@ def nngp_kernel(
 
     :param x1: inputs, (n, d) or (n,) for d = 1; ``x2``, (m, d) or (m,), is ``x1`` by default.
     :param depth: number of hidden layers, 0 for a linear function.
-    :param activation: "relu", "erf", "step" (Heaviside) or "linear", in closed form; or an elementwise function such as ``jnp.tanh``, whose
-        expectation is a Gauss-Hermite sum on ``nodes`` squared points: right to about 1e-5 for smooth functions of moderate scale.
-    :param weight_scale: :math:`\sigma_w`, one number or one a layer, the first layer first (depth + 1 of them); so is ``bias_scale``.
+    :param activation: "relu", "erf", "step" (Heaviside) or "linear", in closed form; or an elementwise
+        function such as ``jnp.tanh``, whose expectation is a Gauss-Hermite sum on ``nodes`` squared points:
+        right to about 1e-5 for smooth functions of moderate scale.
+    :param weight_scale: :math:`\sigma_w`, one number or one a layer, the first layer first (depth + 1 of
+        them); so is ``bias_scale``.
     :return: (n, m).
-    :raises ArgumentError: for inputs that do not fit together, or scales that are negative or not one a layer.
+    :raises ArgumentError: for inputs that do not fit together, or scales that are negative or not one a
+        layer.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0]])
-    >>> print(np.round(nngp_kernel(x, depth=1, activation="relu", bias_scale=0.0), 4))  # 1/2 K on the diagonal
+    >>> # 1/2 K on the diagonal
+    >>> print(np.round(nngp_kernel(x, depth=1, activation="relu", bias_scale=0.0), 4))
     [[0.25   0.1592]
      [0.1592 1.    ]]
 
-    Lee et al., *Deep Neural Networks as Gaussian Processes*, ICLR 2018, eqs. 4-5. Cho and Saul, *Kernel Methods for Deep Learning*, 2009,
-    eqs. 1 and 6, for relu and step. Williams, *Computing with Infinite Networks*, 1996, eq. 11, for erf.
+    Lee et al., *Deep Neural Networks as Gaussian Processes*, ICLR 2018, eqs. 4-5. Cho and Saul, *Kernel
+    Methods for Deep Learning*, 2009, eqs. 1 and 6, for relu and step. Williams, *Computing with Infinite
+    Networks*, 1996, eq. 11, for erf.
     """
     weights, biases = layer_scales("nngp_kernel", depth, weight_scale, bias_scale)
     check_count("nngp_kernel: nodes", nodes)
@@ -56,7 +62,9 @@ def nngp_kernel(
     x1 = _rows("x1", x1)
     x2 = x1 if x2 is None else _rows("x2", x2)
     if x1.shape[1] != x2.shape[1]:
-        raise ArgumentError(f"nngp_kernel: x1 and x2 must have as many columns, got shapes {x1.shape} and {x2.shape}.")
+        raise ArgumentError(
+            f"nngp_kernel: x1 and x2 must have as many columns, got shapes {x1.shape} and {x2.shape}."
+        )
     dim = x1.shape[1]
 
     def affine(layer: int, value: jax.Array) -> jax.Array:
@@ -70,8 +78,11 @@ def nngp_kernel(
     return k12
 
 
-def expected_product(activation: Activation, k11: jax.Array, k22: jax.Array, k12: jax.Array, nodes: int = 32) -> jax.Array:
-    r""":math:`E[\phi(u)\phi(v)]` for centred Gaussians with these variances and this covariance; all broadcast together.
+def expected_product(
+    activation: Activation, k11: jax.Array, k22: jax.Array, k12: jax.Array, nodes: int = 32
+) -> jax.Array:
+    r""":math:`E[\phi(u)\phi(v)]` for centred Gaussians with these variances and this covariance; all
+    broadcast together.
 
     >>> float(expected_product("linear", jnp.array(2.0), jnp.array(3.0), jnp.array(0.5)))
     0.5
@@ -113,7 +124,9 @@ def expected_square(activation: Activation, k: jax.Array, nodes: int = 32) -> ja
 
 @jax.custom_jvp
 def _arc_cosine_1(cosine: jax.Array) -> jax.Array:
-    """sin t + (π - t) cos t at t = arccos(cosine): its derivative is π - t, while those of its two terms are infinite at t = 0."""
+    """sin t + (π - t) cos t at t = arccos(cosine): its derivative is π - t, while those of its two terms are
+    infinite at t = 0.
+    """
     return jnp.sqrt((1.0 - cosine) * (1.0 + cosine)) + (jnp.pi - jnp.arccos(cosine)) * cosine
 
 
@@ -136,12 +149,18 @@ def layer_scales(where: str, depth: Any, weight_scale: Any, bias_scale: Any) -> 
     for name, value in (("weight_scale", weight_scale), ("bias_scale", bias_scale)):
         if isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and value.ndim == 0):
             value = [value[i] for i in range(value.shape[0])] if value.ndim else [value] * (depth + 1)
-        elif isinstance(value, Sequence | np.ndarray | jax.Array) and not isinstance(value, str) and np.ndim(value) == 1:
+        elif (
+            isinstance(value, Sequence | np.ndarray | jax.Array)
+            and not isinstance(value, str)
+            and np.ndim(value) == 1
+        ):
             value = list(value)
         else:
             value = [value] * (depth + 1)
         if len(value) != depth + 1:
-            raise ArgumentError(f"{where}: {name} must be one number or {depth + 1}, one a layer, got {len(value)}.")
+            raise ArgumentError(
+                f"{where}: {name} must be one number or {depth + 1}, one a layer, got {len(value)}."
+            )
         for v in value:
             if not isinstance(v, jax.Array):
                 check_number(f"{where}: {name}", v, at_least=0.0)
@@ -151,9 +170,14 @@ def layer_scales(where: str, depth: Any, weight_scale: Any, bias_scale: Any) -> 
 
 def check_activation(where: str, activation: Any) -> None:
     if isinstance(activation, str) and activation not in ACTIVATIONS:
-        raise ArgumentError(f"{where}: activation must be one of {', '.join(map(repr, ACTIVATIONS))} or a function, got {activation!r}.")
+        raise ArgumentError(
+            f"{where}: activation must be one of {', '.join(map(repr, ACTIVATIONS))} or a function, got "
+            f"{activation!r}."
+        )
     if not isinstance(activation, str) and (not callable(activation) or isinstance(activation, type)):
-        raise ArgumentTypeError(f"{where}: activation must be a name or an elementwise function, got {told(activation)}.")
+        raise ArgumentTypeError(
+            f"{where}: activation must be a name or an elementwise function, got {told(activation)}."
+        )
 
 
 def _rows(name: str, x: Any) -> jax.Array:

@@ -15,11 +15,11 @@ class StudentTProcess(eqx.Module):
 
     .. math:: v \sim \text{InvGamma}(a, b), \qquad f \mid v \sim \mathrm{GP}(m, v\, k)
 
-    The functions are Student-t with 2a degrees of freedom and scale matrix (b/a) k; this is the limit of a wide network whose last layer's
-    variance is inverse-gamma.
+    The functions are Student-t with 2a degrees of freedom and scale matrix (b/a) k; this is the limit of a
+    wide network whose last layer's variance is inverse-gamma.
 
-    :param base: a Gaussian target: :class:`~ppl_ext.priors.GaussianProcess` without ``hyper``, :class:`~ppl_ext.priors.NNGP`, or one of
-        these conditioned on something.
+    :param base: a Gaussian target: :class:`~ppl_ext.priors.GaussianProcess` without ``hyper``,
+        :class:`~ppl_ext.priors.NNGP`, or one of these conditioned on something.
     :param shape: a; a covariance exists for a > 1.
     :param scale: b.
     :raises ArgumentTypeError: for a base without a mean and a covariance.
@@ -29,7 +29,8 @@ class StudentTProcess(eqx.Module):
     >>> StudentTProcess(NNGP(depth=1), shape=2.0, scale=1.0).sample(random.key(0), jnp.ones((4, 3)), 5).shape
     (5, 4)
 
-    Lee, Ayaz, ... Caron, *Scale Mixtures of Neural Network Gaussian Processes*, ICLR 2022, thm. 3.1 and cor. 3.2.
+    Lee, Ayaz, ... Caron, *Scale Mixtures of Neural Network Gaussian Processes*, ICLR 2022, thm. 3.1 and cor.
+    3.2.
     """
 
     base: GaussianTarget
@@ -39,7 +40,8 @@ class StudentTProcess(eqx.Module):
     def __init__(self, base: GaussianTarget, shape: float, scale: float):
         if not isinstance(base, GaussianTarget) or getattr(base, "hyper", None) is not None:
             raise ArgumentTypeError(
-                "StudentTProcess: base must be a Gaussian target, as GaussianProcess(kernel) and NNGP(depth=2) are, got "
+                "StudentTProcess: base must be a Gaussian target, as GaussianProcess(kernel) and "
+                "NNGP(depth=2) are, got "
                 f"{told(base)}{' with hyper' if isinstance(base, GaussianTarget) else ''}."
             )
         check_positive("StudentTProcess: shape", shape)

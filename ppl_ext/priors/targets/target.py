@@ -1,4 +1,6 @@
-"""What a target is: a law over functions that can be drawn at any inputs, and perhaps has moments that are known."""
+"""What a target is: a law over functions that can be drawn at any inputs, and perhaps has moments that are
+known.
+"""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,7 +9,8 @@ import jax
 
 @runtime_checkable
 class Target(Protocol):
-    """Any object with this method; ``mean(inputs)``, (M,) or (M, P), and ``cov(inputs)``, (M, M) or (M·P, M·P), may be there too.
+    """Any object with this method; ``mean(inputs)``, (M,) or (M, P), and ``cov(inputs)``, (M, M) or (M·P,
+    M·P), may be there too.
 
     >>> class Lines:  # with random slopes
     ...     def sample(self, rng_key, inputs, num_draws):

@@ -1,13 +1,13 @@
 """Backward kernels: whom a particle came from, redrawn among everyone it could have come from.
 
-============= ==================================== ============================ ==================================
-name          cost a step                          law of a draw                needs
-============= ==================================== ============================ ==================================
-``mcmc``      a few gathers a draw                 leaves B invariant           nothing
-``dense``     N²                                   B; averages without draws    N of about 500 or less
-``hybrid``    a few gathers a draw, and leftovers  B                            a bound on the transition density
-``path``      none                                 the ancestor                 nothing
-============= ==================================== ============================ ==================================
+========== =================================== ========================= =================================
+name       cost a step                         law of a draw             needs
+========== =================================== ========================= =================================
+``mcmc``   a few gathers a draw                leaves B invariant        nothing
+``dense``  N²                                  B; averages without draws N of about 500 or less
+``hybrid`` a few gathers a draw, and leftovers B                         a bound on the transition density
+``path``   none                                the ancestor              nothing
+========== =================================== ========================= =================================
 """
 
 from ppl_ext.errors import ArgumentError
@@ -18,7 +18,12 @@ from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally
 from ppl_ext.smoothing.backward.mcmc import Metropolis
 from ppl_ext.smoothing.backward.path import Path
 
-KERNELS: dict[str, type[BackwardKernel]] = {"mcmc": Metropolis, "dense": Dense, "hybrid": Hybrid, "path": Path}
+KERNELS: dict[str, type[BackwardKernel]] = {
+    "mcmc": Metropolis,
+    "dense": Dense,
+    "hybrid": Hybrid,
+    "path": Path,
+}
 
 
 def backward_kernel(where: str, kernel: str | BackwardKernel, others: tuple[str, ...] = ()) -> BackwardKernel:
@@ -33,8 +38,21 @@ def backward_kernel(where: str, kernel: str | BackwardKernel, others: tuple[str,
     if isinstance(kernel, BackwardKernel):
         return kernel
     if not isinstance(kernel, str) or kernel not in KERNELS:
-        raise ArgumentError(f"{where} must be one of {', '.join(map(repr, (*KERNELS, *others)))} or a BackwardKernel, got {told(kernel)}.")
+        raise ArgumentError(
+            f"{where} must be one of {', '.join(map(repr, (*KERNELS, *others)))} or a BackwardKernel, got "
+            f"{told(kernel)}."
+        )
     return KERNELS[kernel]()
 
 
-__all__ = ["KERNELS", "BackwardKernel", "Dense", "Hybrid", "Metropolis", "Pairs", "Path", "Tally", "backward_kernel"]
+__all__ = [
+    "KERNELS",
+    "BackwardKernel",
+    "Dense",
+    "Hybrid",
+    "Metropolis",
+    "Pairs",
+    "Path",
+    "Tally",
+    "backward_kernel",
+]

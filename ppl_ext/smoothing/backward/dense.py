@@ -7,7 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally, in_blocks, invert, log_rows, no_bound_needed, probabilities
+from ppl_ext.smoothing.backward.kernel import (
+    BackwardKernel,
+    Pairs,
+    Tally,
+    in_blocks,
+    invert,
+    log_rows,
+    no_bound_needed,
+    probabilities,
+)
 
 
 @dataclass(frozen=True)
@@ -16,8 +25,8 @@ class Dense(BackwardKernel):
 
     .. math:: \tau_i = \sum_j B(i, j) \, (\tau_j + \tilde h(x_j, x'_i))
 
-    This is forward filtering backward smoothing in its forward form (Del Moral, Doucet, Singh 2010, eq. 16): the least
-    variance that a cloud offers. Where N is at most about 500 it is also the fastest.
+    This is forward filtering backward smoothing in its forward form (Del Moral, Doucet, Singh 2010, eq. 16):
+    the least variance that a cloud offers. Where N is at most about 500 it is also the fastest.
 
     >>> import jax
     >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
@@ -50,7 +59,9 @@ class Dense(BackwardKernel):
             row = jnp.where(empty, earlier == pairs.ancestors[lane], row)
             values = value(earlier, jnp.broadcast_to(lane, earlier.shape))
             # A state that B excludes may have a functional that is not finite.
-            return jax.tree.map(lambda x: jnp.tensordot(row, jnp.where(_beside(row, x) > 0, x, 0), 1), values), empty
+            return jax.tree.map(
+                lambda x: jnp.tensordot(row, jnp.where(_beside(row, x) > 0, x, 0), 1), values
+            ), empty
 
         means, empty = in_blocks(one, jnp.arange(len(pairs.ancestors)), len(earlier))
         return means, no_bound_needed(empty.sum())

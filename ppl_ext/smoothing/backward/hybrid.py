@@ -18,18 +18,19 @@ class Hybrid(BackwardKernel):
 
     .. math:: j \sim \omega, \quad\text{kept with probability}\quad m(x_j, x'_i) \, e^{-b}
 
-    In a round all lanes are offered an index at once; those still without one after ``num_rounds`` draw from their row in full,
-    block by block. Pure rejection would make every lane wait for the slowest: hundreds of rounds on average at N = 100 (Dau and
-    Chopin 2022, section 3).
+    In a round all lanes are offered an index at once; those still without one after ``num_rounds`` draw from
+    their row in full, block by block. Pure rejection would make every lane wait for the slowest: hundreds of
+    rounds on average at N = 100 (Dau and Chopin 2022, section 3).
 
     :param num_rounds: from 1 to 8.
     :param block: lanes whose rows are evaluated together.
     :raises ArgumentError: for options out of range; when it draws, if there is no bound.
 
-    >>> cloud = Pairs(jnp.zeros(2), jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))  # log_bound=jnp.array(0.0) would do
+    >>> # log_bound=jnp.array(0.0) would do
+    >>> cloud = Pairs(jnp.zeros(2), jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))
     >>> Hybrid().draw(None, cloud, jnp.arange(2), num_draws=1)
     Traceback (most recent call last):
-    ppl_ext.errors.ArgumentError: backward='hybrid' needs a bound on the log transition density, and none is known: ...
+    ppl_ext.errors.ArgumentError: backward='hybrid' needs a bound on the log transition density, ...
     """
 
     num_rounds: int = 8
@@ -40,13 +41,17 @@ class Hybrid(BackwardKernel):
         check_count("Hybrid: num_rounds", self.num_rounds)
         check_count("Hybrid: block", self.block)
         if self.num_rounds > 8:
-            raise ArgumentError(f"Hybrid: num_rounds must be at most 8, got {self.num_rounds}; later rounds cost more than what is left.")
+            raise ArgumentError(
+                f"Hybrid: num_rounds must be at most 8, got {self.num_rounds}; later rounds cost more than "
+                "what is left."
+            )
 
     def draw(self, rng_key, pairs: Pairs, lanes, num_draws: int) -> tuple[jax.Array, Tally]:
         log_bound = pairs.log_bound
         if log_bound is None:
             raise ArgumentError(
-                "backward='hybrid' needs a bound on the log transition density, and none is known: pass log_bound=, or use 'mcmc'."
+                "backward='hybrid' needs a bound on the log transition density, and none is known: pass "
+                "log_bound=, or use 'mcmc'."
             )
         lane = jnp.repeat(lanes, num_draws)
         num = len(lane)
@@ -59,10 +64,16 @@ class Hybrid(BackwardKernel):
             proposed, uniforms = proposals(rng_key, pairs.log_weights, num)
             log_ratio = known(pairs.log_pair(proposed, lane)) - log_bound
             accept = waiting & (jnp.log(uniforms) < log_ratio)
-            return (jnp.where(accept, proposed, index), waiting & ~accept, jnp.maximum(excess, log_ratio.max())), None
+            return (
+                jnp.where(accept, proposed, index),
+                waiting & ~accept,
+                jnp.maximum(excess, log_ratio.max()),
+            ), None
 
         state = jnp.zeros(num, jnp.int32), jnp.ones(num, bool), jnp.full((), -jnp.inf)
-        (index, waiting, excess), _ = jax.lax.scan(one_round, state, jax.random.split(rejection_key, self.num_rounds))
+        (index, waiting, excess), _ = jax.lax.scan(
+            one_round, state, jax.random.split(rejection_key, self.num_rounds)
+        )
 
         order = jnp.argsort(~waiting, stable=True)  # those who wait come first
         left = waiting.sum()

@@ -1,9 +1,11 @@
-r"""What a backward kernel is: a way to choose, for particles of one step, the particle of the step before that they came from.
+r"""What a backward kernel is: a way to choose, for particles of one step, the particle of the step before
+that they came from.
 
 .. math:: B(i, j) \propto \omega_j \, m(x_j, x'_i)
 
-with the weights ω and particles x of the step before, and the transition density m of the model whatever the proposal was
-(Olsson and Westerborn 2017, eq. 6). Where the emission depends on the state before, it belongs to m.
+with the weights ω and particles x of the step before, and the transition density m of the model whatever the
+proposal was (Olsson and Westerborn 2017, eq. 6). Where the emission depends on the state before, it belongs
+to m.
 """
 
 from abc import ABC, abstractmethod
@@ -61,7 +63,8 @@ class BackwardKernel(ABC):
     ...     def draw(self, rng_key, pairs, lanes, num_draws):
     ...         best = log_rows(pairs, lanes).argmax(1)
     ...         return jnp.repeat(best[:, None], num_draws, 1), no_bound_needed(jnp.array(0))
-    >>> pairs = Pairs(jnp.zeros(3), jnp.array([0, 0]), lambda j, i: -1.0 * (j - i) ** 2)  # near ones are likely
+    >>> # near ones are likely
+    >>> pairs = Pairs(jnp.zeros(3), jnp.array([0, 0]), lambda j, i: -1.0 * (j - i) ** 2)
     >>> mean, _ = Likeliest().average(None, pairs, lambda j, i: 10.0 * j, num_draws=2)
     >>> mean.tolist()
     [0.0, 10.0]
@@ -71,7 +74,9 @@ class BackwardKernel(ABC):
 
     @abstractmethod
     def draw(self, rng_key: jax.Array, pairs: Pairs, lanes: Any, num_draws: int) -> tuple[jax.Array, Tally]:
-        """Indices (L, num_draws) of particles before, for the new particles ``lanes`` (L,), an array of JAX or NumPy."""
+        """Indices (L, num_draws) of particles before, for the new particles ``lanes`` (L,), an array of JAX
+        or NumPy.
+        """
 
     def average(self, rng_key: jax.Array, pairs: Pairs, value: Callable, num_draws: int) -> tuple[Any, Tally]:
         """The mean of ``value(j, i)`` over j from B, for every new particle i: leaves (M, ...).
@@ -82,11 +87,15 @@ class BackwardKernel(ABC):
         drawn, tally = self.draw(rng_key, pairs, lanes, num_draws)
         values = jax.vmap(lambda j: value(j, lanes), 1)(drawn)
         # Written out: XLA's CPU reduction of a short axis takes ten times as long.
-        return jax.tree.map(lambda x: (sum(x[1:], start=x[0]) if num_draws <= 8 else x.sum(0)) / num_draws, values), tally
+        return jax.tree.map(
+            lambda x: (sum(x[1:], start=x[0]) if num_draws <= 8 else x.sum(0)) / num_draws, values
+        ), tally
 
 
 def rows(tree: Any, index: Any) -> Any:
-    """Rows ``index`` of every leaf. Known to be all of them in order, they are taken as they are: a gather costs as much for these."""
+    """Rows ``index`` of every leaf. Known to be all of them in order, they are taken as they are: a gather
+    costs as much for these.
+    """
     if isinstance(index, np.ndarray) and np.array_equal(index, np.arange(len(jax.tree.leaves(tree)[0]))):
         return tree
     return jax.tree.map(lambda x: x[index], tree)
@@ -97,7 +106,9 @@ def no_bound_needed(fallbacks: jax.Array) -> Tally:
 
 
 def log_rows(pairs: Pairs, lanes: jax.Array) -> jax.Array:
-    """Rows (L, N) of log ω + log m; NaN, the density of a state that a model cannot score, is a zero weight."""
+    """Rows (L, N) of log ω + log m; NaN, the density of a state that a model cannot score, is a zero
+    weight.
+    """
     earlier = jnp.arange(len(pairs.log_weights))
     j, i = jnp.broadcast_arrays(earlier[None, :], lanes[:, None])
     return known(pairs.log_weights[None, :] + pairs.log_pair(j, i))
@@ -116,7 +127,9 @@ def probabilities(log_rows: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never one of weight 0."""
+    """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never
+    one of weight 0.
+    """
     sums = jnp.cumsum(weights)
     found = jnp.searchsorted(sums, uniforms * sums[-1], side="right")
     # A product that rounds up to the whole sum would end past the last weight that is not zero.
@@ -124,7 +137,9 @@ def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
 
 
 def in_blocks(fn: Callable, lanes: Any, width: int) -> Any:
-    """``fn`` of one lane, for all along the leading axis of ``lanes``; ``width`` numbers a lane, and few lanes, are held at a time."""
+    """``fn`` of one lane, for all along the leading axis of ``lanes``; ``width`` numbers a lane, and few
+    lanes, are held at a time.
+    """
     size = max(1, BLOCK // max(width, 1))
     short = len(jax.tree.leaves(lanes)[0]) <= size
     return jax.vmap(fn)(lanes) if short else jax.lax.map(fn, lanes, batch_size=size)

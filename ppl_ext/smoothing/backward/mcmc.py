@@ -22,9 +22,9 @@ class Metropolis(BackwardKernel):
     .. math:: j \leftarrow j^* \sim \omega \quad\text{with probability}\quad
         \min\Bigl(1, \frac{m(x_{j^*}, x'_i)}{m(x_j, x'_i)}\Bigr)
 
-    started at the ancestor, which is itself a draw from B as far as the weights of the new particles tell. Several draws are
-    successive states of one chain. One step a draw already makes the variance of a sum over T steps grow as T (Dau and Chopin
-    2022, theorem 2 and section 4.1).
+    started at the ancestor, which is itself a draw from B as far as the weights of the new particles tell.
+    Several draws are successive states of one chain. One step a draw already makes the variance of a sum over
+    T steps grow as T (Dau and Chopin 2022, theorem 2 and section 4.1).
 
     :param num_steps: Metropolis steps before each draw.
     :raises ArgumentError: for a number of steps below 1.
@@ -32,7 +32,8 @@ class Metropolis(BackwardKernel):
     >>> import jax
     >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
     >>> pairs = Pairs(weights, jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))
-    >>> mean, _ = Metropolis(num_steps=1).average(jax.random.key(0), pairs, lambda j, i: 1.0 * j, num_draws=2000)
+    >>> mean, _ = Metropolis(num_steps=1).average(jax.random.key(0), pairs, lambda j, i: 1.0 * j,
+    ...     num_draws=2000)
     >>> [round(float(x), 1) for x in mean]
     [0.8, 0.8]
     """
@@ -51,7 +52,9 @@ class Metropolis(BackwardKernel):
             return super().average(rng_key, pairs, value, num_draws)
         lanes = np.arange(len(pairs.ancestors))  # see `rows`
         drawn, tally = self._chain(rng_key, pairs, lanes, num_draws)
-        return jax.tree.map(lambda *each: sum(each[1:], start=each[0]) / num_draws, *(value(j, lanes) for j in drawn)), tally
+        return jax.tree.map(
+            lambda *each: sum(each[1:], start=each[0]) / num_draws, *(value(j, lanes) for j in drawn)
+        ), tally
 
     def _chain(self, rng_key, pairs: Pairs, lanes, num_draws: int) -> tuple[list[jax.Array], Tally]:
         """The draws (L,) one after another."""
@@ -80,5 +83,7 @@ class Metropolis(BackwardKernel):
 
 
 def log_acceptance(score: jax.Array, proposed_score: jax.Array) -> jax.Array:
-    """Log probability of moving, from log m of the present and of the proposed index; between two impossible ones the chain stays."""
+    """Log probability of moving, from log m of the present and of the proposed index; between two impossible
+    ones the chain stays.
+    """
     return jnp.where(jnp.isneginf(proposed_score), -jnp.inf, jnp.minimum(proposed_score - score, 0.0))

@@ -14,8 +14,9 @@ from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally, no_b
 class Path(BackwardKernel):
     """The ancestor itself, :math:`\\tau_i = \\tau_{A_i} + \\tilde h(x_{A_i}, x'_i)`.
 
-    All paths soon share their beginning, so the variance of a sum over T steps grows as T², where the others' grows as T.
-    It is here for comparison, and for models whose step depends on more of the past than the sites of the step before.
+    All paths soon share their beginning, so the variance of a sum over T steps grows as T², where the others'
+    grows as T. It is here for comparison, and for models whose step depends on more of the past than the
+    sites of the step before.
 
     >>> import jax
     >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
@@ -29,4 +30,6 @@ class Path(BackwardKernel):
         return drawn, no_bound_needed(jnp.zeros((), jnp.int32))
 
     def average(self, rng_key, pairs: Pairs, value: Callable, num_draws: int) -> tuple[Any, Tally]:
-        return value(pairs.ancestors, jnp.arange(len(pairs.ancestors))), no_bound_needed(jnp.zeros((), jnp.int32))
+        return value(pairs.ancestors, jnp.arange(len(pairs.ancestors))), no_bound_needed(
+            jnp.zeros((), jnp.int32)
+        )

@@ -8,12 +8,14 @@ from ppl_ext.state_space.resampling import systematic, weights_of
 
 
 def proposals(rng_key: jax.Array, log_weights: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    r"""Indices (num,), each distributed as the weights, :math:`P(J = j) = \omega_j / \sum \omega`; and a uniform number beside each.
+    r"""Indices (num,), each distributed as the weights, :math:`P(J = j) = \omega_j / \sum \omega`; and a
+    uniform number beside each.
 
-    For many at once, a systematic sample of N is drawn and each index is a uniform choice from it. That choice is what makes
-    them exchangeable: a systematic sample is sorted, ancestors are sorted as well, and a Metropolis chain that starts at
-    entry i of the one and is offered entry i of the other does not target B. Conditionally on the sample they are
-    independent, so calls that must be independent of each other take different keys.
+    For many at once, a systematic sample of N is drawn and each index is a uniform choice from it. That
+    choice is what makes them exchangeable: a systematic sample is sorted, ancestors are sorted as well, and a
+    Metropolis chain that starts at entry i of the one and is offered entry i of the other does not target B.
+    Conditionally on the sample they are independent, so calls that must be independent of each other take
+    different keys.
     """
     sample_key, choice_key = jax.random.split(rng_key)
     words, other_words = random_words(choice_key, num)
