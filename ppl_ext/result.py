@@ -18,11 +18,17 @@ from ppl_ext.diagnostics.report.options import check_report_options, check_run_o
 from ppl_ext.diagnostics.report.params_file import write_params
 from ppl_ext.diagnostics.report.predicted import predictions as predictions_at
 from ppl_ext.diagnostics.report.predicted import refuse_lost_data
-from ppl_ext.diagnostics.report.run_record import Run, name_of, objective_name, run_of_mcmc, seed_numbers
+from ppl_ext.diagnostics.report.run_record import (
+    RunRecord,
+    name_of,
+    objective_name,
+    run_of_mcmc,
+    seed_numbers,
+)
 from ppl_ext.diagnostics.report.run_report import report_of
 from ppl_ext.diagnostics.report.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_call, check_count, check_key, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_key, described
 from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
@@ -175,7 +181,7 @@ class Fit:
         from ppl_ext.diagnostics.report.arviz_export import write_report
 
         if not isinstance(path, str | os.PathLike) or not str(path):
-            raise ArgumentTypeError(f"save: path must be the name of a file, got {told(path)}.")
+            raise ArgumentTypeError(f"save: path must be the name of a file, got {described(path)}.")
         path = Path(path)
         if path.is_dir() or not path.parent.is_dir():
             raise ArgumentError(f"save: path '{path}' must name a file in a folder that exists.")
@@ -343,7 +349,7 @@ def predict(
         num_samples=num_samples,
     )
     if isinstance(redraw, str) or not all(isinstance(name, str) for name in redraw):
-        raise ArgumentTypeError(f"predict: redraw must be a list of names of sites, got {told(redraw)}.")
+        raise ArgumentTypeError(f"predict: redraw must be a list of names of sites, got {described(redraw)}.")
     run, _ = _run_of("predict", result, model, guide, model_args, model_kwargs, None, num_samples)
     if run.model is None:
         raise ArgumentError("predict needs the model; this run has none. Pass model=...")
@@ -354,7 +360,7 @@ def predict(
 
 def _run_of(
     what: str, result, model, guide, model_args, model_kwargs, rng_key, num_samples
-) -> tuple[Run, jax.Array | None]:
+) -> tuple[RunRecord, jax.Array | None]:
     """A run of any kind, and the key for what is drawn beside it."""
     refuse_open_handlers(what)
     if isinstance(result, SVIRunResult):
@@ -376,7 +382,7 @@ def _run_of(
         run = run_of_mcmc(what, result, model, model_args, model_kwargs)
     else:
         raise ArgumentTypeError(
-            f"{what}: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {told(result)}."
+            f"{what}: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {described(result)}."
         )
     if run.model is not None:
         check_call(f"{what}: model", run.model, run.args, run.kwargs)
@@ -405,7 +411,7 @@ def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit
     )
 
 
-def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> Run:
+def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> RunRecord:
     draws = fit.sample(key, num_samples)
     weights = importance(draws)
     attrs = {
@@ -425,7 +431,7 @@ def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> Run:
         "seed": seed_numbers(fit.rng_key),
     }
     stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weights}
-    return Run(
+    return RunRecord(
         fit.model,
         fit.args,
         fit.kwargs,

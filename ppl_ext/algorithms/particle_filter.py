@@ -16,9 +16,9 @@ from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.filter_sites import Sited
 from ppl_ext.algorithms.target import Retained, Target, log_quotient
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
-from ppl_ext.runtime.arguments import check_count, check_function, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_function, check_number, described
 from ppl_ext.runtime.sharding import check_mesh
-from ppl_ext.state_space.filtering import Rules, Run, paths, run_filter
+from ppl_ext.state_space.filtering import FilterRun, Rules, paths, run_filter
 from ppl_ext.state_space.model import StateSpace, lower
 from ppl_ext.state_space.resampling import Scheme, multinomial, scheme_of
 from ppl_ext.state_space.site_runs import Proposal
@@ -105,7 +105,7 @@ class ParticleFilter(Algorithm):
                 check_function(f"ParticleFilter: {name}", getattr(self, name))
         if self.gradient not in (None, "fisher"):
             raise ArgumentError(
-                f"ParticleFilter: gradient must be 'fisher' or None, got {told(self.gradient)}."
+                f"ParticleFilter: gradient must be 'fisher' or None, got {described(self.gradient)}."
             )
         check_mesh("ParticleFilter", self.mesh, self.num_particles, "num_particles")
 
@@ -146,7 +146,7 @@ class ParticleFilter(Algorithm):
         log_density = target.log_density(values).total
         return log_density - self.evidence_through(target, Retained(values, log_density, lambda: log_density))
 
-    def _filtered(self, target: Target, independent: bool = False, **options) -> tuple[StateSpace, Run]:
+    def _filtered(self, target: Target, independent: bool = False, **options) -> tuple[StateSpace, FilterRun]:
         paths_matter = "keep_history" in options or "through" in options
         learns = target.has_strategies and self.gradient is None
         with target.inside():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-class Before(NamedTuple):
+class PreviousStep(NamedTuple):
     """A site of a chain, one step earlier than the place in the chain where it stands."""
 
     site: str
@@ -21,7 +21,7 @@ class Colour(NamedTuple):
     number: int
 
 
-Axis = str | Before | Colour | int
+Axis = str | PreviousStep | Colour | int
 
 
 class Factor(NamedTuple):
@@ -35,7 +35,9 @@ class Factor(NamedTuple):
     @property
     def sites(self) -> frozenset[str]:
         return frozenset(
-            a.site if isinstance(a, Before) else a for a in self.axes if isinstance(a, str | Before)
+            a.site if isinstance(a, PreviousStep) else a
+            for a in self.axes
+            if isinstance(a, str | PreviousStep)
         )
 
     @property
@@ -82,7 +84,7 @@ def summed_along(factor: Factor, time: int, sites: dict[str, int]) -> Factor:
         table says.
     :param sites: how many outcomes each site of the chain has.
     """
-    links: list[Axis] = [*map(Before, sites), *sites]
+    links: list[Axis] = [*map(PreviousStep, sites), *sites]
     others = tuple(a for a in factor.axes if a != time and a not in links)
     table = laid_out(factor, (time, *others, *links))
     states = math.prod(sites.values())

@@ -24,9 +24,9 @@ from numpyro.distributions import ExpandedDistribution
 from ppl_ext.densities.distributions import elements, unmasked
 from ppl_ext.densities.factors import (
     Axis,
-    Before,
     Colour,
     Factor,
+    PreviousStep,
     laid_out,
     multiplied_along,
     product,
@@ -349,7 +349,10 @@ def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: _
         return renamed(table, [s])
     relation = structure.credit[t][s][structure.chain_axis[s]]
     kind = "" if relation is None else relation[0]  # None was refused
-    now, before = (s if kind in ("at", "step") else None), (Before(s) if kind in ("before", "step") else None)
+    now, before = (
+        (s if kind in ("at", "step") else None),
+        (PreviousStep(s) if kind in ("before", "step") else None),
+    )
     # at even steps the site itself has the first colour
     even, odd = renamed(table, [now, before]), renamed(table, [before, now])
     time = structure.time_of(s)
@@ -412,10 +415,10 @@ def _at(factor: Factor, indices: Mapping[str, jax.Array], structure: _Structure)
     for axis in factor.axes:
         if isinstance(axis, int):
             continue
-        s = axis.site if isinstance(axis, Before) else str(axis)
+        s = axis.site if isinstance(axis, PreviousStep) else str(axis)
         own = tuple(structure._number((s, a)) for a in range(len(structure.sites[s].shape)))
         index = indices[s]
-        if isinstance(axis, Before):  # the first step reads no earlier one, whatever stands there
+        if isinstance(axis, PreviousStep):  # the first step reads no earlier one, whatever stands there
             index = jnp.roll(index, 1, axis=structure.chain_axis[s])
         long = [a for a, n in enumerate(index.shape) if n > 1]
         along = Factor(index.reshape([index.shape[a] for a in long]), tuple(own[a] for a in long))

@@ -22,7 +22,7 @@ from ppl_ext.diagnostics.sites import (
     refuse_chains,
 )
 from ppl_ext.errors import ArgumentError
-from ppl_ext.runtime.arguments import check_call, check_count, check_program, check_values, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_program, check_values, described
 from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 
@@ -109,7 +109,8 @@ def log_likelihood(
     check_call("log_likelihood: model", model, args, kwargs)
     if not isinstance(units, str) or units not in ("observation", "independent", "one_step"):
         raise ArgumentError(
-            f"log_likelihood: units must be 'observation', 'independent' or 'one_step', got {told(units)}."
+            "log_likelihood: units must be 'observation', 'independent' or 'one_step', got "
+            f"{described(units)}."
         )
     if chunk_size is not None:
         check_count("log_likelihood: chunk_size", chunk_size)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, told
+from ppl_ext.runtime.arguments import check_count, described
 
 MIN_TAIL = 5
 """Fewer exceedances than this carry no shape."""
@@ -111,8 +111,8 @@ def _checked(log_weights: Any) -> np.ndarray:
         weights = np.asarray(log_weights)
     except Exception as error:  # JAX's errors for tracers share no public base
         raise ArgumentTypeError(
-            f"log_weights must be an array of concrete numbers, got {told(log_weights)}. PSIS runs on the "
-            "host: call it outside jit, vmap and grad."
+            f"log_weights must be an array of concrete numbers, got {described(log_weights)}. PSIS runs on "
+            "the host: call it outside jit, vmap and grad."
         ) from error
     if weights.dtype.kind not in "fiu" and not np.can_cast(weights.dtype, np.float64):
         raise ArgumentTypeError(f"log_weights must be real numbers, got dtype {weights.dtype}.")

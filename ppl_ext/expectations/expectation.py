@@ -15,7 +15,7 @@ from ppl_ext.densities.by_plates import Numbers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.expectations.run import Run
 from ppl_ext.expectations.surrogate import estimate
-from ppl_ext.runtime.arguments import check_call, check_function, check_key, told
+from ppl_ext.runtime.arguments import check_call, check_function, check_key, described
 from ppl_ext.runtime.constants import join, odd_data_blamed, taken
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
@@ -58,7 +58,7 @@ class Expectation(eqx.Module):
             ):
                 raise ArgumentTypeError(
                     "value_and_grad differentiates by its first argument, which must be made of "
-                    f"floating-point numbers; got {told(leaf)}."
+                    f"floating-point numbers; got {described(leaf)}."
                 )
         by = len(jax.tree.leaves(args[0]))
         blamed, given = self._blamed("value_and_grad", args, kwargs), self._numbers(rng_key, args, kwargs)

@@ -30,7 +30,7 @@ from ppl_ext.runtime.arguments import (
     check_mapping,
     check_number,
     check_program,
-    told,
+    described,
 )
 from ppl_ext.runtime.explain import explained, name_of
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
@@ -85,7 +85,7 @@ class Objective(NumPyroELBO):
             k: v for k, v in self.options.items() if not (isinstance(v, bool | None) and v == defaults[k])
         }
         words = [
-            f"{k}=<{told(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}"
+            f"{k}=<{described(v)}>" if isinstance(v, jax.Array | np.ndarray) and v.ndim else f"{k}={v!r}"
             for k, v in shown.items()
         ]
         if self.vectorize_particles is not True:

@@ -21,7 +21,14 @@ from ppl_ext.densities.distributions import check_draw, elements, prob, unmasked
 from ppl_ext.densities.recording import hides_all
 from ppl_ext.errors import ArgumentError, HandlerError, StrategyError
 from ppl_ext.expectations.choices import Assigned, Choice, ForkError, Law, Replaced, law_of
-from ppl_ext.gradients import Constant, Enumerate, EnumerateLocally, Learned, LocalStrategy, Reparameterize
+from ppl_ext.gradients import (
+    Constant,
+    Enumerate,
+    EnumerateLocally,
+    LearnedBaseline,
+    LocalStrategy,
+    Reparameterize,
+)
 from ppl_ext.gradients.baseline import SUFFIX, fitted
 from ppl_ext.gradients.default import resolve
 from ppl_ext.runtime.random_bits import sampled, split
@@ -103,7 +110,7 @@ class Run(Messenger):
                         msg, self.unique(msg["name"]), self.next_key() if key is None else key, self.forced
                     )
                 except Exception as error:
-                    error._ppl_ext_drawn = msg["name"]  # type: ignore[attr-defined]  # for ppl_ext.runtime.explain
+                    error._ppl_ext_drawn = msg["name"]  # type: ignore[attr-defined]
                     raise
         elif kind == "plate" and msg["value"] is None:
             msg["value"] = msg["fn"](
@@ -153,7 +160,7 @@ class Run(Messenger):
         for c in self.choices:
             if (
                 c.name + SUFFIX == name
-                and isinstance(c.baseline, Learned)
+                and isinstance(c.baseline, LearnedBaseline)
                 and self.laws[c.id].baseline is None
             ):
                 self.laws[c.id] = self.laws[c.id]._replace(

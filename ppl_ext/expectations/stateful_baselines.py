@@ -11,7 +11,7 @@ from ppl_ext.errors import StrategyError
 from ppl_ext.expectations.baselines import collected
 from ppl_ext.expectations.choices import Choice
 from ppl_ext.expectations.run import Run
-from ppl_ext.gradients import Learned, MovingAverage
+from ppl_ext.gradients import LearnedBaseline, MovingAverage
 from ppl_ext.gradients.baseline import SUFFIX
 from ppl_ext.tracing.credit import Deps
 
@@ -27,7 +27,7 @@ def predictions(choices: Sequence[Choice], run: Run) -> dict[str, jax.Array]:
             out[c.id] = jnp.broadcast_to(c.baseline.value(_state(c, run, law.shape)), law.shape)
         elif law.baseline is not None:
             out[c.id] = jnp.broadcast_to(law.baseline, law.shape)
-        elif isinstance(c.baseline, Learned):
+        elif isinstance(c.baseline, LearnedBaseline):
             raise _undeclared(c)
     return out
 
@@ -59,7 +59,7 @@ def _undeclared(choice: Choice) -> StrategyError:
 
 def targets(choices: Sequence[Choice], run: Run, terms, credit: list[Deps]) -> dict[str, jax.Array]:
     """What each element was charged with in this step, for the baselines that learn from it."""
-    learning = [c for c in choices if isinstance(c.baseline, MovingAverage | Learned)]
+    learning = [c for c in choices if isinstance(c.baseline, MovingAverage | LearnedBaseline)]
     shapes = {id: law.shape for id, law in run.laws.items()}
     costs = collected(learning, shapes, [_stop(t) for t in terms], credit)
     return {c.id: jnp.zeros(shapes[c.id]) if x is None else x for c, x in zip(learning, costs, strict=True)}
@@ -71,7 +71,7 @@ def regression(choices: Sequence[Choice], run: Run, costs: dict[str, jax.Array])
     """
     total = jnp.zeros(())
     for c in choices:
-        if isinstance(c.baseline, Learned):
+        if isinstance(c.baseline, LearnedBaseline):
             error = jnp.where(jnp.isfinite(costs[c.id]), costs[c.id] - run.laws[c.id].baseline, 0.0)
             half = -0.5 * jnp.sum(jnp.mean(error**2, axis=tuple(range(c.num_nodes))))
             total += half - _stop(half)

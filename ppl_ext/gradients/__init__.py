@@ -11,14 +11,14 @@ strategy             short form          serves                    note
 ``Constant``         (none)              everything                the law is held fixed: on purpose only
 ==================== =================== ========================= ======================================
 
-Baselines of ``ScoreFunction``: ``LeaveOneOut`` (default), ``MovingAverage``, ``Learned``, ``None``; or
-``infer={"baseline": value}`` at the site.
+Baselines of ``ScoreFunction``: ``LeaveOneOut`` (default), ``MovingAverage``, ``LearnedBaseline``, ``None``;
+or ``infer={"baseline": value}`` at the site.
 """
 
 from numpyro.distributions import Distribution
 
 from ppl_ext.errors import StrategyError
-from ppl_ext.gradients.baseline import Kept, Learned, LeaveOneOut, MovingAverage
+from ppl_ext.gradients.baseline import Kept, LearnedBaseline, LeaveOneOut, MovingAverage
 from ppl_ext.gradients.constant import Constant
 from ppl_ext.gradients.enumerate import Enumerate
 from ppl_ext.gradients.enumerate_locally import EnumerateLocally, finite_support
@@ -27,6 +27,7 @@ from ppl_ext.gradients.measure_valued import MeasureValued
 from ppl_ext.gradients.reparameterize import Reparameterize
 from ppl_ext.gradients.score_function import ScoreFunction
 from ppl_ext.gradients.strategy import Strategy
+from ppl_ext.runtime.renamed import old_names
 
 __all__ = [
     "SHORT_FORMS",
@@ -34,7 +35,7 @@ __all__ = [
     "Enumerate",
     "EnumerateLocally",
     "Kept",
-    "Learned",
+    "LearnedBaseline",
     "LeaveOneOut",
     "LocalStrategy",
     "MeasureValued",
@@ -85,3 +86,6 @@ def available(fn: Distribution) -> list[str]:
     ["'score'", "'measure_valued'"]
     """
     return [repr(name) for name, strategy in SHORT_FORMS.items() if strategy.serves(fn)]
+
+
+__getattr__ = old_names("ppl_ext.gradients", {"Learned": "LearnedBaseline"})

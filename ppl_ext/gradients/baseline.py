@@ -36,7 +36,7 @@ class Baseline:
 class Kept(Baseline, ABC):
     """A baseline that keeps numbers between steps, in sites of the program that carries the strategy.
 
-    >>> [isinstance(baseline, Kept) for baseline in (MovingAverage(), Learned(), LeaveOneOut())]
+    >>> [isinstance(baseline, Kept) for baseline in (MovingAverage(), LearnedBaseline(), LeaveOneOut())]
     [True, True, False]
     """
 
@@ -116,7 +116,7 @@ class MovingAverage(Kept):
 
 
 @dataclass(frozen=True)
-class Learned(Kept):
+class LearnedBaseline(Kept):
     r"""A regression of the cost on what was drawn before, trained as the run goes (Mnih and Gregor 2014, eq.
     9).
 
@@ -135,16 +135,16 @@ class Learned(Kept):
     :raises StrategyError: when the site is scored and no :class:`ppl_ext.handlers.gradient` around its
         program declared the parameters.
 
-    >>> Learned(lambda draws: numpyro.param("a", 0.0) + numpyro.param("b", 0.0) * draws[
+    >>> LearnedBaseline(lambda draws: numpyro.param("a", 0.0) + numpyro.param("b", 0.0) * draws[
     ...     "x"])  # doctest: +ELLIPSIS
-    Learned(fn=<function <lambda> at ...>)
+    LearnedBaseline(fn=<function <lambda> at ...>)
     """
 
     fn: Callable[[dict[str, Any]], Any] | None = None
 
     def __post_init__(self):
         if self.fn is not None:
-            check_function("Learned: fn", self.fn)
+            check_function("LearnedBaseline: fn", self.fn)
 
     def declare(self, site, shape, kept, draws):
         def constant(draws):

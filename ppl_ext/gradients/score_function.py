@@ -11,7 +11,7 @@ from numpyro.distributions.transforms import AffineTransform
 from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.gradients.baseline import Baseline, LeaveOneOut
 from ppl_ext.gradients.strategy import Strategy, unwrapped
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ScoreFunction(Strategy):
     costs are.
 
     :param baseline: what is taken off the cost: :class:`~ppl_ext.gradients.LeaveOneOut` (default),
-        :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned` or ``None``. In place
-        of the default, a site may state a baseline of its own, ``infer={"baseline": b}``: an array that
+        :class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.LearnedBaseline` or ``None``. In
+        place of the default, a site may state a baseline of its own, ``infer={"baseline": b}``: an array that
         broadcasts to the site's batch shape, or a function from a dict of the latent sites drawn before it to
         one. It is made before the draw and so cannot depend on it. In units of what the program returns:
         under an average over K particles each draw is charged with a K-th of its particle's cost.
@@ -47,9 +47,9 @@ class ScoreFunction(Strategy):
     def __post_init__(self):
         if not (self.baseline is None or isinstance(self.baseline, Baseline)):
             raise ArgumentTypeError(
-                "ScoreFunction(baseline=...) takes LeaveOneOut(), MovingAverage(), Learned() or None, got "
-                f"{told(self.baseline)}. A value of your own goes to the site, as infer={{'baseline': "
-                f"value}}."
+                "ScoreFunction(baseline=...) takes LeaveOneOut(), MovingAverage(), LearnedBaseline() or "
+                f"None, got {described(self.baseline)}. A value of your own goes to the site, as "
+                f"infer={{'baseline': value}}."
             )
 
     @staticmethod

@@ -13,14 +13,14 @@ from numpyro.primitives import Messenger
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 
 def _names(sites: str | Sequence[str]) -> tuple[str, ...]:
     found = (sites,) if isinstance(sites, str) else sites
     if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
-        raise ArgumentTypeError(f"fixed_support: sites must be names of sites, got {told(sites)}.")
+        raise ArgumentTypeError(f"fixed_support: sites must be names of sites, got {described(sites)}.")
     if not found:
         raise ArgumentError("fixed_support: sites must name a site.")
     return tuple(found)

@@ -24,7 +24,7 @@ class gradient(Handler):
     ``[...]``. Sites inside ``scan`` and ``cond`` are reached.
 
     It also declares what the baselines of score-function sites keep between steps
-    (:class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.Learned`; chosen here or by
+    (:class:`~ppl_ext.gradients.MovingAverage`, :class:`~ppl_ext.gradients.LearnedBaseline`; chosen here or by
     annotation): sites ``"<site>_baseline"``, which ``SVI`` finds in the program.
 
     :param program: a NumPyro program, usually the guide.

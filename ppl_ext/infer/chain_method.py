@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from ppl_ext.errors import ArgumentTypeError
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.sharding import check_mesh, everywhere, placed
 
 
@@ -36,7 +36,8 @@ def chains_over(mesh: Mesh) -> Callable[[Callable], Callable]:
     """
     if mesh is None:
         raise ArgumentTypeError(
-            f"chains_over: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}."
+            "chains_over: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got "
+            f"{described(mesh)}."
         )
     check_mesh("chains_over", mesh)
     along = PartitionSpec(mesh.axis_names[0])

@@ -12,16 +12,17 @@ from ppl_ext.meta.plots import plot_episodes
 from ppl_ext.meta.scores import Scores, evaluate, expected_calibration_error
 from ppl_ext.meta.solvers.laplace import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.solvers.local import LocalSolver, Quadratic
-from ppl_ext.meta.solvers.sgld import SGLD
+from ppl_ext.meta.solvers.sgld import LangevinLocal
 from ppl_ext.meta.solvers.variational import VariationalLocal
 from ppl_ext.meta.streams.arriving import ArrivingStream
 from ppl_ext.meta.streams.stream import EpisodeStream, SimulatedStream
+from ppl_ext.runtime.renamed import old_names
 
 __all__ = [
     "NIW",
     "ArrivingStream",
     "EpisodeStream",
-    "SGLD",
+    "LangevinLocal",
     "ExactLinearGaussian",
     "LaplaceGGN",
     "LocalSolver",
@@ -38,3 +39,5 @@ __all__ = [
     "mass_elsewhere",
     "plot_episodes",
 ]
+
+__getattr__ = old_names("ppl_ext.meta", {"SGLD": "LangevinLocal"})

@@ -17,7 +17,7 @@ from ppl_ext.meta.groups import Part, parts
 from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.solvers.local import Gaussian
 from ppl_ext.meta.streams.arriving import finite_stream
-from ppl_ext.runtime.arguments import check_count, check_key, told
+from ppl_ext.runtime.arguments import check_count, check_key, described
 
 
 def fit_to_arviz(
@@ -51,7 +51,7 @@ def fit_to_arviz(
     if scores is not None and (not hasattr(scores, "nll") or len(scores.nll) != len(stream)):
         raise ArgumentError(
             f"to_arviz: scores must be what evaluate returned for these {len(stream)} episodes, got "
-            f"{told(scores)}."
+            f"{described(scores)}."
         )
     of_local, of_globals = jax.random.split(rng_key)
     q = fit.posteriors(stream)
@@ -112,14 +112,14 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
     if not isinstance(posteriors, Mapping):
         raise ArgumentTypeError(
             "adapted_to_arviz: posteriors must be a dict from labels to adapted posteriors, got "
-            f"{told(posteriors)}."
+            f"{described(posteriors)}."
         )
     if not posteriors:
         raise ArgumentError("adapted_to_arviz: there is no posterior.")
     for label, post in posteriors.items():
         if not (hasattr(post, "samples") and hasattr(post, "theta")):
             raise ArgumentTypeError(
-                f"adapted_to_arviz: '{label}' must be what adapt returned, got {told(post)}."
+                f"adapted_to_arviz: '{label}' must be what adapt returned, got {described(post)}."
             )
     if len({len(p.theta) for p in posteriors.values()}) > 1:
         raise ArgumentError(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.meta.episode import EpisodeLoss
-from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, start
+from ppl_ext.meta.fitted import MetaFit, State, as_terms, setup_of, start
 from ppl_ext.meta.grouped import Grouped
 from ppl_ext.meta.groups import bad_of_stream, parts
 from ppl_ext.meta.hierarchy import Hierarchy, Terms
@@ -24,7 +24,7 @@ from ppl_ext.meta.solvers.laplace import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.streams.arriving import ArrivingStream, Stream, as_stream, example
 from ppl_ext.meta.streams.stream import Batch, EpisodeStream, SimulatedStream, check_batch_size
-from ppl_ext.runtime.arguments import check_count, check_flag, check_key, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_flag, check_key, check_number, described
 from ppl_ext.runtime.checkpoint import Checkpoint, digest, program
 from ppl_ext.runtime.explain import explained, name_of
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
@@ -160,7 +160,7 @@ def fit(
         hierarchy, solver, optax.adam(1e-2) if optim is None else optim, _rate(rate, whole), num_draws, mesh
     )
     state, losses = _resumed(trainer, init), np.zeros((3, 0))
-    about = described(hierarchy) | {
+    about = setup_of(hierarchy) | {
         "local_solver": repr(solver),
         "batch_size": batch_size,
         "rng_key": np.asarray(jax.random.key_data(rng_key)).ravel().tolist(),
@@ -315,19 +315,19 @@ def _check_arguments(
         check_count("fit: batch_size", batch_size)
     if local_solver is not None and not isinstance(local_solver, LocalSolver):
         raise ArgumentTypeError(
-            f"fit: local_solver must be an instance such as LaplaceGGN(), got {told(local_solver)}."
+            f"fit: local_solver must be an instance such as LaplaceGGN(), got {described(local_solver)}."
         )
     if optim is not None and not isinstance(optim, optax.GradientTransformation):
         raise ArgumentTypeError(
-            f"fit: optim must be an optimiser of optax such as optax.adam(0.01), got {told(optim)}."
+            f"fit: optim must be an optimiser of optax such as optax.adam(0.01), got {described(optim)}."
         )
     if init is not None and not isinstance(init, MetaFit):
         raise ArgumentTypeError(
-            f"fit: init must be a MetaFit, what an earlier fit returned, got {told(init)}."
+            f"fit: init must be a MetaFit, what an earlier fit returned, got {described(init)}."
         )
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise ArgumentTypeError(
-            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}."
+            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {described(checkpoint)}."
         )
     refuse_open_handlers("fit")
 
@@ -339,7 +339,7 @@ def _rate(rate: Any, whole: bool) -> Callable[[jax.Array], jax.Array]:
         return rate
     check_number("fit: rate", rate)
     if not 0.0 < float(rate) <= 1.0:
-        raise ArgumentError(f"fit: rate must lie in (0, 1], got {told(rate)}.")
+        raise ArgumentError(f"fit: rate must lie in (0, 1], got {described(rate)}.")
     return lambda step: jnp.full((), float(rate))
 
 
@@ -361,6 +361,3 @@ def _check_quadratic(hierarchy: Hierarchy, state: State, batch: Batch) -> None:
             "Normal with fixed scale around a linear function of real-valued sites); this one is not. Use "
             "LaplaceGGN()."
         )
-
-
-__all__ = ["MetaFit", "State", "Trainer", "fit"]

@@ -23,7 +23,7 @@ from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.meta.streams.static_arguments import held
 from ppl_ext.meta.streams.stream import Batch, EpisodeStream
-from ppl_ext.runtime.arguments import check_count, check_key, told
+from ppl_ext.runtime.arguments import check_count, check_key, described
 from ppl_ext.runtime.checkpoint import Checkpoint
 from ppl_ext.runtime.explain import explained
 
@@ -48,7 +48,7 @@ def saved_part(state: State) -> tuple:
     return state.niw, state.shared, state.step
 
 
-def described(hierarchy: Hierarchy) -> dict[str, Any]:
+def setup_of(hierarchy: Hierarchy) -> dict[str, Any]:
     """Which hierarchy a file is of."""
     sites = [f"{s.name}{list(s.shape)}" for s in hierarchy.form.sites]
     return {
@@ -114,7 +114,7 @@ class MetaFit:
         The optimiser is not in it: to go on with a run to the last bit, give ``fit`` a ``checkpoint``.
         """
         losses = np.stack([np.asarray(x) for x in self.terms])
-        Checkpoint(path).save(saved_part(self.state), losses, described(self.hierarchy))
+        Checkpoint(path).save(saved_part(self.state), losses, setup_of(self.hierarchy))
         return Path(path)
 
     def posteriors(self, stream: EpisodeStream, rng_key: jax.Array | None = None) -> Gaussian:
@@ -210,7 +210,7 @@ class MetaFit:
         check_count("adapt: num_samples", num_samples)
         check_count("adapt: num_nodes", num_nodes)
         if not isinstance(prior, str) or prior not in ("student_t", "mode"):
-            raise ArgumentError(f"adapt: prior is 'student_t' or 'mode', got {told(prior)}.")
+            raise ArgumentError(f"adapt: prior is 'student_t' or 'mode', got {described(prior)}.")
         form, loss = self.hierarchy.form, self.new_episode("adapt", args, kwargs)
         of_fit, of_nodes, of_draws = jax.random.split(rng_key, 3)
         nodes = scale_nodes(self.niw, num_nodes, of_nodes) if prior == "student_t" else None

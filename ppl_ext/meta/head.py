@@ -6,7 +6,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, told
+from ppl_ext.runtime.arguments import check_count, described
 
 
 def head(name: str, features: jax.Array, num_outputs: int | None = None) -> jax.Array:
@@ -32,7 +32,7 @@ def head(name: str, features: jax.Array, num_outputs: int | None = None) -> jax.
     ((5,), (5, 4))
     """
     if not isinstance(name, str):
-        raise ArgumentTypeError(f"head: name must be the name of a site, got {told(name)}.")
+        raise ArgumentTypeError(f"head: name must be the name of a site, got {described(name)}.")
     if jnp.ndim(features) != 2:
         raise ArgumentError(
             f"head: features of site '{name}' must have shape (rows, p), got {jnp.shape(features)}."

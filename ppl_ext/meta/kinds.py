@@ -23,7 +23,7 @@ from ppl_ext.meta.groups import bad_of_stream, each
 from ppl_ext.meta.hierarchy import POINT
 from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form
 from ppl_ext.meta.streams.arriving import finite_stream
-from ppl_ext.runtime.arguments import check_count, check_key, told
+from ppl_ext.runtime.arguments import check_count, check_key, described
 
 SEEDS, TRIES = 3, 10
 """Episodes that a kind starts from, and rounds of EM after which the best start goes on."""
@@ -133,7 +133,7 @@ def kinds(
     here.
     """
     if not isinstance(fit, MetaFit):
-        raise ArgumentTypeError(f"kinds: fit must be a MetaFit, got {told(fit)}.")
+        raise ArgumentTypeError(f"kinds: fit must be a MetaFit, got {described(fit)}.")
     check_key("kinds: rng_key", rng_key)
     for name, value in (("num_kinds", num_kinds), ("num_rounds", num_rounds), ("num_starts", num_starts)):
         check_count(f"kinds: {name}", value)

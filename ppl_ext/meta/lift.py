@@ -17,7 +17,7 @@ from ppl_ext.meta.checks import check_shapes
 from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import episode_form, traced
 from ppl_ext.meta.fit import fit
-from ppl_ext.meta.fitted import MetaFit, State, as_terms, described, saved_part, start
+from ppl_ext.meta.fitted import MetaFit, State, as_terms, saved_part, setup_of, start
 from ppl_ext.meta.groups import parts, together
 from ppl_ext.meta.hierarchy import Hierarchy, layout
 from ppl_ext.meta.padding import row_plates
@@ -25,7 +25,14 @@ from ppl_ext.meta.solvers.laplace import LaplaceGGN
 from ppl_ext.meta.solvers.local import LocalSolver
 from ppl_ext.meta.streams.arriving import Stream, as_stream, example, finite_stream
 from ppl_ext.meta.streams.stream import EpisodeStream
-from ppl_ext.runtime.arguments import check_call, check_flag, check_key, check_number, check_program, told
+from ppl_ext.runtime.arguments import (
+    check_call,
+    check_flag,
+    check_key,
+    check_number,
+    check_program,
+    described,
+)
 from ppl_ext.runtime.checkpoint import Checkpoint
 from ppl_ext.runtime.outside import reading
 
@@ -116,7 +123,7 @@ class Lifted(eqx.Module):
         :raises ArgumentError: if there is no such file, or it is of another hierarchy; it says what differs.
         """
         hierarchy = self.hierarchy(stream)
-        found = Checkpoint(path).load(saved_part(start(hierarchy)), described(hierarchy))
+        found = Checkpoint(path).load(saved_part(start(hierarchy)), setup_of(hierarchy))
         if found is None:
             raise ArgumentError(f"load: there is no file '{path}'.")
         (niw, shared, step), losses = found
@@ -219,15 +226,15 @@ def lift(
             or not isinstance(names, Iterable)
             or not all(isinstance(n, str) for n in names)
         ):
-            raise ArgumentError(f"lift: {name} must be a list of site names, got {told(names)}.")
+            raise ArgumentError(f"lift: {name} must be a list of site names, got {described(names)}.")
     if not isinstance(structure, str) or structure not in ("full", "diagonal", "block"):
-        raise ArgumentError(f"lift: structure is 'full', 'diagonal' or 'block', got {told(structure)}.")
+        raise ArgumentError(f"lift: structure is 'full', 'diagonal' or 'block', got {described(structure)}.")
     if structure == "block" and prior is None:
         raise ArgumentError(
             "lift: structure='block' needs prior=NIW(..., blocks=...), which says where the blocks are."
         )
     if prior is not None and not isinstance(prior, NIW):
-        raise ArgumentError(f"lift: prior must be a ppl_ext.meta.NIW, got {told(prior)}.")
+        raise ArgumentError(f"lift: prior must be a ppl_ext.meta.NIW, got {described(prior)}.")
     if num_episodes is not None:
         check_number("lift: num_episodes", num_episodes, at_least=1)
     check_flag("lift: keep_prior", keep_prior)
@@ -245,7 +252,7 @@ def lift(
 def _solver(local_solver: LocalSolver | None) -> LocalSolver:
     if local_solver is not None and not isinstance(local_solver, LocalSolver):
         raise ArgumentTypeError(
-            f"lift: local_solver must be an instance such as LaplaceGGN(), got {told(local_solver)}."
+            f"lift: local_solver must be an instance such as LaplaceGGN(), got {described(local_solver)}."
         )
     return LaplaceGGN() if local_solver is None else local_solver
 

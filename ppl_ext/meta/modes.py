@@ -15,7 +15,7 @@ from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.solvers.laplace import LaplaceGGN, curvature
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.meta.streams.stream import Batch
-from ppl_ext.runtime.arguments import check_count, check_key, told
+from ppl_ext.runtime.arguments import check_count, check_key, described
 
 SAME = 2.0
 """Two modes are one if they lie within so many standard deviations of each other, as each sees it."""
@@ -54,7 +54,7 @@ def mass_elsewhere(
     Source: Laplace's method, for instance Gelman et al. 2013, section 13.3, mixtures of normals at the modes.
     """
     if not isinstance(fit, MetaFit):
-        raise ArgumentTypeError(f"mass_elsewhere: fit must be a MetaFit, got {told(fit)}.")
+        raise ArgumentTypeError(f"mass_elsewhere: fit must be a MetaFit, got {described(fit)}.")
     check_count("mass_elsewhere: num_starts", num_starts)
     check_count("mass_elsewhere: num_steps", num_steps)
     rng_key = jax.random.key(0) if rng_key is None else rng_key

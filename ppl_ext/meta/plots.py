@@ -12,7 +12,7 @@ from ppl_ext.diagnostics.plots.axes import colour, several_axes, tidy
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.fitted import MetaFit
 from ppl_ext.meta.streams.arriving import finite_stream
-from ppl_ext.runtime.arguments import check_array, check_call, check_key, check_number, told
+from ppl_ext.runtime.arguments import check_array, check_call, check_key, check_number, described
 
 
 def plot_episodes(
@@ -57,7 +57,7 @@ def plot_episodes(
     >>> plt.close("all")
     """
     if not isinstance(fit, MetaFit):
-        raise ArgumentTypeError(f"plot_episodes: fit must be a MetaFit, got {told(fit)}.")
+        raise ArgumentTypeError(f"plot_episodes: fit must be a MetaFit, got {described(fit)}.")
     check_number("plot_episodes: level", level)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key("plot_episodes: rng_key", rng_key)
@@ -70,7 +70,7 @@ def plot_episodes(
     if at.ndim != 1 or not at.size or not 0 < level < 1:
         raise ArgumentError(
             f"plot_episodes: at must have shape (n,) and level lie in (0, 1), got {at.shape} and "
-            f"{told(level)}."
+            f"{described(level)}."
         )
     if labels is not None and len(labels) != len(stream):
         raise ArgumentError(

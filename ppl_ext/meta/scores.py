@@ -23,7 +23,7 @@ from ppl_ext.meta.groups import bad_of_stream, parts
 from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.meta.streams.stream import Batch
-from ppl_ext.runtime.arguments import check_array, check_count, check_key, check_number, told
+from ppl_ext.runtime.arguments import check_array, check_count, check_key, check_number, described
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 """Levels of central intervals over which calibration of real-valued predictions is taken."""
@@ -189,14 +189,14 @@ def evaluate(
     """
     check_key("evaluate: rng_key", rng_key)
     if not isinstance(fit, MetaFit):
-        raise ArgumentTypeError(f"evaluate: fit must be a MetaFit, got {told(fit)}.")
+        raise ArgumentTypeError(f"evaluate: fit must be a MetaFit, got {described(fit)}.")
     for name, value in (("num_samples", num_samples), ("num_nodes", num_nodes), ("batch_size", batch_size)):
         check_count(f"evaluate: {name}", value)
     check_number("evaluate: level", level)
     if not 0 < level < 1 or not isinstance(prior, str) or prior not in ("student_t", "mode"):
         raise ArgumentError(
-            f"evaluate: level must lie in (0, 1) and prior be 'student_t' or 'mode', got {told(level)} and "
-            f"{told(prior)}."
+            f"evaluate: level must lie in (0, 1) and prior be 'student_t' or 'mode', got {described(level)} "
+            f"and {described(prior)}."
         )
     known, asked = finite_stream("evaluate: support", support), finite_stream("evaluate: query", query)
     if len(known) != len(asked):

@@ -14,7 +14,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.expectations.objective import Objective, carried
 from ppl_ext.expectations.replicate import replicate
 from ppl_ext.objectives.terms.analytic_kl import evidence, known_sites
-from ppl_ext.runtime.arguments import check_count, check_function, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_function, check_number, described
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class kl:
 
     def __post_init__(self):
         if not isinstance(self.pattern, str):
-            raise ArgumentTypeError(f"kl takes the name of a site or a pattern, got {told(self.pattern)}.")
+            raise ArgumentTypeError(
+                f"kl takes the name of a site or a pattern, got {described(self.pattern)}."
+            )
         check_count("kl(num_particles=...)", self.num_particles)
 
     def __repr__(self) -> str:
@@ -110,7 +112,7 @@ def constrain(
     if isinstance(objective, type) or not isinstance(objective, Objective):
         raise ArgumentTypeError(
             "constrain: objective must be an instance such as ppl_ext.objectives.ELBO(), got "
-            f"{told(objective)}."
+            f"{described(objective)}."
         )
     check_function("constrain: quantity", quantity)
     if (at_most is None) == (at_least is None):

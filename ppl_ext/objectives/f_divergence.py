@@ -11,7 +11,7 @@ from ppl_ext.expectations.objective import objective
 from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach
 from ppl_ext.program import log_density, simulate
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 
 # f of the ratio r = p(z | y) / q(z), as functions of log r.
 GENERATORS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -72,7 +72,7 @@ def FDivergence(model, guide, divergence: str | Callable = "jeffreys", num_parti
     f = GENERATORS[divergence] if isinstance(divergence, str) else divergence
     if not callable(f):
         raise ArgumentError(
-            f"FDivergence(divergence=...) takes a name or a function of log r, got {told(divergence)}."
+            f"FDivergence(divergence=...) takes a name or a function of log r, got {described(divergence)}."
         )
     if num_particles < 2:
         raise ArgumentError(

@@ -14,7 +14,7 @@ from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach, unobserved
 from ppl_ext.objectives.terms.path_gradient import fixed
 from ppl_ext.program import Program, log_density, simulate
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 
 
 @objective
@@ -76,7 +76,7 @@ def _with_data(guide: Program, seen: dict[str, Any], data: dict[str, str] | None
         if given is not None and jnp.shape(given) != jnp.shape(seen[site]):
             raise ModelError(
                 f"Sleep: a simulation of site '{site}' has shape {jnp.shape(seen[site])}, but the guide's "
-                f"argument '{argument}' is {told(given)}. Give the model the full data, without "
+                f"argument '{argument}' is {described(given)}. Give the model the full data, without "
                 "subsampling, and observe the argument itself."
             )
         bound.arguments[argument] = seen[site] if given is None else seen[site].astype(jnp.result_type(given))

@@ -26,7 +26,7 @@ from ppl_ext.runtime.arguments import (
     check_function,
     check_key,
     check_number,
-    told,
+    described,
 )
 
 Kernel = Callable[[Any, Any], jax.Array]
@@ -220,7 +220,7 @@ def scale_mixture_posterior(
     for name, law in (("scale_prior", scale_prior), ("proposal", proposal)):
         if not isinstance(law, dist.Distribution):
             raise ArgumentTypeError(
-                f"{here}: {name} must be a NumPyro distribution of one positive number, got {told(law)}."
+                f"{here}: {name} must be a NumPyro distribution of one positive number, got {described(law)}."
             )
         if law.shape() != ():
             raise ArgumentError(
@@ -341,4 +341,4 @@ def _cholesky(covariance: jax.Array, size: jax.Array) -> jax.Array:
 def _check_positive(where: str, value: Any) -> None:
     check_number(where, value)
     if not 0.0 < value < np.inf:
-        raise ArgumentError(f"{where} must be a positive number, got {told(value)}.")
+        raise ArgumentError(f"{where} must be a positive number, got {described(value)}.")

@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.priors.families.family import Family, Unit
 from ppl_ext.priors.latent_sites import choose, survey
-from ppl_ext.runtime.arguments import check_mapping, check_program, told
+from ppl_ext.runtime.arguments import check_mapping, check_program, described
 
 Raw = dict[str, dict[str, dict[str, jax.Array]]]
 """Unconstrained parameters by pattern, unit and name."""
@@ -75,7 +75,7 @@ def lift_prior(model: Callable, rules: Mapping[str, Family]) -> "Lifted":
         if not isinstance(family, Family):
             raise ArgumentTypeError(
                 f"lift_prior: the rule for '{pattern}' must be a family such as Gaussian(), got "
-                f"{told(family)}."
+                f"{described(family)}."
             )
     return Lifted(model, dict(rules))
 

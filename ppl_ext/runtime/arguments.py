@@ -15,10 +15,10 @@ from numpyro.infer.elbo import ELBO
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 
-def told(x: Any) -> str:
+def described(x: Any) -> str:
     """What an object is, in a few words.
 
-    >>> told(np.zeros((2, 3))), told("abc"), told(None)
+    >>> described(np.zeros((2, 3))), described("abc"), described(None)
     ('a float64 array of shape (2, 3)', "'abc'", 'None')
     """
     if isinstance(x, type):
@@ -46,13 +46,13 @@ def check_program(where: str, program: Any) -> None:
     # an objective of ours can be called, but by another objective
     if not callable(program) or isinstance(program, type | ELBO):
         raise ArgumentTypeError(
-            f"{where} must be a NumPyro program (a callable with sample sites), got {told(program)}."
+            f"{where} must be a NumPyro program (a callable with sample sites), got {described(program)}."
         )
 
 
 def check_function(where: str, fn: Any) -> None:
     if not callable(fn):
-        raise ArgumentTypeError(f"{where} must be a function, got {told(fn)}.")
+        raise ArgumentTypeError(f"{where} must be a function, got {described(fn)}.")
 
 
 def check_call(where: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ def check_call(where: str, program: Callable, args: tuple, kwargs: Mapping[str, 
 def check_key(where: str, key: Any) -> None:
     """A single random key, of either kind; a tracer of one is fine."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    wanted = f"{where} must be one random key, such as jax.random.key(0), got {told(key)}."
+    wanted = f"{where} must be one random key, such as jax.random.key(0), got {described(key)}."
     if dtype is None or shape is None or not isinstance(key, jax.Array | np.ndarray):
         raise ArgumentTypeError(wanted)
     typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
@@ -85,26 +85,26 @@ def check_key(where: str, key: Any) -> None:
 
 def check_count(where: str, value: Any) -> None:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"{where} must be a positive integer, got {told(value)}.")
+        raise ArgumentError(f"{where} must be a positive integer, got {described(value)}.")
 
 
 def check_flag(where: str, value: Any) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise ArgumentTypeError(f"{where} must be True or False, got {told(value)}.")
+        raise ArgumentTypeError(f"{where} must be True or False, got {described(value)}.")
 
 
 def check_number(where: str, value: Any, at_least: float = -math.inf) -> None:
     """A real number that is not NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise ArgumentTypeError(f"{where} must be a real number, got {told(value)}.")
+        raise ArgumentTypeError(f"{where} must be a real number, got {described(value)}.")
     if not value >= at_least:
         bound = f" of at least {at_least:g}" if math.isfinite(at_least) else ""
-        raise ArgumentError(f"{where} must be a real number{bound}, got {told(value)}.")
+        raise ArgumentError(f"{where} must be a real number{bound}, got {described(value)}.")
 
 
 def check_mapping(where: str, value: Any, of: str) -> None:
     if not isinstance(value, Mapping):
-        raise ArgumentTypeError(f"{where} must be a dict {of}, got {told(value)}.")
+        raise ArgumentTypeError(f"{where} must be a dict {of}, got {described(value)}.")
     for name in value:
         if not isinstance(name, str):
             raise ArgumentTypeError(f"{where} must be a dict {of}; its key {name!r} is no string.")
@@ -162,7 +162,7 @@ def _is_numeric(value: Any) -> bool:
 
 def _told_inside(value: Any) -> str:
     return (
-        told(value)
+        described(value)
         if not isinstance(value, list | tuple)
         else f"a {type(value).__name__} that is no regular array of numbers"
     )
@@ -179,15 +179,15 @@ def check_data(where: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> No
         for leaf in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "to_numpy")):
             if hasattr(leaf, "to_numpy"):
                 raise ArgumentTypeError(
-                    f"{where} {which} is {told(leaf)}, which JAX cannot trace; pass .to_numpy() instead."
+                    f"{where} {which} is {described(leaf)}, which JAX cannot trace; pass .to_numpy() instead."
                 )
             if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "biufcV":
                 raise ArgumentTypeError(
-                    f"{where} {which} is {told(leaf)}, which JAX cannot trace; pass an array of numbers."
+                    f"{where} {which} is {described(leaf)}, which JAX cannot trace; pass an array of numbers."
                 )
 
 
 def check_positive(where: str, value: Any) -> None:
     check_number(where, value)
     if not 0.0 < value < float("inf"):
-        raise ArgumentError(f"{where} must be positive and finite, got {told(value)}.")
+        raise ArgumentError(f"{where} must be positive and finite, got {described(value)}.")

@@ -19,7 +19,7 @@ import numpy as np
 import numpyro
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, told
+from ppl_ext.runtime.arguments import check_count, described
 from ppl_ext.tracing.jaxprs import fingerprint
 
 _FORMAT = "ppl_ext run 1"
@@ -77,7 +77,9 @@ class Checkpoint:
     def __post_init__(self):
         check_count("Checkpoint: every", self.every)
         if not isinstance(self.path, str | os.PathLike) or not str(self.path):
-            raise ArgumentTypeError(f"Checkpoint: path must be the name of a file, got {told(self.path)}.")
+            raise ArgumentTypeError(
+                f"Checkpoint: path must be the name of a file, got {described(self.path)}."
+            )
         path = Path(self.path)
         if path.is_dir():
             raise ArgumentError(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.errors import ArgumentTypeError, ProgramError
-from ppl_ext.runtime.arguments import check_data, told
+from ppl_ext.runtime.arguments import check_data, described
 from ppl_ext.runtime.explain import is_foreign
 from ppl_ext.runtime.outside import Outside
 
@@ -340,7 +340,7 @@ def _odd(args: tuple, kwargs: Mapping[str, Any], error: str) -> str | None:
     ]:
         for leaf in jax.tree.leaves(value):
             if not _traceable(leaf, True) and not settings(leaf) and not dataclasses.is_dataclass(leaf):
-                return f"{which} is {told(leaf)}"
+                return f"{which} is {described(leaf)}"
     return None
 
 

@@ -17,7 +17,7 @@ from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.errors import ProgramError
 
-_NOT_CONCRETE = (
+NOT_CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -48,7 +48,7 @@ def explained(
             stands = f"at site '{drawn}'"
         # an inner program's word goes first
         what = getattr(error, "_ppl_ext_where", f"{what} failed {stands}".rstrip())
-        if isinstance(error, _NOT_CONCRETE) and any(getattr(h, "brings_keys", False) for h in _PYRO_STACK):
+        if isinstance(error, NOT_CONCRETE) and any(getattr(h, "brings_keys", False) for h in _PYRO_STACK):
             # The expectation that runs the program may know what to do where Python branches on a value, if
             # it sees JAX's own error.
             error._ppl_ext_where = what  # type: ignore[union-attr]

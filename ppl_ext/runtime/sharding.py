@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ProcessError
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 
 
 def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") -> None:
@@ -31,7 +31,7 @@ def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") 
         return
     if not isinstance(mesh, Mesh):
         raise ArgumentTypeError(
-            f"{where}: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {told(mesh)}."
+            f"{where}: mesh must be a jax.sharding.Mesh, such as jax.make_mesh gives, got {described(mesh)}."
         )
     if len(mesh.axis_names) != 1:
         raise ArgumentError(

@@ -29,7 +29,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 
 from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
-from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_mapping, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_mapping, described
 from ppl_ext.runtime.explain import in_one_line, is_foreign
 from ppl_ext.smoothing.space import Functional
 from ppl_ext.state_space.model import Particle, StateSpace
@@ -232,7 +232,7 @@ def as_additive(where: str, functionals: Any) -> dict[str, Additive]:
         if not isinstance(fn, Additive) and (not callable(fn) or isinstance(fn, type)):
             raise ArgumentTypeError(
                 f"{where}: '{name}' must be a function (t, x_prev, x) or one of "
-                f"ppl_ext.smoothing.additive's, got {told(fn)}."
+                f"ppl_ext.smoothing.additive's, got {described(fn)}."
             )
         if not isinstance(fn, Additive):
             check_call(f"{where}: '{name}', called with (t, x_prev, x):", fn, (0, 0.0, 0.0), {})
@@ -273,7 +273,7 @@ def _run(name: str, term: Callable, *args: Any) -> Any:
     if not leaves or not all(_is_real(x) for x in leaves):
         raise ArgumentTypeError(
             f"The functional '{name}' must return real numbers, an array or a pytree of them, got "
-            f"{told(values)}."
+            f"{described(values)}."
         )
     return _floating(values)
 

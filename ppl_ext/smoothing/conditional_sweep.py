@@ -15,7 +15,7 @@ from ppl_ext.algorithms.particle_filter import ParticleFilter
 from ppl_ext.algorithms.target import Retained, Target, log_quotient
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
 from ppl_ext.gradients import Constant
-from ppl_ext.runtime.arguments import check_count, check_flag, told
+from ppl_ext.runtime.arguments import check_count, check_flag, described
 from ppl_ext.smoothing.backward import BackwardKernel, Dense, Hybrid, Path, backward_kernel
 from ppl_ext.smoothing.conditional_paris import ParticlePath, conditional_paris
 from ppl_ext.smoothing.guided_space import GuidedSpace, guided_path
@@ -31,7 +31,7 @@ def _reversible(where: str, backward: str | BackwardKernel) -> BackwardKernel:
     if not isinstance(kernel, Dense | Hybrid | Path):
         raise ArgumentError(
             f"{where}: backward must be 'dense', 'hybrid' or 'path', whose sweeps are reversible, got "
-            f"{told(backward)}."
+            f"{described(backward)}."
         )
     return kernel
 

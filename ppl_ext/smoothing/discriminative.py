@@ -26,7 +26,7 @@ import numpyro
 from jax.scipy.linalg import cho_solve
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_array, told
+from ppl_ext.runtime.arguments import check_array, described
 
 
 class DiscriminativeResult(NamedTuple):
@@ -193,7 +193,7 @@ def _arrays(where: str, given: dict[str, Any]) -> list[jax.Array]:
 def _initial(initial, d: int) -> tuple[jax.Array, jax.Array]:
     wanted = f"discriminative_kalman: initial must be a mean {(d,)} and a covariance {(d, d)}, got"
     if not isinstance(initial, tuple | list) or len(initial) != 2:
-        raise ArgumentTypeError(f"{wanted} {told(initial)}.")
+        raise ArgumentTypeError(f"{wanted} {described(initial)}.")
     mean, covariance = _arrays("discriminative_kalman", {"initial[0]": initial[0], "initial[1]": initial[1]})
     if (mean.shape, covariance.shape) != ((d,), (d, d)):
         raise ArgumentError(f"{wanted} the shapes {mean.shape} and {covariance.shape}.")

@@ -76,10 +76,10 @@ class Exact:
             )
 
         x0 = ss.inputs(0)
-        before = jax.vmap(self.initial, axis_size=len(smoothed.first_pairs))(first)  # type: ignore[arg-type]  # of finite states, so it is there
+        before = jax.vmap(self.initial, axis_size=len(smoothed.first_pairs))(first)  # type: ignore[arg-type]
         total = _begun(mean(smoothed.first_pairs, before.carry, after(x0), x0))
         if functional.initial is not None:
-            probs = smoothed.first_pairs.sum(1)  # type: ignore[union-attr]  # of finite states, so it is there
+            probs = smoothed.first_pairs.sum(1)  # type: ignore[union-attr]
             values = jax.vmap(functional.initial, axis_size=len(probs))(before)
             total = _added(total, jax.tree.map(lambda v: jnp.tensordot(probs, v, 1), values))
         states = after(x0).carry
@@ -152,12 +152,12 @@ class Exact:
             return chosen, index
 
         last_key, first_key, back_key = jax.random.split(rng_key, 3)
-        last = _choose(last_key, s.probs[-1])  # type: ignore[index]  # of finite states, so it is there
+        last = _choose(last_key, s.probs[-1])  # type: ignore[index]
         index, rest = jax.lax.scan(
             back, last, (jax.random.split(back_key, ss.num_steps - 1), s.pairs), reverse=True
         )
         indices = jnp.concatenate([index[None], rest])
-        start = _choose(first_key, s.first_pairs[:, index])  # type: ignore[index]  # of finite states, so it is there
+        start = _choose(first_key, s.first_pairs[:, index])  # type: ignore[index]
         return jax.tree.map(lambda v: v[start], first) | jax.tree.map(lambda v: v[indices], later)
 
     def _draw_gaussian(self, rng_key):

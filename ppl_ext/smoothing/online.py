@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_key, told
+from ppl_ext.runtime.arguments import check_key, described
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.outside import Outside, reading, seen_by, still_there
 from ppl_ext.runtime.sharding import along
@@ -235,7 +235,7 @@ class OnlineSmoother:
         """
         if not isinstance(state, SmootherState | _Waiting):
             raise ArgumentTypeError(
-                f"OnlineSmoother.step: state must be what init or step returned, got {told(state)}."
+                f"OnlineSmoother.step: state must be what init or step returned, got {described(state)}."
             )
         with odd_data_blamed("OnlineSmoother.step:", args, kwargs):
             if isinstance(state, _Waiting):
@@ -251,7 +251,7 @@ class OnlineSmoother:
         """
         if not isinstance(state, SmootherState):
             raise ArgumentTypeError(
-                f"OnlineSmoother.result: state must be what step returned, got {told(state)}."
+                f"OnlineSmoother.result: state must be what step returned, got {described(state)}."
             )
         check_excess(state.tally)
         if is_extinct(state.log_evidence):

@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_key, check_values, told
+from ppl_ext.runtime.arguments import (
+    check_call,
+    check_count,
+    check_function,
+    check_key,
+    check_values,
+    described,
+)
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.outside import Outside, reading, seen_by, still_there
 from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
@@ -80,7 +87,7 @@ class _Online:
         """One observation: filter it, then move the parameters. ``state`` is donated."""
         if not isinstance(state, LearnerState):
             raise ArgumentTypeError(
-                f"{self._where}.step: state must be what init or step returned, got {told(state)}."
+                f"{self._where}.step: state must be what init or step returned, got {described(state)}."
             )
         with (
             odd_data_blamed(f"{self._where}.step:", args, kwargs),

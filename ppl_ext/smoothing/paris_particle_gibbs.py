@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.errors import ArgumentError
-from ppl_ext.runtime.arguments import check_call, check_count, check_key, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_key, described
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
@@ -136,7 +136,7 @@ class ParisParticleGibbs:
         ):
             raise ArgumentError(
                 "ParisParticleGibbs: burn_in must be an integer from 0 to num_sweeps - 1, got "
-                f"{told(burn_in)}."
+                f"{described(burn_in)}."
             )
         self.num_sweeps, self.burn_in = int(num_sweeps), int(burn_in)
         self._run = compiled(self._chain, 3, (5, 6))
@@ -195,7 +195,7 @@ class ParisParticleGibbs:
             kwargs=kwargs,
             params=params,
             initial_names=tuple(kept.path.initial.sites),
-            how=self.how.told() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
+            how=self.how.described() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
             outside=seen,
         )
 

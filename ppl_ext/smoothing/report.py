@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.runtime.arguments import check_array, check_count, check_key, told
+from ppl_ext.runtime.arguments import check_array, check_count, check_key, described
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.state_space.model import lower
 
@@ -87,7 +87,7 @@ class SmoothingResult:
         check_array("filtered: levels", levels)
         found = np.asarray(levels, np.float32)
         if found.ndim != 1 or not found.size or not ((found > 0) & (found < 1)).all():
-            raise ArgumentError(f"filtered: levels must be numbers between 0 and 1, got {told(levels)}.")
+            raise ArgumentError(f"filtered: levels must be numbers between 0 and 1, got {described(levels)}.")
         return self.quantiles(self.rng_key, self.params, self.args, self.kwargs, found)
 
     def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key, check_number, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key, check_number, described
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
@@ -81,7 +81,7 @@ class ScoreAscent:
             )
         if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
             raise ArgumentTypeError(
-                f"ScoreAscent: optimizer must be an optax transformation, got {told(optimizer)}."
+                f"ScoreAscent: optimizer must be an optax transformation, got {described(optimizer)}."
             )
         check_number("ScoreAscent: average_from", average_from, at_least=0.0)
         if average_from > 1.0:

@@ -37,7 +37,7 @@ class Settings(NamedTuple):
     def num_particles(self) -> int:
         return self.rules.num_particles
 
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """For a report."""
         return {
             "num_particles": self.num_particles,

@@ -146,7 +146,7 @@ class smooth:
             params=params,
             rng_key=rng_key,
             draw=partial(self.draw, seen),
-            how={"backward": "exact"} if self.exact else self.how.told(),
+            how={"backward": "exact"} if self.exact else self.how.described(),
             quantiles=partial(self.quantiles, seen),
             outside=seen,
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.densities.distributions import element_mask
-from ppl_ext.state_space.lowering import Before, Scan, run_step
+from ppl_ext.state_space.lowering import RunUpToScan, Scan, run_step
 from ppl_ext.tracing.jaxprs import uses
 
 
@@ -25,7 +25,7 @@ class Uses(NamedTuple):
     known: tuple[int, ...]
 
 
-def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callable[[str], bool]) -> Uses:
+def find_uses(rerun: Callable, first: RunUpToScan, free: list[str], is_drawn: Callable[[str], bool]) -> Uses:
     """From the run up to the scan and one step, by eliminating what an output does not need. ``free`` are the
     sites without a value.
 
@@ -85,7 +85,7 @@ def find_uses(rerun: Callable, first: Before, free: list[str], is_drawn: Callabl
     )
 
 
-def idle_sites(rerun: Callable, first: Before, candidates: list[str]) -> tuple[str, ...]:
+def idle_sites(rerun: Callable, first: RunUpToScan, candidates: list[str]) -> tuple[str, ...]:
     """Of the sites before the scan that reach nothing of it, those that no other site's law depends on
     either; their own sums to one.
     """

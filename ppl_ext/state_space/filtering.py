@@ -339,7 +339,7 @@ def ess(log_weights: jax.Array) -> jax.Array:
     return jnp.where(jnp.isneginf(log_squares), 0.0, jnp.exp(-log_squares))
 
 
-class Run(NamedTuple):
+class FilterRun(NamedTuple):
     """A filter over a whole series. ``info`` has a leading axis of T + 1 times, the first being that before
     the scan; ``history`` the particles and their log weights at these times, if asked for. Times are those of
     the run, for a reversed scan as well."""
@@ -359,7 +359,7 @@ def run_filter(
     draws: Draws | None = None,
     through: dict[str, jax.Array] | None = None,
     loop: Callable = lax.scan,
-) -> Run:
+) -> FilterRun:
     """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs.
 
     :param through: a path (initial sites, and step sites in the order of the inputs) that the first lane
@@ -384,10 +384,10 @@ def run_filter(
     info, history = jax.tree.map(
         lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), start, later
     )
-    return Run(state, initial, info, history)
+    return FilterRun(state, initial, info, history)
 
 
-def paths(ss: StateSpace, run: Run, index: jax.Array) -> dict[str, Any]:
+def paths(ss: StateSpace, run: FilterRun, index: jax.Array) -> dict[str, Any]:
     """The series of the latent sites that led to particle ``index``: initial sites as they are, step sites in
     the order of the inputs.
     """

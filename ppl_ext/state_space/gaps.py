@@ -14,7 +14,7 @@ import numpy as np
 import numpyro
 
 from ppl_ext.errors import ModelError
-from ppl_ext.state_space.lowering import Before, run_step
+from ppl_ext.state_space.lowering import RunUpToScan, run_step
 from ppl_ext.tracing.jaxprs import constants_used, uses
 
 
@@ -35,7 +35,7 @@ def _holds_nan(x: Any) -> bool | None:
     return bool(jnp.issubdtype(dtype, jnp.floating)) and bool(np.isnan(np.asarray(x, np.float64)).any())
 
 
-def gap_of(first: Before, name: str, whole: bool = False) -> bool | None:
+def gap_of(first: RunUpToScan, name: str, whole: bool = False) -> bool | None:
     """Whether an observed site of the step has a gap at some time, or ``None`` if its data are not known yet.
 
     :param whole: of data that are not known yet, none holds NaN.

@@ -1,6 +1,6 @@
 """Runs of the two parts of a model with a ``scan``: what stands before it, and one step of its body.
 
-:class:`Before` runs the model up to the scan, takes its ``control_flow`` message (the body f, the first
+:class:`RunUpToScan` runs the model up to the scan, takes its ``control_flow`` message (the body f, the first
 carry, the scanned inputs) and the handlers that lie around it. :func:`run_step` runs f once on one carry.
 Neither lets a message out, except for parameters in the first run.
 """
@@ -67,7 +67,7 @@ class Reached(BaseException):
     """
 
 
-class Before(SiteRun):
+class RunUpToScan(SiteRun):
     """The model up to its scan; ``params`` (values of ``param`` sites) is filled by the first run and read by
     the later ones.
     """
@@ -134,7 +134,7 @@ class Before(SiteRun):
                 "step."
             )
         if mask is not None:
-            self.scan.masks[name] = mask  # type: ignore[union-attr]  # the scan was met before what is stacked of it
+            self.scan.masks[name] = mask  # type: ignore[union-attr]
         if scale is not None and jnp.ndim(scale):
             raise ModelError(
                 f"A handler around the scan scales site '{name}' by an array; scale by a number, or inside "
@@ -162,7 +162,7 @@ class Before(SiteRun):
             n: jnp.asarray(v) for _, held in stack for n, v in held.items() if jnp.shape(v)[:1] == (length,)
         }
         held = {n: v for _, values in stack for n, v in values.items() if n in series}
-        sources = Inputs(xs, held, np.arange(length))  # type: ignore[arg-type]  # not of JAX: known inside a trace too
+        sources = Inputs(xs, held, np.arange(length))  # type: ignore[arg-type]
         xs, number = jax.tree.map(jnp.asarray, xs), jnp.arange(length)
         if reverse:
             # Values that NumPyro's handlers hold are read in the order of the run, as NumPyro does; ours

@@ -60,7 +60,7 @@ from ppl_ext.runtime.arguments import check_call, check_program, check_values
 from ppl_ext.runtime.explain import explained
 from ppl_ext.state_space.dependence import Uses, find_uses, idle_sites
 from ppl_ext.state_space.gaps import gap_of, refuse_known
-from ppl_ext.state_space.lowering import Before, Inputs, Reached, backwards, run_step
+from ppl_ext.state_space.lowering import Inputs, Reached, RunUpToScan, backwards, run_step
 from ppl_ext.state_space.site_runs import Terms
 
 NO_SCAN = "The model has no numpyro.contrib.control_flow.scan, so there is no series to filter."
@@ -117,7 +117,7 @@ class StateSpace:
     def __init__(
         self,
         rerun: Callable,
-        first: Before,
+        first: RunUpToScan,
         initial: tuple[str, ...],
         uses: Uses,
         imputed: dict[str, bool | None],
@@ -163,7 +163,7 @@ class StateSpace:
         before = self._rerun({}, key)
         return {n: before.sites[n]["value"] for n in self.initial_sites}
 
-    def run_initial(self, values: Mapping[str, Any], key) -> Before:
+    def run_initial(self, values: Mapping[str, Any], key) -> RunUpToScan:
         """The record of the sites before the scan; those without a value are drawn."""
         return self._rerun(values, key)
 
@@ -189,7 +189,7 @@ class StateSpace:
         values = {n: before.sites[n]["value"] for n in self.initial_sites}
         return start.particle, values, terms.observed + terms.rescaled
 
-    def _start(self, before: Before) -> tuple[Start, Terms]:
+    def _start(self, before: RunUpToScan) -> tuple[Start, Terms]:
         assert before.scan is not None
         terms = before.terms(frozenset(self.initial_sites), {})
         sites = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()}
@@ -342,7 +342,7 @@ def lower(
     check_values("lower: parameters", values)
     values = {n: jnp.asarray(v) for n, v in values.items()}
     params: dict[str, Any] = {}
-    first = Before(values, random.key(0), params, first=True)
+    first = RunUpToScan(values, random.key(0), params, first=True)
     with explained(model, lambda: first.stands), first:
         model(*args, **kwargs)
     if first.scan is None:
@@ -354,8 +354,8 @@ def lower(
             f"scan, and {listed([*first.step.latent, *first.step.given])} in its step."
         )
 
-    def rerun(more: Mapping[str, Any], key) -> Before:
-        with block(), (before := Before({**values, **more}, key, params)):
+    def rerun(more: Mapping[str, Any], key) -> RunUpToScan:
+        with block(), (before := RunUpToScan({**values, **more}, key, params)):
             try:
                 model(*args, **kwargs)
             except Reached:
@@ -424,7 +424,7 @@ def scan_shape(model: Callable, args: tuple = (), kwargs: Mapping[str, Any] | No
 
     :raises ModelError: if it has no scan, or one without a state-space form.
     """
-    first = Before({}, random.key(0), {}, first=True)
+    first = RunUpToScan({}, random.key(0), {}, first=True)
     with explained(model, lambda: first.stands), first:
         model(*args, **(kwargs or {}))
     if first.scan is None:

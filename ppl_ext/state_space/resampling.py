@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from ppl_ext.errors import ArgumentError
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.state_space.compensated_sum import Sum, two_sum
 from ppl_ext.state_space.running_sums import BLOCK, running_count, running_sum
 
@@ -136,7 +136,7 @@ def scheme_of(where: str, scheme: str | Scheme) -> Scheme:
         return scheme
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ArgumentError(
-            f"{where} must be one of {', '.join(map(repr, SCHEMES))} or a function, got {told(scheme)}."
+            f"{where} must be one of {', '.join(map(repr, SCHEMES))} or a function, got {described(scheme)}."
         )
     return SCHEMES[scheme]
 

@@ -25,7 +25,7 @@ from scipy.stats import norm
 from ppl_ext import log_density, marginal, simulate
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.densities import variable_elimination
-from ppl_ext.densities.factors import Before, Factor, log_sum_exp, summed_along
+from ppl_ext.densities.factors import Factor, PreviousStep, log_sum_exp, summed_along
 from ppl_ext.errors import ModelError
 from ppl_ext.objectives import ELBO, IWELBO
 from tests.oracles import quick_jit
@@ -330,7 +330,7 @@ def test_a_chain_of_two_dice_is_summed_over_all_its_paths():
     one.
     """
     table = np.random.default_rng(0).normal(size=(4, 2, 2, 3, 2, 3)).astype(np.float32)
-    axes = (7, -3, Before("a"), Before("b"), "a", "b")
+    axes = (7, -3, PreviousStep("a"), PreviousStep("b"), "a", "b")
     found = jax.jit(lambda x: summed_along(Factor(x, axes), 7, {"a": 2, "b": 3}).table)(table)
     dice = list(itertools.product(range(2), range(3)))
     for other in range(2):

@@ -21,7 +21,7 @@ import ppl_ext.expectations.surrogate
 from ppl_ext import expectation, marginal
 from ppl_ext.algorithms import ImportanceSampling
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, StrategyError
-from ppl_ext.gradients import Learned, MovingAverage, ScoreFunction
+from ppl_ext.gradients import LearnedBaseline, MovingAverage, ScoreFunction
 from ppl_ext.gradients.baseline import fitted
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import Checkpoint, fit
@@ -35,7 +35,7 @@ DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 pytestmark = pytest.mark.filterwarnings("ignore:Plate 'n' is subsampled")
 
 AVERAGE = ScoreFunction(baseline=MovingAverage(0.8))
-LEARNED = ScoreFunction(baseline=Learned())
+LEARNED = ScoreFunction(baseline=LearnedBaseline())
 
 
 class Holding(numpyro.infer.elbo.ELBO):
@@ -122,13 +122,13 @@ CASES = {
     "learned, of the past": (
         "chain",
         ELBO(),
-        strategy("chain", **{"*": ScoreFunction(Learned(drawn_before))}),
+        strategy("chain", **{"*": ScoreFunction(LearnedBaseline(drawn_before))}),
         {"a_baseline/a": -3.0, "c_baseline/a": -2.0, "c_baseline/of_a": 4.0},
     ),
     "learned, beside enumeration": (
         "triple",
         ELBO(2),
-        strategy("triple", b="enumerate", **{"*": ScoreFunction(Learned(drawn_before))}),
+        strategy("triple", b="enumerate", **{"*": ScoreFunction(LearnedBaseline(drawn_before))}),
         {"a_baseline/a": -3.0, "c_baseline/of_b": -2.0, "c_baseline/of_a": 4.0},
     ),
     "given, array": (
@@ -225,7 +225,7 @@ def trained(strategy):
 
 
 @pytest.mark.parametrize(
-    "baseline", [MovingAverage(0.95), Learned(of_the_coin)], ids=["average", "regression"]
+    "baseline", [MovingAverage(0.95), LearnedBaseline(of_the_coin)], ids=["average", "regression"]
 )
 @pytest.mark.slow
 def test_a_trained_baseline_takes_the_offset_out(baseline):
@@ -301,7 +301,7 @@ def test_the_average_is_that_of_earlier_costs():
         np.testing.assert_allclose(now.mutable_state["z_baseline"]["weight"], weight, rtol=1e-5)
 
 
-@pytest.mark.parametrize("baseline", [MovingAverage(0.8), Learned()], ids=["average", "learned"])
+@pytest.mark.parametrize("baseline", [MovingAverage(0.8), LearnedBaseline()], ids=["average", "learned"])
 @pytest.mark.slow
 def test_beside_enumeration_costs_are_summed_over_the_lanes(baseline):
     """A scored coin beside an enumerated die: it is charged with the mean over the die, and the noise of its
@@ -417,7 +417,9 @@ def test_a_regression_in_a_scan_sees_what_came_before_it():
         numpyro.sample("after", dist.Bernoulli(0.4))
 
     kept_shapes(
-        gradient(guide, {"*": ScoreFunction(Learned(lambda draws: seen.append(sorted(draws)) or 0.0))})
+        gradient(
+            guide, {"*": ScoreFunction(LearnedBaseline(lambda draws: seen.append(sorted(draws)) or 0.0))}
+        )
     )
     assert sorted(seen) == sorted([[], ["x0"], ["x0"], ["w", "x", "x0"]])
 
@@ -529,13 +531,13 @@ def test_bad_options():
         MovingAverage(1.0)
     with pytest.raises(ArgumentError, match="at least 0"):
         MovingAverage(-0.1)
-    with pytest.raises(ArgumentTypeError, match="Learned: fn must be a function"):
-        Learned(3.0)
+    with pytest.raises(ArgumentTypeError, match="LearnedBaseline: fn must be a function"):
+        LearnedBaseline(3.0)
     with pytest.raises(ArgumentTypeError, match=r"MovingAverage\(\).*infer={'baseline': value}"):
         ScoreFunction(baseline=2.0)
 
 
-@pytest.mark.parametrize("baseline", [MovingAverage(), Learned()], ids=["average", "learned"])
+@pytest.mark.parametrize("baseline", [MovingAverage(), LearnedBaseline()], ids=["average", "learned"])
 def test_nobody_declared_what_is_kept(baseline):
     with pytest.raises(StrategyError, match="of site 'z' keeps numbers between steps.*handlers.gradient"):
         ELBO().loss(jax.random.key(0), {"phi": 0.3}, coin_model, annotated(baseline))
@@ -545,7 +547,7 @@ def test_nobody_declared_what_is_kept(baseline):
     "guide",
     [
         infer_config(coin_guide, lambda site: {"gradient": "score", "baseline": jnp.zeros(2)}),
-        gradient(coin_guide, {"z": ScoreFunction(Learned(lambda draws: jnp.zeros(2)))}),
+        gradient(coin_guide, {"z": ScoreFunction(LearnedBaseline(lambda draws: jnp.zeros(2)))}),
     ],
     ids=["given", "learned"],
 )

@@ -11,7 +11,15 @@ import pytest
 from numpyro.infer import Trace_ELBO
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.meta import NIW, SGLD, EpisodeStream, ExactLinearGaussian, LaplaceGGN, VariationalLocal, lift
+from ppl_ext.meta import (
+    NIW,
+    EpisodeStream,
+    ExactLinearGaussian,
+    LangevinLocal,
+    LaplaceGGN,
+    VariationalLocal,
+    lift,
+)
 from ppl_ext.meta.distributions.low_rank import Factored, LowRank
 from ppl_ext.meta.solvers.laplace import curvature, in_function_space
 from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form, expected
@@ -23,13 +31,13 @@ DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 FULL = {
     "GGN": (LaplaceGGN(num_steps=2), 1e-3),
     "low rank": (LaplaceGGN(num_steps=2, structure="low_rank"), 1e-3),
-    "SGLD": (SGLD(num_steps=2000), 0.15),
+    "SGLD": (LangevinLocal(num_steps=2000), 0.15),
     "variational": (VariationalLocal(num_steps=400, step_size=0.05), 0.15),
 }
 DIAGONAL = {
     "GGN": LaplaceGGN(num_steps=2, structure="diagonal"),
     "low rank": LaplaceGGN(num_steps=2, structure="low_rank"),
-    "SGLD": SGLD(num_steps=50, structure="diagonal"),
+    "SGLD": LangevinLocal(num_steps=50, structure="diagonal"),
     "variational": VariationalLocal(num_steps=50, structure="diagonal"),
 }
 PRIOR = NIW([0.5, 0.0], 3.0, np.array([[2.0, 0.3], [0.3, 1.0]]), 5.0)
@@ -60,8 +68,8 @@ def test_an_objective_that_is_no_elbo_shows_in_the_law(fitted, exact):
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_linear_gaussian_episode_has_the_exact_law(name, fitted, exact):
-    """Means in exact standard deviations, variances relatively; the noise of SGLD and of stochastic gradients
-    is what they may have.
+    """Means in exact standard deviations, variances relatively; the noise of LangevinLocal and of stochastic
+    gradients is what they may have.
     """
     solver, tolerance = FULL[name]
     _, q = laws(solver, PRIOR, [MEMBER], fitted.hierarchy)
@@ -75,7 +83,7 @@ def test_a_linear_gaussian_episode_has_the_exact_law(name, fitted, exact):
 @pytest.mark.slow
 def test_the_variance_of_langevin_iterates_is_corrected_for_their_step(fitted, exact):
     """Uncorrected, steps of 2 would double the variance."""
-    _, q = laws(SGLD(num_steps=2000, step_size=2.0), PRIOR, [MEMBER], fitted.hierarchy)
+    _, q = laws(LangevinLocal(num_steps=2000, step_size=2.0), PRIOR, [MEMBER], fitted.hierarchy)
     ratio = np.diagonal(q.covariance[0]) / np.diagonal(exact.covariance[0])
     assert np.abs(ratio - 1).max() < 4.5 * np.sqrt(2 / 2000) + 0.02
 
@@ -124,7 +132,7 @@ def test_with_any_solver_the_globals_land_where_the_episodes_put_them(name):
     whatever the solver.
     """
     solver = {
-        "SGLD": SGLD(num_steps=30),
+        "SGLD": LangevinLocal(num_steps=30),
         "variational": VariationalLocal(num_steps=30),
         "low rank": FULL["low rank"][0],
     }[name]
@@ -163,7 +171,7 @@ def test_coupled_coordinates_do_not_overshoot(name):
 def test_an_empty_episode_is_the_prior_for_a_noisy_solver():
     stream = EpisodeStream([*episodes(), (np.zeros(0, np.float32), np.zeros(0, np.float32))])
     h = lift(line, ["w"]).hierarchy(stream)
-    fit = h.fits(h.prior, h.form.initial_shared(), stream.batch([0, 6]), SGLD(num_steps=5), KEY)
+    fit = h.fits(h.prior, h.form.initial_shared(), stream.batch([0, 6]), LangevinLocal(num_steps=5), KEY)
     assert (
         np.asarray(fit.precision[0]).any()
         and not np.asarray(fit.precision[1]).any()
@@ -258,10 +266,10 @@ def test_independent_coordinates_are_mixtures_each_by_quadrature():
     ("call", "error", "message"),
     [
         (lambda: LaplaceGGN(structure="banded"), ArgumentError, "'full', 'diagonal' or 'low_rank'"),
-        (lambda: SGLD(num_steps=1), ArgumentError, "at least 2"),
-        (lambda: SGLD(step_size=3.0), ArgumentError, r"in \(0, 2\]"),
-        (lambda: SGLD(step_size="a"), ArgumentTypeError, "real number"),
-        (lambda: SGLD(structure="low_rank"), ArgumentError, "'full' or 'diagonal'"),
+        (lambda: LangevinLocal(num_steps=1), ArgumentError, "at least 2"),
+        (lambda: LangevinLocal(step_size=3.0), ArgumentError, r"in \(0, 2\]"),
+        (lambda: LangevinLocal(step_size="a"), ArgumentTypeError, "real number"),
+        (lambda: LangevinLocal(structure="low_rank"), ArgumentError, "'full' or 'diagonal'"),
         (lambda: VariationalLocal(IWELBO), ArgumentTypeError, "an instance such as"),
         (lambda: VariationalLocal(step_size=0.0), ArgumentError, "must be positive"),
         (lambda: VariationalLocal(num_steps=0), ArgumentError, "positive integer"),

@@ -14,7 +14,7 @@ from numpyro.handlers import condition, mask, scale, seed, substitute, trace
 
 from ppl_ext import log_density
 from ppl_ext.errors import ArgumentError, ModelError, ProgramError
-from ppl_ext.state_space.lowering import Before
+from ppl_ext.state_space.lowering import RunUpToScan
 from ppl_ext.state_space.model import lower
 from ppl_ext.state_space.streams import check_streams, time_slice
 
@@ -529,7 +529,7 @@ def test_nothing_leaks_into_the_handlers_outside():
 
 def test_a_lifted_mask_is_needed(monkeypatch):
     """The twin: with the mask left on, a hidden draw would be weighed by the inverse of its law."""
-    terms = Before.terms
+    terms = RunUpToScan.terms
     monkeypatch.setattr(
         "ppl_ext.state_space.site_runs.SiteRun.terms",
         lambda self, latent, scales, bare=True: terms(self, latent, scales, False),

@@ -17,7 +17,7 @@ import xarray as xr
 from ppl_ext.diagnostics.likelihood import TIME, Terms
 from ppl_ext.diagnostics.sites import Site
 from ppl_ext.errors import ArgumentError
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 
 SAMPLE_GROUPS = (
     "posterior",
@@ -155,7 +155,7 @@ _KINDS = dict(
 def _labels(axis: str, labels: Any) -> np.ndarray:
     """Labels that a file keeps: all strings, or all numbers, or all dates."""
     kinds = {
-        _KINDS.get(np.asarray(x).dtype.kind) or ("dates" if isinstance(x, datetime.date) else told(x))
+        _KINDS.get(np.asarray(x).dtype.kind) or ("dates" if isinstance(x, datetime.date) else described(x))
         for x in labels
     }
     lost = sorted(kinds - set(_KINDS.values()))

@@ -13,7 +13,7 @@ from ppl_ext.runtime.arguments import (
     check_mapping,
     check_program,
     check_values,
-    told,
+    described,
 )
 
 
@@ -77,7 +77,8 @@ def check_report_options(
         for name, labels in coords.items():
             if isinstance(labels, str) or np.ndim(labels) != 1:
                 raise ArgumentError(
-                    f"to_arviz: coords must give the axis '{name}' one label per entry, got {told(labels)}."
+                    f"to_arviz: coords must give the axis '{name}' one label per entry, got "
+                    f"{described(labels)}."
                 )
     for option, names in (("dims", dims), ("pred_dims", pred_dims)):
         if names is not None:
@@ -93,7 +94,7 @@ def check_run_options(
             check_program(f"{what}: {name}", program)
     if model_args is not None and not isinstance(model_args, tuple | list):
         raise ArgumentTypeError(
-            f"{what}: model_args must be a tuple of arguments, got {told(model_args)}; of one: (data,)."
+            f"{what}: model_args must be a tuple of arguments, got {described(model_args)}; of one: (data,)."
         )
     if model_kwargs is not None:
         check_mapping(f"{what}: model_kwargs", model_kwargs, "from argument names to values")
@@ -109,7 +110,7 @@ def _check_dims(option: str, dims: Any) -> None:
             or not all(isinstance(a, str) for a in axes)
         ):
             raise ArgumentTypeError(
-                f"to_arviz: {option} must give site '{name}' a list of names of axes, got {told(axes)}."
+                f"to_arviz: {option} must give site '{name}' a list of names of axes, got {described(axes)}."
             )
 
 

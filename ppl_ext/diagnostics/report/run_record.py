@@ -16,7 +16,7 @@ from ppl_ext.diagnostics.reversed_scans import in_order_of_inputs
 from ppl_ext.errors import ArgumentError, NonFiniteError
 
 
-class Run(NamedTuple):
+class RunRecord(NamedTuple):
     """What the report needs to know of a run of any kind."""
 
     model: Callable | None
@@ -40,7 +40,7 @@ _ARVIZ_NAMES = {
 
 def run_of_mcmc(
     what: str, mcmc: MCMC, model: Callable | None, model_args: tuple | None, model_kwargs: Any
-) -> Run:
+) -> RunRecord:
     """A finished MCMC run, each draw scored by the log joint density, deterministic sites on the full plates.
 
     :raises ArgumentError: if it has not run.
@@ -95,7 +95,7 @@ def run_of_mcmc(
         "thinning": mcmc.thinning,
         "lp_omitted": refusal,
     }
-    return Run(model, args, kwargs, {}, values, stats, {}, attrs)
+    return RunRecord(model, args, kwargs, {}, values, stats, {}, attrs)
 
 
 def _only_warmed_up(mcmc: MCMC) -> bool:

@@ -8,13 +8,13 @@ import jax
 from ppl_ext.diagnostics.feeding import feeding_sites
 from ppl_ext.diagnostics.likelihood import Terms, Units, pointwise
 from ppl_ext.diagnostics.report.predicted import replicates
-from ppl_ext.diagnostics.report.run_record import Run, versions
+from ppl_ext.diagnostics.report.run_record import RunRecord, versions
 from ppl_ext.diagnostics.sites import Site, describe, observations, refuse_chains, refuse_series
 from ppl_ext.errors import ArgumentError, ModelError
 
 
 def report_of(
-    run: Run,
+    run: RunRecord,
     rng_key: jax.Array | None,
     groups: Mapping[str, Any],
     *,
@@ -69,7 +69,11 @@ def report_of(
 
 
 def _terms(
-    run: Run, model: Callable, sites: Mapping[str, Site], one: Mapping[str, Any], here: Mapping[str, Any]
+    run: RunRecord,
+    model: Callable,
+    sites: Mapping[str, Site],
+    one: Mapping[str, Any],
+    here: Mapping[str, Any],
 ) -> tuple[dict[str, Terms], ModelError | None]:
     """The terms of the log likelihood, and why they are none, or none for leave-one-out."""
     chained = [n for n, s in sites.items() if s.finite and s.in_scan]

@@ -23,7 +23,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer.svi.checks import begun, check_init_params, check_one_key, named
-from ppl_ext.runtime.arguments import check_call, check_program, check_values, told
+from ppl_ext.runtime.arguments import check_call, check_program, check_values, described
 from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.smoothing.backward import BackwardKernel
@@ -214,7 +214,9 @@ class ParticleGibbs(MCMCKernel):
     ):
         check_program("ParticleGibbs: model", model)
         if inner is not None and not isinstance(inner, MCMCKernel):
-            raise ArgumentTypeError(f"ParticleGibbs: inner must be a NumPyro MCMCKernel, got {told(inner)}.")
+            raise ArgumentTypeError(
+                f"ParticleGibbs: inner must be a NumPyro MCMCKernel, got {described(inner)}."
+            )
         if inner is not None and getattr(inner, "model", None) is not model:
             raise ArgumentError("ParticleGibbs: inner must be built on the same model.")
         self.model, self._initial = model, initial_names("ParticleGibbs", initial)
@@ -329,7 +331,7 @@ def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
         or not isinstance(initial, list | tuple)
         or not all(isinstance(name, str) for name in initial)
     ):
-        raise ArgumentTypeError(f"{where}: initial must be a tuple of site names, got {told(initial)}.")
+        raise ArgumentTypeError(f"{where}: initial must be a tuple of site names, got {described(initial)}.")
     return tuple(initial)
 
 

@@ -27,7 +27,7 @@ from ppl_ext.runtime.arguments import (
     check_number,
     check_program,
     check_values,
-    told,
+    described,
 )
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.random_bits import split
@@ -85,9 +85,9 @@ class StochasticGradientKernel(MCMCKernel):
         if clip is not None:
             check_number(f"{here}: clip", clip)
             if not clip > 0.0:
-                raise ArgumentError(f"{here}: clip must be a positive number or None, got {told(clip)}.")
+                raise ArgumentError(f"{here}: clip must be a positive number or None, got {described(clip)}.")
         if not np.isfinite(temperature):
-            raise ArgumentError(f"{here}: temperature must be finite, got {told(temperature)}.")
+            raise ArgumentError(f"{here}: temperature must be finite, got {described(temperature)}.")
         check_function(f"{here}: init_strategy", init_strategy)
         self.model = model
         self._batch_size, self._num_steps, self._init_strategy = batch_size, num_steps, init_strategy

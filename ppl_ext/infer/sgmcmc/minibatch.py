@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.diagnostics.sites import Site, describe
 from ppl_ext.errors import ArgumentError, ModelError, PplExtError
-from ppl_ext.runtime.arguments import check_count, told
+from ppl_ext.runtime.arguments import check_count, described
 from ppl_ext.runtime.random_bits import random_words
 
 
@@ -205,5 +205,5 @@ def _scaled(
             )
         scaled.add(name)
     if not scaled:
-        raise ModelError(f"no observed site changes when the arguments of {told(size)} rows are cut")
+        raise ModelError(f"no observed site changes when the arguments of {described(size)} rows are cut")
     return frozenset(scaled)

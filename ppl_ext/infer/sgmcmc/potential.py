@@ -20,7 +20,7 @@ from ppl_ext.diagnostics.sites import FullPlates, is_factor
 from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError
 from ppl_ext.infer.sgmcmc.minibatch import Rows, Weighed, cut, draw_rows, find_rows
 from ppl_ext.infer.svi.checks import named
-from ppl_ext.runtime.arguments import check_call, told
+from ppl_ext.runtime.arguments import check_call, described
 from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.random_bits import split
@@ -220,7 +220,7 @@ def set_up(
             name, (size, sub) = next(iter(plates.items()))
             raise ArgumentError(
                 f"{where}: the model subsamples its plate '{name}' ({sub} of {size}) itself, so leave "
-                f"batch_size away; got {told(batch_size)}."
+                f"batch_size away; got {described(batch_size)}."
             )
         rows = find_rows(where, model, batch_size, args, kwargs)
     params = {name: site["value"] for name, site in record.items() if site["type"] in ("param", "mutable")}

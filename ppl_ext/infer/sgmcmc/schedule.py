@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_number, described
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cyclical:
         if self.exploration >= 1.0:
             raise ArgumentError(
                 "Cyclical: exploration must be below 1, or nothing is ever sampled; got "
-                f"{told(self.exploration)}."
+                f"{described(self.exploration)}."
             )
 
     def _part(self, k: Any) -> jax.Array:
@@ -90,7 +90,7 @@ class Decay:
         check_step_size("Decay: delay", self.delay)
         check_number("Decay: power", self.power)
         if not 0.5 < self.power <= 1.0:
-            raise ArgumentError(f"Decay: power must be in (1/2, 1], got {told(self.power)}.")
+            raise ArgumentError(f"Decay: power must be in (1/2, 1], got {described(self.power)}.")
 
     def __call__(self, k: Any) -> jax.Array:
         return self.step_size * (1.0 + k / self.delay) ** -self.power
@@ -99,7 +99,7 @@ class Decay:
 def check_step_size(where: str, value: Any) -> None:
     check_number(where, value)
     if not 0.0 < value < math.inf:
-        raise ArgumentError(f"{where} must be a positive number, got {told(value)}.")
+        raise ArgumentError(f"{where} must be a positive number, got {described(value)}.")
 
 
 def schedule_of(where: str, step_size: Any) -> Callable[[Any], Any]:
@@ -110,7 +110,8 @@ def schedule_of(where: str, step_size: Any) -> Callable[[Any], Any]:
             first = float(step_size(0)) if shape == () else math.nan
         except (TypeError, ValueError, AttributeError) as error:
             raise ArgumentTypeError(
-                f"{where} must map the number of a step to a step size, but {told(step_size)} fails: {error}."
+                f"{where} must map the number of a step to a step size, but {described(step_size)} fails: "
+                f"{error}."
             ) from error
         if shape != () or not 0.0 < first < math.inf:
             raise ArgumentError(

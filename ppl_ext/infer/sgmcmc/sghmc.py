@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ppl_ext.errors import ArgumentError
 from ppl_ext.infer.sgmcmc.kernel import DEFAULT_INIT, SGState, StochasticGradientKernel
 from ppl_ext.infer.sgmcmc.potential import Values
-from ppl_ext.runtime.arguments import check_count, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_number, described
 
 LEAST_NOISE = 1e-16
 """Variance of the noise where the gradient's own is already more than the chain should get."""
@@ -106,9 +106,9 @@ class SGHMC(StochasticGradientKernel):
         super().__init__(model, batch_size, step_size, temperature, num_steps, clip, init_strategy)
         check_number("SGHMC: friction", friction)
         if not 0.0 < friction <= 1.0:
-            raise ArgumentError(f"SGHMC: friction must be in (0, 1], got {told(friction)}.")
+            raise ArgumentError(f"SGHMC: friction must be in (0, 1], got {described(friction)}.")
         if adapt is not None and not (isinstance(adapt, str) and adapt == "scale"):
-            raise ArgumentError(f"SGHMC: adapt must be 'scale' or None, got {told(adapt)}.")
+            raise ArgumentError(f"SGHMC: adapt must be 'scale' or None, got {described(adapt)}.")
         if resample_every is not None:
             check_count("SGHMC: resample_every", resample_every)
         self._friction, self._adapt, self._resample_every = float(friction), adapt, resample_every

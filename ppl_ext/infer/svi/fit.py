@@ -32,7 +32,7 @@ from ppl_ext.runtime.arguments import (
     check_key,
     check_program,
     check_values,
-    told,
+    described,
 )
 from ppl_ext.runtime.checkpoint import Checkpoint, digest
 from ppl_ext.runtime.constants import odd_data_blamed, split, taken
@@ -212,7 +212,8 @@ def _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_cha
     check_key("fit: rng_key, the first argument,", rng_key)
     if isinstance(objective, type) or not isinstance(objective, NumPyroELBO):
         raise ArgumentTypeError(
-            f"fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got {told(objective)}."
+            "fit: objective must be an instance such as ppl_ext.objectives.ELBO(), got "
+            f"{described(objective)}."
         )
     if getattr(objective, "options", vars(objective)).get("sum_sites", True) is False:
         raise ArgumentError(
@@ -221,7 +222,7 @@ def _check_arguments(rng_key, model, guide, objective, optim, num_steps, num_cha
     if not isinstance(optim, _NumPyroOptim | Optimizer | optax.GradientTransformation):
         raise ArgumentTypeError(
             "fit: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.01), got "
-            f"{told(optim)}."
+            f"{described(optim)}."
         )
     check_count("fit: num_steps", num_steps)
     check_count("fit: num_chains", num_chains)
@@ -238,11 +239,11 @@ def _check_options(progress_bar, init_params, early_stopping, callback, checkpoi
     if isinstance(early_stopping, type):
         raise ArgumentTypeError(
             f"fit: early_stopping must be an instance such as {early_stopping.__name__}(), got "
-            f"{told(early_stopping)}."
+            f"{described(early_stopping)}."
         )
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise ArgumentTypeError(
-            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {told(checkpoint)}."
+            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {described(checkpoint)}."
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_number, described
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Plateau:
     def __call__(self, losses: np.ndarray) -> str | None:
         """The reason to stop after ``losses`` (chain, step), or ``None``. It looks at whole windows only."""
         if getattr(losses, "ndim", None) != 2:
-            raise ArgumentTypeError(f"Plateau: losses must be an array (chain, step), got {told(losses)}.")
+            raise ArgumentTypeError(
+                f"Plateau: losses must be an array (chain, step), got {described(losses)}."
+            )
         num_windows = losses.shape[1] // self.window
         if num_windows <= self.patience:
             return None

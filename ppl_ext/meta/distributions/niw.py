@@ -19,7 +19,7 @@ from jax.scipy.special import digamma, gammaln, multigammaln
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.distributions.independent import Independent
 from ppl_ext.meta.distributions.low_rank import LowRank
-from ppl_ext.runtime.arguments import check_array, check_key, told
+from ppl_ext.runtime.arguments import check_array, check_key, described
 
 
 class NIW(eqx.Module):
@@ -68,7 +68,7 @@ class NIW(eqx.Module):
         )
         if blocks is not None and not whole:
             raise ArgumentTypeError(
-                f"NIW: blocks must be whole numbers, the sizes of the blocks, got {told(blocks)}."
+                f"NIW: blocks must be whole numbers, the sizes of the blocks, got {described(blocks)}."
             )
         self.blocks = default if blocks is None else tuple(int(b) for b in blocks)
 
@@ -223,7 +223,7 @@ class NIW(eqx.Module):
         :raises ArgumentError: if the two have different structures.
         """
         if not isinstance(other, NIW):
-            raise ArgumentTypeError(f"NIW.kl: other must be a NIW, got {told(other)}.")
+            raise ArgumentTypeError(f"NIW.kl: other must be a NIW, got {described(other)}.")
         if self.blocks != other.blocks or self.diagonal != other.diagonal:
             raise ArgumentError(
                 f"NIW.kl: the structures differ, {self.structure} {self.blocks} and {other.structure} "
@@ -339,7 +339,7 @@ class NIW(eqx.Module):
         ):
             raise ArgumentTypeError(
                 "NIW.sample: sample_shape must be a tuple of sizes, such as (100,), got "
-                f"{told(sample_shape)}."
+                f"{described(sample_shape)}."
             )
         of_covariance, of_mean = jax.random.split(rng_key)
         laws, noise = (
@@ -365,9 +365,9 @@ def _floats(x, name: str) -> jax.Array:
     try:
         array = jnp.asarray(None if isinstance(x, str) else x)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {told(x)}.") from None
+        raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {described(x)}.") from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {told(x)}.")
+        raise ArgumentTypeError(f"NIW: {name} must be real numbers, got {described(x)}.")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 

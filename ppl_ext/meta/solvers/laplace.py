@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ppl_ext.errors import ArgumentError
 from ppl_ext.meta.distributions.low_rank import Factored, LowRank
 from ppl_ext.meta.solvers.local import LocalSolver, Quadratic, through
-from ppl_ext.runtime.arguments import check_count, told
+from ppl_ext.runtime.arguments import check_count, described
 
 
 class ExactLinearGaussian(LocalSolver):
@@ -77,7 +77,8 @@ class LaplaceGGN(LocalSolver):
         check_count("LaplaceGGN(num_steps=...)", self.num_steps)
         if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal", "low_rank"):
             raise ArgumentError(
-                f"LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got {told(self.structure)}."
+                "LaplaceGGN(structure=...) is 'full', 'diagonal' or 'low_rank', got "
+                f"{described(self.structure)}."
             )
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):

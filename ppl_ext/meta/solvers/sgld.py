@@ -9,10 +9,10 @@ from jax.scipy.linalg import solve_triangular
 from ppl_ext.errors import ArgumentError
 from ppl_ext.meta.solvers.laplace import curvature, positive
 from ppl_ext.meta.solvers.local import LocalSolver, through
-from ppl_ext.runtime.arguments import check_count, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_number, described
 
 
-class SGLD(LocalSolver):
+class LangevinLocal(LocalSolver):
     r"""The mean and the inverse variance of Langevin iterates that start at m₀, as in the paper,
     preconditioned.
 
@@ -38,9 +38,9 @@ class SGLD(LocalSolver):
     :param structure: ``"full"``, or ``"diagonal"``, as the paper has it, for many local dimensions.
     :raises ArgumentError: for options out of range.
 
-    >>> SGLD(num_steps=500, step_size=3.0)  # lift(...).fit(..., local_solver=SGLD(500))
+    >>> LangevinLocal(num_steps=500, step_size=3.0)  # lift(...).fit(..., local_solver=LangevinLocal(500))
     Traceback (most recent call last):
-    ppl_ext.errors.ArgumentError: SGLD(step_size=...) must lie in (0, 2], got ...
+    ppl_ext.errors.ArgumentError: LangevinLocal(step_size=...) must lie in (0, 2], got ...
     """
 
     num_steps: int = 200
@@ -49,15 +49,19 @@ class SGLD(LocalSolver):
     structure: str = "full"
 
     def __check_init__(self):
-        check_count("SGLD(num_steps=...)", self.num_steps)
-        check_count("SGLD(num_warmup=...)", self.num_warmup)
-        check_number("SGLD(step_size=...)", self.step_size)
+        check_count("LangevinLocal(num_steps=...)", self.num_steps)
+        check_count("LangevinLocal(num_warmup=...)", self.num_warmup)
+        check_number("LangevinLocal(step_size=...)", self.step_size)
         if self.num_steps < 2:
-            raise ArgumentError("SGLD(num_steps=...) must be at least 2, for a variance.")
+            raise ArgumentError("LangevinLocal(num_steps=...) must be at least 2, for a variance.")
         if not 0 < self.step_size <= 2:
-            raise ArgumentError(f"SGLD(step_size=...) must lie in (0, 2], got {told(self.step_size)}.")
+            raise ArgumentError(
+                f"LangevinLocal(step_size=...) must lie in (0, 2], got {described(self.step_size)}."
+            )
         if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal"):
-            raise ArgumentError(f"SGLD(structure=...) is 'full' or 'diagonal', got {told(self.structure)}.")
+            raise ArgumentError(
+                f"LangevinLocal(structure=...) is 'full' or 'diagonal', got {described(self.structure)}."
+            )
 
     def __call__(self, neg_log_lik, mean, precision, rng_key):
         of_warmup, of_steps = jax.random.split(rng_key)

@@ -15,7 +15,7 @@ from numpyro.infer.elbo import ELBO
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.solvers.laplace import positive
 from ppl_ext.meta.solvers.local import LocalSolver, through
-from ppl_ext.runtime.arguments import check_count, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_number, described
 
 REACH = 3.0
 
@@ -60,17 +60,17 @@ class VariationalLocal(LocalSolver):
         if self.objective is not None and not isinstance(self.objective, ELBO):
             raise ArgumentTypeError(
                 "VariationalLocal(objective=...) must be an instance such as ppl_ext.objectives.IWELBO(8), "
-                f"got {told(self.objective)}."
+                f"got {described(self.objective)}."
             )
         check_count("VariationalLocal(num_steps=...)", self.num_steps)
         check_number("VariationalLocal(step_size=...)", self.step_size)
         if not self.step_size > 0:
             raise ArgumentError(
-                f"VariationalLocal(step_size=...) must be positive, got {told(self.step_size)}."
+                f"VariationalLocal(step_size=...) must be positive, got {described(self.step_size)}."
             )
         if not isinstance(self.structure, str) or self.structure not in ("full", "diagonal"):
             raise ArgumentError(
-                f"VariationalLocal(structure=...) is 'full' or 'diagonal', got {told(self.structure)}."
+                f"VariationalLocal(structure=...) is 'full' or 'diagonal', got {described(self.structure)}."
             )
 
     @property

@@ -16,7 +16,7 @@ from ppl_ext.meta.streams.stream import (
     check_batch_size,
     few_lengths,
 )
-from ppl_ext.runtime.arguments import check_count, told
+from ppl_ext.runtime.arguments import check_count, described
 
 
 class ArrivingStream:
@@ -56,7 +56,7 @@ class ArrivingStream:
         if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
             raise ArgumentTypeError(
                 "ArrivingStream: episodes must be an iterator or a function that makes one, got "
-                f"{told(found)}."
+                f"{described(found)}."
             )
         return iter(found)
 
@@ -125,7 +125,8 @@ def finite_stream(where: str, episodes: Any) -> EpisodeStream:
     stream = as_stream(where, episodes)
     if not isinstance(stream, EpisodeStream):
         raise ArgumentTypeError(
-            f"{where}: needs all episodes at once, an EpisodeStream or a list of them, got {told(stream)}."
+            f"{where}: needs all episodes at once, an EpisodeStream or a list of them, got "
+            f"{described(stream)}."
         )
     return stream
 
@@ -144,7 +145,7 @@ def as_stream(where: str, episodes: Any) -> Stream:
         return ArrivingStream(episodes)
     raise ArgumentTypeError(
         f"{where}: episodes must be a list of tuples of arguments, an iterator over such, or an "
-        f"EpisodeStream, ArrivingStream or SimulatedStream; got {told(episodes)}. Arrays with a leading "
+        f"EpisodeStream, ArrivingStream or SimulatedStream; got {described(episodes)}. Arrays with a leading "
         "episode axis: EpisodeStream.from_arrays(x, y)."
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.constants import content
 
 
@@ -31,7 +31,7 @@ class Held:
         return hash(self.content)
 
     def __repr__(self) -> str:
-        return f"Held({told(self.x)})"
+        return f"Held({described(self.x)})"
 
 
 jax.tree_util.register_pytree_node(Held, lambda held: ((), held), lambda held, _: held)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.streams.static_arguments import held
-from ppl_ext.runtime.arguments import check_count, check_function, check_key, told
+from ppl_ext.runtime.arguments import check_count, check_function, check_key, described
 from ppl_ext.runtime.explain import explained
 
 
@@ -48,7 +48,8 @@ class EpisodeStream:
     def __init__(self, episodes: Sequence[Any]):
         if not isinstance(episodes, Sequence) or isinstance(episodes, str | bytes):
             raise ArgumentTypeError(
-                f"EpisodeStream: episodes must be a sequence of tuples of arguments, got {told(episodes)}."
+                "EpisodeStream: episodes must be a sequence of tuples of arguments, got "
+                f"{described(episodes)}."
             )
         if len(episodes) == 0:
             raise ArgumentError("EpisodeStream: there is no episode.")
@@ -99,7 +100,7 @@ class EpisodeStream:
         if group.ndim != 1 or not columns:
             raise ArgumentError(
                 "EpisodeStream.from_groups: group must have shape (rows,), with at least one column after "
-                f"it; got {told(group)} and {len(columns)} columns."
+                f"it; got {described(group)} and {len(columns)} columns."
             )
         arrays = [_numbers(c, f"EpisodeStream.from_groups: column {i}") for i, c in enumerate(columns)]
         for i, c in enumerate(arrays):
@@ -246,7 +247,8 @@ def as_episode(episode: Any, i: int) -> tuple:
     """
     if isinstance(episode, str | bytes | list) and (not isinstance(episode, list) or not _is_array(episode)):
         raise ArgumentTypeError(
-            f"Episode {i} is {told(episode)}; it must be a tuple of the model's arguments, arrays of numbers."
+            f"Episode {i} is {described(episode)}; it must be a tuple of the model's arguments, arrays of "
+            "numbers."
         )
     args = (
         episode
@@ -270,7 +272,7 @@ def _numbers(x: Any, where: str) -> np.ndarray:
     try:
         array = np.asarray(x)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{where} must be an array of numbers, got {told(x)}.") from None
+        raise ArgumentTypeError(f"{where} must be an array of numbers, got {described(x)}.") from None
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         hint = (
             " Give its categories numbers, for instance by np.unique(..., return_inverse=True)."
@@ -278,7 +280,7 @@ def _numbers(x: Any, where: str) -> np.ndarray:
             else ""
         )
         raise ArgumentTypeError(
-            f"{where} must be an array of numbers, got {told(x if x is None else array)}.{hint}"
+            f"{where} must be an array of numbers, got {described(x if x is None else array)}.{hint}"
         )
     return array
 

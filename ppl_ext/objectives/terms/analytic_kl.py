@@ -22,7 +22,7 @@ from ppl_ext.gradients.default import AUTOMATIC_SUPPORT
 from ppl_ext.gradients.strategy import unwrapped
 from ppl_ext.objectives.terms.path_gradient import simulate_and_hold
 from ppl_ext.program import log_density, simulate
-from ppl_ext.runtime.explain import _NOT_CONCRETE
+from ppl_ext.runtime.explain import NOT_CONCRETE
 from ppl_ext.tracing.credit import mark, trace_credit
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
@@ -98,7 +98,7 @@ def known_sites(model, guide) -> frozenset[str]:
 
     try:
         credit, met = trace_credit(pilot)
-    except _NOT_CONCRETE:  # Python branches on a draw: there is no one data flow
+    except NOT_CONCRETE:  # Python branches on a draw: there is no one data flow
         return frozenset()
     out, first = set(), 0
     for name, count in found:
@@ -254,7 +254,7 @@ def _pulled_back(fn: Distribution) -> tuple[tuple[type, ...], Distribution]:
 def _finite(q: Distribution, p: Distribution) -> jax.Array | None:
     try:
         supports = [np.asarray(finite_support(law)) for law in (q, p)]
-    except (NotImplementedError, TypeError, *_NOT_CONCRETE):
+    except (NotImplementedError, TypeError, *NOT_CONCRETE):
         return None
     if not np.array_equal(supports[0], supports[1]) or len(supports[0]) > AUTOMATIC_SUPPORT:
         return None

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 
 from ppl_ext.errors import ArgumentError
 from ppl_ext.priors.latent_sites import Site, fan_in_of, layer_of
-from ppl_ext.runtime.arguments import check_positive, told
+from ppl_ext.runtime.arguments import check_positive, described
 
 PER = ("layer", "site", "group", "element")
 Raw = Mapping[str, Any]
@@ -75,14 +75,16 @@ def normal(site: Site, loc: jax.Array | float, scale: jax.Array) -> dist.Distrib
 
 def check_per(where: str, per: Any, choices: tuple[str, ...] = PER) -> None:
     if not isinstance(per, str) or per not in choices:
-        raise ArgumentError(f"{where}: per must be one of {', '.join(map(repr, choices))}, got {told(per)}.")
+        raise ArgumentError(
+            f"{where}: per must be one of {', '.join(map(repr, choices))}, got {described(per)}."
+        )
 
 
 def check_fan_in(where: str, fan_in: Any) -> None:
     if fan_in is None or fan_in == "auto":
         return
     if isinstance(fan_in, str):
-        raise ArgumentError(f"{where}: fan_in must be 'auto', a number or None, got {told(fan_in)}.")
+        raise ArgumentError(f"{where}: fan_in must be 'auto', a number or None, got {described(fan_in)}.")
     check_positive(f"{where}: fan_in", fan_in)
 
 

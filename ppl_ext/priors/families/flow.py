@@ -22,7 +22,7 @@ from ppl_ext.priors.families.family import (
     units_per,
 )
 from ppl_ext.priors.latent_sites import Site
-from ppl_ext.runtime.arguments import check_count, check_positive, told
+from ppl_ext.runtime.arguments import check_count, check_positive, described
 
 
 class Flow(Family):
@@ -62,7 +62,7 @@ class Flow(Family):
         check_fan_in("Flow", self.fan_in)
         check_positive("Flow: scale", self.scale)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ArgumentError(f"Flow: seed must be an integer of at least 0, got {told(self.seed)}.")
+            raise ArgumentError(f"Flow: seed must be an integer of at least 0, got {described(self.seed)}.")
 
     def units(self, pattern: str, sites: list[Site]) -> list[Unit]:
         return units_per(self.per, pattern, sites)

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from numpyro.handlers import seed, trace
 
 from ppl_ext.errors import ArgumentTypeError, ModelError
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.explain import explained
 
 Output = str | Callable[[dict[str, Any]], jax.Array] | None
@@ -26,7 +26,7 @@ def check_output(where: str, output: Any) -> None:
     ):
         raise ArgumentTypeError(
             f"{where} must be a site's name, a function from a dict of all sites' values to an array, or "
-            f"None for what the model returns; got {told(output)}."
+            f"None for what the model returns; got {described(output)}."
         )
 
 
@@ -110,7 +110,9 @@ def as_function(value: Any, num_inputs: int, output: Output) -> jax.Array:
     )
     shape = jnp.shape(value) if value is not None and not isinstance(value, dict | str) else None
     if shape is None or isinstance(value, tuple | list) or len(shape) not in (1, 2) or shape[0] != num_inputs:
-        got = told(value) if shape is None or isinstance(value, tuple | list) else f"shape {tuple(shape)}"
+        got = (
+            described(value) if shape is None or isinstance(value, tuple | list) else f"shape {tuple(shape)}"
+        )
         hint = " Name the site that holds the function, as output='f'." if output is None else ""
         raise ModelError(
             f"match: {name} must be (M,) or (M, P), one row for each of the {num_inputs} inputs, got {got}. "

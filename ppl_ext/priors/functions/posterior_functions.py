@@ -16,7 +16,7 @@ from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.sites import FullPlates, Unconditioned, describe, given
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.priors.functions import readings
-from ppl_ext.runtime.arguments import check_call, check_count, check_key, check_program, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_key, check_program, described
 from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
@@ -279,10 +279,10 @@ def posterior_functions(
     if rng_key is not None:
         check_key(f"{here}: rng_key", rng_key)
     if site is not None and not isinstance(site, str):
-        raise ArgumentTypeError(f"{here}: site must be the name of a sample site, got {told(site)}.")
+        raise ArgumentTypeError(f"{here}: site must be the name of a sample site, got {described(site)}.")
     if not (output is None or isinstance(output, str) or callable(output)):
         raise ArgumentTypeError(
-            f"{here}: output must be the name of a site or a function of all values, got {told(output)}."
+            f"{here}: output must be the name of a site or a function of all values, got {described(output)}."
         )
     refuse_open_handlers(here)
     check_call(f"{here}: model", model, args, kwargs)
@@ -302,7 +302,7 @@ def posterior_functions(
             seed(Unconditioned(given(model, values, params)), key)(*args, **kwargs)
         values = {n: m["value"] for n, m in record.items() if m["type"] in ("sample", "deterministic")}
         if source is None:
-            read = {"values": output(values)}  # type: ignore[misc, operator]  # a function where no site is named
+            read = {"values": output(values)}  # type: ignore[misc, operator]
         else:
             read = {
                 "values": values[source]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_number, described
 
 
 def measurement_inputs(
@@ -36,7 +36,7 @@ def measurement_inputs(
     check_number("measurement_inputs: data_fraction", data_fraction, at_least=0.0)
     if data_fraction > 1.0:
         raise ArgumentError(
-            f"measurement_inputs: data_fraction must lie between 0 and 1, got {told(data_fraction)}."
+            f"measurement_inputs: data_fraction must lie between 0 and 1, got {described(data_fraction)}."
         )
     return Measurements(x, x.min(0), x.max(0), num_points, round(data_fraction * num_points))
 
@@ -72,13 +72,13 @@ class Fixed(eqx.Module):
 def check_inputs(where: str, inputs: Any) -> jax.Array:
     """(n, d) or (n,) of finite numbers, at least one row."""
     if hasattr(inputs, "to_numpy"):
-        raise ArgumentTypeError(f"{where} is {told(inputs)}; pass .to_numpy() instead.")
+        raise ArgumentTypeError(f"{where} is {described(inputs)}; pass .to_numpy() instead.")
     try:
         x = np.asarray(inputs)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{where} must be an array, got {told(inputs)}.") from None
+        raise ArgumentTypeError(f"{where} must be an array, got {described(inputs)}.") from None
     if x.dtype.kind not in "biuf":
-        raise ArgumentTypeError(f"{where} must be an array of real numbers, got {told(inputs)}.")
+        raise ArgumentTypeError(f"{where} must be an array of real numbers, got {described(inputs)}.")
     if x.ndim not in (1, 2) or 0 in x.shape:
         raise ArgumentError(f"{where} must have shape (n, d) or (n,) with at least one row, got {x.shape}.")
     if not np.isfinite(x).all():

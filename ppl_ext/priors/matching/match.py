@@ -25,7 +25,7 @@ from ppl_ext.priors.matching.matched import Matched
 from ppl_ext.priors.matching.problem import Matching
 from ppl_ext.priors.matching.report import write_report
 from ppl_ext.priors.targets.target import Target
-from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key, check_mapping, told
+from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key, check_mapping, described
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import reading
 
@@ -161,17 +161,17 @@ def _check_arguments(
     check_key("match: rng_key, the first argument,", rng_key)
     if not isinstance(lifted, Lifted):
         raise ArgumentTypeError(
-            f"match: lifted must come from lift_prior(model, {{pattern: family}}), got {told(lifted)}."
+            f"match: lifted must come from lift_prior(model, {{pattern: family}}), got {described(lifted)}."
         )
     check_output("match: output", output)
     if isinstance(target, type) or not isinstance(target, Target):
         raise ArgumentTypeError(
             "match: target must have a method sample(rng_key, inputs, num_draws), as "
-            f"GaussianProcess(kernel) has, got {told(target)}."
+            f"GaussianProcess(kernel) has, got {described(target)}."
         )
     if isinstance(distance, type) or not isinstance(distance, Distance):
         raise ArgumentTypeError(
-            f"match: distance must be an instance such as SlicedWasserstein(), got {told(distance)}."
+            f"match: distance must be an instance such as SlicedWasserstein(), got {described(distance)}."
         )
     check_count("match: num_steps", num_steps)
     check_count("match: num_draws", num_draws)
@@ -180,11 +180,11 @@ def _check_arguments(
     if optim is not None and not isinstance(optim, _NumPyroOptim | optax.GradientTransformation):
         raise ArgumentTypeError(
             "match: optim must be an optimiser of optax or NumPyro, such as optax.adam(0.05), got "
-            f"{told(optim)}."
+            f"{described(optim)}."
         )
     check_flag("match: progress_bar", progress_bar)
     if not isinstance(args, tuple):
         raise ArgumentTypeError(
-            f"match: args must be a tuple of further arguments of the model, got {told(args)}."
+            f"match: args must be a tuple of further arguments of the model, got {described(args)}."
         )
     check_mapping("match: kwargs", kwargs, "of further arguments of the model")

@@ -17,7 +17,7 @@ from ppl_ext.priors.functions.outputs import Output, as_function, draw_function,
 from ppl_ext.priors.lifting import Layout, Lifted, Raw
 from ppl_ext.priors.matching.readout import find_readout, functions_with_moments
 from ppl_ext.priors.targets.target import Target
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.outside import Outside
 
 
@@ -82,7 +82,7 @@ class Matching:
             hint = " A Gaussian target for P outputs takes num_outputs=P." if len(self.shape) == 2 else ""
             raise ArgumentError(
                 f"match: target.sample must return shape {(2, *self.shape)} for 2 draws, as the model's "
-                f"functions are {self.shape}; got {told(drawn)}.{hint}"
+                f"functions are {self.shape}; got {described(drawn)}.{hint}"
             )
         if not np.isfinite(np.asarray(drawn)).all():
             raise NonFiniteError(

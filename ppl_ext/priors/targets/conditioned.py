@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.priors.linear_algebra import as_rows, cholesky
 from ppl_ext.priors.targets.gaussian_process import GaussianTarget
-from ppl_ext.runtime.arguments import check_array, check_function, check_number, told
+from ppl_ext.runtime.arguments import check_array, check_function, check_number, described
 from ppl_ext.runtime.explain import in_one_line, name_of
 
 Function = Callable[[jax.Array], jax.Array]
@@ -39,7 +39,8 @@ def derivative_at(points: Any, dim: int = 0) -> Operator:
     points = as_rows(_points("derivative_at", points))
     if isinstance(dim, bool) or not isinstance(dim, int) or not 0 <= dim < points.shape[1]:
         raise ArgumentError(
-            f"derivative_at: dim must be a column of the points, 0 to {points.shape[1] - 1}, got {told(dim)}."
+            f"derivative_at: dim must be a column of the points, 0 to {points.shape[1] - 1}, got "
+            f"{described(dim)}."
         )
     return lambda f: jax.vmap(jax.grad(lambda x: f(x[None])[0]))(points)[:, dim]
 
@@ -207,7 +208,7 @@ def _check_base(where: str, base: Any, operator: Any) -> None:
     if not isinstance(base, GaussianTarget) or getattr(base, "hyper", None) is not None:
         raise ArgumentTypeError(
             f"{where}: base must be a Gaussian target, as GaussianProcess(kernel) and NNGP(depth=2) are, "
-            f"got {told(base)}."
+            f"got {described(base)}."
         )
     if base.num_outputs != 1:
         raise ArgumentError(f"{where}: base must have one output, got num_outputs={base.num_outputs}.")

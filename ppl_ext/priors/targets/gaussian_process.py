@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.priors.linear_algebra import as_rows, cholesky
 from ppl_ext.priors.targets.nngp import Activation, check_activation, layer_scales, nngp_kernel
-from ppl_ext.runtime.arguments import check_count, check_function, check_mapping, check_number, told
+from ppl_ext.runtime.arguments import check_count, check_function, check_mapping, check_number, described
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 Mean = float | Callable[[jax.Array], jax.Array]
@@ -92,7 +92,7 @@ class GaussianProcess(GaussianTarget):
         if isinstance(kernel, type):
             raise ArgumentTypeError(
                 f"GaussianProcess: kernel must be an instance, such as {kernel.__name__}(), got "
-                f"{told(kernel)}."
+                f"{described(kernel)}."
             )
         if not callable(mean):
             check_number("GaussianProcess: mean", mean)
@@ -101,7 +101,8 @@ class GaussianProcess(GaussianTarget):
             for name, law in hyper.items():
                 if not isinstance(law, dist.Distribution):
                     raise ArgumentTypeError(
-                        f"GaussianProcess: hyper['{name}'] must be a NumPyro distribution, got {told(law)}."
+                        f"GaussianProcess: hyper['{name}'] must be a NumPyro distribution, got "
+                        f"{described(law)}."
                     )
         check_count("GaussianProcess: num_outputs", num_outputs)
         self.kernel, self.offset, self.num_outputs = kernel, mean, num_outputs
@@ -142,7 +143,7 @@ class GaussianProcess(GaussianTarget):
             kernel = self.kernel(draws)
             if not callable(kernel):
                 raise ArgumentTypeError(
-                    f"GaussianProcess: with hyper, kernel must return a kernel, got {told(kernel)}."
+                    f"GaussianProcess: with hyper, kernel must return a kernel, got {described(kernel)}."
                 )
             return GaussianProcess(kernel, self.offset, None, self.num_outputs).sample(keys[0], inputs, 1)[0]
 

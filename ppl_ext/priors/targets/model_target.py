@@ -9,7 +9,7 @@ from jax import random
 
 from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.priors.functions.outputs import Output, check_output, draw_function
-from ppl_ext.runtime.arguments import check_mapping, check_program, told
+from ppl_ext.runtime.arguments import check_mapping, check_program, described
 
 
 class ModelTarget:
@@ -35,7 +35,7 @@ class ModelTarget:
         check_program("ModelTarget: model", model)
         check_output("ModelTarget: output", output)
         if not isinstance(args, tuple):
-            raise ArgumentTypeError(f"ModelTarget: args must be a tuple, got {told(args)}.")
+            raise ArgumentTypeError(f"ModelTarget: args must be a tuple, got {described(args)}.")
         check_mapping("ModelTarget: kwargs", {} if kwargs is None else kwargs, "of arguments of the model")
         self.model, self.output, self.args, self.kwargs = model, output, args, dict(kwargs or {})
 

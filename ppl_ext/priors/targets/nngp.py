@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_array, check_count, check_number, told
+from ppl_ext.runtime.arguments import check_array, check_count, check_number, described
 
 ACTIVATIONS = ("relu", "erf", "step", "linear")
 Activation = str | Callable[[jax.Array], jax.Array]
@@ -176,7 +176,7 @@ def check_activation(where: str, activation: Any) -> None:
         )
     if not isinstance(activation, str) and (not callable(activation) or isinstance(activation, type)):
         raise ArgumentTypeError(
-            f"{where}: activation must be a name or an elementwise function, got {told(activation)}."
+            f"{where}: activation must be a name or an elementwise function, got {described(activation)}."
         )
 
 

@@ -7,7 +7,7 @@ from jax import random
 
 from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.priors.targets.gaussian_process import GaussianTarget
-from ppl_ext.runtime.arguments import check_positive, told
+from ppl_ext.runtime.arguments import check_positive, described
 
 
 class StudentTProcess(eqx.Module):
@@ -42,7 +42,7 @@ class StudentTProcess(eqx.Module):
             raise ArgumentTypeError(
                 "StudentTProcess: base must be a Gaussian target, as GaussianProcess(kernel) and "
                 "NNGP(depth=2) are, got "
-                f"{told(base)}{' with hyper' if isinstance(base, GaussianTarget) else ''}."
+                f"{described(base)}{' with hyper' if isinstance(base, GaussianTarget) else ''}."
             )
         check_positive("StudentTProcess: shape", shape)
         check_positive("StudentTProcess: scale", scale)

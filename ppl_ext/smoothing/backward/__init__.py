@@ -11,7 +11,7 @@ name       cost a step                         law of a draw             needs
 """
 
 from ppl_ext.errors import ArgumentError
-from ppl_ext.runtime.arguments import told
+from ppl_ext.runtime.arguments import described
 from ppl_ext.smoothing.backward.dense import Dense
 from ppl_ext.smoothing.backward.hybrid import Hybrid
 from ppl_ext.smoothing.backward.kernel import BackwardKernel, Pairs, Tally
@@ -40,7 +40,7 @@ def backward_kernel(where: str, kernel: str | BackwardKernel, others: tuple[str,
     if not isinstance(kernel, str) or kernel not in KERNELS:
         raise ArgumentError(
             f"{where} must be one of {', '.join(map(repr, (*KERNELS, *others)))} or a BackwardKernel, got "
-            f"{told(kernel)}."
+            f"{described(kernel)}."
         )
     return KERNELS[kernel]()
 
