@@ -109,7 +109,7 @@ class Exact:
             return functional.step(x, before, self.states(steps.unravel_state(z[n:]), x))
 
         def of_initial(z, _):
-            values = functional.initial(self.initial(steps.unravel_initial(z)))  # type: ignore[misc]  # asked only where it is
+            values = functional.initial(self.initial(steps.unravel_initial(z)))  # type: ignore[misc]
             return {name: v for name, v in values.items() if v is not None}
 
         x0, x = ss.inputs(0), jax.tree.map(lambda a: a[1:], ss.xs)
