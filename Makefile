@@ -6,13 +6,14 @@
 #   make lint       ruff and mypy
 #   make bench      side by side with peers
 #   make docs       the site, tutorials executed, into docs/_build/html; warnings are errors
+#   make dist       a release: sdist and wheel, built, checked, installed into an empty environment and tried
 #   make clean      remove everything that these made
 # Another interpreter: make test PYTHON=python3.12 (after make clean)
 
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-newest lint bench docs clean
+.PHONY: demo test test-all test-newest lint bench docs dist clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,6 +58,9 @@ bench: $(VENV)/.ready-bench
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+dist: $(VENV)/.ready-dist
+	$(BIN)/python -m tools.dist
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/tutorials *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
