@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.meta.episode import EpisodeLoss
@@ -28,7 +27,8 @@ from ppl_ext.runtime.arguments import check_count, check_flag, check_key, check_
 from ppl_ext.runtime.checkpoint import Checkpoint, digest, program
 from ppl_ext.runtime.explain import explained, name_of
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
-from ppl_ext.runtime.sharding import check_mesh, gathered, is_first_process, placed
+from ppl_ext.runtime.sharding import check_mesh, gathered, placed
+from ppl_ext.runtime.training import Saver, check_checkpoint, progress, train
 
 CUBATURE_UP_TO = 64
 """Local dimensions up to which expected losses are taken over 2d points; beyond, over ``num_draws``
@@ -169,35 +169,24 @@ def fit(
         about |= program(partial(_scored, hierarchy), state, example(stream))
         if isinstance(stream, EpisodeStream):
             about["data"] = digest(jax.tree.leaves(stream.episodes))
-        if (found := checkpoint.load(state, about)) is not None:
-            state, losses = found
+    saver = Saver(checkpoint, about)
+    if (found := saver.load(state)) is not None:
+        state, losses = found
     first = int(state.step)
     batches = stream.batches(of_batches, batch_size, first)
     total = None if num_steps is None else num_steps - (losses.shape[1] if checkpoint is not None else 0)
     run = _Run(trainer, stream, state, of_steps, batches, total)
     started = time.perf_counter()
-    saved, finite, new = losses.shape[1], True, None
-    with tqdm(total=num_steps, initial=saved, disable=not progress_bar, desc="episodes", unit="step") as bar:
-        while finite and (new := run.some()) is not None:
-            losses = np.concatenate([losses, new], axis=1)
-            finite = bool(np.isfinite(new).all())
-            bar.update(new.shape[1])
-            bar.set_postfix_str(f"loss {losses[:, -1].sum():.4g}", refresh=False)
-            if checkpoint is not None and finite and losses.shape[1] - saved >= checkpoint.every:
-                _save(checkpoint, run.state, losses, about)
-                saved = losses.shape[1]
-    if checkpoint is not None and finite and losses.shape[1] > saved:
-        _save(checkpoint, run.state, losses, about)
+    with progress("episodes", num_steps, losses.shape[1], progress_bar) as bar:
+        losses, looked = train(run, losses, saver, bar)
     if not losses.size:
         raise ArgumentError(
             f"fit: there are fewer episodes than batch_size, {batch_size}, so no step could be made."
         )
     result = MetaFit(hierarchy, solver, run.state, as_terms(losses), time.perf_counter() - started)
-    if not finite and new is not None:
+    if not np.isfinite(losses).all():
         at = int(np.argmin(np.isfinite(losses).all(0)))
-        error = NonFiniteError(
-            f"The bound stopped being finite at step {at}: {run.why(at - (losses.shape[1] - new.shape[1]))}"
-        )
+        error = NonFiniteError(f"The bound stopped being finite at step {at}: {run.why(at - looked)}")
         error.result = replace(result, terms=as_terms(losses[:, :at]))
         raise error
     return result
@@ -207,11 +196,6 @@ def _scored(hierarchy: Hierarchy, state: State, args: tuple) -> tuple[jax.Array,
     """What an episode and the globals cost: the program that a checkpoint is of."""
     loss = EpisodeLoss(hierarchy.form, state.shared, args, {})
     return loss(state.niw.loc), hierarchy.of_globals(state.niw, state.shared, args)
-
-
-def _save(checkpoint: Checkpoint, state: State, losses: np.ndarray, about: dict[str, Any]) -> None:
-    if is_first_process():
-        checkpoint.save(state, losses, about)
 
 
 class _Run:
@@ -325,10 +309,7 @@ def _check_arguments(
         raise ArgumentTypeError(
             f"fit: init must be a MetaFit, what an earlier fit returned, got {described(init)}."
         )
-    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise ArgumentTypeError(
-            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {described(checkpoint)}."
-        )
+    check_checkpoint("fit", checkpoint)
     refuse_open_handlers("fit")
 
 

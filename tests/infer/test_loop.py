@@ -19,6 +19,7 @@ from ppl_ext.infer.svi import loop
 from ppl_ext.infer.svi.loop import take_steps
 from ppl_ext.infer.svi.runner import AT_ONCE
 from ppl_ext.objectives import ELBO
+from ppl_ext.runtime.training import Saver
 
 STEPS, CHUNK, LONG = 1000, 20, 1e6
 
@@ -64,8 +65,14 @@ def run(monkeypatch, refresh, cliff=STEPS, stop_at=None, done=0, save_every=None
         called.append((now.losses.shape[1], now.params()["x"]))
         return len(called) == calls
 
-    def save(states, losses):
-        saves.append((losses.shape[1], states[0]))
+    class Kept:
+        every = save_every
+
+        def save(self, states, losses, about):
+            saves.append((losses.shape[1], states[0]))
+
+    saver = Saver(None if save_every is None else Kept(), {})
+    saver.saved = done
 
     states, losses, _ = runner._run((np.array([0.3, 0.4]), 0), done, careful=False)
     with tqdm(disable=True) as bar:
@@ -79,8 +86,7 @@ def run(monkeypatch, refresh, cliff=STEPS, stop_at=None, done=0, save_every=None
             bar,
             early_stopping,
             None if calls is None else callback,
-            None if save_every is None else save,
-            save_every or STEPS,
+            saver,
         )
     seen = {
         "states": taken.states[0],

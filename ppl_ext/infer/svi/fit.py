@@ -16,7 +16,6 @@ from jax.example_libraries.optimizers import Optimizer
 from jax.sharding import Mesh
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 from numpyro.optim import _NumPyroOptim
-from tqdm.auto import tqdm
 
 from ppl_ext.densities.by_plates import Numbers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
@@ -38,7 +37,8 @@ from ppl_ext.runtime.checkpoint import Checkpoint, digest
 from ppl_ext.runtime.constants import odd_data_blamed, split, taken
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
-from ppl_ext.runtime.sharding import check_mesh, everywhere, is_first_process, placed
+from ppl_ext.runtime.sharding import check_mesh, everywhere, placed
+from ppl_ext.runtime.training import Saver, check_checkpoint, progress
 
 
 def fit(
@@ -142,7 +142,7 @@ def fit(
         states, data, constants = taken(outside, compiled_for, args, kwargs, look)
     compiled = time.perf_counter()
 
-    losses, save = np.zeros((num_chains, 0), np.float32), None
+    losses, about = np.zeros((num_chains, 0), np.float32), {}
     if checkpoint is not None:
         about = {
             "objective": repr(objective),
@@ -152,20 +152,10 @@ def fit(
         }
         with given:
             about |= runner.described(states, data, constants)
-        save = partial(_save, checkpoint, about)
-        if (found := checkpoint.load(states, about)) is not None:
-            states, losses = placed(mesh, found[0]), found[1]
-    with (
-        given,
-        tqdm(
-            total=num_steps,
-            initial=losses.shape[1],
-            disable=not progress_bar,
-            desc=repr(objective),
-            unit="step",
-        ) as bar,
-    ):
-        every = checkpoint.every if checkpoint is not None else num_steps
+    saver = Saver(checkpoint, about)
+    if (found := saver.load(states)) is not None:
+        states, losses = placed(mesh, found[0]), found[1]
+    with given, progress(repr(objective), num_steps, losses.shape[1], progress_bar) as bar:
         states, losses, alive, stop_reason = take_steps(
             runner,
             states,
@@ -176,8 +166,7 @@ def fit(
             bar,
             early_stopping,
             callback,
-            save,
-            every,
+            saver,
             stable_update,
         )
     states = everywhere(states)
@@ -241,16 +230,7 @@ def _check_options(progress_bar, init_params, early_stopping, callback, checkpoi
             f"fit: early_stopping must be an instance such as {early_stopping.__name__}(), got "
             f"{described(early_stopping)}."
         )
-    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise ArgumentTypeError(
-            f"fit: checkpoint must be a ppl_ext.infer.Checkpoint, got {described(checkpoint)}."
-        )
-
-
-def _save(checkpoint: Checkpoint, about: dict[str, Any], states: Any, losses: np.ndarray) -> None:
-    states = everywhere(states)
-    if is_first_process():
-        checkpoint.save(states, losses, about)
+    check_checkpoint("fit", checkpoint)
 
 
 def _key_numbers(rng_key) -> list[int]:

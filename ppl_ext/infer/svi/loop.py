@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from ppl_ext.infer.svi.runner import AT_ONCE, Runner
 from ppl_ext.runtime.sharding import agreed, everywhere
+from ppl_ext.runtime.training import Saver, chunk_of
 
-CHUNK = 1000  # steps between two looks at the losses, at most
 REFRESH = 0.1  # seconds that a launch aims to take, since the bar moves after each
 
 
@@ -55,8 +55,7 @@ def take_steps(
     bar: tqdm,
     early_stopping: Callable[[np.ndarray], str | None] | None,
     callback: Callable[[Progress], Any] | None,
-    save: Callable[[Any, np.ndarray], None] | None,
-    save_every: int,
+    saver: Saver,
     stable: bool = False,
 ) -> Taken:
     """Go on from ``losses`` until there are ``num_steps`` of them, something stops the run, or numbers break
@@ -72,15 +71,13 @@ def take_steps(
         place.
     """
     steps = runner.stably if stable else runner.freely
-    chunk = min(CHUNK, max(1, -(-num_steps // 50)))
+    chunk = chunk_of(num_steps)
     size, most = chunk, AT_ONCE if callback is None else chunk
-    done = saved = losses.shape[1]
+    done = losses.shape[1]
     alive, stop_reason = np.ones(len(losses), bool), None
     while done < num_steps and stop_reason is None:
         started = done // chunk * chunk
-        end = min(started + size, num_steps)
-        if save is not None:
-            end = min(end, -(-(saved + save_every) // chunk) * chunk)
+        end = int(min(started + size, num_steps, saver.due(chunk)))
         began = time.perf_counter()
         new, more, finite = steps(states, data, constants, end - done)
         more, finite = jax.device_get(everywhere((more, finite)))
@@ -113,12 +110,9 @@ def take_steps(
             and callback(Progress(losses, partial(_params, runner, states)))
         ):
             stop_reason = "stopped by the callback"
-        if save is not None and done - saved >= save_every:
-            save(states, losses)
-            saved = done
+        saver(states, losses)
         size = max(chunk, min(8 * size, most, int(taken * REFRESH / seconds)) // chunk * chunk)
-    if save is not None and saved < done:
-        save(states, losses)
+    saver(states, losses, at_end=True)
     return Taken(states, losses, alive, stop_reason)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax, random
 from numpyro.optim import _NumPyroOptim, optax_to_numpyro
@@ -18,8 +19,7 @@ from numpyro.optim import _NumPyroOptim, optax_to_numpyro
 from ppl_ext.priors.matching.problem import Matching
 from ppl_ext.priors.matching.report import measure
 from ppl_ext.runtime.constants import Same
-
-CHUNK = 1000  # steps between two looks at the losses, at most
+from ppl_ext.runtime.training import CHUNK, chunk_of
 
 
 class Programs:
@@ -39,7 +39,7 @@ class Programs:
         self, sampler: Callable, carry: Any, rng_key: jax.Array, start: int, num: int
     ) -> tuple[Any, jax.Array]:
         """``num`` steps from the one of number ``start``: what they leave, and their losses in a buffer of
-        :data:`CHUNK`.
+        :data:`ppl_ext.runtime.training.CHUNK`.
         """
         return self._jitted(eqx.partition(sampler, eqx.is_array)[0], carry, rng_key, start, num)
 
@@ -54,18 +54,31 @@ class Programs:
             raw = optimiser.get_params(optim_state)
             new_state = matching.prepare(raw, of_state, state, inputs)
             loss, slopes = jax.value_and_grad(matching.loss)(raw, of_loss, new_state, inputs)
+            new = optimiser.update(slopes, optim_state, value=loss)
             finite = alive & jnp.isfinite(loss)
-            for slope in jax.tree.leaves(slopes):
-                finite &= jnp.isfinite(slope).all()
+            for x in jax.tree.leaves((slopes, optimiser.get_params(new))):
+                finite &= jnp.isfinite(x).all()
             # A step that broke down leaves everything as it was, and so do those after it.
-            kept = jax.tree.map(
-                partial(jnp.where, finite),
-                (optimiser.update(slopes, optim_state, value=loss), new_state),
-                (optim_state, state),
-            )
+            kept = jax.tree.map(partial(jnp.where, finite), (new, new_state), (optim_state, state))
             return (*kept, finite), losses.at[i].set(jnp.where(finite, loss, jnp.nan))
 
         return lax.fori_loop(0, num, step, (carry, jnp.zeros(CHUNK)))
+
+
+class Steps:
+    """The steps of one match (:class:`ppl_ext.runtime.training.Steps`)."""
+
+    def __init__(self, programs: Programs, sampler: Callable, state: Any, rng_key: jax.Array, num_steps: int):
+        self.programs, self.sampler, self.rng_key, self.num_steps = programs, sampler, rng_key, num_steps
+        self.state, _ = jax.block_until_ready(programs.steps(sampler, state, rng_key, 0, 0))  # compiles
+        self.done = 0
+
+    def some(self) -> np.ndarray | None:
+        if (num := min(chunk_of(self.num_steps), self.num_steps - self.done)) <= 0:
+            return None
+        self.state, losses = self.programs.steps(self.sampler, self.state, self.rng_key, self.done, num)
+        self.done += num
+        return np.asarray(losses)[:num]
 
 
 @dataclass(frozen=True)

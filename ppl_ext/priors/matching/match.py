@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,22 +11,24 @@ import numpy as np
 import optax
 from jax import random
 from numpyro.optim import _NumPyroOptim
-from tqdm.auto import tqdm
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.priors.distances.distance import Distance
 from ppl_ext.priors.distances.sliced import SlicedWasserstein
 from ppl_ext.priors.functions.outputs import Output, check_output
 from ppl_ext.priors.lifting import Lifted
-from ppl_ext.priors.matching.compiled_steps import CHUNK, programs_for
+from ppl_ext.priors.matching.compiled_steps import Steps, programs_for
 from ppl_ext.priors.matching.inputs import Fixed, check_inputs
 from ppl_ext.priors.matching.matched import Matched
 from ppl_ext.priors.matching.problem import Matching
 from ppl_ext.priors.matching.report import write_report
 from ppl_ext.priors.targets.target import Target
 from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key, check_mapping, described
+from ppl_ext.runtime.checkpoint import Checkpoint, digest
+from ppl_ext.runtime.checkpoint import program as program_of
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import reading
+from ppl_ext.runtime.training import Saver, check_checkpoint, progress, train
 
 
 def match(
@@ -44,6 +45,7 @@ def match(
     progress_bar: bool = True,
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Matched:
     r"""Tune the hyperparameters of a lifted prior so that its functions match a target's.
 
@@ -68,6 +70,10 @@ def match(
     :param optim: an optax or NumPyro optimiser; by default Adam from a rate of 0.05 down to 0 along a cosine,
         on logarithms of scales.
     :param num_draws: functions of the model and of the target in each step.
+    :param checkpoint: a :class:`~ppl_ext.runtime.checkpoint.Checkpoint`: save the run as it goes; go on from
+        there, to the last bit, if the file exists. ``num_steps`` then counts the steps made before, too; with
+        the default optimiser, whose rate falls to 0 at the last step, it has to stay.
+    :raises ArgumentError: if the checkpoint is damaged, or of another match: it says what differs.
     :return: :class:`~ppl_ext.priors.matching.matched.Matched`: ``.model`` is a NumPyro model with the tuned
         values as constants.
     :raises ModelError: if the lifted patterns, the output or the target do not fit the model, naming the
@@ -92,6 +98,7 @@ def match(
     _check_arguments(
         rng_key, lifted, output, target, distance, num_steps, optim, num_draws, progress_bar, args, kwargs
     )
+    check_checkpoint("match", checkpoint)
     refuse_open_handlers("match")
     sampler = _sampler(inputs)
     started = time.perf_counter()
@@ -103,23 +110,29 @@ def match(
     matching.check(keys["inputs"])
     with reading(*matching.read(), eqx.partition(sampler, eqx.is_array)[1], optim) as matching.outside:
         programs = programs_for(matching, optim, num_steps)
-        optimiser, steps = programs.optimiser, partial(programs.steps, sampler)
+        optimiser = programs.optimiser
         raw = jax.tree.map(np.asarray, layout.init())  # on the host: the steps donate their buffers
         state = distance.start(keys["start"], matching.num_values)
         carry = (optimiser.init(jax.tree.map(jnp.array, raw)), state, jnp.array(True))
-        carry, _ = jax.block_until_ready(steps(carry, keys["steps"], 0, 0))  # compiles
-    chunk = min(CHUNK, max(1, -(-num_steps // 50)))
-    losses, alive = np.zeros(0, np.float32), True
+        steps = Steps(programs, sampler, carry, keys["steps"], num_steps)
+    losses, about = np.zeros(0, np.float32), {}
     compiled = time.perf_counter()
-    with tqdm(total=num_steps, disable=not progress_bar, desc=type(distance).__name__, unit="step") as bar:
-        while len(losses) < num_steps and alive:
-            num = min(chunk, num_steps - len(losses))
-            carry, new = steps(carry, keys["steps"], len(losses), num)
-            losses, alive = np.concatenate([losses, np.asarray(new)[:num]]), bool(carry[2])
-            bar.update(num)
-            bar.set_postfix_str(f"distance {losses[-num:].mean():.4g}", refresh=False)
+    if checkpoint is not None:
+        about = {
+            "distance": repr(distance),
+            "num_draws": num_draws,
+            "inputs": digest([first]),
+            "rng_key": np.asarray(random.key_data(rng_key)).ravel().tolist(),
+            **({"num_steps": num_steps} if optim is None else {}),
+            **program_of(matching.one_step, raw, keys["start"], steps.state[1], first),
+        }
+    saver = Saver(checkpoint, about)
+    if (found := saver.load(steps.state)) is not None:
+        (steps.state, losses), steps.done = found, len(found[1])
+    with progress(type(distance).__name__, num_steps, len(losses), progress_bar) as bar:
+        losses, _ = train(steps, losses, saver, bar, "distance")
     ended = time.perf_counter()
-    tuned = jax.tree.map(np.asarray, optimiser.get_params(carry[0]))
+    tuned = jax.tree.map(np.asarray, optimiser.get_params(steps.state[0]))
     result = Matched(
         model=lifted.at(layout, tuned),
         hyperparameters=jax.tree.map(np.asarray, layout.values(tuned)),
@@ -132,12 +145,12 @@ def match(
         compile_seconds=compiled - started,
         run_seconds=ended - compiled,
     )
-    if not alive:
-        step = int(np.argmin(np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses) - 1
+    if not np.isfinite(losses).all():
+        step = int(np.argmin(np.isfinite(losses)))
         result.losses = losses[:step]
         error = NonFiniteError(
             f"match: at step {step}, "
-            f"{matching.what_broke(tuned, random.fold_in(keys['steps'], step), carry[1])}"
+            f"{matching.what_broke(tuned, random.fold_in(keys['steps'], step), steps.state[1])}"
         )
         error.result = result
         raise error

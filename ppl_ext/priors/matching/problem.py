@@ -131,6 +131,11 @@ class Matching:
 
         return self.distance.prepare(rng_key, state, draw)
 
+    def one_step(self, raw: Raw, rng_key: jax.Array, state: Any, inputs: jax.Array) -> jax.Array:
+        """The distance at one measurement set: what a match computes again and again."""
+        _, of_state, of_loss = self.step_keys(rng_key)
+        return self.loss(raw, of_loss, self.prepare(raw, of_state, state, inputs), inputs)
+
     def step_keys(self, rng_key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         of_inputs, of_state, *of_loss = random.split(rng_key, 5)
         return of_inputs, of_state, jnp.stack(of_loss)
@@ -167,6 +172,8 @@ class Matching:
                 for name, slope in params.items():
                     if np.isfinite(value) and not np.isfinite(np.asarray(slope)).all():
                         return f"the gradient by '{name}' of '{unit}' (pattern '{pattern}') was not finite."
+        if np.isfinite(value):
+            return "the optimiser made a hyperparameter that is not finite. A smaller step may help."
         return f"the distance was {float(value)}. A smaller step of the optimiser or more draws may help."
 
 
