@@ -4,6 +4,7 @@ What a step is, and how many go in one launch, is the business of whoever trains
 *some* of them until there are no more.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,21 +82,25 @@ class Saver:
         self.saved = losses.shape[-1]
 
 
+def total(losses: np.ndarray) -> str:
+    """The mean of a look's losses, summed over what they are made of."""
+    return f"loss {losses.reshape(-1, losses.shape[-1]).sum(0).mean():.4g}"
+
+
 def train(
-    steps: Steps, losses: np.ndarray, saver: Saver, bar: tqdm, what: str = "loss"
+    steps: Steps, losses: np.ndarray, saver: Saver, bar: tqdm, shown: Callable[[np.ndarray], str] = total
 ) -> tuple[np.ndarray, int]:
     """Take all steps that there are, or stop where a loss is not finite, and leave the last good file there.
 
     :param losses: (..., steps) of the steps made before.
-    :param what: the word for a loss in the bar.
+    :param shown: what the bar says of the losses of a look.
     :return: all losses, and how many steps the last look at them was after.
     """
     finite, looked = True, losses.shape[-1]
     while finite and (new := steps.some()) is not None:
         looked = losses.shape[-1]
         losses, finite = np.concatenate([losses, new], axis=-1), bool(np.isfinite(new).all())
-        now = new.reshape(-1, new.shape[-1]).sum(0).mean()
-        bar.set_postfix_str(f"{what} {now:.4g}", refresh=False)
+        bar.set_postfix_str(shown(new), refresh=False)
         bar.update(new.shape[-1])
         if finite:
             saver(steps.state, losses)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,12 @@ import optax
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key, check_number, described
-from ppl_ext.runtime.constants import compiled, odd_data_blamed
+from ppl_ext.runtime.checkpoint import Checkpoint, digest
+from ppl_ext.runtime.checkpoint import program as program_of
+from ppl_ext.runtime.constants import compiled, odd_data_blamed, split
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
+from ppl_ext.runtime.training import Saver, check_checkpoint, chunk_of, progress, train
 from ppl_ext.smoothing.additive import constrained, score, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import conditional_paris
@@ -36,6 +40,9 @@ class ScoreAscent:
     :param average_from: the share of the steps after which iterates are averaged (Polyak and Ruppert); 1 for
         the last iterate alone.
     :param prior: whether the log prior, in constrained space, is ascended too.
+    :param progress_bar: whether :meth:`run` shows a bar, with the norm of the score.
+    :param checkpoint: a :class:`~ppl_ext.runtime.checkpoint.Checkpoint`: :meth:`run` saves as it goes, and
+        goes on from there, to the last bit, if the file exists.
     :raises ArgumentError: for fewer than 2 particles, or a share outside of [0, 1]; see :meth:`run` for the
         rest.
 
@@ -63,6 +70,8 @@ class ScoreAscent:
         num_backward: int = 2,
         average_from: float = 0.5,
         prior: bool = False,
+        progress_bar: bool = True,
+        checkpoint: Checkpoint | None = None,
     ):
         self._how = settings(
             "ScoreAscent",
@@ -90,7 +99,11 @@ class ScoreAscent:
             )
         check_flag("ScoreAscent: prior", prior)
         self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
-        self._run = compiled(self._ascend, 3, (5, 6))
+        check_flag("ScoreAscent: progress_bar", progress_bar)
+        check_checkpoint("ScoreAscent", checkpoint)
+        self._progress_bar, self._checkpoint = progress_bar, checkpoint
+        self._run = compiled(self._ascend, 3, (8,))
+        self._started, self._finished = compiled(self._start, 3, (5,)), compiled(self._finish, 3, (5,))
 
     def run(
         self, rng_key: jax.Array, num_steps: int, *args: Any, params: Mapping[str, Any], **kwargs: Any
@@ -107,39 +120,59 @@ class ScoreAscent:
         params = parameters("ScoreAscent", params, floating=True)
         whole = without_gaps(args, kwargs)
         with odd_data_blamed("ScoreAscent:", args, kwargs), reading(self._how, self._optimizer) as seen:
-            (iterates, scores, final), misplaced = self._run(
-                seen, rng_key, params, args, kwargs, int(num_steps), whole
-            )
+            start, misplaced = self._started(seen, rng_key, params, args, kwargs, whole)
+            steps = _Steps(self, seen, rng_key, params, (args, kwargs), int(num_steps), whole, start)
+            about = {}
+            if self._checkpoint is not None:
+                about = {
+                    "num_steps": int(num_steps),  # each step's key depends on it
+                    "rng_key": np.asarray(jax.random.key_data(rng_key)).ravel().tolist(),
+                    "data": digest(split(args, kwargs)[0]),
+                    "settings": repr(self._how.described()),
+                    "prior": self._prior,
+                    **steps.program(),
+                }
+            saver = Saver(self._checkpoint, about)
+            found = np.zeros((2 * steps.size, 0), np.float32)
+            if (saved := saver.load(start)) is not None:
+                (steps.state, found), steps.done = saved, saved[1].shape[-1]
+            with progress("ScoreAscent", int(num_steps), steps.done, self._progress_bar) as bar:
+                found, _ = train(steps, found, saver, bar, steps.shown)
+            thetas, scores = (steps.by_name(x) for x in np.split(found, 2))
+            if finite := bool(np.isfinite(found).all()):
+                iterates, final = self._finished(seen, thetas, params, args, kwargs, whole)
         check_inside("ScoreAscent", misplaced, params)
-        for name, x in scores.items():
-            if not np.isfinite(x).all():
-                if not whole:
-                    refuse_raw("ScoreAscent", lambda: lower(self._how.model, args, kwargs, params))
-                at = int(np.argmin(np.isfinite(np.asarray(x)).reshape(num_steps, -1).all(1)))
-                raise NonFiniteError(
-                    f"The score of '{name}' is not finite at step {at}. Begin nearer, or use a smaller "
-                    "learning rate. (Where no particle survives the data, ppl_ext.smoothing.smooth at the "
-                    "parameters of that step says which of them.)"
-                )
-        return Learned(final, iterates, scores)
+        if not finite:
+            if not whole:
+                refuse_raw("ScoreAscent", lambda: lower(self._how.model, args, kwargs, params))
+            raise _broken(thetas, scores)
+        return Learned(final, iterates, jax.tree.map(jnp.asarray, scores))
 
-    def _ascend(self, seen: Outside, rng_key, params, args, kwargs, num_steps: int, whole: bool):
-        how, model = self._how._replace(whole=whole), self._how.model
-        at_start = lower(model, args, kwargs, params)
-        theta = unconstrained(at_start)
-        path_key, filter_key, sweep_key = jax.random.split(rng_key, 3)
+    def _start(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
+        """Unconstrained parameters, the optimiser's state, and a path to begin from."""
+        how = self._how._replace(whole=whole)
+        at_start = lower(how.model, args, kwargs, params)
+        path_key, filter_key, _ = jax.random.split(rng_key, 3)
         space, _ = how.begin(params, args, kwargs)
         values = jax.tree.map(
             lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)[0])
         )
+        theta = unconstrained(at_start)
+        return (theta, self._optimizer.init(theta), values), outside(at_start)
 
-        def body(state, key):
-            theta, optimizer, values = state
+    def _ascend(self, seen: Outside, keys, params, args, kwargs, state, start, num, whole: bool):
+        """``num`` steps from the one of number ``start``: parameters and scores, in buffers of one look."""
+        how, model = self._how._replace(whole=whole), self._how.model
+        at_start = lower(model, args, kwargs, params)
+        size = chunk_of(len(keys))
+
+        def body(i, carry):
+            (theta, optimizer, values), thetas, slopes = carry
             params = constrained(at_start, theta)
             space, functional = how.begin(params, args, kwargs)
             path = path_of(space.lowered, values)
             sweep = conditional_paris(
-                key,
+                keys[start + i],
                 space,
                 space.lowered.xs,
                 path,
@@ -156,15 +189,83 @@ class ScoreAscent:
                 slope = jax.tree.map(jnp.add, slope, prior)
             updates, optimizer = self._optimizer.update(jax.tree.map(jnp.negative, slope), optimizer, theta)
             theta = optax.apply_updates(theta, updates)
-            return (theta, optimizer, values_of(sweep.path)), (theta, slope)
+            put = partial(jax.tree.map, lambda buffer, x: buffer.at[i].set(x))
+            return (theta, optimizer, values_of(sweep.path)), put(thetas, theta), put(slopes, slope)
 
-        start = theta, self._optimizer.init(theta), values
-        _, (thetas, slopes) = jax.lax.scan(body, start, jax.random.split(sweep_key, num_steps))
+        def buffers():
+            return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), state[0])
+
+        return jax.lax.fori_loop(0, num, body, (state, buffers(), buffers()))
+
+    def _finish(self, seen: Outside, thetas, params, args, kwargs, whole: bool):
+        """Constrained iterates, and the mean of those that count."""
+        at_start = lower(self._how.model, args, kwargs, params)
+        num_steps = len(jax.tree.leaves(thetas)[0])
         begun = min(int(self._average_from * num_steps), num_steps - 1)
         final = constrained(at_start, jax.tree.map(lambda x: x[begun:].mean(0), thetas))
-        return (jax.vmap(lambda theta: constrained(at_start, theta))(thetas), slopes, final), outside(
-            at_start
+        return jax.vmap(lambda theta: constrained(at_start, theta))(thetas), final
+
+
+def _broken(thetas: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> NonFiniteError:
+    """Of the first step at which a number broke down: a score, or what the optimiser made of it."""
+
+    def first(x: np.ndarray) -> int:
+        bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
+        return int(np.argmax(bad)) if bad.any() else len(x)
+
+    what, by_name = min(
+        (("score", scores), ("parameter", thetas)), key=lambda kind: min(map(first, kind[1].values()))
+    )
+    name = min(by_name, key=lambda name: first(by_name[name]))
+    told = f"The score of '{name}' is" if what == "score" else f"The optimiser made '{name}'"
+    return NonFiniteError(
+        f"{told} not finite at step {first(by_name[name])}. Begin nearer, or use a smaller learning rate. "
+        "(Where no particle survives the data, ppl_ext.smoothing.smooth at the parameters of that step says "
+        "which of them.)"
+    )
+
+
+class _Steps:
+    """The steps of one ascent (:class:`ppl_ext.runtime.training.Steps`)."""
+
+    def __init__(self, ascent: ScoreAscent, seen: Outside, rng_key, params, data, num_steps, whole, start):
+        self.ascent, self.seen, self.params, self.data, self.whole = ascent, seen, params, data, whole
+        self.keys = jax.random.split(jax.random.split(rng_key, 3)[2], num_steps)
+        self.state, self.done, self.like = start, 0, start[0]
+
+    @property
+    def size(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(self.like))
+
+    def some(self) -> np.ndarray | None:
+        """Parameters after each step, and scores before it, flat: (2 size, steps)."""
+        num = min(chunk_of(len(self.keys)), len(self.keys) - self.done)
+        if num <= 0:
+            return None
+        self.state, *found = self.ascent._run(
+            self.seen, self.keys, self.params, *self.data, self.state, self.done, num, self.whole
         )
+        self.done += num
+        flat = [np.asarray(x)[:num].reshape(num, -1).T for part in found for x in jax.tree.leaves(part)]
+        return np.concatenate(flat)
+
+    def program(self) -> dict[str, str]:
+        """What a step computes, for a checkpoint."""
+        args, kwargs = self.ascent._run.arguments(self.seen, *self.data)
+
+        def one(keys, params, state):
+            return self.ascent._ascend(self.seen, keys, params, args, kwargs, state, 0, 1, self.whole)
+
+        return program_of(one, self.keys, self.params, self.state)
+
+    def by_name(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        leaves, tree = jax.tree.flatten(self.like)
+        parts = np.split(flat, np.cumsum([x.size for x in leaves])[:-1])
+        shaped = [p.T.reshape(-1, *x.shape).astype(x.dtype) for p, x in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(tree, shaped)
+
+    def shown(self, found: np.ndarray) -> str:
+        return f"score {np.linalg.norm(np.split(found, 2)[1], axis=0).mean():.4g}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,7 +130,7 @@ def match(
     if (found := saver.load(steps.state)) is not None:
         (steps.state, losses), steps.done = found, len(found[1])
     with progress(type(distance).__name__, num_steps, len(losses), progress_bar) as bar:
-        losses, _ = train(steps, losses, saver, bar, "distance")
+        losses, _ = train(steps, losses, saver, bar, lambda new: f"distance {new.mean():.4g}")
     ended = time.perf_counter()
     tuned = jax.tree.map(np.asarray, optimiser.get_params(steps.state[0]))
     result = Matched(
