@@ -188,19 +188,21 @@ class OnlineSmoother:
         look_ahead: Callable | None = None,
         mesh: Mesh | None = None,
     ):
-        how = (
-            num_particles,
-            backward,
-            num_backward,
-            resampling,
-            ess_threshold,
-            log_bound,
-            proposal,
-            initial_proposal,
-            look_ahead,
-            mesh,
+        self._how = settings(
+            "OnlineSmoother",
+            model,
+            functionals,
+            num_particles=num_particles,
+            backward=backward,
+            num_backward=num_backward,
+            resampling=resampling,
+            ess_threshold=ess_threshold,
+            log_bound=log_bound,
+            proposal=proposal,
+            initial_proposal=initial_proposal,
+            look_ahead=look_ahead,
+            mesh=mesh,
         )
-        self._how = settings("OnlineSmoother", model, functionals, *how)
         self._begin = compiled(self._first, 3, slices=time_slice)
         self._step = compiled(self._next, 2, donate=1, slices=time_slice)
         self._result = jax.jit(expectations)

@@ -63,7 +63,12 @@ class _Online:
 
     def __init__(self, where, model, functionals, num_particles, backward, num_backward, step_size):
         self._how = settings(
-            where, model, functionals, num_particles, backward, num_backward, "systematic", 0.5, None
+            where,
+            model,
+            functionals,
+            num_particles=num_particles,
+            backward=backward,
+            num_backward=num_backward,
         )
         check_function(f"{where}: step_size", step_size)
         check_call(f"{where}: step_size, called with the number of the step:", step_size, (1.0,), {})

@@ -113,21 +113,18 @@ class ParisParticleGibbs:
         proposal: Callable | None = None,
         initial_proposal: Callable | None = None,
     ):
-        how = (
-            num_particles,
-            backward,
-            num_backward,
-            "systematic",
-            0.5,
-            log_bound,
-            proposal,
-            initial_proposal,
+        self.how = settings(
+            "ParisParticleGibbs",
+            model,
+            functionals,
+            num_particles=num_particles,
+            backward=backward,
+            num_backward=num_backward,
+            log_bound=log_bound,
+            frozen=True,
+            proposal=proposal,
+            initial_proposal=initial_proposal,
         )
-        self.how = settings("ParisParticleGibbs", model, functionals, *how)
-        if num_particles < 2:
-            raise ArgumentError(
-                "ParisParticleGibbs: num_particles must be at least 2: one of them is frozen on the path."
-            )
         check_count("ParisParticleGibbs: num_sweeps", num_sweeps)
         if (
             isinstance(burn_in, bool)

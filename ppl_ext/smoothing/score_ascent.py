@@ -77,17 +77,11 @@ class ScoreAscent:
             "ScoreAscent",
             model,
             {"score": score()},
-            num_particles,
-            backward,
-            num_backward,
-            "systematic",
-            0.5,
-            None,
+            num_particles=num_particles,
+            backward=backward,
+            num_backward=num_backward,
+            frozen=True,
         )
-        if num_particles < 2:
-            raise ArgumentError(
-                "ScoreAscent: num_particles must be at least 2: one of them is frozen on the path."
-            )
         if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
             raise ArgumentTypeError(
                 f"ScoreAscent: optimizer must be an optax transformation, got {described(optimizer)}."

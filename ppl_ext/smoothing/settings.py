@@ -68,20 +68,28 @@ class Settings(NamedTuple):
 def settings(
     where: str,
     model: Callable,
-    functionals: Mapping[str, Any] | None,
+    functionals: Mapping[str, Any] | None = None,
+    *,
     num_particles: int,
     backward: str | BackwardKernel,
-    num_backward: int,
-    resampling: str | Scheme,
-    ess_threshold: float,
-    log_bound: Any,
+    num_backward: int = 1,
+    resampling: str | Scheme = "systematic",
+    ess_threshold: float = 0.5,
+    log_bound: Any = None,
+    frozen: bool = False,
     proposal: Callable | None = None,
     initial_proposal: Callable | None = None,
     look_ahead: Callable | None = None,
     mesh: Mesh | None = None,
 ) -> Settings:
+    """The settings of a smoother, checked; an error begins with ``where``.
+
+    :param frozen: one of the particles is frozen on a path, so that there must be another.
+    """
     check_program(f"{where}: model", model)
     check_count(f"{where}: num_particles", num_particles)
+    if frozen and num_particles < 2:
+        raise ArgumentError(f"{where}: num_particles must be at least 2: one of them is frozen on the path.")
     check_count(f"{where}: num_backward", num_backward)
     check_number(f"{where}: ess_threshold", ess_threshold, at_least=0.0)
     if ess_threshold > 1.0:

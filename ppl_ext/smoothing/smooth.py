@@ -84,19 +84,21 @@ class smooth:
             raise ArgumentError(
                 "smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out."
             )
-        how = (
-            num_particles,
-            kernel,
-            num_backward,
-            resampling,
-            ess_threshold,
-            log_bound,
-            proposal,
-            initial_proposal,
-            look_ahead,
-            mesh,
+        self.how = settings(
+            "smooth",
+            model,
+            functionals,
+            num_particles=num_particles,
+            backward=kernel,
+            num_backward=num_backward,
+            resampling=resampling,
+            ess_threshold=ess_threshold,
+            log_bound=log_bound,
+            proposal=proposal,
+            initial_proposal=initial_proposal,
+            look_ahead=look_ahead,
+            mesh=mesh,
         )
-        self.how = settings("smooth", model, functionals, *how)
         # What the programs read from outside is an argument of what is compiled, so that it is compiled anew
         # when that changes.
         self._run = compiled(self._exactly if self.exact else self._forward, 3, (5,))

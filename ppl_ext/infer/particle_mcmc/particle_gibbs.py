@@ -337,12 +337,17 @@ def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
 
 def sweep_settings(where: str, model, num_particles, backward, proposal, initial_proposal) -> Settings:
     """Of a conditional sweep, checked."""
-    found = settings(
-        where, model, None, num_particles, backward, 1, "multinomial", 1.0, None, proposal, initial_proposal
+    return settings(
+        where,
+        model,
+        num_particles=num_particles,
+        backward=backward,
+        resampling="multinomial",
+        ess_threshold=1.0,
+        frozen=True,
+        proposal=proposal,
+        initial_proposal=initial_proposal,
     )
-    if num_particles < 2:
-        raise ArgumentError(f"{where}: num_particles must be at least 2: one of them is frozen on the path.")
-    return found
 
 
 def path_sites(
