@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ppl_ext.densities.log_density import LogDensity, log_mean_exp
+from ppl_ext.densities.log_density import LogDensity, log_mean_exp, lower_bound, per_element, upper_bound
 from ppl_ext.expectations.expectation import expectation
 
 # Imported here and not lazily: loading the module ppl_ext.expectation would otherwise hide the function of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         gradients,
         handlers,
         infer,
+        meta,
         objectives,
         priors,
         smoothing,
@@ -43,17 +44,20 @@ __all__ = [
     "infer",
     "log_density",
     "log_mean_exp",
+    "lower_bound",
     "marginal",
     "meta",
     "normalize",
     "objective",
     "objectives",
+    "per_element",
     "predict",
     "priors",
     "replicate",
     "simulate",
     "smoothing",
     "to_arviz",
+    "upper_bound",
 ]
 
 

@@ -238,7 +238,14 @@ def lower_bound(log_density: LogDensity) -> LogDensity:
 
 
 def upper_bound(log_density: LogDensity) -> LogDensity:
-    """As :func:`lower_bound`, for an upper bound."""
+    """The same log density, stated to be an upper bound in the mean: as :func:`lower_bound`.
+
+    :raises DirectionError: if a term is an estimate that errs downwards; the message names it.
+
+    >>> import jax.numpy as jnp
+    >>> float(upper_bound(LogDensity((jnp.array(-1.0),), (Label("z", ()),))).total)
+    -1.0
+    """
     require("upper", [(label.site, label.estimate) for label in log_density.labels])
     return log_density
 

@@ -96,7 +96,7 @@ class ScoreAscent:
         check_flag("ScoreAscent: progress_bar", progress_bar)
         check_checkpoint("ScoreAscent", checkpoint)
         self._progress_bar, self._checkpoint = progress_bar, checkpoint
-        self._run = compiled(self._ascend, 3, (8,))
+        self._run = compiled(self._ascend, 3, (6,))
         self._started, self._finished = compiled(self._start, 3, (5,)), compiled(self._finish, 3, (5,))
 
     def run(
@@ -115,7 +115,8 @@ class ScoreAscent:
         whole = without_gaps(args, kwargs)
         with odd_data_blamed("ScoreAscent:", args, kwargs), reading(self._how, self._optimizer) as seen:
             start, misplaced = self._started(seen, rng_key, params, args, kwargs, whole)
-            steps = _Steps(self, seen, rng_key, params, (args, kwargs), int(num_steps), whole, start)
+            step_keys = jax.random.split(jax.random.split(rng_key, 3)[2], int(num_steps))
+            steps = _Steps(self, seen, step_keys, params, (args, kwargs), whole, start)
             about = {}
             if self._checkpoint is not None:
                 about = {
@@ -154,8 +155,9 @@ class ScoreAscent:
         theta = unconstrained(at_start)
         return (theta, self._optimizer.init(theta), values), outside(at_start)
 
-    def _ascend(self, seen: Outside, keys, params, args, kwargs, state, start, num, whole: bool):
-        """``num`` steps from the one of number ``start``: parameters and scores, in buffers of one look."""
+    def _ascend(self, seen: Outside, keys, params, args, kwargs, at, whole: bool):
+        """Some steps (``at``: state, number, how many): parameters and scores, in buffers of one look."""
+        state, start, num = at
         how, model = self._how._replace(whole=whole), self._how.model
         at_start = lower(model, args, kwargs, params)
         size = chunk_of(len(keys))
@@ -222,10 +224,9 @@ def _broken(thetas: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) 
 class _Steps:
     """The steps of one ascent (:class:`ppl_ext.runtime.training.Steps`)."""
 
-    def __init__(self, ascent: ScoreAscent, seen: Outside, rng_key, params, data, num_steps, whole, start):
+    def __init__(self, ascent: ScoreAscent, seen: Outside, keys, params, data, whole: bool, start):
         self.ascent, self.seen, self.params, self.data, self.whole = ascent, seen, params, data, whole
-        self.keys = jax.random.split(jax.random.split(rng_key, 3)[2], num_steps)
-        self.state, self.done, self.like = start, 0, start[0]
+        self.keys, self.state, self.done, self.like = keys, start, 0, start[0]
 
     @property
     def size(self) -> int:
@@ -237,7 +238,7 @@ class _Steps:
         if num <= 0:
             return None
         self.state, *found = self.ascent._run(
-            self.seen, self.keys, self.params, *self.data, self.state, self.done, num, self.whole
+            self.seen, self.keys, self.params, *self.data, (self.state, self.done, num), self.whole
         )
         self.done += num
         flat = [np.asarray(x)[:num].reshape(num, -1).T for part in found for x in jax.tree.leaves(part)]
@@ -248,7 +249,7 @@ class _Steps:
         args, kwargs = self.ascent._run.arguments(self.seen, *self.data)
 
         def one(keys, params, state):
-            return self.ascent._ascend(self.seen, keys, params, args, kwargs, state, 0, 1, self.whole)
+            return self.ascent._ascend(self.seen, keys, params, args, kwargs, (state, 0, 1), self.whole)
 
         return program_of(one, self.keys, self.params, self.state)
 
