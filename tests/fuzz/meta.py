@@ -314,8 +314,8 @@ LAWS = [
         for name, solver, options in (
             ("LaplaceGGN", meta.LaplaceGGN, {"num_steps": NO_COUNT, "structure": NO_OPTION}),
             (
-                "SGLD",
-                meta.SGLD,
+                "LangevinLocal",
+                meta.LangevinLocal,
                 {
                     "num_steps": NO_COUNT,
                     "num_warmup": NO_COUNT,

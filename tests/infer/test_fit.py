@@ -453,7 +453,7 @@ def test_too_many_assignments():
 
 
 def test_an_open_handler():
-    with scale(scale=2.0), refused(HandlerError, r"handlers \(scale\)", "Wrap the model"):
+    with scale(scale=2.0), refused(HandlerError, r"open around the call \(scale\)", "Wrap the model"):
         run()
     with numpyro.handlers.seed(rng_seed=0), refused(HandlerError, "seed"):
         run()
