@@ -16,8 +16,8 @@ def in_words(found: Any) -> str:
     shapes = np.asarray(found.pareto_k, np.float64)
     steps = found.refits[0] + np.arange(len(shapes)) if found.refits else np.arange(len(shapes))
     lines = [
-        f"elpd {found.elpd:.2f} ± {found.se:.2f} nats over {len(shapes)} steps predicted one ahead, "
-        f"{len(found.refits)} fits."
+        f"elpd {found.elpd:.2f} ± {found.se:.2f} nats over {len(shapes)} steps predicted one ahead; "
+        f"number of fits: {len(found.refits)}."
     ]
     weighed = np.isfinite(shapes)
     if not weighed.any():

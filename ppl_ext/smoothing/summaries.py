@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ppl_ext.diagnostics.report.estimates import points
-from ppl_ext.diagnostics.report.summary import table
+from ppl_ext.diagnostics.report.summary import DISAGREE, table, worst_r_hat
 
 FEW = 0.1
 """An effective sample size below this part of the particles is worth a word; so is a renewal rate."""
@@ -60,6 +60,12 @@ def of_sweeps(result: Any) -> str:
     if result.estimates:
         lines += ["Estimates by sweep (their spread is that of the sweeps, not of the states):"]
         lines += [table(flat(result.estimates))]
+        worst = worst_r_hat(flat(result.estimates))
+        if worst is not None and not worst[1] <= DISAGREE:
+            lines.append(
+                f"The chains disagree (R-hat {worst[1]:.2f} at '{worst[0]}'): take more sweeps, or more "
+                "particles."
+            )
     at = int(renewal.argmin())
     place = f"step {at - 1}" if at else "the time before the first step"
     lines.append(f"The path was renewed least often at {place}: in {renewal[at]:.0%} of the sweeps.")
@@ -104,6 +110,8 @@ def of_ascent(result: Any) -> str:
 
 def of_stream(result: Any) -> str:
     """See :meth:`~ppl_ext.smoothing.OnlineResult.print_summary`."""
+    if shape := np.shape(result.log_evidence):
+        return f"Log evidences of shape {shape}: of many streams at once. A summary is of one."
     lines = [f"{int(result.num_steps)} steps so far, log evidence {float(result.log_evidence):.4f}"]
     if result.expectations:
         lines.append(points({"expectation": flat(result.expectations)}))

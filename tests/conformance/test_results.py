@@ -1,7 +1,7 @@
 """Every result of the library keeps one contract: a report, a summary, a line, and a look in a notebook.
 
-A new result joins by one row of ``RESULTS``: a function without arguments that returns it, and what its report
-needs, if anything.
+A new result joins by one row of ``RESULTS``: a function without arguments that returns it, and what its
+report needs, if anything.
 """
 
 import functools
@@ -158,7 +158,13 @@ RESULTS = {
 }
 
 
-@pytest.fixture(scope="module", params=RESULTS)
+SLOW = {"SmoothingResult, exact", "ParticleGibbsSmoothing", "Learned", "Matched"}  # seconds to compile
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RESULTS],
+)
 def row(request):
     """Each is made once: its kind, itself, and what its report needs."""
     make, needs = RESULTS[request.param]

@@ -15,7 +15,7 @@ def losses_in_words(losses: np.ndarray) -> str:
     chain 0: loss 3.00 at first, 1.00 at last, mean of the last tenth 1.00
     """
     lines = []
-    for c, row in enumerate(np.asarray(losses, np.float64)):
+    for c, row in enumerate(np.asarray(losses, np.float64)[:MAX_ROWS]):
         row = row[np.isfinite(row)]
         if not row.size:
             lines.append(f"chain {c}: no finite loss")
@@ -25,6 +25,8 @@ def losses_in_words(losses: np.ndarray) -> str:
             f"chain {c}: loss {in_table(row[0])} at first, {in_table(row[-1])} at last, mean of the last "
             f"tenth {in_table(tail)}"
         )
+    if (more := len(losses) - MAX_ROWS) > 0:
+        lines.append(f"{more} more chains.")
     return "\n".join(lines)
 
 
