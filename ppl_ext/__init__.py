@@ -11,6 +11,7 @@ from ppl_ext.expectations.expectation import expectation
 from ppl_ext.expectations.objective import carried, objective
 from ppl_ext.expectations.replicate import replicate
 from ppl_ext.program import Draw, Program, log_density, simulate
+from ppl_ext.runtime.results import Result
 
 if TYPE_CHECKING:
     from ppl_ext import (
@@ -34,6 +35,7 @@ __all__ = [
     "Draw",
     "LogDensity",
     "Program",
+    "Result",
     "algorithms",
     "carried",
     "diagnostics",

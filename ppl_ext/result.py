@@ -33,6 +33,7 @@ from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside
+from ppl_ext.runtime.results import NUM_SAMPLES, as_html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +90,12 @@ class Fit:
             f"num_steps={self._steps}, stop_reason={self.stop_reason!r})"
         )
 
+    def _repr_html_(self) -> str:
+        # A look must not cost draws and their compilation: print_summary does.
+        from ppl_ext.diagnostics.report.estimates import losses_in_words
+
+        return as_html(f"{self!r}\n{losses_in_words(np.asarray(self.losses))}")
+
     @property
     def skipped(self) -> np.ndarray:
         """How many steps of each chain were left out since they were not finite: with ``stable_update=True``;
@@ -105,7 +112,7 @@ class Fit:
         # Away from the keys of the run itself, which are splits of its key.
         return jax.random.fold_in(jax.random.key(0) if self.rng_key is None else self.rng_key, 0x5A)
 
-    def sample(self, rng_key: jax.Array | None = None, num_samples: int = 1000) -> Draws:
+    def sample(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Draws:
         r"""Draw from the guide, on the full plates, and weigh each draw against the model.
 
         .. math:: z \sim q, \qquad \log w = \log p(y, z) - \log q(z)
@@ -146,11 +153,13 @@ class Fit:
             self.model, self.guide, self.params, self.num_chains, self.args, self.kwargs, mirrored
         )
 
-    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, **options: Any) -> Any:
+    def to_arviz(
+        self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES, **options: Any
+    ) -> Any:
         """The ArviZ report of this fit; ``options`` are those of :func:`to_arviz`."""
         return to_arviz(self, rng_key=rng_key, num_samples=num_samples, **options)
 
-    def print_summary(self, rng_key: jax.Array | None = None, num_samples: int = 1000) -> None:
+    def print_summary(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> None:
         """Print the posterior, R-hat between restarts, and whether to believe it: ELBO ± standard error,
         Pareto k, importance ESS and a verdict in words."""
         draws = self.sample(rng_key, num_samples)
@@ -168,7 +177,7 @@ class Fit:
         print(sentences(draws, importance(draws)))
 
     def save(
-        self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = 1000
+        self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES
     ) -> Path:
         """Write the ArviZ report to ``path`` (netCDF) and the params beside it (``<path>.params.npz``).
 
@@ -198,7 +207,7 @@ def to_arviz(
     model_args: tuple | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     rng_key: jax.Array | None = None,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     log_likelihood: bool | None = None,
     posterior_predictive: bool | Mapping[str, Any] = False,
     prior: Mapping[str, Any] | None = None,
@@ -208,8 +217,13 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     pred_dims: Mapping[str, Sequence[str]] | None = None,
+    **options: Any,
 ) -> Any:
-    """The ArviZ report of a run of any kind, in one shape.
+    """The ArviZ report of anything that this library returns, and of NumPyro's runs.
+
+    Every :class:`~ppl_ext.runtime.results.Result` is asked for its own, ``result.to_arviz(...)``, with the
+    options that it takes: its page says which groups there are. Posteriors of several new episodes, a dict by
+    label or a list, make one report. What follows is that of a fit, of ``MCMC`` and of ``SVI``, in one shape.
 
     Groups: ``posterior`` on the full plates; ``log_likelihood`` with finite latent sites summed out and
     masked observations left out, in terms that are independent given the other sites (so leave-one-out may
@@ -226,11 +240,12 @@ def to_arviz(
     R-hat between the restarts of a guide means something; within one, where draws are independent, it does
     not. Leave- one-out from a guide's draws takes them for posterior draws, so it is as good as its Pareto k.
 
-    :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult``.
+    :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, an ``SVIRunResult``, or any other result,
+        one's own included, that has ``to_arviz``.
     :param model: the model; needed for an ``SVIRunResult``, as is ``guide``. Otherwise that of the run.
     :param model_args: arguments of model and guide; by default those of the run. Pass the whole data here if
         the run saw minibatches.
-    :param num_samples: draws per chain from a guide.
+    :param num_samples: draws per chain from a guide; 1000 by default.
     :param log_likelihood: ``None``: if it exists (if not, the attribute ``log_likelihood_omitted`` says why);
         True: raise if it does not; False: leave it out.
     :param posterior_predictive: draws (chain, draw, ...) by site, or True to replicate the observed sites.
@@ -242,10 +257,12 @@ def to_arviz(
     :param dims: names of axes by site, instead of the plates'.
     :param pred_dims: names of axes of the predictions and their constant data; by default those of ``dims``.
         New rows that have labels (``coords``) need an axis of their own.
+    :param options: of other results, as their ``to_arviz`` takes them.
     :raises HandlerError: if a handler is open around the call.
     :return: ``arviz.InferenceData``; with ArviZ 1.x an ``xarray.DataTree``.
     :raises ArgumentTypeError: if ``result`` is none of these.
-    :raises ArgumentError: if something that is needed is missing.
+    :raises ArgumentError: if something that is needed is missing, or the result does not take an option,
+        which is named.
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from numpyro.infer import MCMC, NUTS
@@ -258,7 +275,7 @@ def to_arviz(
     >>> dict(to_arviz(mcmc).log_likelihood["y"].sizes)
     {'chain': 1, 'draw': 50, 'rows': 3}
     """
-    check_report_options(
+    given: dict[str, Any] = dict(
         model=model,
         guide=guide,
         model_args=model_args,
@@ -275,6 +292,13 @@ def to_arviz(
         dims=dims,
         pred_dims=pred_dims,
     )
+    from ppl_ext.diagnostics.report.asked import another, refuse_unknown
+
+    if not isinstance(result, Fit | MCMC | SVIRunResult):
+        return another(result, given | options)
+    refuse_unknown(type(result).__name__, options, given)
+    given["num_samples"] = num_samples = NUM_SAMPLES if num_samples is None else num_samples
+    check_report_options(**given)
     run, key = _run_of("to_arviz", result, model, guide, model_args, model_kwargs, rng_key, num_samples)
     given_groups = {"prior": prior, "constant_data": constant_data, "predictions": predictions}
     given_groups["predictions_constant_data"] = predictions_constant_data
@@ -298,7 +322,7 @@ def predict(
     guide: Callable | None = None,
     model_args: tuple | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     **kwargs: Any,
 ) -> dict[str, np.ndarray]:
     r"""Draws of what the model says of rows that have no data yet, at each posterior draw of a run.

@@ -21,6 +21,7 @@ from ppl_ext.runtime.arguments import (
     check_program,
 )
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
+from ppl_ext.runtime.results import NUM_SAMPLES, as_html, number
 
 
 class LeaveFutureOut(NamedTuple):
@@ -41,6 +42,30 @@ class LeaveFutureOut(NamedTuple):
     pareto_k: np.ndarray
     refits: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        counts = f"num_steps={len(self.pointwise)}, num_refits={len(self.refits)}"
+        return f"LeaveFutureOut(elpd={number(self.elpd)}, se={number(self.se)}, {counts})"
+
+    def summary(self) -> str:
+        """The expected log predictive density, and how far its importance weights are to be trusted."""
+        from ppl_ext.diagnostics.leave_future_out_report import in_words
+
+        return in_words(self)
+
+    def print_summary(self) -> None:
+        """Print the summary."""
+        print(self.summary())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.summary())
+
+    def to_arviz(self) -> Any:
+        """The ArviZ report: ``estimates`` with ``elpd_pointwise`` and ``pareto_k`` by ``time`` (-inf where
+        the step was refitted), ``elpd`` and ``se``. No ``posterior``: each refit had its own."""
+        from ppl_ext.diagnostics.leave_future_out_report import to_arviz
+
+        return to_arviz(self)
+
 
 def leave_future_out(
     rng_key: jax.Array,
@@ -50,7 +75,7 @@ def leave_future_out(
     min_steps: int,
     threshold: float = 0.7,
     var_name: str | None = None,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     **kwargs: Any,
 ) -> LeaveFutureOut:
     r"""Expected log density of each step given the steps before it, the posterior following by importance

@@ -12,6 +12,7 @@ from ppl_ext.diagnostics.draws import Draws
 from ppl_ext.diagnostics.reversed_scans import in_order_of_inputs, reversed_latents
 from ppl_ext.diagnostics.sites import describe
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 
 def is_fit(result: Any) -> bool:
@@ -19,7 +20,7 @@ def is_fit(result: Any) -> bool:
     return all(hasattr(result, name) for name in ("params", "losses", "guide", "sample"))
 
 
-def posterior_draws(result: Any, num_samples: int = 1000) -> dict[str, Any]:
+def posterior_draws(result: Any, num_samples: int = NUM_SAMPLES) -> dict[str, Any]:
     """Draws by site, (chain, draw, ...).
 
     :param result: a ``Fit`` (``num_samples`` draws a chain), a numpyro ``MCMC`` that has run,
@@ -67,7 +68,7 @@ def _ordered(mcmc: MCMC, samples: dict[str, Any]) -> dict[str, Any]:
     return in_order_of_inputs(mcmc, backward, samples, args, kwargs) if backward else samples
 
 
-def log_weights(result: Any, num_samples: int = 1000) -> np.ndarray:
+def log_weights(result: Any, num_samples: int = NUM_SAMPLES) -> np.ndarray:
     """Log importance weights, (chain, draw), float64; or (draw,) if a plain array has that shape.
 
     :param result: a ``Fit``, :class:`~ppl_ext.diagnostics.draws.Draws`, a report of a guide, or an array

@@ -10,6 +10,7 @@ from ppl_ext.infer.sgmcmc.sghmc import SGHMC
 from ppl_ext.infer.sgmcmc.sgld import SGLD
 from ppl_ext.infer.svi.fit import Progress, fit
 from ppl_ext.infer.svi.stopping import Plateau
+from ppl_ext.result import Fit
 from ppl_ext.runtime.checkpoint import Checkpoint
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "Cyclical",
     "Decay",
+    "Fit",
     "ParticleGibbs",
     "PathSweep",
     "Plateau",

@@ -2,10 +2,12 @@
 episodes.
 """
 
+from ppl_ext.meta.adapt import Adapted
 from ppl_ext.meta.arviz_report import adapted_to_arviz
 from ppl_ext.meta.distributions.niw import NIW
+from ppl_ext.meta.fitted import MetaFit
 from ppl_ext.meta.head import head
-from ppl_ext.meta.kinds import kinds
+from ppl_ext.meta.kinds import Kinds, kinds
 from ppl_ext.meta.lift import lift
 from ppl_ext.meta.modes import mass_elsewhere
 from ppl_ext.meta.plots import plot_episodes
@@ -20,12 +22,15 @@ from ppl_ext.runtime.renamed import old_names
 
 __all__ = [
     "NIW",
+    "Adapted",
     "ArrivingStream",
     "EpisodeStream",
     "LangevinLocal",
     "ExactLinearGaussian",
+    "Kinds",
     "LaplaceGGN",
     "LocalSolver",
+    "MetaFit",
     "Quadratic",
     "SimulatedStream",
     "VariationalLocal",

@@ -1,6 +1,6 @@
 """The posterior of a new episode under a fitted hierarchy, in closed form given its local fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ppl_ext.meta.distributions.mixtures import Factorised, Law, LowRankNormal, 
 from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.solvers.local import LocalSolver, Quadratic, solved
+from ppl_ext.runtime.results import Summarised
 
 ROUNDS = 30
 """Of the fixed point for the scales of a low-rank episode's coordinates."""
@@ -30,19 +31,32 @@ class Nodes(NamedTuple):
     log_weights: jax.Array
 
 
-@dataclass(frozen=True)
-class Adapted:
+@dataclass(frozen=True, repr=False)
+class Adapted(Summarised):
     """The posterior of one new episode.
 
     ``samples``: local sites under the episode model's own names, shape (num_samples, ...), for
     ``numpyro.infer.Predictive``; ``theta``: the same draws as vectors; ``mixture``: their law; ``shared``:
     the shared sites, to be substituted with them.
+
+    >>> draws = jnp.array([0.9, 1.0, 1.1])
+    >>> Adapted({"level": draws}, draws[:, None], None, {})  # as fit.adapt(key, ...) returns it
+    Adapted(level, num_samples=3)
     """
 
     samples: dict[str, jax.Array]
     theta: jax.Array
     mixture: Law
     shared: dict[str, jax.Array]
+
+    def __repr__(self) -> str:
+        return f"Adapted({', '.join(self.samples)}, num_samples={len(self.theta)})"
+
+    def summary(self) -> str:
+        """The posterior of each local site."""
+        from ppl_ext.meta.summaries import of_adapted
+
+        return of_adapted(self)
 
     @property
     def mean(self) -> jax.Array:
@@ -60,6 +74,16 @@ class Adapted:
         from ppl_ext.meta.arviz_report import adapted_to_arviz
 
         return adapted_to_arviz({episode: self})
+
+    @staticmethod
+    def several_to_arviz(posteriors: Mapping[Any, "Adapted"] | Sequence["Adapted"]) -> Any:
+        """One report of several, a dict by label or a list: :func:`ppl_ext.meta.adapted_to_arviz`, for
+        :func:`ppl_ext.to_arviz`."""
+        from ppl_ext.meta.arviz_report import adapted_to_arviz
+
+        return adapted_to_arviz(
+            posteriors if isinstance(posteriors, Mapping) else dict(enumerate(posteriors))
+        )
 
 
 def scale_nodes(niw: NIW, num: int, rng_key: jax.Array) -> Nodes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_ext.diagnostics.likelihood import Terms as Likelihood
-from ppl_ext.diagnostics.report.arviz_export import arviz_version, build_report
+from ppl_ext.diagnostics.report.arviz_export import ESTIMATES, arviz_version, build_report
 from ppl_ext.diagnostics.report.run_record import name_of, versions
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.distributions.low_rank import LowRank
@@ -18,13 +18,14 @@ from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.solvers.local import Gaussian
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.runtime.arguments import check_count, check_key, described
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 
 def fit_to_arviz(
     fit: Any,
     episodes: Any,
     rng_key: jax.Array | None = None,
-    num_samples: int = 500,
+    num_samples: int = NUM_SAMPLES,
     labels: Sequence[Any] | None = None,
     scores: Any = None,
 ) -> Any:
@@ -141,6 +142,47 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
         dims={n: ["episode"] for n in stacked},
         coords={"episode": labels},
         attrs=attrs,
+    )
+
+
+def kinds_to_arviz(kinds: Any, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Any:
+    """The report of kinds of episode: see :meth:`ppl_ext.meta.Kinds.to_arviz`."""
+    check_count("to_arviz: num_samples", num_samples)
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    check_key("to_arviz: rng_key", rng_key)
+    of_shares, *of_laws = jax.random.split(rng_key, 1 + len(kinds.laws))
+    drawn = [law.sample(key, (num_samples,)) for law, key in zip(kinds.laws, of_laws, strict=True)]
+    means, covariances = (np.stack([np.asarray(pair[i]) for pair in drawn], axis=1) for i in (0, 1))
+    shares = np.asarray(jax.random.dirichlet(of_shares, kinds.concentration, (num_samples,)))
+    return build_report(
+        {
+            "posterior": {"share": shares[None], "mean": means[None], "covariance": covariances[None]},
+            "vi_trace": {"loss": kinds.losses[None]},
+            ESTIMATES: {"memberships": kinds.memberships},
+        },
+        dims={
+            "share": ["kind"],
+            "mean": ["kind", "theta"],
+            "covariance": ["kind", "theta", "theta_bis"],
+            "memberships": ["episode", "kind"],
+        },
+        attrs={"num_kinds": len(kinds.laws), **versions(), "arviz_version": arviz_version()},
+    )
+
+
+def scores_to_arviz(scores: Any) -> Any:
+    """The report of scores: see :meth:`ppl_ext.meta.Scores.to_arviz`."""
+    by_episode = scores.by_name()
+    by_row = {name: getattr(scores, name) for name in ("pit", "confidence", "correct")}
+    by_row = {name: parts for name, parts in by_row.items() if parts}
+    rows = {name: np.concatenate([np.ravel(x) for x in parts]) for name, parts in by_row.items()}
+    if rows:
+        lengths = [np.size(x) for x in next(iter(by_row.values()))]
+        rows["of_episode"] = np.repeat(np.arange(len(lengths)), lengths)
+    return build_report(
+        {ESTIMATES: {**by_episode, **rows}},
+        dims={**{name: ["episode"] for name in by_episode}, **{name: ["row"] for name in rows}},
+        attrs={"level": scores.level, **versions(), "arviz_version": arviz_version()},
     )
 
 

@@ -26,6 +26,7 @@ from ppl_ext.meta.streams.stream import Batch, EpisodeStream
 from ppl_ext.runtime.arguments import check_count, check_key, described
 from ppl_ext.runtime.checkpoint import Checkpoint
 from ppl_ext.runtime.explain import explained
+from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 
 
 class State(NamedTuple):
@@ -72,11 +73,21 @@ def _posteriors(
 
 
 @dataclass(frozen=True, repr=False)
-class MetaFit:
+class MetaFit(Summarised):
     """What training returns: the fitted shared law and values.
 
     ``niw``: q(μ, Σ), a :class:`~ppl_ext.meta.NIW`. ``shared``: the shared sites by name. ``losses``: the
     bound per episode, by step; ``terms`` its parts.
+
+    >>> import numpy as np, numpyro, numpyro.distributions as dist
+    >>> from ppl_ext.meta import ExactLinearGaussian, lift
+    >>> def episode(y):
+    ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("rows", len(y)):
+    ...         numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+    >>> rows = [(np.full(2, y, np.float32),) for y in (1.0, 2.0, 3.0)]
+    >>> lift(episode, ["level"]).untrained(rows, ExactLinearGaussian())  # .fit(key, rows) trains
+    MetaFit(ExactLinearGaussian, full NIW over 1, num_steps=0)
     """
 
     hierarchy: Hierarchy
@@ -91,6 +102,12 @@ class MetaFit:
             f"MetaFit({type(self.solver).__name__}, {self.niw.structure} NIW over {self.niw.dim}, "
             f"num_steps={self.losses.size}{last})"
         )
+
+    def summary(self) -> str:
+        """The shared law and values, and whether the bound still falls."""
+        from ppl_ext.meta.summaries import of_fit
+
+        return of_fit(self)
 
     @property
     def niw(self) -> NIW:
@@ -149,7 +166,7 @@ class MetaFit:
         return q
 
     def to_arviz(
-        self, episodes: Any, rng_key: jax.Array | None = None, num_samples: int = 500, **options: Any
+        self, episodes: Any, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES, **options: Any
     ) -> Any:
         """The ArviZ report over the episodes trained on: :func:`ppl_ext.meta.arviz_report.fit_to_arviz`,
         which has the options.
@@ -188,7 +205,7 @@ class MetaFit:
         rng_key: jax.Array,
         *args,
         prior: str = "student_t",
-        num_samples: int = 1000,
+        num_samples: int = NUM_SAMPLES,
         num_nodes: int = 64,
         **kwargs,
     ) -> Adapted:

@@ -24,18 +24,24 @@ from ppl_ext.meta.hierarchy import POINT
 from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.runtime.arguments import check_count, check_key, described
+from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 
 SEEDS, TRIES = 3, 10
 """Episodes that a kind starts from, and rounds of EM after which the best start goes on."""
 
 
 @dataclass(frozen=True, repr=False)
-class Kinds:
+class Kinds(Summarised):
     """Several shared laws instead of one; what :func:`kinds` returns.
 
     ``laws``: a :class:`NIW` of each kind. ``concentration``: (K,), of the Dirichlet posterior of their
     shares. ``memberships``: (n, K), how probably each episode seen is of each kind. ``losses``: the bound per
     episode by round, up to a constant. ``fit`` has the shared values.
+
+    >>> laws = tuple(NIW(jnp.array([at]), 5.0, jnp.eye(1), 8.0) for at in (-9.0, 9.0))
+    >>> one = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> Kinds(None, laws, jnp.array([3.0, 1.0]), one, np.array([2.0, 1.5]))  # as kinds returns it
+    Kinds(2, shares=[0.75, 0.25])
     """
 
     fit: MetaFit
@@ -47,13 +53,27 @@ class Kinds:
     def __repr__(self) -> str:
         return f"Kinds({len(self.laws)}, shares={np.asarray(self.shares).round(3).tolist()})"
 
+    def summary(self) -> str:
+        """Each kind's law and share, and how surely episodes were told apart."""
+        from ppl_ext.meta.summaries import of_kinds
+
+        return of_kinds(self)
+
+    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Any:
+        """The ArviZ report: ``posterior`` has draws of the kinds' shares, means and covariances from their
+        variational laws (chain, draw, kind, ...), one chain; ``estimates`` the ``memberships`` by ``episode``
+        and ``kind``; ``vi_trace`` the bound by round."""
+        from ppl_ext.meta.arviz_report import kinds_to_arviz
+
+        return kinds_to_arviz(self, rng_key, num_samples)
+
     @property
     def shares(self) -> jax.Array:
         """Expected shares, shape (K,)."""
         return self.concentration / self.concentration.sum()
 
     def adapt(
-        self, rng_key: jax.Array, *args, num_samples: int = 1000, num_nodes: int = 64, **kwargs
+        self, rng_key: jax.Array, *args, num_samples: int = NUM_SAMPLES, num_nodes: int = 64, **kwargs
     ) -> Adapted:
         """As :meth:`MetaFit.adapt`, under a mixture of each kind's Student-t: which kind the episode is of is
         averaged over.

@@ -13,6 +13,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.meta.fitted import MetaFit
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.runtime.arguments import check_array, check_call, check_key, check_number, described
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 
 def plot_episodes(
@@ -24,7 +25,7 @@ def plot_episodes(
     site: str | None = None,
     level: float = 0.9,
     labels: Sequence[str] | None = None,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     rng_key: jax.Array | None = None,
 ) -> np.ndarray:
     """Draw for each episode its rows, and the mean and band of the predictions after adapting to them.

@@ -24,13 +24,14 @@ from ppl_ext.meta.hierarchy import Hierarchy
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.meta.streams.stream import Batch
 from ppl_ext.runtime.arguments import check_array, check_count, check_key, check_number, described
+from ppl_ext.runtime.results import Summarised
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 """Levels of central intervals over which calibration of real-valued predictions is taken."""
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Summarised):
     """How new episodes were predicted, by observed value.
 
     :param nll: (n,), the mean negative log predictive density of an episode's query rows, in nats.
@@ -100,14 +101,23 @@ class Scores:
         }
         return {name: x for name, x in found.items() if x is not None}
 
-    def print_summary(self) -> None:
-        """Print means over episodes with their standard errors."""
-        for name, x in self.by_name().items():
-            x = x[np.isfinite(x)]
-            print(
-                f"{name:<18} {x.mean():.3f} ± {x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan:.3f}"
-            )
-        print(f"calibration error of all rows together {self.pooled_calibration_error:.3f}")
+    def __repr__(self) -> str:
+        means = "".join(f", {n}={np.mean(x):.3g}" for n, x in self.by_name().items())
+        return f"Scores(num_episodes={len(self.nll)}{means})"
+
+    def summary(self) -> str:
+        """Means over episodes with their standard errors."""
+        from ppl_ext.meta.summaries import of_scores
+
+        return of_scores(self)
+
+    def to_arviz(self) -> Any:
+        """The ArviZ report: ``estimates`` with each score by ``episode``; of numbers ``pit`` and of classes
+        ``confidence`` and ``correct``, by ``row``, with the number of the row's episode as ``of_episode``. No
+        ``posterior``: ``MetaFit.to_arviz(..., scores=)`` puts scores beside one."""
+        from ppl_ext.meta.arviz_report import scores_to_arviz
+
+        return scores_to_arviz(self)
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 10) -> float:

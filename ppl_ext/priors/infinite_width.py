@@ -28,6 +28,7 @@ from ppl_ext.runtime.arguments import (
     check_number,
     described,
 )
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 Kernel = Callable[[Any, Any], jax.Array]
 
@@ -143,7 +144,7 @@ class ScaleMixturePosterior(NamedTuple):
         return mean, jnp.tensordot(weights, covariances, 1) + jnp.einsum("s,si,sj->ij", weights, away, away)
 
     def sample(
-        self, rng_key: jax.Array, x: Any, num_samples: int = 1000, observed: bool = False
+        self, rng_key: jax.Array, x: Any, num_samples: int = NUM_SAMPLES, observed: bool = False
     ) -> jax.Array:
         """Draws of the function, or of new data, at inputs (m, ...): (num_samples, m)."""
         check_key("sample: rng_key", rng_key)

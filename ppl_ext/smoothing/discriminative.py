@@ -27,6 +27,7 @@ from jax.scipy.linalg import cho_solve
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_array, described
+from ppl_ext.runtime.results import as_html
 
 
 class DiscriminativeResult(NamedTuple):
@@ -45,6 +46,32 @@ class DiscriminativeResult(NamedTuple):
     guarded: jax.Array
     mean_0: jax.Array
     covariance_0: jax.Array
+
+    def __repr__(self) -> str:
+        return f"DiscriminativeResult(mean={jnp.shape(self.mean)}, covariance={jnp.shape(self.covariance)})"
+
+    def summary(self) -> str:
+        from ppl_ext.smoothing.summaries import of_discriminative
+
+        return of_discriminative(self)
+
+    def print_summary(self) -> None:
+        """Print the summary."""
+        print(self.summary())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.summary())
+
+    def to_arviz(self) -> Any:
+        """The ArviZ report: ``estimates`` with the filtered means and covariances by ``time`` and ``state``,
+        where the prior was not divided out, and the moments before the first step. No ``posterior``: these
+        are laws of each time given its own past, which no draw of a trajectory has.
+
+        :raises ArgumentError: of many series at once.
+        """
+        from ppl_ext.smoothing.arviz_reports import of_discriminative
+
+        return of_discriminative(self)
 
 
 def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> None:

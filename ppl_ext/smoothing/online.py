@@ -11,6 +11,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_key, described
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.outside import Outside, reading, seen_by, still_there
+from ppl_ext.runtime.results import as_html, number
 from ppl_ext.runtime.sharding import along
 from ppl_ext.smoothing.additive_statistic import Statistic, advance, centre, estimate, start
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
@@ -119,6 +120,29 @@ class OnlineResult(NamedTuple):
     expectations: dict[str, Any]
     num_steps: jax.Array
     fallbacks: jax.Array
+
+    def __repr__(self) -> str:
+        known = f"log_evidence={number(self.log_evidence)}, expectations={[*self.expectations]}"
+        return f"OnlineResult({known}, num_steps={number(self.num_steps)})"
+
+    def summary(self) -> str:
+        from ppl_ext.smoothing.summaries import of_stream
+
+        return of_stream(self)
+
+    def print_summary(self) -> None:
+        """Print the summary."""
+        print(self.summary())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.summary())
+
+    def to_arviz(self) -> Any:
+        """The ArviZ report: ``estimates`` with the log evidence, the expectations and how many steps they are
+        of. No ``posterior``: a stream keeps no trajectories."""
+        from ppl_ext.smoothing.arviz_reports import of_stream
+
+        return of_stream(self)
 
 
 class OnlineSmoother:

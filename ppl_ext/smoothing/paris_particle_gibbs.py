@@ -20,11 +20,11 @@ from ppl_ext.runtime.arguments import check_call, check_count, check_key, descri
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
+from ppl_ext.runtime.results import Summarised
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
-from ppl_ext.smoothing.report import report_of
 from ppl_ext.smoothing.settings import settings
 from ppl_ext.smoothing.space import Functional, Particles, Space
 from ppl_ext.smoothing.trajectories import trajectories, values_of
@@ -214,7 +214,7 @@ class ParisParticleGibbs:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ParticleGibbsSmoothing:
+class ParticleGibbsSmoothing(Summarised):
     """A series smoothed by :class:`ParisParticleGibbs`; sweeps are those after the burn-in.
 
     :param expectations: of the functionals, averaged over sweeps and chains.
@@ -253,10 +253,17 @@ class ParticleGibbsSmoothing:
         low, high = float(np.min(self.renewal)), float(np.max(self.renewal))
         return f"ParticleGibbsSmoothing(renewal={low:.2g}..{high:.2g}, {self.how})"
 
+    def summary(self) -> str:
+        from ppl_ext.smoothing.summaries import of_sweeps
+
+        return of_sweeps(self)
+
     def to_arviz(self) -> Any:
         """The ArviZ report: ``posterior`` with the paths (chain, draw, time); ``sample_stats`` with ``ess``
         and ``renewed`` by time; the renewal rate before the first step is the attribute
         ``renewal_initial``."""
+        from ppl_ext.smoothing.arviz_reports import of_trajectories
+
         if self.outside is not None:
             self.outside.check("to_arviz", self.model)
         values = {name: np.asarray(x) for name, x in self.trajectories.items()}
@@ -266,4 +273,4 @@ class ParticleGibbsSmoothing:
             "renewal_initial": float(self.renewal[0]),
             **self.how,
         }
-        return report_of(self.model, self.args, self.kwargs, self.params, values, stats, attrs)
+        return of_trajectories(self.model, self.args, self.kwargs, self.params, values, stats, attrs)

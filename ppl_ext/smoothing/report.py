@@ -1,4 +1,4 @@
-"""What smoothing returns, and its ArviZ report."""
+"""What smoothing returns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import check_array, check_count, check_key, described
 from ppl_ext.runtime.outside import Outside
-from ppl_ext.state_space.model import lower
+from ppl_ext.runtime.results import NUM_SAMPLES, Summarised, number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SmoothingResult:
+class SmoothingResult(Summarised):
     """A smoothed series.
 
     :param log_evidence: the estimated log p(y_1, ..., y_T); its exponential is unbiased.
@@ -61,13 +61,19 @@ class SmoothingResult:
 
     def __repr__(self) -> str:
         num_steps = len(self.log_evidence_increments)
-        return (
-            f"SmoothingResult(log_evidence={float(self.log_evidence):.4g}, num_steps={num_steps}, {self.how})"
-        )
+        return f"SmoothingResult(log_evidence={number(self.log_evidence)}, num_steps={num_steps}, {self.how})"
 
-    def sample(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> dict[str, jax.Array]:
+    def summary(self) -> str:
+        from ppl_ext.smoothing.summaries import of_smoothing
+
+        return of_smoothing(self)
+
+    def sample(
+        self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES
+    ) -> dict[str, jax.Array]:
         """Whole trajectories from the smoothing law, drawn backward through the particles of this run, which
-        is repeated for it with everything kept: memory grows as N T.
+        is repeated for it with everything kept: memory grows as N T. A draw costs O(T) with ``"mcmc"`` and
+        ``"path"``, O(N T) with ``"dense"``: there fewer than by default may do.
 
         :raises ModelError: if data that the model reads from outside of its arguments have changed since.
         :return: by latent site (draw, ...), those of the steps (draw, time, ...).
@@ -90,7 +96,7 @@ class SmoothingResult:
             raise ArgumentError(f"filtered: levels must be numbers between 0 and 1, got {described(levels)}.")
         return self.quantiles(self.rng_key, self.params, self.args, self.kwargs, found)
 
-    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 100) -> Any:
+    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Any:
         """The ArviZ report, one chain.
 
         ``posterior``: smoothed trajectories, (chain, draw, time). ``sample_stats``: ``ess``, ``resampled``
@@ -98,6 +104,8 @@ class SmoothingResult:
         trajectory and the observations. ``log_predictive_one_step``: log p(y_t | y_<t), which leave-one-out
         must not use. ``observed_data``.
         """
+        from ppl_ext.smoothing.arviz_reports import of_trajectories
+
         values = {name: np.asarray(x)[None] for name, x in self.sample(rng_key, num_samples).items()}
 
         def each(x):
@@ -111,7 +119,7 @@ class SmoothingResult:
             "backward_fallbacks": int(self.fallbacks),
             **self.how,
         }
-        return report_of(
+        return of_trajectories(
             self.model,
             self.args,
             self.kwargs,
@@ -121,48 +129,3 @@ class SmoothingResult:
             attrs,
             stats["log_evidence_increment"],
         )
-
-
-def report_of(model, args, kwargs, params, values, stats, attrs, one_step=None) -> Any:
-    """The ArviZ report of trajectories at fixed parameters.
-
-    :param values: by latent site, (chain, draw, ...).
-    :param stats: by name, (chain, draw, time).
-    :param one_step: log p(y_t | y_<t), (chain, draw, time).
-    """
-    from ppl_ext.diagnostics.likelihood import TIME, Terms
-    from ppl_ext.diagnostics.report.arviz_export import arviz_version, build_report, site_dims
-    from ppl_ext.diagnostics.report.run_record import name_of, versions
-    from ppl_ext.diagnostics.sites import describe, observations
-
-    if any(not x.shape[-1] for x in stats.values()):
-        raise ModelError(
-            "The series is empty, so there is nothing to report by time; the results themselves are in the "
-            "fields."
-        )
-    one = {name: x[0, 0] for name, x in values.items()}
-    # where nothing survived, of integers too: the model is only asked what it looks like
-    if any(np.isnan(x).any() for x in one.values()):
-        lowered = lower(model, args, kwargs, params)
-        known = lowered.initial_sites | lowered.step_sites
-        one = {name: np.nan_to_num(x).astype(known[name].dtype) for name, x in one.items()}
-    one |= {name: np.asarray(x) for name, x in params.items()}
-    sites = describe(model, one, args, kwargs, {})
-    terms = {}
-    observed = [name for name, site in sites.items() if site.kind == "observed" and site.in_scan]
-    if observed and one_step is not None:
-        # All that a step observes goes into one term, under the name of the first.
-        terms[observed[0]] = Terms(
-            one_step, np.zeros(one_step.shape[2:], bool), tuple(observed), (TIME,), True
-        )
-    given = {f"param_{name}": np.asarray(x) for name, x in params.items()}
-    return build_report(
-        {
-            "posterior": values,
-            "sample_stats": stats,
-            "observed_data": observations(model, one, args, kwargs, {})[0],
-        },
-        terms=terms,
-        dims={**site_dims(sites), **{name: ["time"] for name in stats}},
-        attrs={"model": name_of(model), **attrs, **given, **versions(), "arviz_version": arviz_version()},
-    )

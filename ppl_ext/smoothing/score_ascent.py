@@ -17,6 +17,7 @@ from ppl_ext.runtime.checkpoint import program as program_of
 from ppl_ext.runtime.constants import compiled, odd_data_blamed, split
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
+from ppl_ext.runtime.results import Summarised, number
 from ppl_ext.runtime.training import Saver, check_checkpoint, chunk_of, progress, train
 from ppl_ext.smoothing.additive import constrained, score, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
@@ -263,8 +264,8 @@ class _Steps:
         return f"score {np.linalg.norm(np.split(found, 2)[1], axis=0).mean():.4g}"
 
 
-@dataclass(frozen=True, eq=False)
-class Learned:
+@dataclass(frozen=True, eq=False, repr=False)
+class Learned(Summarised):
     """What :meth:`ScoreAscent.run` found.
 
     :param params: the estimate, constrained.
@@ -276,8 +277,27 @@ class Learned:
     >>> # as ScoreAscent.run with average_from=1/3 returns it
     >>> bool(found.iterates["mean"][1:].mean() == found.params["mean"])
     True
+    >>> found
+    Learned(mean=2, num_steps=3)
     """
 
     params: dict[str, jax.Array]
     iterates: dict[str, jax.Array]
     scores: dict[str, jax.Array]
+
+    def __repr__(self) -> str:
+        shown = "".join(f"{n}={number(x)}, " for n, x in [*self.params.items()][:4])
+        return f"Learned({shown}num_steps={len(next(iter(self.scores.values()), ()))})"
+
+    def summary(self) -> str:
+        from ppl_ext.smoothing.summaries import of_ascent
+
+        return of_ascent(self)
+
+    def to_arviz(self) -> Any:
+        """The ArviZ report: ``ascent_trace`` with the iterates and, as ``score_<name>``, the scores (chain,
+        step, ...), one chain; ``estimates`` with ``params``. No ``posterior``: a maximum of the likelihood
+        has no draws, and the spread of the iterates is that of the learning rate."""
+        from ppl_ext.smoothing.arviz_reports import of_ascent
+
+        return of_ascent(self)

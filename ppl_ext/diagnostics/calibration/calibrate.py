@@ -32,6 +32,7 @@ from ppl_ext.diagnostics.sites import FullPlates
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.program import log_density
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
+from ppl_ext.runtime.results import Summarised
 
 LIKELIHOOD = "log_likelihood"
 """The quantity that ranks how well each draw explains its data."""
@@ -41,7 +42,7 @@ FEW_DRAWS = 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibration:
+class Calibration(Summarised):
     """What :func:`calibrate` found.
 
     :param ranks: by quantity, (simulation, ...): how many of the draws lie below the truth, 0 to
@@ -92,28 +93,21 @@ class Calibration:
             f"p_value={self.p_value:.2g})"
         )
 
-    def print_summary(self) -> None:
-        """Print, for each quantity, the mean and spread of its ranks (1 and 1 if uniform), a p-value, and
-        what is wrong in words.
+    def summary(self) -> str:
+        """For each quantity the mean and spread of its ranks (0.5 and 1 if uniform), a p-value, and what is
+        wrong in words.
         """
-        print(
-            f"{self.num_simulations} simulations, each truth ranked among {self.num_draws} draws (one in "
-            f"{self.thin} kept)"
-        )
-        print("\n".join(_table(self)))
-        if self.failed:
-            first = min(self.failed)
-            print(
-                f"{len(self.failed)} simulations failed and are left out; simulation {first}: "
-                f"{self.failed[first]}"
-            )
-        count = sum(np.size(p) for p in self.p_values.values())
-        verdict = (
-            "calibrated, as far as this many simulations can tell"
-            if self.p_value > 0.01
-            else "not calibrated"
-        )
-        print(f"Over all {count} quantities: p = {self.p_value:.2g}: {verdict}.")
+        from ppl_ext.diagnostics.calibration.summary import in_words
+
+        return in_words(self)
+
+    def to_arviz(self) -> Any:
+        """The ArviZ report: ``prior`` has the truths and ``prior_predictive`` the data, one draw a
+        simulation; ``ranks`` the ranks by ``simulation``; ``estimates`` the p-values, as
+        ``p_value_<quantity>``. No ``posterior``: each simulation had its own, and none is kept."""
+        from ppl_ext.diagnostics.calibration.summary import to_arviz
+
+        return to_arviz(self)
 
 
 def calibrate(
@@ -302,40 +296,3 @@ def _rank(truth: np.ndarray, draws: np.ndarray, rng_key) -> np.ndarray:
     below = (draws < truth[:, None]).sum(axis=1)
     ties = (draws == truth[:, None]).sum(axis=1)
     return below + np.asarray(random.randint(rng_key, ties.shape, 0, jnp.asarray(ties) + 1))
-
-
-# --- in words
-
-
-def _table(calibration: Calibration) -> list[str]:
-    """One row a quantity: of an array, its worst element."""
-    width = max(len(name) for name in calibration.ranks) + 8
-    lines = [f"{'':<{width}}{'mean':>8}{'spread':>10}{'p':>10}"]
-    every = sum(np.size(p) for p in calibration.p_values.values())
-    for name, ranks in calibration.ranks.items():
-        p = np.asarray(calibration.p_values[name])
-        index = tuple(int(i) for i in np.unravel_index(int(p.argmin()), p.shape))
-        label = f"{name}[{','.join(map(str, index))}]" if index else name
-        mean, spread, words = _shape(ranks.reshape(len(ranks), -1)[:, int(p.argmin())], calibration.num_draws)
-        words = words if p.min() * every <= 0.01 else ""
-        lines.append(f"{label:<{width}}{mean:>8.2f}{spread:>10.2f}{p.min():>10.2g}  {words}".rstrip())
-    return lines
-
-
-def _shape(ranks: np.ndarray, num_draws: int) -> tuple[float, float, str]:
-    """Mean of the ranks between 0 and 1, their spread (1 if uniform), and what the larger of the two
-    deviations means.
-    """
-    u = (ranks + 0.5) / (num_draws + 1)
-    variance = (1.0 - (num_draws + 1.0) ** -2) / 12.0
-    spread = float(np.mean((u - 0.5) ** 2) / variance)
-    shift = (u.mean() - 0.5) / math.sqrt(variance / len(u))
-    # a uniform's fourth moment is 1.8 times its variance squared
-    widening = (spread - 1.0) / math.sqrt(0.8 / len(u))
-    if max(abs(shift), abs(widening)) < 3.0:
-        words = "ranks are not uniform: see plot_calibration"
-    elif abs(shift) > abs(widening):
-        words = "biased: draws lie too low" if shift > 0.0 else "biased: draws lie too high"
-    else:
-        words = "over-confident: too narrow" if widening > 0.0 else "under-confident: too wide"
-    return float(u.mean()), math.sqrt(spread), words

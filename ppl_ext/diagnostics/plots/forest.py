@@ -8,6 +8,7 @@ import numpy as np
 from ppl_ext.diagnostics.plots.axes import colour, several_axes, tidy
 from ppl_ext.diagnostics.reading import posterior_draws
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 MAX_ROWS = 40
 """Elements a panel shows of one variable."""
@@ -25,7 +26,7 @@ def plot_forest(
     *,
     labels: Mapping[str, str] | None = None,
     colors: Mapping[str, Any] | None = None,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
 ) -> np.ndarray:
     """Draw posterior means with 50 % and 94 % intervals, one panel a variable, one colour an algorithm.
 

@@ -8,10 +8,11 @@ import numpy as np
 from ppl_ext.diagnostics.plots.axes import GREY, colour, name_all, one_axes, tidy
 from ppl_ext.diagnostics.psis import pareto_k_threshold, psis
 from ppl_ext.diagnostics.reading import log_weights
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 
 def plot_khat(
-    result: Any, ax: Any = None, *, names: Sequence[str] | None = None, num_samples: int = 1000
+    result: Any, ax: Any = None, *, names: Sequence[str] | None = None, num_samples: int = NUM_SAMPLES
 ) -> Any:
     r"""Draw the largest importance weights, sorted, with their fitted tail, the shape k and the importance
     ESS.

@@ -10,6 +10,7 @@ import numpy as np
 from ppl_ext.diagnostics.plots.axes import GREY, colour, new_column, several_axes, tidy
 from ppl_ext.diagnostics.plots.ess import plot_ess
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.results import NUM_SAMPLES
 
 MAX_LINES = 3
 """Elements of an array-valued site that get a band of their own."""
@@ -21,7 +22,7 @@ def plot_smoothing(
     axes: Any = None,
     *,
     level: float = 0.9,
-    num_samples: int = 200,
+    num_samples: int = NUM_SAMPLES,
     observed: Any = None,
     time: Any = None,
 ) -> np.ndarray:

@@ -28,7 +28,10 @@ SAMPLE_GROUPS = (
     "log_likelihood",
     "predictions",
 )
-DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data")
+ESTIMATES = "estimates"
+"""The group of what is no draw and no data: point estimates, moments by time, scores by episode."""
+DATA_GROUPS = ("observed_data", "constant_data", "predictions_constant_data", ESTIMATES, "ranks")
+TRACES = ("vi_trace", "ascent_trace")
 PREDICTION_GROUPS = ("predictions", "predictions_constant_data")
 ONE_STEP = "log_predictive_one_step"
 """The group of terms log p(y_t | y_<t). Not in ``log_likelihood``, where ``arviz.loo`` would take them for
@@ -52,9 +55,9 @@ def build_report(
     """Build the ArviZ report from plain dictionaries of arrays.
 
     :param groups: by group, arrays by variable. Groups of draws (posterior, posterior_predictive, prior,
-        prior_predictive, predictions, sample_stats) are (chain, draw, ...); observed_data and both
-        constant_data are plain; vi_trace is (chain, step, ...). Empty groups are left out. A "/" in a name,
-        which netCDF keeps for itself, becomes a ".".
+        prior_predictive, predictions, sample_stats) are (chain, draw, ...); observed_data, both
+        constant_data, estimates and ranks are plain; vi_trace and ascent_trace are (chain, step, ...). Empty
+        groups are left out. A "/" in a name, which netCDF keeps for itself, becomes a ".".
     :param terms: the log likelihood. Masked elements are dropped, since leave-one-out would count them: such
         a variable has one axis ``<site>_seen``, labelled by what is left of the plate (or, over several axes,
         by one coordinate ``<site>_<axis>`` each). One-step-ahead terms go to a group of their own,
@@ -82,9 +85,7 @@ def build_report(
     )
     datasets: dict[str, xr.Dataset] = {}
     for group, variables in groups.items():
-        leading = (
-            () if group in DATA_GROUPS else ("chain", "step") if group == "vi_trace" else ("chain", "draw")
-        )
+        leading = () if group in DATA_GROUPS else ("chain", "step" if group in TRACES else "draw")
         here = {**dims, **pred_dims} if group in PREDICTION_GROUPS else dims
         arrays = [
             _array(name, x, leading, here.get(name), coords, group) for name, x in (variables or {}).items()

@@ -113,7 +113,7 @@ def table(values: Mapping[str, np.ndarray]) -> str:
     width = max((len(label) for label, _ in rows), default=0)
     header = ["mean", "sd", "5%", "50%", "95%"] + (["r_hat"] if num_chains > 1 else [])
     lines = [" " * width + "".join(f"{h:>10}" for h in header)]
-    lines += [f"{label:<{width}}" + "".join(f"{_number(v):>10}" for v in row) for label, row in rows]
+    lines += [f"{label:<{width}}" + "".join(f"{in_table(v):>10}" for v in row) for label, row in rows]
     return "\n".join(lines + hidden)
 
 
@@ -127,7 +127,8 @@ def _row(x: np.ndarray, num_chains: int) -> list[float]:
     return row
 
 
-def _number(x: float) -> str:
+def in_table(x: float) -> str:
+    """A number as the tables show it."""
     return f"{x:.2f}" if not math.isfinite(x) or 0.01 <= abs(x) < 1e5 or x == 0.0 else f"{x:.2e}"
 
 

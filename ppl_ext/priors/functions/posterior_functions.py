@@ -20,6 +20,7 @@ from ppl_ext.runtime.arguments import check_call, check_count, check_key, check_
 from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
+from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 
 LEVELS = tuple(np.round(np.arange(0.1, 1.0, 0.1), 1).tolist())
 FEWEST_DRAWS = 4
@@ -30,7 +31,7 @@ AGREE = 1.05
 
 
 @dataclass(frozen=True, repr=False)
-class FunctionDraws:
+class FunctionDraws(Summarised):
     r"""Draws of a function at given inputs, and how well they predict.
 
     ``values`` (chain, draw, ...): the output at the inputs. ``replicated`` (chain, draw, ...): data drawn
@@ -191,8 +192,8 @@ class FunctionDraws:
             dims["inputs"] = [axes[0]]
         return build_report(groups, terms=terms, dims=dims, attrs={**self.attrs, **versions()})
 
-    def print_summary(self) -> None:
-        """Print how far the chains agree as functions, and the scores, if there were targets."""
+    def summary(self) -> str:
+        """How far the chains agree as functions, and the scores, if there were targets."""
         chains, draws = self.values.shape[:2]
         lines = [
             f"'{self.output}' at {int(np.prod(self.values.shape[2:]))} inputs, {chains} chains of {draws} "
@@ -219,7 +220,7 @@ class FunctionDraws:
                 f"RMSE {self.rmse:.4f}, NLL {self.nll:.4f}, coverage of 50 % intervals {half:.2f}, of 90 % "
                 f"intervals {nine:.2f}."
             )
-        print("\n".join(lines))
+        return "\n".join(lines)
 
 
 def _with_targets(what: str, x: np.ndarray | None) -> np.ndarray:
@@ -236,7 +237,7 @@ def posterior_functions(
     site: str | None = None,
     y: Any = None,
     rng_key: jax.Array | None = None,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     chunk_size: int | None = None,
     **kwargs: Any,
 ) -> FunctionDraws:

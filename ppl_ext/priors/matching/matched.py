@@ -14,13 +14,14 @@ from ppl_ext.priors.lifting import Layout, Raw, Tuned
 from ppl_ext.priors.matching.inputs import check_inputs
 from ppl_ext.priors.matching.report import Report
 from ppl_ext.runtime.arguments import check_count, check_key, check_program
+from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 
 if TYPE_CHECKING:
     from ppl_ext.priors.matching.problem import Matching
 
 
 @dataclass(eq=False, repr=False)
-class Matched:
+class Matched(Summarised):
     """A lifted prior after :func:`~ppl_ext.priors.match`.
 
     ``model``: an ordinary NumPyro model, with the arguments and sites of the one that was lifted; the tuned
@@ -61,7 +62,9 @@ class Matched:
         check_program("on: model", model)
         return Tuned(model, self.layout, self.raw)
 
-    def functions(self, rng_key: jax.Array, inputs: Any, num_draws: int = 1000) -> dict[str, np.ndarray]:
+    def functions(
+        self, rng_key: jax.Array, inputs: Any, num_draws: int = NUM_SAMPLES
+    ) -> dict[str, np.ndarray]:
         """Draws at these inputs, (num_draws, M) or (num_draws, M, P), "before", "after", and of the "target".
 
         :raises ModelError: if data that model or target read from outside have changed since they were
@@ -87,9 +90,9 @@ class Matched:
     def _drawn(self) -> Callable:
         return jax.jit(self.matching.network_functions, static_argnums=3)
 
-    def print_summary(self) -> None:
-        """Print the tuned hyperparameters, and how well the functions match."""
-        print("\n".join(self.summary_lines()))
+    def summary(self) -> str:
+        """The tuned hyperparameters, and how well the functions match."""
+        return "\n".join(self.summary_lines())
 
     def summary_lines(self) -> list[str]:
         kind = type(self.matching.distance).__name__
@@ -117,7 +120,9 @@ class Matched:
             *(self.report.words() if self.report is not None else ["The run broke down: no report."]),
         ]
 
-    def to_arviz(self, rng_key: jax.Array | None = None, num_samples: int = 1000, inputs: Any = None) -> Any:
+    def to_arviz(
+        self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES, inputs: Any = None
+    ) -> Any:
         """The ArviZ report: ``prior`` has draws of the tuned model's sites; ``prior_predictive`` the
         functions "untuned", "tuned" and of the "target" at ``inputs`` (by default those of the report)."""
         from ppl_ext.diagnostics.report.arviz_export import build_report  # ArviZ takes seconds to import
