@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ppl_ext.algorithms import marginal, normalize
     from ppl_ext.result import predict, to_arviz
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Draw",
