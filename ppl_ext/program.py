@@ -93,8 +93,8 @@ def _seeded(what: str, program: Callable, rng_key, args: tuple, kwargs: dict) ->
 
 
 def _past_inner_jits(attempt: Callable) -> Any:
-    """As :func:`past_inner_jits`; with handlers open, which have seen the first run, it is theirs to run
-    again.
+    """Try as :func:`past_inner_jits` does; with handlers open, which have seen the first run, it is theirs to
+    run again.
     """
     return past_inner_jits(attempt, again=not _PYRO_STACK)
 

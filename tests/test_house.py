@@ -230,6 +230,33 @@ def test_a_public_name_without_an_example_is_found(module):
     assert without_example(modules | {module: modules[module].replace(">>>", "...")})
 
 
+# --- a docstring begins with a sentence that stands alone
+
+NO_BEGINNING = {"Of", "Its", "Their", "See", "As", "Same", "Ditto"}
+
+
+def beginnings(modules: dict[str, str]) -> list[str]:
+    """Docstrings whose first words lean on what stands around them."""
+    found = []
+    for module, source in modules.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
+                words = [word.rstrip(",:.") for word in text.split()[:2]]
+                if words[0] in NO_BEGINNING or words == ["The", "same"]:
+                    found.append(f"{module}: {text.splitlines()[0]}")
+    return found
+
+
+def test_docstrings_begin_with_a_sentence_that_stands_alone():
+    assert beginnings(modules_under(ROOT / "ppl_ext")) == []
+    leaning = {
+        f"m{i}": f'def f():\n    """{text}"""' for i, text in enumerate(("See x.", "Of y.", "The same, z."))
+    }
+    assert len(beginnings(leaning)) == 3
+
+
 # --- what is built and installed
 
 

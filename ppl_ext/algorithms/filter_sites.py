@@ -125,9 +125,9 @@ class Sited:
         return self._sample("index", Ancestors(log_weights, num), key, {"gradient": ScoreFunction()})
 
     def values(self, one, keys, names, *particles, frozen=None):
-        """As :meth:`~ppl_ext.state_space.filtering.Keyed.values`. All sites are drawn; those to be scored
-        come out of the lanes and become sites of N lanes; then the lanes run again with these given, which
-        draws the others as before."""
+        """Draw the sites of a particle, as :meth:`~ppl_ext.state_space.filtering.Keyed.values` does. All are
+        drawn; those to be scored come out of the lanes and become sites of N lanes; then the lanes run again
+        with these given, which draws the others as before."""
         laws: dict[str, tuple[Distribution, dict]] = {}
 
         def lane(given, key, *particle):

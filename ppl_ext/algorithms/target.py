@@ -189,7 +189,7 @@ class Target:
 
     @contextmanager
     def unused(self):
-        """The same for draws on which nothing depends."""
+        """Run the program for draws on which nothing depends."""
         with Inner(self.scope, unused_run(), self.params, frozenset()):
             yield
 

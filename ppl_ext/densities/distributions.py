@@ -199,7 +199,7 @@ class _BernoulliLogits(dist.BernoulliLogits):
 
 
 def _mended(fn: Distribution) -> Distribution:
-    """The same distribution with every Bernoulli on logits inside it replaced."""
+    """Replace every Bernoulli on logits inside a distribution."""
     if type(fn) is dist.BernoulliLogits:
         fn = copy.copy(fn)
         fn.__class__ = _BernoulliLogits

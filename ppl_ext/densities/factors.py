@@ -16,7 +16,7 @@ class PreviousStep(NamedTuple):
 
 
 class Colour(NamedTuple):
-    """Of sites that take their values at the same time, while tables are made."""
+    """A colour: sites that take their values at the same time, while tables are made."""
 
     number: int
 

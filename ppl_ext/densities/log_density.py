@@ -222,7 +222,7 @@ def site_term(site: dict, plate_scales: dict[str, float]) -> tuple[jax.Array, La
 
 
 def lower_bound(log_density: LogDensity) -> LogDensity:
-    r"""The same log density, which an objective states to be a lower bound in the mean.
+    r"""State that a log density is a lower bound in the mean; it is returned as it is.
 
     .. math:: \mathbb{E}[\textstyle\sum_t \pm \log w_t] \le \sum_t \pm \log p_t
 
@@ -238,7 +238,7 @@ def lower_bound(log_density: LogDensity) -> LogDensity:
 
 
 def upper_bound(log_density: LogDensity) -> LogDensity:
-    """The same log density, stated to be an upper bound in the mean: as :func:`lower_bound`.
+    """State that a log density is an upper bound in the mean; it is returned as it is.
 
     :raises DirectionError: if a term is an estimate that errs downwards; the message names it.
 

@@ -12,7 +12,7 @@ GOOD = 0.7
 
 
 def in_words(found: Any) -> str:
-    """See :meth:`~ppl_ext.diagnostics.LeaveFutureOut.summary`."""
+    """Say in words what :meth:`~ppl_ext.diagnostics.LeaveFutureOut.summary` says."""
     shapes = np.asarray(found.pareto_k, np.float64)
     steps = found.refits[0] + np.arange(len(shapes)) if found.refits else np.arange(len(shapes))
     lines = [
@@ -33,7 +33,7 @@ def in_words(found: Any) -> str:
 
 
 def to_arviz(found: Any) -> Any:
-    """See :meth:`~ppl_ext.diagnostics.LeaveFutureOut.to_arviz`."""
+    """Write the report of :meth:`~ppl_ext.diagnostics.LeaveFutureOut.to_arviz`."""
     first = found.refits[0] if found.refits else 0
     values = {
         "elpd_pointwise": np.asarray(found.pointwise),

@@ -127,8 +127,8 @@ def absent_elements(model: Callable, guide: Callable, rng_key: jax.Array) -> Abs
     picking = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not _is_real(s["value"])}
 
     def terms(values: Mapping[str, jax.Array]) -> list[jax.Array]:
-        """Of a run in which what masked sites hand on has these values; their own density is taken at what
-        was drawn.
+        """The terms of a run in which what masked sites hand on has these values; their own density is taken
+        at what was drawn.
         """
         return [
             element_log_prob(s["fn"], drawn[n] if n in hidden and n in values else s["value"])

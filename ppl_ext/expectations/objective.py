@@ -109,7 +109,7 @@ class Objective(NumPyroELBO):
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]
 
     def loss_with_mutable_state(self, rng_key, param_map, model, guide, *args, **kwargs):
-        """As :meth:`loss`, with the values that ``numpyro.mutable`` sites end with."""
+        """The loss, as :meth:`loss`, with the values that ``numpyro.mutable`` sites end with."""
         if isinstance(rng_key, jax.core.Tracer):
             refuse_open_handlers(repr(self), but=Run)
         where = f"{type(self).__name__}.loss"

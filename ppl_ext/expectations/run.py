@@ -39,7 +39,7 @@ from ppl_ext.tracing.vmapped_sites import control_flow_inside, sent_out, was_sen
 
 
 class Run(Messenger):
-    """See the module.
+    """A handler that draws the random sites of one run of a program, and keeps their laws.
 
     ``forced`` maps a choice's id to :class:`Assigned` or :class:`Replaced`, ``outputs`` a replicate's id to
     what it shall return. ``concrete`` is ``None``, or maps the ids of enumerated sites to outcomes that
@@ -261,7 +261,7 @@ class Run(Messenger):
         msg["fn"], msg["args"] = partial(rolled, msg["fn"]), (with_baselines, *rest)
 
     def carry(self, name: str, init):
-        """See :func:`ppl_ext.expectations.objective.carried`."""
+        """Start, or hand on, what :func:`ppl_ext.expectations.objective.carried` carries."""
         if self.given is None:
             raise HandlerError(
                 f"carried({name!r}) keeps state between the steps of an objective; an expectation has no "

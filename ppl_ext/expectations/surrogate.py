@@ -182,8 +182,8 @@ def _terms(out) -> list[jax.Array]:
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
-    """Of everything: those of one shape element by element first, since on a CPU each reduction costs more
-    than an addition.
+    """The sum of everything: terms of one shape element by element first, since on a CPU each reduction costs
+    more than an addition.
     """
     by_shape: dict[tuple[int, ...], jax.Array] = {}
     for t in terms:

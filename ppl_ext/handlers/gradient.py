@@ -99,7 +99,7 @@ class _Annotate(Messenger):
 
 
 class _AnnotateBody(Messenger):
-    """The same inside a scan's body or a branch of ``cond``, whose sites come out once more when it is
+    """Annotate sites inside a scan's body or a branch of ``cond``, whose sites come out once more when it is
     over.
     """
 

@@ -18,7 +18,7 @@ from ppl_ext.meta.streams.stream import Batch, few_lengths
 
 
 class Grouped:
-    """The same step as :meth:`ppl_ext.meta.fit.Trainer.step`, compiled once for each length and, roughly,
+    """A step, as :meth:`ppl_ext.meta.fit.Trainer.step`, compiled once for each length and, roughly,
     number of episodes of it.
     """
 

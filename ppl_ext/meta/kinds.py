@@ -75,8 +75,8 @@ class Kinds(Summarised):
     def adapt(
         self, rng_key: jax.Array, *args, num_samples: int = NUM_SAMPLES, num_nodes: int = 64, **kwargs
     ) -> Adapted:
-        """As :meth:`MetaFit.adapt`, under a mixture of each kind's Student-t: which kind the episode is of is
-        averaged over.
+        """Adapt to an episode, as :meth:`MetaFit.adapt`, under a mixture of each kind's Student-t: which kind
+        the episode is of is averaged over.
 
         :raises ArgumentError: for arguments unlike those of the episodes trained on.
         :raises ModelError: for data that do not fit their distribution, naming the site.

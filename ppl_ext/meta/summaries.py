@@ -13,7 +13,7 @@ SETTLED = 0.01
 
 
 def of_fit(fit: Any) -> str:
-    """See :meth:`~ppl_ext.meta.MetaFit.summary`."""
+    """Say in words what :meth:`~ppl_ext.meta.MetaFit.summary` says."""
     niw, losses = fit.niw, np.asarray(fit.losses, np.float64)
     between = np.sqrt(_expected_variances(niw))
     columns = {
@@ -38,7 +38,7 @@ def of_fit(fit: Any) -> str:
 
 
 def of_adapted(post: Any) -> str:
-    """See :meth:`~ppl_ext.meta.Adapted.summary`."""
+    """Say in words what :meth:`~ppl_ext.meta.Adapted.summary` says."""
     draws = {name: np.asarray(x)[None] for name, x in post.samples.items()}
     return (
         f"Posterior of one episode, {len(post.theta)} independent draws:\n{table(draws)}\n"
@@ -47,7 +47,7 @@ def of_adapted(post: Any) -> str:
 
 
 def of_kinds(kinds: Any) -> str:
-    """See :meth:`~ppl_ext.meta.Kinds.summary`."""
+    """Say in words what :meth:`~ppl_ext.meta.Kinds.summary` says."""
     memberships = np.asarray(kinds.memberships)
     means = {f"theta of kind {k}": np.asarray(law.loc) for k, law in enumerate(kinds.laws)}
     spread = {f"theta of kind {k}": np.sqrt(_expected_variances(law)) for k, law in enumerate(kinds.laws)}
@@ -65,7 +65,7 @@ def of_kinds(kinds: Any) -> str:
 
 
 def of_scores(scores: Any) -> str:
-    """See :meth:`~ppl_ext.meta.Scores.summary`."""
+    """Say in words what :meth:`~ppl_ext.meta.Scores.summary` says."""
     lines = []
     for name, x in scores.by_name().items():
         x = x[np.isfinite(x)]

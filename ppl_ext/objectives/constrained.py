@@ -127,7 +127,7 @@ def constrain(
 
 
 class _Constrained(Objective):
-    """See :func:`constrain`."""
+    """An objective under a constraint, as :func:`constrain` makes it."""
 
     @staticmethod
     def body(model, guide, objective, quantity, at_most, at_least, rate, initial):

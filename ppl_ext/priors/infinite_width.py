@@ -320,8 +320,8 @@ def _conditioned(kernel, x, new, root, weights, noise) -> tuple[jax.Array, jax.A
 
 
 def _cholesky(covariance: jax.Array, size: jax.Array) -> jax.Array:
-    """Of a covariance that is singular to the working precision where inputs are close together or the data
-    say all.
+    """The Cholesky factor of a covariance that is singular to the working precision where inputs are close
+    together or the data say all.
 
     What rounding leaves is relative to ``size``, that of the numbers whose difference it is; the least
     multiple of it that makes the matrix definite goes on the diagonal.

@@ -39,7 +39,7 @@ def program(fn: Callable, *args: Any) -> dict[str, str]:
 
 
 def digest(arrays: Iterable[Any]) -> str:
-    """Of the numbers of some arrays; ``None`` among them counts for nothing."""
+    """A digest of the numbers of some arrays; ``None`` among them counts for nothing."""
     found = hashlib.sha256()
     for x in arrays:
         if x is not None:

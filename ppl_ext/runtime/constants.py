@@ -185,7 +185,7 @@ def _least(
 def _fewest(
     look: Callable, parts: Callable, held: frozenset[int], may: set[int], leaves: list, error: Exception
 ) -> frozenset[int]:
-    """The same for a stream, where what is observed must not be held: the fewest that will do, flags and
+    """Hold for a stream, where what is observed must not be held: the fewest that will do, flags and
     integers before real numbers.
     """
     order = sorted(may, key=lambda i: (not isinstance(leaves[i], bool), isinstance(leaves[i], float)))

@@ -80,7 +80,7 @@ def _innermost(traceback: TracebackType | None) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Its type and the first line of what it says."""
+    """An error's type and the first line of what it says."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip().rstrip('.')}." if lines else f"{type(error).__name__}."
 

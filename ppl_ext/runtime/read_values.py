@@ -51,7 +51,7 @@ def _is_frozen(kind: type) -> bool:
 
 
 def parts_of(x: Any) -> Iterable[Any]:
-    """Of a value that is fixed in its structure, or that counts by it."""
+    """The parts of a value that is fixed in its structure, or that counts by it."""
     if isinstance(x, tuple | frozenset | set):
         return x
     if isinstance(x, types.MappingProxyType):

@@ -99,8 +99,8 @@ def placed(mesh: Mesh | None, tree: Any, leading: bool = True) -> Any:
 
 
 def everywhere(tree: Any) -> Any:
-    """The same where this process has it all; else every process gets the others' parts. All of them must
-    ask.
+    """Have it all: nothing is done where this process has it; else every process gets the others' parts. All
+    of them must ask.
 
     :raises ProcessError: if another process is gone.
     """

@@ -54,7 +54,9 @@ class Additive(ABC):
 
     @abstractmethod
     def bind(self, context: Context) -> Functional:
-        """Its terms. ``inputs`` of a term are those of :class:`~ppl_ext.state_space.lowering.Inputs`."""
+        """The terms of the functional. ``inputs`` of a term are those of
+        :class:`~ppl_ext.state_space.lowering.Inputs`.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class _WithInputs(Additive):
 
 @dataclass(frozen=True)
 class Score(Additive):
-    """See :func:`score`."""
+    """The functional that :func:`score` makes."""
 
     def bind(self, context: Context) -> Functional:
         free = unconstrained(context.lowered)

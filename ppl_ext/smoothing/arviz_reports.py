@@ -58,21 +58,21 @@ def of_trajectories(model, args, kwargs, params, values, stats, attrs, one_step=
 
 
 def of_ascent(result: Any) -> Any:
-    """See :meth:`~ppl_ext.smoothing.Learned.to_arviz`."""
+    """Write the report of :meth:`~ppl_ext.smoothing.Learned.to_arviz`."""
     trace = flat(result.iterates) | {f"score_{n}": x for n, x in flat(result.scores).items()}
     groups = {"ascent_trace": {n: x[None] for n, x in trace.items()}, ESTIMATES: flat(result.params)}
     return _built(groups, {})
 
 
 def of_stream(result: Any) -> Any:
-    """See :meth:`~ppl_ext.smoothing.OnlineResult.to_arviz`."""
+    """Write the report of :meth:`~ppl_ext.smoothing.OnlineResult.to_arviz`."""
     found = {"log_evidence": result.log_evidence, "num_steps": result.num_steps}
     found |= {n if n not in found else f"{n}_": x for n, x in flat(result.expectations).items()}
     return _built({ESTIMATES: found}, {}, backward_fallbacks=np.asarray(result.fallbacks))
 
 
 def of_discriminative(result: Any) -> Any:
-    """See :meth:`~ppl_ext.smoothing.DiscriminativeResult.to_arviz`."""
+    """Write the report of :meth:`~ppl_ext.smoothing.DiscriminativeResult.to_arviz`."""
     if np.ndim(result.mean) != 2:
         raise ArgumentError(
             f"to_arviz: the means have shape {np.shape(result.mean)}, of many series at once; report one: "

@@ -43,7 +43,7 @@ class Exact:
         self.steps = Steps(self.lowered)
 
     def expectations(self, functional: Functional | None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """Of the functionals, and by name whether one has no closed form after all.
+        """Expectations of the functionals, and by name whether one has no closed form after all.
 
         :raises ModelError: if the program of one shows it already.
         """
@@ -180,7 +180,7 @@ class Exact:
         return {**steps.unravel_initial(x0), **jax.vmap(steps.unravel_state)(states)}
 
     def quantiles(self, levels: jax.Array) -> dict[str, jax.Array]:
-        """Of the filtering law, by site of a step: (levels, T, ...)."""
+        """Quantiles of the filtering law, by site of a step: (levels, T, ...)."""
         s = self.smoothed
         if self.kind == "gaussian":
             spread = jnp.sqrt(jnp.diagonal(s.filtered_covariance, axis1=1, axis2=2))
@@ -229,8 +229,8 @@ def _conditional(key, later, mean, covariance, cross, mean_after, covariance_aft
 
 
 def weighted_quantiles(values: jax.Array, weights: jax.Array, levels: jax.Array) -> jax.Array:
-    """Of values (N, d) with weights (N,): (levels, d). The least value whose weight, with those below,
-    reaches the level.
+    """Quantiles of values (N, d) with weights (N,): (levels, d). The least value whose weight, with those
+    below, reaches the level.
     """
 
     def one(column):

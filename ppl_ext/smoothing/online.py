@@ -308,8 +308,8 @@ class _Waiting(NamedTuple):
 
 
 def expectations(state: SmootherState) -> dict[str, Any]:
-    """Of the functionals; NaN where a bound was exceeded, for those who run it inside a trace, where nothing
-    can be raised.
+    """Expectations of the functionals; NaN where a bound was exceeded, for those who run it inside a trace,
+    where nothing can be raised.
     """
     found = estimate(state.statistic, state.filter.log_weights) or {}
     return jax.tree.map(lambda x: jnp.where(state.tally.excess > TOLERANCE, jnp.nan, x), found)

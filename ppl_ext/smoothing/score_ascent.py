@@ -204,7 +204,7 @@ class ScoreAscent:
 
 
 def _broken(thetas: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> NonFiniteError:
-    """Of the first step at which a number broke down: a score, or what the optimiser made of it."""
+    """The error of the first step at which a number broke down: a score, or what the optimiser made of it."""
 
     def first(x: np.ndarray) -> int:
         bad = ~np.isfinite(x).reshape(len(x), -1).all(1)

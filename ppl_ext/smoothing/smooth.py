@@ -178,7 +178,7 @@ class smooth:
     def quantiles(
         self, seen: Outside, filter_key, params, args, kwargs, levels: jax.Array
     ) -> dict[str, jax.Array]:
-        """Of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
+        """Quantiles of the filtering laws; see :meth:`~ppl_ext.smoothing.report.SmoothingResult.filtered`."""
         seen.check("filtered", self.how)
         return shown(
             self._quantiles(seen, filter_key, params, args, kwargs, levels, without_gaps(args, kwargs))

@@ -23,7 +23,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def of_smoothing(result: Any) -> str:
-    """See :meth:`~ppl_ext.smoothing.SmoothingResult.print_summary`."""
+    """Say in words what :meth:`~ppl_ext.smoothing.SmoothingResult.print_summary` prints."""
     steps, how = len(result.log_evidence_increments), dict(result.how)
     lines = [
         f"{steps} steps, log evidence {float(result.log_evidence):.4f}; "
@@ -53,7 +53,7 @@ def of_smoothing(result: Any) -> str:
 
 
 def of_sweeps(result: Any) -> str:
-    """See :meth:`~ppl_ext.smoothing.ParticleGibbsSmoothing.print_summary`."""
+    """Say in words what :meth:`~ppl_ext.smoothing.ParticleGibbsSmoothing.print_summary` prints."""
     renewal = np.asarray(result.renewal)
     chains, sweeps = np.shape(result.renewed)[:2]
     lines = [f"{chains} chains of {sweeps} sweeps after the burn-in; {_listed(result.how)}"]
@@ -79,7 +79,7 @@ def of_sweeps(result: Any) -> str:
 
 
 def of_ascent(result: Any) -> str:
-    """See :meth:`~ppl_ext.smoothing.Learned.print_summary`."""
+    """Say in words what :meth:`~ppl_ext.smoothing.Learned.print_summary` prints."""
     iterates, scores, params = flat(result.iterates), flat(result.scores), flat(result.params)
     num = len(next(iter(iterates.values()), ()))
     lines = [f"{num} steps of ascent."]
@@ -109,7 +109,7 @@ def of_ascent(result: Any) -> str:
 
 
 def of_stream(result: Any) -> str:
-    """See :meth:`~ppl_ext.smoothing.OnlineResult.print_summary`."""
+    """Say in words what :meth:`~ppl_ext.smoothing.OnlineResult.print_summary` prints."""
     if shape := np.shape(result.log_evidence):
         return f"Log evidences of shape {shape}: of many streams at once. A summary is of one."
     lines = [f"{int(result.num_steps)} steps so far, log evidence {float(result.log_evidence):.4f}"]
@@ -123,7 +123,7 @@ def of_stream(result: Any) -> str:
 
 
 def of_discriminative(result: Any) -> str:
-    """See :meth:`~ppl_ext.smoothing.DiscriminativeResult.print_summary`."""
+    """Say in words what :meth:`~ppl_ext.smoothing.DiscriminativeResult.print_summary` prints."""
     mean, guarded = np.asarray(result.mean), np.asarray(result.guarded)
     if mean.ndim != 2:
         return f"Filtered means of shape {mean.shape}: of many series at once. A summary is of one."

@@ -86,8 +86,8 @@ def find_uses(rerun: Callable, first: RunUpToScan, free: list[str], is_drawn: Ca
 
 
 def idle_sites(rerun: Callable, first: RunUpToScan, candidates: list[str]) -> tuple[str, ...]:
-    """Of the sites before the scan that reach nothing of it, those that no other site's law depends on
-    either; their own sums to one.
+    """Sites before the scan that reach nothing of it, and that no other site's law depends on either; their
+    own laws sum to one.
     """
     counted = [
         n

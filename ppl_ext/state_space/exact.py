@@ -116,7 +116,7 @@ def _of_steps(s: Smoothed, own: list[int]) -> Smoothed:
 
 
 def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
-    """The same by time in the order of the run, which for a reversed scan is the other way."""
+    """Smooth exactly, by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
         raise ModelError(
             "The series is empty, so there is nothing to smooth exactly. Use a particle method, which then "

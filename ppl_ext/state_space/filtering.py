@@ -188,7 +188,7 @@ def propose_initial(
 
 
 def propose_step(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, given: dict[str, Any], key):
-    """The same for the latent sites of a step."""
+    """Propose the latent sites of a step."""
     if rules.proposal is None:
         return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
     args, own = (

@@ -48,7 +48,7 @@ def joint_points(sites: dict, max_states: int) -> tuple[dict[str, jax.Array], ja
 
 
 def smooth_finite(ss: StateSpace | Lagged, max_states: int) -> Smoothed:
-    """Of a series of at least one step."""
+    """Smooth the finite states of a series of at least one step."""
     start_values, start_points = joint_points(ss.initial_sites, max_states)
     values, points = joint_points(ss.step_sites, max_states)
     start = jax.vmap(ss.initial, axis_size=len(start_points))(start_values)

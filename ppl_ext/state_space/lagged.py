@@ -106,7 +106,7 @@ class Lagged:
 
 
 def lagged(ss: StateSpace) -> Lagged | None:
-    """The same over the last few states together; ``None`` if they are not finite, or not enough to say what
+    """The chain over the last few states together; ``None`` if they are not finite, or not enough to say what
     the state is.
     """
     finite = bool(ss.step_sites) and all(s.fn.has_enumerate_support for s in ss.step_sites.values())

@@ -105,7 +105,7 @@ class Site(NamedTuple):
 
 
 class StateSpace:
-    """See the module. Made by :func:`lower`.
+    """A NumPyro model with one scan, one particle at a time (see the module); made by :func:`lower`.
 
     ``parameters``: values by name. ``parameter_sites``, ``initial_sites``, ``step_sites`` (latent ones),
     ``initial_observed``, ``step_observed``: :class:`Site` by name. ``xs``: inputs of all steps (a pytree with
@@ -150,7 +150,7 @@ class StateSpace:
         return backwards(series) if self.reverse else series
 
     def ordered_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The same of the latent sites of a trajectory: those of the steps are turned, initial ones are as
+        """Order the latent sites of a trajectory: those of the steps are turned, initial ones are as
         they are. Imputed sites, which the model has as observed ones, are left out."""
         return {
             n: self.ordered(v) if n in self.step_sites else v
@@ -176,7 +176,7 @@ class StateSpace:
         return self._start(self._rerun(values, None))[0]
 
     def initial_terms(self, values: Mapping[str, Any]) -> tuple[Particle, Terms]:
-        """As :meth:`initial`, with the parts of the density that a weight is made of."""
+        """The start, as :meth:`initial`, with the parts of the density that a weight is made of."""
         start, terms = self._start(self._rerun(values, None))
         return start.particle, terms
 
@@ -209,16 +209,16 @@ class StateSpace:
         return new, record
 
     def as_observed(self) -> "StateSpace":
-        """The same with nothing imputed: a gap that is handed on is NaN."""
+        """The model with nothing imputed: a gap that is handed on is NaN."""
         other = copy.copy(self)
         other._scan, other.imputed = self._scan._replace(imputed=frozenset()), {}
         other.step_sites = {n: s for n, s in self.step_sites.items() if n not in self.imputed}
         return other
 
     def for_sums(self) -> "StateSpace":
-        """The same for sums over all values of the latent sites: of imputed ones, what was seen has a density
-        that sums to one. What is known of the carry is computed ahead, so that a step's state follows from
-        its sites and inputs alone."""
+        """The model for sums over all values of the latent sites: of imputed ones, what was seen has a
+        density that sums to one. What is known of the carry is computed ahead, so that a step's state follows
+        from its sites and inputs alone."""
         other = copy.copy(self)
         other._scan = self._scan._replace(idle=True)
         if self._uses.known and self.num_steps:
@@ -254,7 +254,7 @@ class StateSpace:
     def step_terms(
         self, particle: Particle, values: Mapping[str, Any], x_t: Inputs
     ) -> tuple[Particle, Terms]:
-        """As :meth:`step`, with the parts of the density that a weight is made of."""
+        """A step, as :meth:`step`, with the parts of the density that a weight is made of."""
         carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
         return self._particle(carry, step), step.terms(frozenset(self.step_sites), self._scan.scales)
 
@@ -408,9 +408,9 @@ def lower(
 
 
 class Shape(NamedTuple):
-    """Of the scan of a model: its steps, whether it runs backward, and the latent sites of a step. ``fixed``:
-    sites before it that a handler inside the model gives a value. ``rewritten``: whether a scope lies around
-    it, or ``reparam`` is open in a step."""
+    """The shape of a model's scan: its steps, whether it runs backward, and the latent sites of a step.
+    ``fixed``: sites before it that a handler inside the model gives a value. ``rewritten``: whether a scope
+    lies around it, or ``reparam`` is open in a step."""
 
     num_steps: int
     reverse: bool

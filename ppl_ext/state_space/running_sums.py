@@ -35,7 +35,7 @@ def running_sum(x: jax.Array) -> jax.Array:
 
 
 def running_count(x: jax.Array, most: int) -> jax.Array:
-    """The same for whole numbers ``x`` (N,) that are not negative and sum to at most ``most``.
+    """Running sums of whole numbers ``x`` (N,) that are not negative and sum to at most ``most``.
 
     >>> [int(s) for s in running_count(jnp.array([1, 2, 0, 4]), 7)]
     [1, 3, 3, 7]

@@ -103,7 +103,7 @@ def body(jaxpr: Any) -> Body:
 
 
 def shape_of(v: Any) -> tuple[int, ...]:
-    """Of a variable or literal; a reference to memory, a token and the like have none."""
+    """The shape of a variable or literal; a reference to memory, a token and the like have none."""
     if is_stateful(v):
         raise UnreadableError(f"a {type(v.aval).__name__} in place of an array")
     return v.aval.shape
@@ -335,8 +335,8 @@ def constants_used(jaxpr: Any) -> list[Any]:
 
 
 def fingerprint(fn: Callable, *args: Any) -> str:
-    """Of what a function computes: its operations and the numbers that they hold, the same in every process
-    of the same versions.
+    """A fingerprint of what a function computes: its operations and the numbers that they hold, the same in
+    every process of the same versions.
 
     What its results do not need does not count, and neither does the order.
 

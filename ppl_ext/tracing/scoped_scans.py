@@ -161,7 +161,7 @@ class _Bookkeeping(Scoped):
 
 
 def bare_names(msg: dict) -> dict:
-    """Of a site that was recorded with its long names, what it had before."""
+    """Give a site that was recorded with its long names what it had before."""
     return msg[_NAMES][-1][0] if msg.get(_NAMES) else _names(msg)
 
 

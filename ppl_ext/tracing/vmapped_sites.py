@@ -90,7 +90,7 @@ class Lanes(NamedTuple):
     lanes: tuple[int, ...]
 
     def aligned(self, ndim: int) -> jax.Array:
-        """As one lane's array would be with ``ndim`` axes, the missing ones in front."""
+        """Align an array as one lane's would be with ``ndim`` axes, the missing ones in front."""
         rest = self.array.shape[len(self.lanes) :]
         return self.array.reshape(self.lanes + (1,) * (ndim - len(rest)) + rest)
 
@@ -205,7 +205,7 @@ def _whole(x, lanes: tuple[int, ...]) -> jax.Array:
 
 
 def _one(key):
-    """Of keys that the lanes brought, the first: it draws for all of them."""
+    """The first of the keys that the lanes brought: it draws for all of them."""
     return key.array[(0,) * len(key.lanes)] if _is_lanes(key) else key
 
 
@@ -219,8 +219,8 @@ def in_lanes(fn: Distribution, lanes: tuple[int, ...], name: str) -> Distributio
 
 
 def _in_lanes(fn: Distribution, lanes: tuple[int, ...], name: str, extra: int) -> Distribution:
-    """The same with ``extra`` axes of size one after the lanes, and of the same type, whose attributes its
-    owner may ask for.
+    """A distribution with ``extra`` axes of size one after the lanes, and of the same type, whose attributes
+    its owner may ask for.
     """
     batch = lanes + (1,) * extra + tuple(fn.batch_shape)
     match fn:

@@ -160,7 +160,7 @@ def run_each(algorithm, reader, keys, data: Arrays, *, progress_bar: bool) -> tu
 def run_batches(
     algorithm, reader, keys, data: Arrays, *, progress_bar: bool, batch_size: int, guide, args, kwargs
 ) -> tuple[Arrays, dict[int, str]]:
-    """As :func:`_run_each`, ``batch_size`` at once."""
+    """Run the algorithm on all data sets, ``batch_size`` of them at once."""
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         # An automatic guide writes down its model on the first run; under jit it would keep tracers.
         seed(guide, random.key(0))(*args, **kwargs | {n: x[0] for n, x in data.items()})

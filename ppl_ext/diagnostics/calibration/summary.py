@@ -10,7 +10,7 @@ from ppl_ext.diagnostics.report.run_record import versions
 
 
 def in_words(calibration: Any) -> str:
-    """See :meth:`~ppl_ext.diagnostics.Calibration.summary`."""
+    """Say in words what :meth:`~ppl_ext.diagnostics.Calibration.summary` says."""
     lines = [
         f"{calibration.num_simulations} simulations, each truth ranked among {calibration.num_draws} draws "
         f"(one in {calibration.thin} kept)",
@@ -31,7 +31,7 @@ def in_words(calibration: Any) -> str:
 
 
 def to_arviz(calibration: Any) -> Any:
-    """See :meth:`~ppl_ext.diagnostics.Calibration.to_arviz`."""
+    """Write the report of :meth:`~ppl_ext.diagnostics.Calibration.to_arviz`."""
     groups = {
         "prior": {name: x[None] for name, x in calibration.truths.items()},
         "prior_predictive": {name: x[None] for name, x in calibration.data.items()},

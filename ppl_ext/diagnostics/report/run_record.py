@@ -139,7 +139,7 @@ def seed_numbers(rng_key: jax.Array | None) -> np.ndarray | None:
 
 
 def objective_name(objective: Any) -> str:
-    """Its repr, unless that is Python's own, which names an address."""
+    """Name an objective: its repr, unless that is Python's own, which names an address."""
     text = repr(objective)
     return type(objective).__name__ if " object at 0x" in text else text
 
@@ -152,7 +152,7 @@ def name_of(fn: Any) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Of what made the run."""
+    """The versions of what made the run."""
     found: dict[str, Any] = {"inference_library": "ppl_ext"}
     for name, package in (("inference_library", "ppl-ext"), ("numpyro", "numpyro"), ("jax", "jax")):
         try:

@@ -336,7 +336,7 @@ def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
 
 
 def sweep_settings(where: str, model, num_particles, backward, proposal, initial_proposal) -> Settings:
-    """Of a conditional sweep, checked."""
+    """The settings of a conditional sweep, checked."""
     return settings(
         where,
         model,

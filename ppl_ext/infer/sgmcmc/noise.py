@@ -66,7 +66,7 @@ def _middle(bits: jax.Array, num: int) -> jax.Array:
 
 
 def _sine(x: jax.Array) -> jax.Array:
-    """Of a quarter turn times x in [0, 1]."""
+    """The sine of a quarter turn times x in [0, 1]."""
     square, value = x * x, jnp.full_like(x, _SINE[-1])
     for coefficient in _SINE[-2::-1]:
         value = value * square + coefficient

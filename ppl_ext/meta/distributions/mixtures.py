@@ -52,7 +52,7 @@ class Factorised(NamedTuple):
 
     @property
     def covariance(self) -> jax.Array:
-        """Its diagonal, shape (d,)."""
+        """The covariance's diagonal, shape (d,)."""
         return (self.weights * (self.variances + (self.means - self.mean) ** 2)).sum(0)
 
     def draw(self, rng_key: jax.Array, num: int) -> jax.Array:

@@ -152,7 +152,7 @@ def positive(matrix: jax.Array) -> jax.Array:
 
 
 def in_function_space(neg_log_lik, theta: jax.Array) -> Factored:
-    """The same by its factor, a row for each output."""
+    """The curvature by its factor, a row for each output."""
     loss, outputs = neg_log_lik.of_outputs(theta), neg_log_lik.outputs(theta)
     sizes = [x.size for x in outputs]
     if not (r := sum(sizes)):  # no observed law has a real parameter

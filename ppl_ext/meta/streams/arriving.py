@@ -121,7 +121,7 @@ Stream = EpisodeStream | SimulatedStream | ArrivingStream
 
 
 def finite_stream(where: str, episodes: Any) -> EpisodeStream:
-    """As :func:`as_stream`, where all episodes are needed at once."""
+    """A stream, as :func:`as_stream`, where all episodes are needed at once."""
     stream = as_stream(where, episodes)
     if not isinstance(stream, EpisodeStream):
         raise ArgumentTypeError(
@@ -151,5 +151,5 @@ def as_stream(where: str, episodes: Any) -> Stream:
 
 
 def example(stream: Stream) -> tuple:
-    """Its longest episode, of those that are known: what a hierarchy is laid out from."""
+    """The longest episode of a stream, of those that are known: what a hierarchy is laid out from."""
     return stream[0 if isinstance(stream, SimulatedStream) else int(np.argmax(stream.lengths))]

@@ -46,7 +46,7 @@ def is_setting(x: Any) -> bool:
 
 
 def held(tree: Any) -> Any:
-    """The same arguments with what is no array held."""
+    """Hold what is no array among some arguments."""
     return jax.tree.map(lambda x: Held(x) if is_setting(x) else x, tree)
 
 
@@ -58,7 +58,7 @@ def opened(tree: Any) -> Any:
 
 
 def opening(program: Callable) -> Callable:
-    """The same program for arguments that are held."""
+    """Make a program take arguments that are held."""
 
     @functools.wraps(program)
     def run(*args, **kwargs):

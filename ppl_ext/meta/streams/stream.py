@@ -231,7 +231,7 @@ class SimulatedStream:
 
 
 def check_batch_size(where: str, stream: Any, batch_size: Any) -> None:
-    """Of a stream that does not hold all of its episodes."""
+    """Check the batch size of a stream that does not hold all of its episodes."""
     if batch_size is None:
         raise ArgumentError(
             f"{where} the {type(stream).__name__} does not hold all of its episodes, so say how many a step "
@@ -264,7 +264,7 @@ def as_episode(episode: Any, i: int) -> tuple:
 
 
 def _is_array(x: list) -> bool:
-    """Of numbers; one of arrays may well be meant for the model's arguments."""
+    """Whether a list is an array of numbers; one of arrays may well be meant for the model's arguments."""
     return all(isinstance(v, bool | int | float | np.number) for v in x)
 
 

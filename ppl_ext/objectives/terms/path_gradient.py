@@ -13,7 +13,7 @@ from ppl_ext.program import Draw, log_density, simulate
 
 
 def fixed(values):
-    """The same values, which carry no gradient."""
+    """Values that carry no gradient any more."""
     return jax.tree.map(jax.lax.stop_gradient, values)
 
 

@@ -40,7 +40,7 @@ class Family(eqx.Module):
 
     @abstractmethod
     def values(self, unit: Unit, raw: Raw) -> dict[str, jax.Array]:
-        """The same as a reader wants them: scales, shapes."""
+        """The parameters as a reader wants them: scales, shapes."""
 
     @abstractmethod
     def begin(self, unit: Unit, raw: Raw) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Measurements(eqx.Module):
 
 
 class Fixed(eqx.Module):
-    """The same inputs at every step."""
+    """Inputs that are the same at every step."""
 
     rows: jax.Array
 

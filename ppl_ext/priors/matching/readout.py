@@ -119,8 +119,8 @@ def functions_with_moments(
 
 
 def _values(sites: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Of the latent sites alone: an observed one belongs to its data, and one that holds a likelihood's draw
-    hangs on the function.
+    """The values of the latent sites alone: an observed one belongs to its data, and one that holds a
+    likelihood's draw hangs on the function.
     """
     return {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
 

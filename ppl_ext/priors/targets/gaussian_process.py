@@ -129,7 +129,7 @@ class GaussianProcess(GaussianTarget):
         return _matrix(self.kernel, x1, x2)
 
     def cov(self, inputs: jax.Array) -> jax.Array | None:  # type: ignore[override]  # none with hyper
-        """As of every Gaussian target; ``None`` with ``hyper``."""
+        """The covariance, as of every Gaussian target; ``None`` with ``hyper``."""
         return None if self.hyper is not None else super().cov(inputs)
 
     def sample(self, rng_key: jax.Array, inputs: jax.Array, num_draws: int) -> jax.Array:

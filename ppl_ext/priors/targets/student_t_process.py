@@ -49,7 +49,7 @@ class StudentTProcess(eqx.Module):
         self.base, self.shape, self.scale = base, shape, scale
 
     def mean(self, inputs: jax.Array) -> jax.Array | None:
-        """As of the base; None where there is none, for a of at most 1/2."""
+        """The mean, as of the base; None where there is none, for a of at most 1/2."""
         return self.base.mean(inputs) if self.shape > 0.5 else None
 
     def cov(self, inputs: jax.Array) -> jax.Array | None:
