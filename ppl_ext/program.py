@@ -160,8 +160,9 @@ def log_density(
         cannot be summed out. The message names the site.
 
     >>> import numpyro, numpyro.distributions as dist
-    >>> model = lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0),
-    ...     obs=y)
+    >>> def model(y):
+    ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
     >>> round(float(log_density(model, {"z": 0.0}, 0.0)), 4)
     -1.8379
     """

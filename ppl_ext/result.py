@@ -57,8 +57,8 @@ class Fit:
     ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
     >>> guide = AutoNormal(model)
-    >>> run = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO()).run(jax.random.key(0), 300, 2.0,
-    ...     progress_bar=False)
+    >>> svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    >>> run = svi.run(jax.random.key(0), 300, 2.0, progress_bar=False)
     >>> params = jax.tree.map(lambda x: x[None], run.params)
     >>> result = Fit(params, run.losses[None], model, guide, Trace_ELBO(), (2.0,), rng_key=jax.random.key(0))
     >>> draws = result.sample(num_samples=500)

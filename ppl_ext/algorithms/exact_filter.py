@@ -36,8 +36,8 @@ class ExactFilter(Algorithm):
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
-    >>> summed = log_density(marginal(model, ["sigma"], ExactFilter()), {"sigma": 1.0}, jnp.ones(1),
-    ...     rng_key=jax.random.key(0))
+    >>> program, key = marginal(model, ["sigma"], ExactFilter()), jax.random.key(0)
+    >>> summed = log_density(program, {"sigma": 1.0}, jnp.ones(1), rng_key=key)
     >>> bool(abs(summed.total - dist.HalfNormal(1.0).log_prob(1.0) - dist.Normal(0.0, 3**0.5).log_prob(1.0))
     ...     < 1e-4)
     True

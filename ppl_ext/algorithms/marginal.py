@@ -65,8 +65,8 @@ class marginal(eqx.Module):
     >>> def mixture():
     ...     k = numpyro.sample("k", dist.Bernoulli(0.5))
     ...     numpyro.sample("x", dist.Normal(2.0 * k, 1.0))
-    >>> density = ppl_ext.log_density(marginal(mixture, ["x"], Enumeration()), {"x": 1.0},
-    ...     rng_key=jax.random.key(0))
+    >>> program = marginal(mixture, ["x"], Enumeration())
+    >>> density = ppl_ext.log_density(program, {"x": 1.0}, rng_key=jax.random.key(0))
     >>> bool(abs(density.total - dist.Normal(0.0, 1.0).log_prob(1.0)) < 1e-5)
     True
     """

@@ -31,8 +31,8 @@ class LeaveFutureOut(NamedTuple):
     p(y_t | y_<t) for t from ``min_steps`` on. ``pareto_k``: likewise, of the weights that brought the last
     fit to step t; -inf where step t was refitted. ``refits``: the numbers of steps that were fitted.
 
-    >>> round(float(LeaveFutureOut(-2.4, 0.3, np.array([-1.4, -1.0]), np.array([-np.inf, 0.2]), (
-    ...     2,)).pointwise.sum()), 6)
+    >>> terms, khat = np.array([-1.4, -1.0]), np.array([-np.inf, 0.2])
+    >>> round(float(LeaveFutureOut(-2.4, 0.3, terms, khat, (2,)).pointwise.sum()), 6)
     -2.4
     """
 

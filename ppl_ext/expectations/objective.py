@@ -274,8 +274,8 @@ def carried(name: str, init: Any) -> dict[str, Any]:
     ...     return -simulate(guide).log_density
     >>> from ppl_ext import simulate
     >>> program = lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))
-    >>> result = ppl_ext.infer.fit(jax.random.key(0), program, program, Counted(), optax.sgd(0.1), 5,
-    ...     progress_bar=False)
+    >>> key, sgd = jax.random.key(0), optax.sgd(0.1)
+    >>> result = ppl_ext.infer.fit(key, program, program, Counted(), sgd, 5, progress_bar=False)
     >>> float(result.params["count"]["steps"][0])
     5.0
     """

@@ -29,8 +29,8 @@ def replicate(fn: Callable, num_particles: int, *, vectorize: bool | Callable | 
     :raises HandlerError: outside an expectation.
 
     >>> import jax, ppl_ext, numpyro, numpyro.distributions as dist
-    >>> mean = ppl_ext.expectation(lambda: replicate(lambda: numpyro.sample("z", dist.Normal(3.0, 0.1)),
-    ...     500).mean())
+    >>> one = lambda: numpyro.sample("z", dist.Normal(3.0, 0.1))
+    >>> mean = ppl_ext.expectation(lambda: replicate(one, 500).mean())
     >>> bool(abs(mean.value(jax.random.key(0)) - 3.0) < 0.1)
     True
     """

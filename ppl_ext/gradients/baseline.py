@@ -135,8 +135,8 @@ class LearnedBaseline(Kept):
     :raises StrategyError: when the site is scored and no :class:`ppl_ext.handlers.gradient` around its
         program declared the parameters.
 
-    >>> LearnedBaseline(lambda draws: numpyro.param("a", 0.0) + numpyro.param("b", 0.0) * draws[
-    ...     "x"])  # doctest: +ELLIPSIS
+    >>> line = lambda draws: numpyro.param("a", 0.0) + numpyro.param("b", 0.0) * draws["x"]
+    >>> LearnedBaseline(line)  # doctest: +ELLIPSIS
     LearnedBaseline(fn=<function <lambda> at ...>)
     """
 

@@ -15,11 +15,10 @@ class detach(Handler):
     An objective uses it to draw from a guide without differentiating the draw, as reweighted wake-sleep does.
 
     >>> import jax, numpyro
-    >>> float(jax.grad(lambda a: numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {"a": a})(
-    ...     ))(1.0))
+    >>> double = lambda a: numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {"a": a})
+    >>> float(jax.grad(lambda a: double(a)())(1.0))
     2.0
-    >>> float(jax.grad(lambda a: detach(numpyro.handlers.substitute(lambda: 2.0 * numpyro.param("a", 1.0), {
-    ...     "a": a}))())(1.0))
+    >>> float(jax.grad(lambda a: detach(double(a))())(1.0))
     0.0
     """
 

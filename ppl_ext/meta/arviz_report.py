@@ -105,8 +105,8 @@ def adapted_to_arviz(posteriors: Mapping[Any, Any]) -> Any:
     >>> from ppl_ext.meta.adapt import Adapted
     >>> # in the place of fit.adapt(key, ...)
     >>> draws = {name: np.full(50, level) for name, level in (("ann", 1.0), ("bob", 2.0))}
-    >>> report = adapted_to_arviz({name: Adapted({"level": x}, x[:, None], None, {}) for name,
-    ...     x in draws.items()})
+    >>> episodes = {name: Adapted({"level": x}, x[:, None], None, {}) for name, x in draws.items()}
+    >>> report = adapted_to_arviz(episodes)
     >>> report.posterior["level"].dims, report.posterior["level"].mean(("chain", "draw")).values.tolist()
     (('chain', 'draw', 'episode'), [1.0, 2.0])
     """

@@ -58,8 +58,9 @@ def FDivergence(model, guide, divergence: str | Callable = "jeffreys", num_parti
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
     >>> def shifted(y):
     ...     numpyro.sample("z", dist.Normal(y / 2 + 1.0, 0.5**0.5))
-    >>> [round(float(FDivergence("hellinger").loss(jax.random.key(0), {}, model, g, 1.0)), 2) > 0.0 for g in (
-    ...     guide, shifted)]
+    >>> hellinger = FDivergence("hellinger")
+    >>> losses = [hellinger.loss(jax.random.key(0), {}, model, g, 1.0) for g in (guide, shifted)]
+    >>> [round(float(loss), 2) > 0.0 for loss in losses]
     [False, True]
 
     Source: Csiszár 1967; Wan, Li, Li, Hou 2020, eq. 1.

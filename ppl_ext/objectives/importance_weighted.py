@@ -27,8 +27,8 @@ def IWELBO(model, guide, num_particles: int = 8):
     >>> def guide(y):  # the prior; log p(y) is -1.52
     ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
     >>> from ppl_ext.objectives import ELBO
-    >>> [round(-float(bound.loss(jax.random.key(0), {}, model, guide, 1.0)), 1) for bound in (ELBO(10_000),
-    ...     IWELBO(10_000))]
+    >>> bounds = ELBO(10_000), IWELBO(10_000)
+    >>> [round(-float(bound.loss(jax.random.key(0), {}, model, guide, 1.0)), 1) for bound in bounds]
     [-1.9, -1.5]
 
     Source: Burda, Grosse, Salakhutdinov 2016, eq. 8.

@@ -30,8 +30,8 @@ def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
     >>> def guide(y):  # the posterior
     ...     numpyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
     >>> # log p(y)
-    >>> [round(-float(Renyi(alpha).loss(jax.random.key(0), {}, model, guide, 1.0)), 2) for alpha in (0.0,
-    ...     0.5, 2.0)]
+    >>> losses = [Renyi(a).loss(jax.random.key(0), {}, model, guide, 1.0) for a in (0.0, 0.5, 2.0)]
+    >>> [round(-float(loss), 2) for loss in losses]
     [-1.52, -1.52, -1.52]
 
     Source: Li and Turner 2016, eq. 9.

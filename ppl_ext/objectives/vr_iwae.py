@@ -30,8 +30,8 @@ def VRIWAE(model, guide, alpha: float = 0.5, num_particles: int = 8, doubly_repa
     ...     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
     >>> def guide(y):
     ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
-    >>> losses = [VRIWAE(alpha, 8).loss(jax.random.key(0), {}, model, guide, 1.0) for alpha in (0.0, 0.5,
-    ...     0.9)]
+    >>> bounds = [VRIWAE(alpha, 8) for alpha in (0.0, 0.5, 0.9)]
+    >>> losses = [bound.loss(jax.random.key(0), {}, model, guide, 1.0) for bound in bounds]
     >>> bool(losses[0] < losses[1] < losses[2])  # the tighter the bound, the lower the loss
     True
 

@@ -184,8 +184,8 @@ def structure(*things: Any) -> tuple:
     functions and objects by identity, tuples, frozen values and objectives by their parts.
 
     >>> import numpy as np
-    >>> structure(np.zeros(2000), 1) == structure(np.zeros(2000), 1), structure(np.zeros(2000)) == structure(
-    ...     np.ones(2000))
+    >>> zeros, ones = np.zeros(2000), np.ones(2000)
+    >>> structure(zeros, 1) == structure(np.zeros(2000), 1), structure(zeros) == structure(ones)
     (True, False)
     """
     walk = Walk({}, ())

@@ -128,8 +128,8 @@ def score() -> Additive:
     ...         numpyro.sample("y", dist.Normal(m, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, 0.0, y)
-    >>> found = smooth(model, {"score": score()}, 2).run(jax.random.key(0), jnp.array([3.0, 0.5]), params={
-    ...     "m": 1.0})
+    >>> y = jnp.array([3.0, 0.5])
+    >>> found = smooth(model, {"score": score()}, 2).run(jax.random.key(0), y, params={"m": 1.0})
     >>> round(float(found.expectations["score"]["m"]), 3)
     1.5
     """

@@ -35,8 +35,8 @@ class DiscriminativeResult(NamedTuple):
     ``guarded`` (T,): where the prior was not divided out; ``mean_0`` and ``covariance_0`` of the state before
     them.
 
-    >>> found = DiscriminativeResult(np.zeros((3, 2)), np.tile(4.0 * np.eye(2), (3, 1, 1)), np.zeros(3,
-    ...     bool), np.zeros(2), np.eye(2))
+    >>> means, covariances = np.zeros((3, 2)), np.tile(4.0 * np.eye(2), (3, 1, 1))
+    >>> found = DiscriminativeResult(means, covariances, np.zeros(3, bool), np.zeros(2), np.eye(2))
     >>> np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2)).tolist()  # standard deviations, (T, d)
     [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """
@@ -98,8 +98,8 @@ def discriminative_factor(name: str, x, mean, covariance, prior_covariance) -> N
     ...         discriminative_factor("seen", x, *at, jnp.eye(2))
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(jnp.zeros(2), 1.0).to_event(1)), (f, Q))
-    >>> run = smooth(model, backward="exact").run(jax.random.key(0), jnp.ones((3, 2)), jnp.tile(0.5 * jnp.eye(
-    ...     2), (3, 1, 1)))
+    >>> spreads = jnp.tile(0.5 * jnp.eye(2), (3, 1, 1))
+    >>> run = smooth(model, backward="exact").run(jax.random.key(0), jnp.ones((3, 2)), spreads)
     >>> run.filtered().keys()
     dict_keys(['x'])
     """

@@ -220,8 +220,8 @@ class OnlineEM(_Online):
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
-    >>> learner = OnlineEM(model, lambda x_prev, x, y_t: y_t, lambda s: {"mean": s}, lambda t: 1 / t, 10,
-    ...     backward="path", wait=1)
+    >>> statistic, maximised = lambda x_prev, x, y_t: y_t, lambda s: {"mean": s}
+    >>> learner = OnlineEM(model, statistic, maximised, lambda t: 1 / t, 10, backward="path", wait=1)
     >>> state = learner.init(jax.random.key(0), 0.0, params={"mean": 0.0})
     >>> for y_t in [2.0, 3.0, 4.0]:
     ...     state = learner.step(state, y_t)

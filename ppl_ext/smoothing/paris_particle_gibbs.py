@@ -91,8 +91,8 @@ class ParisParticleGibbs:
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
-    >>> ppg = ParisParticleGibbs(model, {"s10": lambda t, x_prev, x: x_prev * x}, num_particles=20,
-    ...     num_sweeps=30, burn_in=5)
+    >>> products = {"s10": lambda t, x_prev, x: x_prev * x}
+    >>> ppg = ParisParticleGibbs(model, products, num_particles=20, num_sweeps=30, burn_in=5)
     >>> result = ppg.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]), params={"phi": 0.9})
     >>> result.expectations["s10"].shape, result.trajectories["x"].shape, bool((result.renewal > 0.5).all())
     ((), (1, 25, 3), True)
@@ -228,8 +228,8 @@ class ParticleGibbsSmoothing(Summarised):
 
     >>> # of one chain, two sweeps, one time and the one before it
     >>> renewed = np.array([[[True, True], [False, True]]])
-    >>> numbers = {"renewal": renewed.mean((0, 1)), "renewed": renewed, "ess": np.full((1, 2, 2), 3.0),
-    ...     "fallbacks": 0}
+    >>> numbers = {"renewal": renewed.mean((0, 1)), "renewed": renewed, "fallbacks": 0}
+    >>> numbers["ess"] = np.full((1, 2, 2), 3.0)
     >>> ParticleGibbsSmoothing({}, {}, {}, model=None, args=(), kwargs={}, params={}, **numbers)
     ParticleGibbsSmoothing(renewal=0.5..1, {})
     """

@@ -272,8 +272,8 @@ class Learned(Summarised):
     :param iterates: by step, (num_steps, ...).
     :param scores: in unconstrained parameters.
 
-    >>> found = Learned({"mean": jnp.array(2.0)}, {"mean": jnp.array([0.0, 1.5, 2.5])}, {"mean": jnp.array([
-    ...     3.0, 0.5, -0.5])})
+    >>> iterates, scores = jnp.array([0.0, 1.5, 2.5]), jnp.array([3.0, 0.5, -0.5])
+    >>> found = Learned({"mean": jnp.array(2.0)}, {"mean": iterates}, {"mean": scores})
     >>> # as ScoreAscent.run with average_from=1/3 returns it
     >>> bool(found.iterates["mean"][1:].mean() == found.params["mean"])
     True

@@ -21,8 +21,8 @@ def two_sum(a: Sum, b: Sum) -> Sum:
     """The sum of two pairs, exact to the square of the precision (Knuth). An infinite sum keeps no rest.
 
     >>> tiny = Sum(jnp.float32(2.0**-30), jnp.float32(0.0))
-    >>> total = two_sum(two_sum(Sum(jnp.float32(1.0), jnp.float32(0.0)), tiny), Sum(jnp.float32(-1.0),
-    ...     jnp.float32(0.0)))
+    >>> one, less = Sum(jnp.float32(1.0), jnp.float32(0.0)), Sum(jnp.float32(-1.0), jnp.float32(0.0))
+    >>> total = two_sum(two_sum(one, tiny), less)
     >>> float(total.value) == 2.0**-30
     True
     """

@@ -22,8 +22,8 @@ class LaneKeys:
 
     >>> keys = LaneKeys(random.key(0), 3)
     >>> x = keys.each(lambda key, loc: key.draw(dist.Normal(loc, 1.0), 1), jnp.array([0.0, 10.0, 20.0]))
-    >>> bool(jnp.allclose(x, jnp.array([0.0, 10.0, 20.0]) + random.normal(random.fold_in(random.key(0), 1), (
-    ...     3,))))
+    >>> noise = random.normal(random.fold_in(random.key(0), 1), (3,))
+    >>> bool(jnp.allclose(x, jnp.array([0.0, 10.0, 20.0]) + noise))
     True
     """
 

@@ -26,8 +26,9 @@ def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     """For each output, whether it may depend on one of the marked inputs.
 
     >>> import jax, jax.numpy as jnp
-    >>> depends(jax.make_jaxpr(lambda x, y: (2 * y, jnp.where(x == 0, y, x), jnp.where(x == x, y, jnp.nan)))(
-    ...     1.0, 1.0), [True, False])
+    >>> def outputs(x, y):
+    ...     return 2 * y, jnp.where(x == 0, y, x), jnp.where(x == x, y, jnp.nan)
+    >>> depends(jax.make_jaxpr(outputs)(1.0, 1.0), [True, False])
     [False, True, False]
     """
     return _through_body(body(jaxpr), inputs)

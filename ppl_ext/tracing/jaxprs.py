@@ -343,8 +343,8 @@ def fingerprint(fn: Callable, *args: Any) -> str:
     >>> import jax.numpy as jnp
     >>> def near(level):
     ...     return lambda x: (x - level) ** 2
-    >>> fingerprint(near(1.0), 0.0) == fingerprint(near(1.0), 5.0), fingerprint(near(1.0),
-    ...     0.0) == fingerprint(near(2.0), 0.0)
+    >>> here = fingerprint(near(1.0), 0.0)
+    >>> here == fingerprint(near(1.0), 5.0), here == fingerprint(near(2.0), 0.0)
     (True, False)
     """
     closed = jax.make_jaxpr(fn)(*args)

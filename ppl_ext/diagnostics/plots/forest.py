@@ -48,8 +48,8 @@ def plot_forest(
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> axes = plot_forest({"NUTS": {"mu": rng.normal(size=(4, 200))}, "ELBO": {"mu": 0.8 * rng.normal(size=(
-    ...     1, 500))}})
+    >>> wide, narrow = rng.normal(size=(4, 200)), 0.8 * rng.normal(size=(1, 500))
+    >>> axes = plot_forest({"NUTS": {"mu": wide}, "ELBO": {"mu": narrow}})
     >>> [tick.get_text() for tick in axes[0].get_yticklabels()]
     ['NUTS', 'ELBO']
     """

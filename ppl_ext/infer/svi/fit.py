@@ -103,8 +103,8 @@ def fit(
     >>> from ppl_ext.objectives import ELBO
     >>> def model(y):
     ...     numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y)
-    >>> result = fit(jax.random.key(0), model, AutoNormal(model), ELBO(), optax.adam(0.02), 1000, 2.0,
-    ...     progress_bar=False)
+    >>> guide, adam = AutoNormal(model), optax.adam(0.02)
+    >>> result = fit(jax.random.key(0), model, guide, ELBO(), adam, 1000, 2.0, progress_bar=False)
     >>> bool(abs(result.params["mu_auto_loc"][0] - 1.0) < 0.3)
     True
     """

@@ -87,9 +87,9 @@ def match(
     ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
     ...     return slope * x
     >>> target = GaussianProcess(lambda a, b: 4.0 * a @ b.T)  # slopes with standard deviation 2
-    >>> fit = match(jax.random.key(0), lift_prior(line, {"slope": Gaussian()}), inputs=jnp.linspace(-1, 1,
-    ...     8), target=target,
-    ...             num_steps=150, progress_bar=False)
+    >>> lifted, inputs = lift_prior(line, {"slope": Gaussian()}), jnp.linspace(-1, 1, 8)
+    >>> options = {"num_steps": 150, "progress_bar": False}
+    >>> fit = match(jax.random.key(0), lifted, inputs=inputs, target=target, **options)
     >>> bool(abs(fit.hyperparameters["slope"]["slope"]["scale"] - 2.0) < 0.2)
     True
     """

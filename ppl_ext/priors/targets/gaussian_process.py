@@ -70,8 +70,8 @@ class GaussianProcess(GaussianTarget):
     >>> target.sample(jax.random.key(0), jnp.linspace(-1, 1, 5), 3).shape
     (3, 5)
     >>> import numpyro.distributions as dist
-    >>> target = GaussianProcess(lambda h: tinygp.kernels.ExpSquared(scale=h["length"]), hyper={
-    ...     "length": dist.LogNormal(0.0, 1.0)})
+    >>> kernel = lambda h: tinygp.kernels.ExpSquared(scale=h["length"])
+    >>> target = GaussianProcess(kernel, hyper={"length": dist.LogNormal(0.0, 1.0)})
     >>> target.sample(jax.random.key(0), jnp.linspace(-1, 1, 5), 3).shape
     (3, 5)
     """

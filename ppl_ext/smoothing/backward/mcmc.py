@@ -32,8 +32,8 @@ class Metropolis(BackwardKernel):
     >>> import jax
     >>> weights = jnp.log(jnp.array([0.2, 0.8]))  # of two particles; either could have led to either new one
     >>> pairs = Pairs(weights, jnp.array([0, 1]), lambda j, i: jnp.zeros(j.shape))
-    >>> mean, _ = Metropolis(num_steps=1).average(jax.random.key(0), pairs, lambda j, i: 1.0 * j,
-    ...     num_draws=2000)
+    >>> kernel, key = Metropolis(num_steps=1), jax.random.key(0)
+    >>> mean, _ = kernel.average(key, pairs, lambda j, i: 1.0 * j, num_draws=2000)
     >>> [round(float(x), 1) for x in mean]
     [0.8, 0.8]
     """
