@@ -35,5 +35,12 @@ def cholesky(matrix: jax.Array, most: float = 1e-2) -> jax.Array:
 
 
 def as_rows(inputs: jax.Array) -> jax.Array:
-    """(M,) or (M, d) as (M, d)."""
+    """Inputs (M,) or (M, d) as rows (M, d) of real numbers: means and covariances take their type.
+
+    >>> as_rows(jnp.arange(3)).dtype.name, as_rows(jnp.zeros((3, 2))).shape
+    ('float32', (3, 2))
+    """
+    inputs = jnp.asarray(inputs)
+    if not jnp.issubdtype(inputs.dtype, jnp.inexact):
+        inputs = inputs.astype(jnp.result_type(float))
     return inputs[:, None] if inputs.ndim == 1 else inputs

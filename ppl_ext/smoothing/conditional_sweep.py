@@ -16,10 +16,11 @@ from ppl_ext.algorithms.target import Retained, Target, log_quotient
 from ppl_ext.errors import ArgumentError, ModelError, StrategyError
 from ppl_ext.gradients import Constant
 from ppl_ext.runtime.arguments import check_count, check_flag, described
-from ppl_ext.smoothing.backward import BackwardKernel, Dense, Hybrid, Path, backward_kernel
+from ppl_ext.smoothing.backward import BackwardKernel, backward_kernel
 from ppl_ext.smoothing.conditional_paris import ParticlePath, conditional_paris
 from ppl_ext.smoothing.guided_space import GuidedSpace, guided_path
 from ppl_ext.smoothing.model_space import ModelSpace
+from ppl_ext.smoothing.settings import check_markov
 from ppl_ext.smoothing.trajectories import path_of, values_of
 from ppl_ext.state_space.filtering import paths
 from ppl_ext.state_space.model import StateSpace, lower
@@ -28,10 +29,10 @@ from ppl_ext.state_space.resampling import multinomial
 
 def _reversible(where: str, backward: str | BackwardKernel) -> BackwardKernel:
     kernel = backward_kernel(f"{where}: backward", backward)
-    if not isinstance(kernel, Dense | Hybrid | Path):
+    if not kernel.reversible:
         raise ArgumentError(
-            f"{where}: backward must be 'dense', 'hybrid' or 'path', whose sweeps are reversible, got "
-            f"{described(backward)}."
+            f"{where}: backward must be 'dense', 'hybrid' or 'path', or a kernel of your own that states "
+            f"reversible = True, so that sweeps are reversible; got {described(backward)}."
         )
     return kernel
 
@@ -136,8 +137,7 @@ class SweptParticleFilter(Algorithm):
         return log_density - self.evidence_through(target, Retained(before, log_density, lambda: log_density))
 
     def _sweep(self, target: Target, space: StateSpace, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        if space.not_markov and not isinstance(backward_kernel("", self.backward), Path):
-            raise ModelError(f"{space.not_markov} Backward draws need it to; backward='path' does not.")
+        check_markov(space, backward_kernel("", self.backward))
         rules = self._filter().rules()._replace(scheme=multinomial)
         moving, kernel = ModelSpace(space, rules=rules), backward_kernel("", self.backward)
 
@@ -205,8 +205,7 @@ class ConditionalSweep:
                 f"ConditionalSweep moves the sites {sorted(names)} of the model's scan, but the guide has "
                 f"{sorted(values)}."
             )
-        if lowered.not_markov and not isinstance(kernel, Path):
-            raise ModelError(f"{lowered.not_markov} Backward draws need it to; backward='path' does not.")
+        check_markov(lowered, kernel)
         space: Any
         given = lowered.ordered_values(values)
         if self.guided:

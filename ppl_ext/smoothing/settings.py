@@ -11,11 +11,11 @@ from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_number, check_program
 from ppl_ext.runtime.sharding import check_mesh
 from ppl_ext.smoothing.additive import Additive, Context, as_additive, joined
-from ppl_ext.smoothing.backward import BackwardKernel, Path, backward_kernel
+from ppl_ext.smoothing.backward import BackwardKernel, backward_kernel
 from ppl_ext.smoothing.model_space import ModelSpace
 from ppl_ext.smoothing.space import Functional
 from ppl_ext.state_space import filtering
-from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.model import StateSpace, lower
 from ppl_ext.state_space.resampling import Scheme, scheme_of
 
 
@@ -57,8 +57,7 @@ class Settings(NamedTuple):
             return lower(self.model, args, kwargs, params, gaps=self.gaps, whole=self.whole)
 
         at = lowered(params)
-        if at.not_markov and not isinstance(self.backward, Path):
-            raise ModelError(f"{at.not_markov} Backward draws need it to; backward='path' does not.")
+        check_markov(at, self.backward)
         space = ModelSpace(at, self.log_bound, self.rules)
         if self.backward.needs_bound:
             check_bound(space)
@@ -119,6 +118,12 @@ def settings(
         int(num_backward),
         log_bound,
     )
+
+
+def check_markov(lowered: StateSpace, kernel: BackwardKernel) -> None:
+    """:raises ModelError: if the kernel needs states that say all of what comes later, and these do not."""
+    if lowered.not_markov and kernel.needs_markov:
+        raise ModelError(f"{lowered.not_markov} Backward draws need it to; backward='path' does not.")
 
 
 def check_bound(space: ModelSpace) -> None:

@@ -56,6 +56,20 @@ def test_a_process_has_its_kernels_moments():
     assert not agrees(draws + 0.1, target.mean(x), rbf(x, x))
 
 
+def test_inputs_may_be_whole_numbers():
+    """Means and covariances are of real numbers all the same."""
+    whole, real = jnp.arange(3), jnp.arange(3.0)
+    process = GaussianProcess(RBF, mean=1.5)
+    at_zero = Conditioned(process, values_at([0]), jnp.array([2.5]))
+    for target in (process, StudentTProcess(process, 3.0, 1.0), at_zero, NNGP(depth=1)):
+        np.testing.assert_array_equal(target.mean(whole), target.mean(real))
+        np.testing.assert_array_equal(target.cov(whole), target.cov(real))
+        np.testing.assert_array_equal(
+            target.sample(jax.random.key(0), whole, 4), target.sample(jax.random.key(0), real, 4)
+        )
+    np.testing.assert_allclose(process.mean(whole), 1.5)
+
+
 def test_several_outputs_are_independent():
     x = X[:3]
     target = GaussianProcess(RBF, mean=2.0, num_outputs=2)

@@ -36,6 +36,8 @@ class Dense(BackwardKernel):
     ([0.8, 0.8], 0)
     """
 
+    reversible = True
+
     def draw(self, rng_key, pairs: Pairs, lanes, num_draws: int) -> tuple[jax.Array, Tally]:
         drawn, empty = self.rows(rng_key, pairs, lanes, (num_draws,))
         return drawn, no_bound_needed(empty.sum())

@@ -36,6 +36,7 @@ class Hybrid(BackwardKernel):
     num_rounds: int = 8
     block: int = 64
     needs_bound = True
+    reversible = True
 
     def __post_init__(self):
         check_count("Hybrid: num_rounds", self.num_rounds)

@@ -71,6 +71,11 @@ class BackwardKernel(ABC):
     """
 
     needs_bound = False
+    """Whether :attr:`Pairs.log_bound` is read."""
+    reversible = False
+    """Whether sweeps that draw a path by it are: draws are from B itself, or are the ancestors."""
+    needs_markov = True
+    """Whether a state has to say all of what comes later, as it does not where steps read further back."""
 
     @abstractmethod
     def draw(self, rng_key: jax.Array, pairs: Pairs, lanes: Any, num_draws: int) -> tuple[jax.Array, Tally]:

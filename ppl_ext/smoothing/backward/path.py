@@ -25,6 +25,9 @@ class Path(BackwardKernel):
     [[0, 0, 0], [1, 1, 1]]
     """
 
+    reversible = True
+    needs_markov = False
+
     def draw(self, rng_key, pairs: Pairs, lanes, num_draws: int) -> tuple[jax.Array, Tally]:
         drawn = jnp.broadcast_to(pairs.ancestors[lanes][:, None], (len(lanes), num_draws))
         return drawn, no_bound_needed(jnp.zeros((), jnp.int32))
