@@ -117,7 +117,7 @@ AT_MOST = {  # python -m tools.house prints them
     "functions with eight parameters or more": 44,
     "closure of IWELBO, statements": 3_800,
     "closure of infer.fit, statements": 6_550,
-    "closure of smooth, statements": 5_650,
+    "closure of smooth, statements": 5_700,
 }
 
 

@@ -130,7 +130,6 @@ class RecursiveMaximumLikelihood(_Online):
 
     :param step_size: t, counted from 1, to γ_t; its sum should diverge and that of its squares not, as
         ``lambda t: t**-0.6``.
-    :param optimizer: an optax transformation for the scaled gradient; plain ascent by default.
 
     ``state.smoother.params`` holds the parameters, ``state.average`` their running mean over time.
     :raises ArgumentError: for counts below 1 or, from :meth:`init`, parameters that are not the model's or

@@ -17,6 +17,7 @@ from ppl_ext.runtime.checkpoint import program as program_of
 from ppl_ext.runtime.constants import compiled, odd_data_blamed, split
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
+from ppl_ext.runtime.renamed import old_arguments
 from ppl_ext.runtime.results import Summarised, number
 from ppl_ext.runtime.training import Saver, check_checkpoint, chunk_of, progress, train
 from ppl_ext.smoothing.additive import constrained, score, unconstrained
@@ -36,7 +37,7 @@ class ScoreAscent:
     The path is kept warm, so that a few particles give a score with little bias from the second step on
     (Cardoso et al. 2023, section 4).
 
-    :param optimizer: an optax transformation; it is given minus the score.
+    :param optim: an optax transformation; it is given minus the score.
     :param num_particles: N, at least 2.
     :param average_from: the share of the steps after which iterates are averaged (Polyak and Ruppert); 1 for
         the last iterate alone.
@@ -62,10 +63,11 @@ class ScoreAscent:
     True
     """
 
+    @old_arguments(optimizer="optim")
     def __init__(
         self,
         model: Callable,
-        optimizer: optax.GradientTransformation,
+        optim: optax.GradientTransformation,
         num_particles: int = 100,
         backward: str | BackwardKernel = "mcmc",
         num_backward: int = 2,
@@ -83,9 +85,9 @@ class ScoreAscent:
             num_backward=num_backward,
             frozen=True,
         )
-        if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        if not hasattr(optim, "init") or not hasattr(optim, "update"):
             raise ArgumentTypeError(
-                f"ScoreAscent: optimizer must be an optax transformation, got {described(optimizer)}."
+                f"ScoreAscent: optim must be an optax transformation, got {described(optim)}."
             )
         check_number("ScoreAscent: average_from", average_from, at_least=0.0)
         if average_from > 1.0:
@@ -93,7 +95,7 @@ class ScoreAscent:
                 f"ScoreAscent: average_from must be a share of the steps, from 0 to 1, got {average_from}."
             )
         check_flag("ScoreAscent: prior", prior)
-        self._optimizer, self._average_from, self._prior = optimizer, float(average_from), bool(prior)
+        self._optimizer, self._average_from, self._prior = optim, float(average_from), bool(prior)
         check_flag("ScoreAscent: progress_bar", progress_bar)
         check_checkpoint("ScoreAscent", checkpoint)
         self._progress_bar, self._checkpoint = progress_bar, checkpoint

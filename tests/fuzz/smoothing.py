@@ -51,7 +51,7 @@ CLASSES = {
     "smooth": smoothing.smooth,
     "OnlineSmoother": smoothing.OnlineSmoother,
     "ParisParticleGibbs": smoothing.ParisParticleGibbs,
-    "ScoreAscent": lambda model, **o: smoothing.ScoreAscent(model, **{"optimizer": optax.adam(0.1)} | o),
+    "ScoreAscent": lambda model, **o: smoothing.ScoreAscent(model, **{"optim": optax.adam(0.1)} | o),
     "RecursiveMaximumLikelihood": lambda model, **o: smoothing.RecursiveMaximumLikelihood(
         model, **{"step_size": lambda t: 0.1} | o
     ),
@@ -163,10 +163,7 @@ SMOOTHERS = [
     ),
     argument("num_particles", st.just(1), 2, ("ParisParticleGibbs", "ScoreAscent")),
     argument(
-        "optimizer",
-        st.one_of(NUMBERS, CONTAINERS, ARRAYS, st.none(), st.just(optax.adam)),
-        15,
-        ("ScoreAscent",),
+        "optim", st.one_of(NUMBERS, CONTAINERS, ARRAYS, st.none(), st.just(optax.adam)), 15, ("ScoreAscent",)
     ),
     argument("average_from", st.one_of(NOT_NEGATIVE_WRONG, st.floats(1.01, 9.0)), 15, ("ScoreAscent",)),
     argument("prior", NOT_A_FLAG, 15, ("ScoreAscent",)),
