@@ -103,7 +103,7 @@ def simulate(program: Callable, *args, rng_key: jax.Array | None = None, **kwarg
     r"""Draw the unobserved sites of a program and score the run.
 
     .. math:: z \sim \prod_s p(z_s \mid z_{<s}), \qquad \ell = \sum_s \text{scale}_s \cdot \text{mask}_s \cdot
-    \log p(z_s \mid z_{<s})
+        \log p(z_s \mid z_{<s})
 
     with the log density :math:`\ell` over all sample sites, observed ones and factors included.
 

@@ -24,6 +24,7 @@ class Algorithm(eqx.Module):
     particle filter (Andrieu, Doucet, Holenstein 2010); exact algorithms (``exact = True``) have w = p(x) both
     ways. ``marginal`` needs :meth:`evidence` and :meth:`evidence_through`, ``normalize`` needs :meth:`draw`
     and :meth:`score`.
+
     :raises ModelError: when run, if the program has a ``scan`` and the algorithm none (``scans``), or sites
         that it cannot serve.
 

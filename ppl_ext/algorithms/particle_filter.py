@@ -33,7 +33,7 @@ class ParticleFilter(Algorithm):
     r"""N particles through a program with one ``numpyro.contrib.control_flow.scan``.
 
     .. math:: w = p(\theta) \, \hat Z, \qquad \hat Z = \prod_t \sum_i \omega_{t,i}, \qquad \mathbb{E}[w] =
-    p(\theta, y)
+        p(\theta, y)
 
     with the weights of :mod:`ppl_ext.state_space.filtering`. Kept sites before the scan are parameters θ; the
     others are each particle's own and must go through the carry.

@@ -16,7 +16,7 @@ def estimate_by_site(estimate: Callable, fn: Callable) -> tuple[dict[str, jax.Ar
     with that weight.
 
     .. math:: \hat E_s = \partial_{w_s} \hat E\Big[\sum_s w_s \ell_s\Big]_{w = 1}, \qquad \sum_s \hat E_s =
-    \hat E
+        \hat E
 
     :param estimate: of a function without arguments: its value, with an unbiased gradient, and the state it
         leaves.

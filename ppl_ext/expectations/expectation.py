@@ -103,7 +103,7 @@ def expectation(fn: Callable) -> Expectation:
     r"""An estimator of the expectation of a program's value, and of its gradient.
 
     .. math:: \theta \mapsto \mathbb{E}_{x \sim q_\theta}[f(x, \theta)], \qquad \nabla_\theta \mathbb{E}_{x
-    \sim q_\theta}[f(x, \theta)]
+        \sim q_\theta}[f(x, \theta)]
 
     ``fn(*args)`` may sample NumPyro sites, :func:`~ppl_ext.simulate` programs, score them by
     :func:`~ppl_ext.log_density` and :func:`~ppl_ext.replicate` itself, and returns a scalar or a

@@ -5,7 +5,7 @@ A baseline b changes no mean, since the score has mean zero and b does not depen
 weighed by:
 
 .. math:: \\mathbb{E}[(f(z) - b)\\, \\nabla_\\theta \\log q_\\theta(z)] = \\mathbb{E}[f(z)\\, \\nabla_\\theta
-\\log q_\\theta(z)]
+    \\log q_\\theta(z)]
 
 and it takes away the part of the noise that comes from the size of f. Those that keep something between steps
 (:class:`Kept`) have it declared by :class:`ppl_ext.handlers.gradient`, where ``SVI`` finds it.
@@ -74,7 +74,7 @@ class MovingAverage(Kept):
     and Ba 2015, eq. 4).
 
     .. math:: m_t = \beta\, m_{t-1} + (1 - \beta)\, c_t, \qquad w_t = \beta\, w_{t-1} + (1 - \beta), \qquad
-    b_{t+1} = m_t / w_t
+        b_{t+1} = m_t / w_t
 
     where c is what the site's element is charged with, averaged over particles. One average for each element
     of a plate; in a subsampled plate, where the same place holds another datum each time, one for all its
@@ -121,7 +121,7 @@ class LearnedBaseline(Kept):
     9).
 
     .. math:: b = f_\psi(x_{<s}), \qquad \psi \text{ ascends } -\tfrac12 \mathbb{E} \textstyle\sum_e (c_e -
-    b_e)^2
+        b_e)^2
 
     The square's gradient reaches ψ alone and is added to the objective's own, in the same step by the same
     optimiser; the objective's value does not change. ``fn``'s ``param`` sites (and flax or equinox modules)

@@ -25,7 +25,7 @@ class MeasureValued(LocalStrategy):
     on a draw of each.
 
     .. math:: \nabla_\theta \mathbb{E}_{x \sim q_\theta} K(x) = c_\theta \big(\mathbb{E} K(x^+) - \mathbb{E}
-    K(x^-)\big)
+        K(x^-)\big)
 
     =========== =================== ====================== =====================================
     law         parameter           constant               x⁺ against x⁻ (X the draw)

@@ -14,7 +14,7 @@ class Reparameterize(Strategy):
     r"""Write the draw as a differentiable function of noise, and let the chain rule do the rest.
 
     .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}_\epsilon \nabla_\theta
-    f(g_\theta(\epsilon))
+        f(g_\theta(\epsilon))
 
     Serves every distribution whose sampler is differentiable in all its parameters (``has_rsample``), with
     implicit gradients for gamma, beta, Dirichlet and their kin. Low variance; needs ``f`` to be

@@ -19,7 +19,7 @@ class ScoreFunction(Strategy):
     r"""Weigh the gradient of the log probability by the cost that the draw can still influence.
 
     .. math:: \nabla_\theta \mathbb{E}_{z \sim q_\theta} f(z) = \mathbb{E}[\nabla_\theta f(z) + (f(z) -
-    b)\,\nabla_\theta \log q_\theta(z)]
+        b)\,\nabla_\theta \log q_\theta(z)]
 
     Serves every distribution with a density whose support does not move with its parameters (so no Delta,
     Uniform or truncation, nor a mixture of such or a half-line that is shifted) and whose draws have that

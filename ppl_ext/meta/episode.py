@@ -55,8 +55,10 @@ class EpisodeForm(eqx.Module):
     outside: Outside | None = eqx.field(static=True, default=None)
 
     def unchanged(self, where: str) -> None:
-        """:raises ModelError: if data that the model reads from outside of its arguments have changed since
-        it was lifted.
+        """Refuse to go on with other data than the model was lifted with.
+
+        :raises ModelError: if data that the model reads from outside of its arguments have changed since it
+            was lifted.
         """
         if self.outside is not None:
             self.outside.check(where, self.model)

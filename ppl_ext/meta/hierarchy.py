@@ -95,7 +95,7 @@ class Hierarchy(eqx.Module):
         r"""The bound to be minimised, for each episode of a batch on average.
 
         .. math:: \tfrac1B \sum_i \big[ \mathbb{E}_{q_i} \ell_i(\theta) + \mathbb{E}_q \mathrm{KL}(q_i \|
-        N(\mu, \Sigma)) \big]
+            N(\mu, \Sigma)) \big]
             + \tfrac1N \big[ \mathrm{KL}(q(\mu, \Sigma) \| p(\mu, \Sigma)) - \log p(\text{shared}) \big]
 
         :math:`q_i` follows from the fits and ``niw`` in closed form, and gradients flow through that.

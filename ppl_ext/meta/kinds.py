@@ -119,7 +119,7 @@ def kinds(
     r"""Tell apart the kinds of episode that one shared law has taken together.
 
     .. math:: \pi \sim \mathrm{Dirichlet}(1, \dots, 1), \quad z_i \sim \pi, \quad \theta_i \mid z_i = k \sim
-    N(\mu_k, \Sigma_k), \quad
+        N(\mu_k, \Sigma_k), \quad
         (\mu_k, \Sigma_k) \sim \text{the hierarchy's prior}
 
     The shared values stay those of ``fit``, and so do the local fits, a quadratic for each episode made under

@@ -28,7 +28,7 @@ def mass_elsewhere(
     do, to be flagged above 0.05.
 
     .. math:: w_k \propto e^{-U(\theta_k)} |\nabla^2 U(\theta_k)|^{-1/2}, \qquad U = \ell + \tfrac12 (\theta -
-    m_0)^\top P_0 (\theta - m_0)
+        m_0)^\top P_0 (\theta - m_0)
 
     Modes are looked for by damped Gauss-Newton steps from m₀, where training starts, and from ``num_starts``
     draws of the shared Gaussian; each mode found gets its weight by Laplace's method. A mode that no start

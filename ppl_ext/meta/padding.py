@@ -142,8 +142,10 @@ def _alike(found: Any, wanted: Any) -> bool:
 
 
 def _check_sites(form: EpisodeForm, short: tuple, long: tuple, rng_key: jax.Array) -> None:
-    """:raises ModelError: for a local or shared site whose shape or support, or a shared site whose prior,
-    depends on the episode.
+    """Refuse sites that are others where episodes are padded.
+
+    :raises ModelError: for a local or shared site whose shape or support, or a shared site whose prior,
+        depends on the episode.
     """
     who = f"The episode model '{name_of(form.model)}'"
     sites = traced(form.model, short, {}, rng_key)

@@ -173,7 +173,7 @@ def evaluate(
     r"""Adapt to the support of each new episode, and score the predictions for its query rows.
 
     .. math:: \hat p(y \mid \text{support}) = \tfrac1S \sum_s p(y \mid \theta_s), \qquad \theta_s \sim
-    \text{the adapted posterior}
+        \text{the adapted posterior}
 
     :param support: episodes, in the form of those trained on.
     :param query: as many, in the same order.

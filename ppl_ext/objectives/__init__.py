@@ -1,41 +1,26 @@
-"""Variational objectives, each a short program to read against its formula, each a
-``numpyro.infer.elbo.ELBO``.
+"""Variational objectives, each a short program to read against its formula, each an ELBO of NumPyro's.
 
-With w = p(y, z) / q(z), w̄ the self-normalised weights of K draws of q, and log Z the log evidence:
+With w = p(y, z) / q(z), v the self-normalised weights of K draws of q, and log Z the log evidence:
 
-========================= ======================= ==================== ============== ========================
-objective                 expectation of          bound of log Z       strategies     when
-========================= ======================= ==================== ============== ========================
-``ELBO``                  log w                   from below           every          the default
-``ELBO``, analytic        the same, −KL(q_s ‖     from below           every          less noise; laws of one
-                          p_s) where known                                            family
-``ELBO``, stick the ...   the same                from below           every          less noise near the
-                                                                                      posterior
-``IWELBO``                log mean w              from below           every          a tighter bound, a wider
-                                                                                      guide
-``DoublyReparameterized`` log mean w              from below           reparam only   IWELBO with many
-                                                                                      particles
-``Renyi``                 log mean w^(1−α), over  below for 0 ≤ α < 1  every          between the two
-                          1 − α
-``VRIWAE``                the same, 0 ≤ α < 1     from below           every          the same, doubly
-                                                                                      reparameterised
-``Thermodynamic``         Σ_t (β_{t+1} − β_t)     from below           every, or none discrete sites, no
-                          E_{π_βt} log w                                              baselines
-``ChiUpperBound``         −(mean wⁿ / c + log c − minus one from above every          to bracket log Z, a
-                          1) / n                                                      covering guide
-``ForwardKL``             −Σ w̄ log w + log mean  none                 none           a covering guide,
-                          w                                                           discrete sites
-``ReweightedWakeSleep``   log mean w; Σ w̄ ∇ log  from below           none           models to be learned,
-                          q                                                           discrete sites
-``Sleep``                 log q(z given y′), (z,  none                 none           amortised guides, any
-                          y′) ~ p                                                     simulator
-``MarkovScoreClimbing``   Σ w̄ log q, one draw    none                 none           as ForwardKL, unbiased
-                          retained                                                    at low K
-``FDivergence``           −mean f(K w̄)           none                 every          both directions of KL at
-                                                                                      once
-``constrain``             objective − λ (quantity none                 as objective's a budget for a
-                          − C)                                                        divergence
-========================= ======================= ==================== ============== ========================
+========================= ============================ ================ =============== =====================
+objective                 expectation of               bound of log Z   strategies      when
+========================= ============================ ================ =============== =====================
+``ELBO``                  log w                        from below       every           the default
+``ELBO``, analytic        −KL(q_s ‖ p_s) where known   from below       every           less noise
+``ELBO``, stick the ...   log w                        from below       every           less noise at the end
+``IWELBO``                log mean w                   from below       every           a tighter bound
+``DoublyReparameterized`` log mean w                   from below       reparam only    many particles
+``Renyi``                 log mean w^(1−α), over 1 − α below, 0 ≤ α < 1 every           between the two
+``VRIWAE``                the same, 0 ≤ α < 1          from below       every           that, less noise
+``Thermodynamic``         Σ_t Δβ_t E_{π_βt} log w      from below       every, or none  discrete sites
+``ChiUpperBound``         −(mean wⁿ/c + log c − 1)/n   minus one above  every           to bracket log Z
+``ForwardKL``             −Σ v log w + log mean w      none             none            a guide that covers
+``ReweightedWakeSleep``   log mean w; Σ v ∇ log q      from below       none            models to be learned
+``Sleep``                 log q(z given y′)            none             none            any simulator
+``MarkovScoreClimbing``   Σ v log q, one retained      none             none            unbiased at low K
+``FDivergence``           −mean f(K v)                 none             every           both directions of KL
+``constrain``             objective − λ (g − C)        none             its objective's a budget
+========================= ============================ ================ =============== =====================
 
 "None" in the column of strategies: draws are held fixed, so that sites of every kind serve, and no strategy
 is asked for. Hierarchical bounds are these with a guide (or model) that is a :class:`~ppl_ext.marginal`:

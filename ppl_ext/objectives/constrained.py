@@ -22,7 +22,7 @@ class kl:
     r"""The divergence of guide and model at single sites, as a quantity to constrain, weigh or report.
 
     .. math:: \mathbb{E}_{z \sim q} \sum_{s \text{ fits}} \big[\log q(z_s \mid z_{<s}) - \log p(z_s \mid
-    \cdot)\big]
+        \cdot)\big]
 
     ``kl("z")(model, guide)`` is a :class:`~ppl_ext.densities.log_density.LogDensity` inside an objective or
     expectation. A divergence in closed form is used where it is known (see

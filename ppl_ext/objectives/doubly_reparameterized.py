@@ -18,7 +18,7 @@ def DoublyReparameterized(model, guide, num_particles: int = 8, alpha: float = 0
     fade as K grows.
 
     .. math:: \nabla_\phi = \mathbb{E} \sum_k \bar w_k^2 \, \frac{\partial \log w_k}{\partial z_k} \frac{d
-    z_k}{d \phi}, \qquad
+        z_k}{d \phi}, \qquad
         \nabla_\theta = \mathbb{E} \sum_k \bar w_k \, \nabla_\theta \log p_\theta(y, z_k), \qquad \bar w_k =
         \tfrac{w_k}{\sum_j w_j}
 

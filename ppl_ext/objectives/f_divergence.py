@@ -29,7 +29,7 @@ def FDivergence(model, guide, divergence: str | Callable = "jeffreys", num_parti
     weights.
 
     .. math:: -D_f \approx -\tfrac1K \sum_k f(K \bar w_k), \qquad D_f = \mathbb{E}_{z \sim q} f\Big(\tfrac{p(z
-    \mid y)}{q(z)}\Big), \qquad
+        \mid y)}{q(z)}\Big), \qquad
         \bar w_k = \tfrac{w_k}{\sum_j w_j}, \; w_k = \tfrac{p(y, z_k)}{q(z_k)}
 
     ================ ===================================== ===============================================

@@ -20,7 +20,7 @@ def ForwardKL(model, guide, num_particles: int = 8):
     posterior.
 
     .. math:: -\mathrm{KL} \approx -\sum_k \bar w_k \log \tfrac{p(y, z_k)}{q(z_k)} + \log \tfrac1K \sum_k w_k,
-    \qquad
+        \qquad
         w_k = \tfrac{p(y, z_k)}{q(z_k)}, \; \bar w_k = \tfrac{w_k}{\sum_j w_j}, \; z_k \sim q
 
     Draws and weights are held fixed, so the gradient is :math:`\sum_k \bar w_k \nabla \log q(z_k)`: it trains

@@ -12,7 +12,7 @@ def Renyi(model, guide, alpha: float = 0.5, num_particles: int = 2):
     r"""Bound of order α on the evidence, between the ELBO (α → 1) and the importance-weighted bound (α = 0).
 
     .. math:: \tfrac{1}{1 - \alpha} \mathbb{E}_{z_{1:K} \sim q} \log \tfrac1K \sum_k \Big(\tfrac{p(y,
-    z_k)}{q(z_k)}\Big)^{1 - \alpha}
+        z_k)}{q(z_k)}\Big)^{1 - \alpha}
 
     A lower bound for 0 ≤ α < 1 and any K. For α < 0 the exact Rényi divergence gives an upper bound, which K
     particles reach from below; for α > 1 it is a lower bound that K particles reach from above. Taken element

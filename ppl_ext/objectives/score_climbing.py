@@ -25,7 +25,7 @@ class ConditionalImportanceSampling:
     Doucet, Holenstein 2010).
 
     .. math:: z' \sim \sum_k \bar w_k \delta_{z_k}, \qquad z_1 = z, \; z_{2:K} \sim q, \; w_k = \tfrac{p(y,
-    z_k)}{q(z_k)}
+        z_k)}{q(z_k)}
 
     It leaves the posterior unchanged for every K from 2 on; K = 2 moves least often.
 

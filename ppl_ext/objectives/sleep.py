@@ -22,7 +22,7 @@ def Sleep(model, guide, num_particles: int = 8, data: dict[str, str] | None = No
     r"""The guide's mean log density of latent sites, given data, that the model itself has drawn.
 
     .. math:: \mathbb{E}_{(z, y') \sim p} \log q_\phi(z \mid y') = -\mathbb{E}_{y' \sim p} \, \mathrm{KL}(p(z
-    \mid y') \| q_\phi(z \mid y'))
+        \mid y') \| q_\phi(z \mid y'))
         + \text{const}
 
     Value and gradient are unbiased, whatever the sites: no gradient goes through a draw. Not a bound on the

@@ -37,7 +37,7 @@ def Thermodynamic(
     The covariance gradient needs no reparameterisation and takes discrete sites as they are:
 
     .. math:: \nabla \mathbb{E}_{\pi_\beta}[f] = \mathbb{E}_{\pi_\beta}[\nabla f] +
-    \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f]
+        \mathrm{Cov}_{\pi_\beta}[\nabla \log \tilde\pi_\beta, f]
         , \quad f = \log \tfrac{p(y, z)}{q(z)}, \; \log \tilde\pi_\beta = \beta \log p(y, z) + (1 - \beta)
         \log q(z)
 

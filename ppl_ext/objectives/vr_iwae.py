@@ -11,7 +11,7 @@ def VRIWAE(model, guide, alpha: float = 0.5, num_particles: int = 8, doubly_repa
     r"""A lower bound for every K and 0 ≤ α < 1, from the importance-weighted one (α = 0) to the ELBO (α → 1).
 
     .. math:: \tfrac{1}{1 - \alpha} \mathbb{E}_{z_{1:K} \sim q} \log \tfrac1K \sum_k \Big(\tfrac{p(y,
-    z_k)}{q(z_k)}\Big)^{1 - \alpha}
+        z_k)}{q(z_k)}\Big)^{1 - \alpha}
 
     It is :class:`~ppl_ext.objectives.Renyi` where that is a bound, seen as a bound of its own and not as an
     estimate of Rényi's. A larger α keeps more particles in play where few would take all the weight.

@@ -68,14 +68,14 @@ def student_t_posterior(
     r"""The exact posterior of an infinitely wide network with an inverse-gamma last-layer scale.
 
     .. math:: \sigma^2 \sim \mathrm{InverseGamma}(a, b), \qquad y \mid \sigma^2 \sim \mathcal{N}\bigl(0,
-    \sigma^2 C\bigr), \qquad
+        \sigma^2 C\bigr), \qquad
         C = k(X, X) + \lambda I
 
     The noise is measured in units of the scale, which is what keeps everything in closed form; for noise of a
     fixed size, and for other priors of the scale, see :func:`scale_mixture_posterior`.
 
     .. math:: \sigma^2 \mid y \sim \mathrm{InverseGamma}\bigl(a + \tfrac n2, b + \tfrac12 y^\top C^{-1}
-    y\bigr)
+        y\bigr)
 
     :param kernel: covariance of the network with last-layer scale 1: a function (x1, x2) -> (n, m), such as
         one that calls :func:`~ppl_ext.priors.nngp_kernel`, or a tinygp kernel.
@@ -190,7 +190,7 @@ def scale_mixture_posterior(
     importance sampling.
 
     .. math:: \sigma^2_s \sim q, \qquad w_s = \frac{p(\sigma^2_s)}{q(\sigma^2_s)}\, \mathcal{N}(y \mid 0,
-    \sigma^2_s k(X, X) + \lambda I)
+        \sigma^2_s k(X, X) + \lambda I)
 
     One eigendecomposition serves all draws. The only unknown is one number, so thousands of draws cover it;
     ``pareto_k`` says whether they do.

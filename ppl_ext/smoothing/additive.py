@@ -107,7 +107,7 @@ def score() -> Additive:
     r"""The score of the parameters, by Fisher's identity.
 
     .. math:: \nabla_\theta \log p_\theta(y_{1:T}) = \mathbb{E}\Bigl[\nabla_\theta \log p_\theta(x_0) + \sum_t
-    \nabla_\theta
+        \nabla_\theta
         \log m_\theta(x_{t-1}, x_t) \, g_\theta(x_t, y_t) \Bigm| y_{1:T}\Bigr]
 
     with θ NumPyro's unconstrained parameters (``biject_to`` of each site's support); the prior and its

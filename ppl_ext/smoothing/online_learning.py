@@ -132,6 +132,7 @@ class RecursiveMaximumLikelihood(_Online):
         ``lambda t: t**-0.6``.
 
     ``state.smoother.params`` holds the parameters, ``state.average`` their running mean over time.
+
     :raises ArgumentError: for counts below 1 or, from :meth:`init`, parameters that are not the model's or
         outside of their support.
     :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward
@@ -194,7 +195,7 @@ class OnlineEM(_Online):
     r"""Expectation maximisation along a stream, for steps whose maximisation is closed.
 
     .. math:: \hat s_t = \mathbb{E}[(1 - \gamma_t)\, \hat s_{t-1} + \gamma_t\, s(x_{t-1}, x_t, y_t)], \qquad
-    \theta_t = \bar\theta(\hat s_t)
+        \theta_t = \bar\theta(\hat s_t)
 
     (Cappé 2011, equations 9 to 11), the expectation by PaRIS.
 
@@ -205,6 +206,7 @@ class OnlineEM(_Online):
     :param wait: steps before the first maximisation.
 
     ``state.smoother.params`` holds the parameters, ``state.average`` the statistic.
+
     :raises ArgumentError: for counts below 1, or if ``maximize`` does not return the parameters in their
         shapes.
     :raises ModelError: if the model has no state-space form, or its states do not suffice for a backward

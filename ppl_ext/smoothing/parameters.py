@@ -60,8 +60,10 @@ def outside(lowered: StateSpace) -> dict[str, jax.Array]:
 
 
 def check_inside(where: str, found: Mapping[str, jax.Array], params: Mapping[str, Any]) -> None:
-    """:raises ArgumentError: if :func:`outside` found a parameter so. Within a trace nothing is known, and
-    nothing raised.
+    """Refuse parameters outside of their supports.
+
+    :raises ArgumentError: if :func:`outside` found a parameter so. Within a trace nothing is known, and
+        nothing raised.
     """
     for name, is_outside in found.items():
         if is_known(is_outside) and bool(jnp.any(is_outside)):

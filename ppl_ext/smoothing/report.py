@@ -23,9 +23,9 @@ class SmoothingResult(Summarised):
         where the answer is exact.
     :param resampled: (T,) whether the particles were resampled before that step; None where the answer is
         exact.
-    :param log_evidence_increments: (T,) log p(y_t | y_<t), estimated; ``log_evidence_initial`` is that of
+    :param log_evidence_increments: (T,) ``log p(y_t | y_<t)``, estimated; ``log_evidence_initial`` is that of
         what is observed before the scan. What is by time is in the order of the inputs; of a scan that runs
-        backward the increment is log p(y_t | y_>t).
+        backward the increment is ``log p(y_t | y_>t)``.
     :param fallbacks: backward rows in which no particle before could have led to the one after.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist

@@ -110,12 +110,12 @@ class smooth:
     ) -> SmoothingResult:
         """Smooth one series.
 
-        :param args: with ``kwargs``, the arguments of the model.
-        :param params: constrained values of the sites before the scan that are not part of the state.
         Where no particle survives a step, a warning names it: the evidence is 0, ``ess`` is 0 there, and
         everything that follows from it is NaN (integers are handed out as real numbers then; inside a trace,
         as the least integer).
 
+        :param args: with ``kwargs``, the arguments of the model.
+        :param params: constrained values of the sites before the scan that are not part of the state.
         :raises ModelError: if the model has no state-space form, its states do not suffice for a backward
             kernel, or ``"exact"`` has no exact answer for the model or for a functional of it.
         :raises ArgumentError: if a parameter is NaN or outside of its support, or a bound on the transition

@@ -6,7 +6,7 @@ states (forward-backward). Every latent site is real, and the second derivatives
 are *constants* of the traced program: then the step is
 
 .. math:: \log m(b \mid a)\, g = -\tfrac12 \begin{pmatrix} a \\ b \end{pmatrix}^\top J \begin{pmatrix} a \\ b
-\end{pmatrix}
+    \end{pmatrix}
           + h^\top \begin{pmatrix} a \\ b \end{pmatrix} + c
 
 in the states a before and b after it, whatever distributions and factors it was written with, missing

@@ -16,7 +16,7 @@ step, and the batch form (:func:`run_filter`) scans that. Gradients: with :class
 of log Ẑ is Fisher's identity on the particles' own paths,
 
 .. math:: \nabla \log \hat Z = \sum_i W_i \nabla \log p(x^i_{0:T}, y), \qquad \mathbb{E} \nabla \hat Z =
-\nabla Z,
+    \nabla Z,
 
 since draws are held fixed, and weights keep the factors m / (m held fixed) and W / (V held fixed) that are 1
 in value.

@@ -31,7 +31,7 @@ _KINDS = ("sample", "deterministic", "prng_key")
 
 
 class Outside(Messenger):
-    """Send messages out of the ``vmap``s that are opened inside this handler, and do nothing else."""
+    """Send messages out of each ``vmap`` that is opened inside this handler, and do nothing else."""
 
     def __init__(self):
         super().__init__()

@@ -127,7 +127,7 @@ def calibrate(
     r"""Run an algorithm on data simulated from the model, and see where the truth falls among its draws.
 
     .. math:: \theta_i \sim p(\theta), \quad y_i \sim p(y \mid \theta_i), \quad \theta_{i1}, \dots,
-    \theta_{iL} \sim \text{algorithm}(y_i),
+        \theta_{iL} \sim \text{algorithm}(y_i),
         \quad r_i = \#\{l : \theta_{il} < \theta_i\}
 
     If the algorithm draws from the posterior, every rank is uniform on 0, ..., L. Truths at the ends of the

@@ -19,7 +19,7 @@ class Cyclical:
     r"""Warm restarts: the step size falls along a cosine and starts anew every ``cycle_length`` steps.
 
     .. math:: \eta_k = \frac{\eta_0}{2} \Bigl[\cos\Bigl(\pi \frac{k \bmod L}{L}\Bigr) + 1\Bigr], \qquad k = 0,
-    1, \dots
+        1, \dots
 
     The first part of each cycle, ``exploration`` of it, runs without noise, to find a mode; the rest samples
     there. Draws of the exploration are no posterior draws: ``extra_fields=("sampling",)`` tells which is

@@ -32,7 +32,7 @@ class SGHMC(StochasticGradientKernel):
     and T the temperature,
 
     .. math:: v &\leftarrow (1 - a) v - \eta^2 M^{-1} \tilde g + \mathcal{N}(0, 2 \eta^2 a M^{-1} T - B),
-    \qquad z \leftarrow z + v
+        \qquad z \leftarrow z + v
 
     Plain (``adapt=None``): M = 1, B = 0. Scale-adapted: :math:`M^{-1} = V^{-1/2}` with V the gradient's mean
     square in each coordinate, :math:`B = \eta^4` is the noise that the gradient brings itself, and the

@@ -94,8 +94,10 @@ class Runner:
         return SVI(self.svi.model, _unset(self.unset), self.svi.optim, loss=self.svi.loss)
 
     def _check_supports(self, args, kwargs, stable: bool) -> None:
-        """:raises ModelError: for an automatic guide of sites whose support it does not follow; where steps
-        may fail, a warning.
+        """Refuse, or warn of, supports that an automatic guide does not follow.
+
+        :raises ModelError: for an automatic guide of sites whose support it does not follow; where steps may
+            fail, a warning.
         """
         if self.moving is None:
             self.moving = (

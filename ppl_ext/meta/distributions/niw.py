@@ -200,7 +200,7 @@ class NIW(eqx.Module):
         appendix).
 
         .. math:: \mathbb{E}\,\mathrm{KL}(N(m, V) \,\|\, N(\mu, \Sigma)) = \tfrac12 \big[
-        \mathbb{E}\log|\Sigma| - \log|V| - d
+            \mathbb{E}\log|\Sigma| - \log|V| - d
             + n_0 \mathrm{tr}(V_0^{-1} V) + n_0 (m - m_0)^\top V_0^{-1} (m - m_0) + d/l_0 \big]
 
         :param mean: m, shape (d,).
@@ -249,7 +249,7 @@ class NIW(eqx.Module):
         \text{self})`.
 
         .. math:: n = \nu_0 + N, \quad l = \lambda_0 + N, \quad m = \frac{\lambda_0 \mu_0 + \sum_i m_i}{l},
-        \quad
+            \quad
             V = \Sigma_0 + \lambda_0 (\mu_0 - m)(\mu_0 - m)^\top + \sum_i \big[ V_i + (m_i - m)(m_i - m)^\top
             \big]
 

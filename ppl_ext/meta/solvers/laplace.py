@@ -37,7 +37,7 @@ class LaplaceGGN(LocalSolver):
     r"""Laplace's approximation at the local mode, found by damped generalised Gauss-Newton steps from m₀.
 
     .. math:: \theta \leftarrow \theta - \eta (A + P_0)^{-1} (\nabla \ell(\theta) + P_0 (\theta - m_0)),
-    \qquad
+        \qquad
         A = \big[ J^\top (\nabla^2_f\, \ell) J \big]_+
 
     with J the slope of the observed distributions' parameters f(θ), :math:`[\cdot]_+` the matrix with its

@@ -17,7 +17,7 @@ class LangevinLocal(LocalSolver):
     preconditioned.
 
     .. math:: \theta \leftarrow \theta - \tfrac\epsilon2 M^{-1} \nabla U(\theta) + \sqrt\epsilon\, M^{-1/2}
-    \xi, \qquad
+        \xi, \qquad
         U(\theta) = \ell(\theta) + \tfrac12 (\theta - m_0)^\top P_0 (\theta - m_0)
 
     with M = A + P₀, A the generalised Gauss-Newton matrix: found anew at each of the ``num_warmup`` first

@@ -25,7 +25,7 @@ class VariationalLocal(LocalSolver):
     start.
 
     .. math:: q = \arg\min \; \mathrm{objective}\big(\theta \sim N(m_0, P_0^{-1}),\; e^{-\ell(\theta)};\;
-    q(\theta) = N(m, L L^\top)\big)
+        q(\theta) = N(m, L L^\top)\big)
 
     **With any objective but the ELBO the conjugate identities are off.** The shared law is still moved as if
     each q were the one that minimises :math:`\mathbb{E}_q \ell + \mathrm{KL}`, and training still reports

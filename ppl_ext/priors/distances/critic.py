@@ -16,7 +16,7 @@ class CriticW1(Distance):
     r"""Wasserstein-1 distance in its dual form, with a penalty on the critic's gradient.
 
     .. math:: \max_c\; E\, c(G) - E\, c(F) - \lambda\, E \big(\|\nabla c(\hat x)\| - 1\big)^2, \qquad \hat x =
-    \epsilon F + (1 - \epsilon) G
+        \epsilon F + (1 - \epsilon) G
 
     The critic D → 200 → 200 → 1 (softplus) takes K steps of Adagrad before each step of the prior, from where
     the last ones left it, and stops early when its gradient's norm falls below τ. The estimate is

@@ -17,7 +17,7 @@ class GaussianW2(Distance):
     r"""Squared 2-Wasserstein distance of the two Gaussians that have the laws' moments, over D.
 
     .. math:: \tfrac1D \Big( \|m_1 - m_2\|^2 + \mathrm{tr}\, C_1 + \mathrm{tr}\, C_2 - 2\, \mathrm{tr}
-    (L_2^\top C_1 L_2)^{1/2} \Big),
+        (L_2^\top C_1 L_2)^{1/2} \Big),
         \qquad C_2 = L_2 L_2^\top
 
     Moments are the target's own where it has them. Those of the model are exact given its hidden layers where

@@ -49,8 +49,10 @@ class Matching:
         return self.lifted, self.output, self.target, self.distance
 
     def unchanged(self, where: str) -> None:
-        """:raises ModelError: if data that model or target read from outside have changed since they were
-        matched.
+        """Refuse to go on with other data than were matched.
+
+        :raises ModelError: if data that model or target read from outside have changed since they were
+            matched.
         """
         if self.outside is not None:
             self.outside.check(where, *self.read())

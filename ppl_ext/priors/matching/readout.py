@@ -5,7 +5,7 @@ Given all other sites, f = a + J w is affine in the readout's weights,
 :math:`w \sim N(\mu, \mathrm{diag}\, s^2)`, and so
 
 .. math:: E f = E[a + J \mu], \qquad \mathrm{Cov} f = E[J\, \mathrm{diag}(s^2) J^\top] + \mathrm{Cov}[a + J
-\mu],
+    \mu],
 
 where only the other sites are left to be drawn (Rao and Blackwell).
 """

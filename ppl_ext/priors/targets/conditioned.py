@@ -79,7 +79,7 @@ class Conditioned(GaussianTarget):
     a slope.
 
     .. math:: f \mid G f = b \;\sim\; \mathrm{GP}\big(m + k G^* S^{-1} (b - G m),\; k - k G^* S^{-1} G k\big),
-    \qquad
+        \qquad
         S = G k G^* + \nu^2 I
 
     G is a linear function of a function: it may evaluate it, differentiate it with JAX, or sum it, as
@@ -143,7 +143,7 @@ class Image(GaussianTarget):
     r"""What a linear operator makes of a Gaussian target, at each set of inputs: its derivative, say.
 
     .. math:: g(x) = (A_x f), \qquad f \sim \mathrm{GP}(m, k) \quad\Rightarrow\quad g \sim \mathrm{GP}(A m,\;
-    A k A^*)
+        A k A^*)
 
     :param base: a Gaussian target, with one output.
     :param operator: takes f and inputs (n, d), and returns (n,) numbers, linear in f.

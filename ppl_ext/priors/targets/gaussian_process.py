@@ -54,7 +54,7 @@ class GaussianProcess(GaussianTarget):
     r"""A Gaussian process, or one whose hyperparameters are drawn anew for every function.
 
     .. math:: f \sim \mathrm{GP}(m, k) \qquad\text{or}\qquad \theta \sim p(\theta),\; f \mid \theta \sim
-    \mathrm{GP}(m, k_\theta)
+        \mathrm{GP}(m, k_\theta)
 
     :param kernel: a tinygp kernel, or any function of inputs (n, d) and (m, d) that returns (n, m): of GPJax,
         ``GaussianProcess(kernel.cross_covariance)``. With ``hyper``, a function of a dict of its draws that
