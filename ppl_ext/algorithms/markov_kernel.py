@@ -12,6 +12,7 @@ class Move(NamedTuple):
     In stationarity the weighted particles, too, have the posterior's expectations; a kernel without such
     returns its values alone, with an axis in front and the weight 1.
 
+    >>> import jax.numpy as jnp
     >>> move = Move({"z": jnp.array(2.0)}, {"z": jnp.array([0.0, 2.0])}, jnp.array([0.25, 0.75]))
     >>> float(move.weights @ move.particles["z"])
     1.5
@@ -29,6 +30,7 @@ class MarkovKernel(Protocol):
     :func:`~ppl_ext.log_density` and ``numpyro.prng_key``. ``values`` maps the guide's sites to their retained
     values. No gradient is taken through a step.
 
+    >>> import jax, jax.numpy as jnp
     >>> def flip(model, guide, values):  # leaves any law of a fair coin unchanged
     ...     z = {"z": 1 - values["z"]}
     ...     return Move(z, jax.tree.map(lambda x: x[None], z), jnp.ones(1))

@@ -12,6 +12,7 @@ class Target(Protocol):
     """Any object with this method; ``mean(inputs)``, (M,) or (M, P), and ``cov(inputs)``, (M, M) or (M·P,
     M·P), may be there too.
 
+    >>> import jax.numpy as jnp
     >>> class Lines:  # with random slopes
     ...     def sample(self, rng_key, inputs, num_draws):
     ...         return jax.random.normal(rng_key, (num_draws, 1)) * inputs[:, 0]
