@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from ppl_ext.densities.variable_elimination import Declared, Elimination, Finite
+from ppl_ext.densities.elimination_structure import Declared
+from ppl_ext.densities.finite_sites import Finite
+from ppl_ext.densities.variable_elimination import Elimination
 from ppl_ext.errors import ModelError
 from ppl_ext.tracing.jaxprs import eval_context
 

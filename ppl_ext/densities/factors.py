@@ -66,7 +66,7 @@ def laid_out(factor: Factor, axes: Sequence[Axis]) -> jax.Array:
 def product(factors: Sequence[Factor]) -> Factor:
     axes = tuple(dict.fromkeys(a for f in factors for a in f.axes))
     tables = [laid_out(f, axes) for f in factors]
-    return Factor(sum(tables[1:], start=tables[0]), axes)
+    return Factor(sum(tables[1:], start=tables[0]) if tables else jnp.zeros(()), axes)
 
 
 def summed(factor: Factor, site: str) -> Factor:

@@ -4,14 +4,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution, Unit
 from numpyro.handlers import block, infer_config, seed
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.densities.distributions import check_draw
+from ppl_ext.densities.finite_sites import SUPPORT, finite_site, support_in_scan
 from ppl_ext.densities.log_density import LogDensity, site_term
-from ppl_ext.densities.variable_elimination import finite_site
 from ppl_ext.errors import ModelError
 from ppl_ext.runtime.explain import explained
 from ppl_ext.tracing.inner_jits import trace_state
@@ -55,6 +56,20 @@ class NoKey(Outside):
             )
 
 
+class _Supports(Messenger):
+    """Keep the outcomes of the finite sites of a scan's body."""
+
+    def __init__(self, found: dict[str, jax.Array]):
+        super().__init__()
+        self.found = found
+
+    def postprocess_message(self, msg):
+        if msg["type"] != "sample" or msg["is_observed"] or msg.get("_control_flow_done"):
+            return
+        if msg["fn"].has_enumerate_support and (support := support_in_scan(msg)) is not None:
+            self.found[msg["name"]] = support
+
+
 class Record(Messenger):
     """Keep the final message of every site of a run. (NumPyro's ``trace`` reports duplicates by a bare
     assertion.)
@@ -64,6 +79,7 @@ class Record(Messenger):
         super().__init__()
         self.program = program
         self.sites: OrderedDict[str, dict] = OrderedDict()
+        self.supports: dict[str, jax.Array] = {}
         self.state, self.stands = trace_state(), "before its first site"
 
     def process_message(self, msg):
@@ -76,6 +92,7 @@ class Record(Messenger):
             run_in_scan_body(
                 self, msg, lambda _: Outside() if keys or msg["kwargs"]["substitute_stack"] else NoKey()
             )
+            run_in_scan_body(self, msg, lambda _: _Supports(self.supports))
         if keys:
             return
         NoKey().process_message(msg)
@@ -92,6 +109,8 @@ class Record(Messenger):
         if msg["type"] == "sample" and not msg["is_observed"] and not msg.get("_control_flow_done"):
             check_draw(name, msg["fn"], msg["value"], msg["kwargs"]["sample_shape"])
         self.sites[name] = msg.copy()
+        if name in self.supports and msg.get("_control_flow_done"):
+            self.sites[name][SUPPORT] = self.supports[name]
         self.stands = self.stands.replace("at ", "after ", 1)
 
     def plate_scales(self) -> dict[str, float]:

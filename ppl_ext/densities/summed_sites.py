@@ -12,8 +12,9 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.densities.by_plates import eliminated
 from ppl_ext.densities.distributions import element_log_prob, element_mask, elements, log_prob
+from ppl_ext.densities.elimination_structure import Declared
+from ppl_ext.densities.finite_sites import finite_site
 from ppl_ext.densities.log_density import Label, LogDensity, site_log_prob
-from ppl_ext.densities.variable_elimination import Declared, finite_site
 from ppl_ext.errors import ModelError
 
 

@@ -14,14 +14,13 @@ are then factors of a plated graph, which is eliminated from its innermost plate
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import ExpandedDistribution
 
-from ppl_ext.densities.distributions import elements, unmasked
+from ppl_ext.densities.elimination_structure import Declared, Structure, joint_site, linked_terms, meets
 from ppl_ext.densities.factors import (
     Axis,
     Colour,
@@ -33,23 +32,11 @@ from ppl_ext.densities.factors import (
     summed,
     summed_along,
 )
+from ppl_ext.densities.finite_sites import Finite
 from ppl_ext.errors import ModelError
-from ppl_ext.tracing.credit import Deps, distrust, mark, trace_credit
+from ppl_ext.tracing.credit import distrust, mark, trace_credit
 
-MAX_LANES = 4096
-
-
-class Finite(NamedTuple):
-    """A site to sum out: its outcomes (outcomes, *value of an element) and the shape of its elements, each of
-    which has them.
-    """
-
-    support: jax.Array
-    shape: tuple[int, ...]
-
-    def value(self, index: jax.Array) -> jax.Array:
-        """Every element at one outcome, or at an outcome of its own."""
-        return jnp.take(self.support, jnp.broadcast_to(index, self.shape), axis=0)
+MAX_LANES = 2**14  # joint values that sites take side by side: a chain of 128 states
 
 
 class Group(NamedTuple):
@@ -60,38 +47,6 @@ class Group(NamedTuple):
     terms: tuple[int, ...]
     sites: tuple[str, ...]
     value: jax.Array  # of the first term's rank, with size one where terms were multiplied
-
-
-def finite_site(name: str, msg: Mapping[str, Any]) -> Finite:
-    """What there is to sum over at a site."""
-    law = elements(unmasked(msg["fn"]))
-    try:
-        with jax.ensure_compile_time_eval():
-            support = law.enumerate_support(expand=False)
-    except (
-        NotImplementedError,
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-    ) as error:
-        family = type(law.base_dist if isinstance(law, ExpandedDistribution) else law).__name__
-        raise ModelError(f"Site '{name}' ({family}) cannot be summed out: {_why_no_list(error)}") from error
-    return Finite(
-        support.reshape(support.shape[:1] + law.event_shape), msg["kwargs"]["sample_shape"] + law.batch_shape
-    )
-
-
-def _why_no_list(error: Exception) -> str:
-    if isinstance(error, NotImplementedError) and "nhomogeneous" in str(error):
-        return (
-            "its elements have lists of values of different lengths. Write it with the longest for all, as "
-            "a Categorical whose further probabilities are 0."
-        )
-    if isinstance(error, NotImplementedError):
-        return f"it has no list of values ({error})."
-    return (
-        "its list of values depends on a number that is not known when the model is compiled, as a draw is "
-        "none: give a number that is."
-    )
 
 
 class Elimination:
@@ -124,17 +79,17 @@ class Elimination:
         distrust(credit, met, ranks)
         if declared is not None:
             credit = declared.decided(credit, sites)
-        sites = {s: _joint(site) if _meets(s, site, credit) else site for s, site in sites.items()}
+        sites = {s: joint_site(site) if meets(s, site, credit) else site for s, site in sites.items()}
         self.sites = sites
         self.credit = [
             {s: relation if sites[s].shape else () for s, relation in deps.items()} for deps in credit
         ]
-        self.structure = _Structure(sites, self.credit, names)
+        self.structure = Structure(sites, self.credit, names)
         self.factors, self.lane_size = _tables(run, self.structure)
 
     def linked(self) -> list[tuple[int, ...]]:
         """Terms that share a site, directly or by way of others; those that touch none are in no group."""
-        return _linked(self.credit)
+        return linked_terms(self.credit)
 
     def plates(self, t: int) -> frozenset[int]:
         """The axes of a term of which each is longer than one."""
@@ -152,6 +107,12 @@ class Elimination:
         """
         return _eliminated(terms, self.factors, self.structure, keep, terms[0] if like is None else like)
 
+    def product(self, terms: Sequence[int], away: Sequence[str], keep: frozenset[int]) -> Factor:
+        """The product of some terms with the sites ``away`` summed out, as a table over the other sites that
+        they touch and the plates in ``keep``.
+        """
+        return _product_without(list(away), [self.factors[t] for t in terms], self.structure, keep)
+
     def looked_up(self, indices: Mapping[str, jax.Array]) -> list[jax.Array]:
         """What the tables say of each term where every element of a site has an outcome of its own, by its
         number.
@@ -159,129 +120,7 @@ class Elimination:
         return [_at(factor, indices, self.structure) for factor in self.factors]
 
 
-class Declared(NamedTuple):
-    """The axis (counted from the left) of each declared plate, by site and by term."""
-
-    sites: Mapping[str, Mapping[str, int]]
-    terms: Sequence[Mapping[str, int]]
-
-    def decided(self, credit: Sequence[Deps], sites: Mapping[str, Finite]) -> list[Deps]:
-        """The relations, with those that the data flow lost along a plate of both taken from the plate."""
-
-        def decide(s: str, relation, there: Mapping[str, int]):
-            axes = {axis: there[plate] for plate, axis in self.sites.get(s, {}).items() if plate in there}
-            taken = {r[1] for r in relation if r is not None}
-            return tuple(
-                ("at", axes[a])
-                if r is None and sites[s].shape[a] > 1 and a in axes and axes[a] not in taken
-                else r
-                for a, r in enumerate(relation)
-            )
-
-        return [
-            {s: decide(s, r, there) for s, r in deps.items()}
-            for deps, there in zip(credit, self.terms, strict=True)
-        ]
-
-
-def _linked(credit: Sequence[Deps]) -> list[tuple[int, ...]]:
-    """Terms that share a site, directly or by way of others."""
-    groups: list[tuple[set[str], list[int]]] = []
-    for t, deps in enumerate(credit):
-        if deps:
-            touching = [g for g in groups if g[0] & deps.keys()]
-            groups = [g for g in groups if g not in touching]
-            groups.append(
-                (
-                    set(deps).union(*(g[0] for g in touching)),
-                    sorted([t, *(i for g in touching for i in g[1])]),
-                )
-            )
-    return [tuple(terms) for _, terms in groups]
-
-
-def _meets(s: str, site: Finite, credit: Sequence[Deps]) -> bool:
-    """Whether some term reads elements of a site together, other than along a chain, and they can be one site
-    of not too many outcomes.
-    """
-    links = {
-        axis
-        for deps in credit
-        for axis, r in enumerate(deps.get(s, ()))
-        if r is not None and r[0] in ("before", "step")
-    }
-    relations = [r for deps in credit for r, n in zip(deps.get(s, ()), site.shape, strict=False) if n > 1]
-    meets = len(links) > 1 or any(r is None or r[0] == "upto" for r in relations)
-    return meets and len(site.support) ** math.prod(site.shape) <= MAX_LANES
-
-
-def _joint(site: Finite) -> Finite:
-    outcomes, elements = len(site.support), math.prod(site.shape)
-    digits = np.arange(outcomes**elements)[:, None] // outcomes ** np.arange(elements) % outcomes
-    return Finite(site.support[digits.reshape(-1, *site.shape)], ())
-
-
-class _Structure:
-    """Which axes of sites and terms run along together (each such class is a plate and has a number), and
-    which sites are chains.
-    """
-
-    def __init__(self, sites: Mapping[str, Finite], credit: Sequence[Deps], names: Sequence[str]):
-        self.sites, self.credit = sites, credit
-        self.chain_axis: dict[str, int] = {}
-        parent: dict = {}
-
-        def find(node):
-            while (up := parent.setdefault(node, node)) != node:
-                node = up
-            return node
-
-        for t, deps in enumerate(credit):
-            for s, relation in deps.items():
-                for axis, r in enumerate(relation):
-                    if sites[s].shape[axis] == 1:
-                        continue
-                    link = (
-                        r is not None and r[0] in ("before", "step") and self.chain_axis.get(s, axis) == axis
-                    )
-                    if r is None or not (link or r[0] == "at"):
-                        raise ModelError(
-                            f"Elements of site '{s}' meet in the density of '{names[t]}', so they cannot be "
-                            f"summed out one by one, and together they have more than {MAX_LANES} joint "
-                            f"values. Give the guide a site '{s}', or let each element of the density read "
-                            "one element of it (in a scan also the one before)."
-                        )
-                    if link:
-                        self.chain_axis[s] = axis
-                    parent[find((s, axis))] = find((t, r[1]))
-        numbers: dict = {}
-        self._number = lambda node: numbers.setdefault(find(node), len(numbers))
-
-    def plates_of(self, s: str) -> frozenset[int]:
-        return frozenset(self._number((s, axis)) for axis, n in enumerate(self.sites[s].shape) if n > 1)
-
-    def axes_of(self, t: int, ndim: int) -> tuple[int, ...]:
-        return tuple(self._number((t, axis)) for axis in range(ndim))
-
-    def time_of(self, s: str) -> int | None:
-        """The plate whose elements are the steps of this site's chain."""
-        return self._number((s, self.chain_axis[s])) if s in self.chain_axis else None
-
-    def colours(self) -> dict[str, tuple[int, ...]]:
-        """One for each site, two for a chain; sites that some term reads together have different ones."""
-        meets: dict[str, set[str]] = {s: set() for s in self.sites}
-        for deps in self.credit:
-            for s in deps:
-                meets[s] |= deps.keys() - {s}
-        out: dict[str, tuple[int, ...]] = {}
-        for s in self.sites:
-            taken = {c for other in meets[s] for c in out.get(other, ())}
-            free = (c for c in range(2 * len(self.sites)) if c not in taken)
-            out[s] = tuple(next(free) for _ in range(2 if s in self.chain_axis else 1))
-        return out
-
-
-def _tables(run, structure: _Structure) -> tuple[list[Factor], int]:
+def _tables(run, structure: Structure) -> tuple[list[Factor], int]:
     """For each term, its value at each joint value of the sites that it touches; and how many numbers the
     runs for them give.
     """
@@ -331,7 +170,7 @@ def _at_first(table: Factor, axis: Axis) -> Factor:
     return Factor(jnp.take(table.table, 0, axis=place), table.axes[:place] + table.axes[place + 1 :])
 
 
-def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: _Structure) -> Factor:
+def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: Structure) -> Factor:
     """The axes of a site's colours become axes of the site."""
     size = len(structure.sites[s].support)
 
@@ -362,18 +201,35 @@ def _named(table: Factor, s: str, t: int, colours: tuple[int, ...], structure: _
 
 
 def _eliminated(
-    terms: tuple[int, ...], factors: list[Factor], structure: _Structure, keep: frozenset[int], like: int
+    terms: tuple[int, ...], factors: list[Factor], structure: Structure, keep: frozenset[int], like: int
 ) -> Group:
     mine = [s for s in structure.sites if any(s in structure.credit[t] for t in terms)]
     # Of these, the steps of a chain go with it, and the others stay.
     kept = keep.union(frozenset.intersection(*map(structure.plates_of, mine)) if mine else ())
     first = tuple(a for a in factors[like].axes if isinstance(a, int))
+    result = _product_without(mine, [factors[t] for t in terms], structure, kept, keep)
+    return Group(terms, tuple(mine), laid_out(result, first))
+
+
+def _product_without(
+    away: list[str],
+    factors: list[Factor],
+    structure: Structure,
+    kept: frozenset[int],
+    apart: frozenset[int] | None = None,
+) -> Factor:
+    """The sites ``away`` summed out of the product of factors, from the innermost plates outwards, the
+    cheapest first.
+
+    :param kept: plates that no product is taken along; of these, ``apart`` are as if each element were alone.
+    """
+    keep = kept if apart is None else apart
 
     def reduced(factor: Factor) -> Factor:
         """Multiplied along the plates that none of its sites lies in."""
         return multiplied_along(factor, factor.plates - kept.union(*map(structure.plates_of, factor.sites)))
 
-    pool, left = [reduced(factors[t]) for t in terms], list(mine)
+    pool, left = list(map(reduced, factors)), list(away)
     while left:
         s = min(left, key=lambda s: (-len(structure.plates_of(s)), s in structure.chain_axis, _cost(s, pool)))
         time = structure.time_of(s)
@@ -381,20 +237,7 @@ def _eliminated(
         left = [c for c in left if c not in chain]
         touching = [f for f in pool if f.sites & set(chain)]
         pool = [f for f in pool if not f.sites & set(chain)]
-        for f in touching:
-            along = f.plates | (structure.plates_of(s) if time is not None else frozenset())
-            inside = (
-                [o for o in f.sites - set(chain) if time in structure.plates_of(o)]
-                if time is not None
-                else []
-            )
-            apart = any(structure.plates_of(c) != structure.plates_of(s) for c in chain)
-            if along - keep != structure.plates_of(s) - keep or inside or apart:
-                others = ", ".join(f"'{o}'" for o in sorted((f.sites | set(chain)) - {s}))
-                raise ModelError(
-                    f"Site '{s}' and {others} lie in plates or scans that cross, and a density reads both: "
-                    "no elimination sums them out. Give the guide one of them."
-                )
+        _refuse_crossing(s, chain, touching, structure, keep)
         joint = product(touching)
         if time is None:
             pool.append(reduced(summed(joint, s)))
@@ -402,11 +245,26 @@ def _eliminated(
             pool.append(
                 reduced(summed_along(joint, time, {c: len(structure.sites[c].support) for c in chain}))
             )
-    result = product(pool)
-    return Group(terms, tuple(mine), laid_out(result, first))
+    return product(pool)
 
 
-def _at(factor: Factor, indices: Mapping[str, jax.Array], structure: _Structure) -> jax.Array:
+def _refuse_crossing(
+    s: str, chain: list[str], touching: list[Factor], structure: Structure, keep: frozenset[int]
+) -> None:
+    time = structure.time_of(s)
+    for f in touching:
+        along = f.plates | (structure.plates_of(s) if time is not None else frozenset())
+        inside = time is not None and any(time in structure.plates_of(o) for o in f.sites - set(chain))
+        apart = any(structure.plates_of(c) != structure.plates_of(s) for c in chain)
+        if along - keep != structure.plates_of(s) - keep or inside or apart:
+            others = ", ".join(f"'{o}'" for o in sorted((f.sites | set(chain)) - {s}))
+            raise ModelError(
+                f"Site '{s}' and {others} lie in plates or scans that cross, and a density reads both: "
+                "no elimination sums them out. Give the guide one of them."
+            )
+
+
+def _at(factor: Factor, indices: Mapping[str, jax.Array], structure: Structure) -> jax.Array:
     """One entry of a table for each element of its plates: that of the outcomes that the sites have there."""
     plates = [a for a in factor.axes if isinstance(a, int)]
     sizes = factor.sizes()
@@ -416,7 +274,7 @@ def _at(factor: Factor, indices: Mapping[str, jax.Array], structure: _Structure)
         if isinstance(axis, int):
             continue
         s = axis.site if isinstance(axis, PreviousStep) else str(axis)
-        own = tuple(structure._number((s, a)) for a in range(len(structure.sites[s].shape)))
+        own = tuple(structure.axis_number((s, a)) for a in range(len(structure.sites[s].shape)))
         index = indices[s]
         if isinstance(axis, PreviousStep):  # the first step reads no earlier one, whatever stands there
             index = jnp.roll(index, 1, axis=structure.chain_axis[s])

@@ -218,44 +218,37 @@ def _plan_plain(model, args, kwargs, observed: list[Site]):
 
 def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str]):
     """Chains by the forward algorithm; the observed sites beside them as ever."""
-    # The tables of chains are NumPyro's, by funsor, which takes half a second to import.
-    from ppl_ext.diagnostics.enumeration.chain_check import checked_graph
-    from ppl_ext.diagnostics.enumeration.one_step import chain_graph, chain_size, find_chains, one_step_terms
+    from ppl_ext.diagnostics.enumeration.one_step import ChainsPlan
 
-    def graph_at(params, draw):
-        return chain_graph(model, draw, args, kwargs, params, sites, finite)
+    by_plates = by_plates_needed(model, one, args, kwargs, here, sites, finite)
+    plans: list[ChainsPlan] = []
 
-    graph, scan_of = checked_graph(model, one, args, kwargs, here, sites, finite)
-    chains, free = find_chains(graph, scan_of, sites, finite)
-    chained = {n for chain in chains for n in chain.observed}
-    beside = [s for s in sites.values() if s.kind == "observed" and s.name not in chained]
+    def at(params, draw):
+        return elimination_at(model, draw, args, kwargs, params, sites, finite, by_plates)
+
+    def planned(params, draw):
+        plans.append(ChainsPlan(at(params, draw), sites))
+        return 0
+
+    jax.eval_shape(planned, dict(here), dict(one))
+    (chains,) = plans
+    beside = [s for s in sites.values() if s.kind == "observed" and s.name not in chains.observed]
     plan: dict[str, tuple] = {}
-    evaluate_beside: Callable | None = None
-    size = graph.size + sum(chain_size(graph, chain) for chain in chains)
-    if beside and free:
+    size, evaluate_beside = chains.size, None
+    if beside and chains.free:
         plan, more, evaluate_beside = _plan_enumerated(
-            model, one, args, kwargs, here, sites, free, "independent", [s.name for s in beside]
+            model, one, args, kwargs, here, sites, chains.free, "independent", [s.name for s in beside]
         )
         size += more
     elif beside:
         plan, more, evaluate_beside = _plan_plain(model, args, kwargs, beside)
         size += more
-    for chain in chains:
-        dims = graph.dims[chain.observed[0] if chain.steps else f"_PREV_{chain.observed[0]}"]
-        # a finite site of one step alone leaves the steps independent
-        linked = bool(chain.carried or chain.static)
-        plan["+".join(chain.observed)] = (
-            chain.observed,
-            ((TIME, 0), *((p, dims[p]) for p in chain.kept)),
-            linked,
-        )
 
     def evaluate(params, draw):
         out = {} if evaluate_beside is None else evaluate_beside(params, draw)
-        graph, _ = graph_at(params, draw)
-        return out | {"+".join(chain.observed): one_step_terms(graph, chain) for chain in chains}
+        return out | chains.evaluate(at(params, draw))
 
-    return plan, size, evaluate
+    return plan | chains.plan, size, evaluate
 
 
 def _plan_enumerated(

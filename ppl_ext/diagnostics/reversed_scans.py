@@ -20,7 +20,8 @@ from ppl_ext.errors import ModelError
 
 def reversed_latents(sites: Mapping[str, Site]) -> list[str]:
     """The latent sites of a model that lie in a ``scan`` with ``reverse=True`` of more than one step."""
-    return [n for n, s in sites.items() if s.kind == "latent" and s.reversed and s.shape[0] > 1]
+    latent = {n: s for n, s in sites.items() if s.kind == "latent"}
+    return [n for n, s in latent.items() if s.scan and s.scan.reversed and s.shape[0] > 1]
 
 
 def in_order_of_inputs(

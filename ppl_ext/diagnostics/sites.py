@@ -40,7 +40,7 @@ class Site(NamedTuple):
     ``kind``: "latent", "observed", "factor", "deterministic", "param" or "mutable".
     ``shape``: of the value; ``batch_shape`` and ``event_ndim``: of the distribution at that value (for a
     deterministic site the batch shape is what its plates span). A site of a ``scan`` has its steps as the
-    leading axis, in the order of the inputs; ``reversed``: the last of them runs first.
+    leading axis, in the order of the inputs; ``scan`` says which scan that is.
     ``finite``: a latent site whose values can be listed. ``masked``: some mask is on it. ``event_dims``:
     names the user gave the event's axes (``infer={"event_dims": [...]}``).
     """
@@ -53,10 +53,23 @@ class Site(NamedTuple):
     plates: tuple[PlateAxis, ...]
     finite: bool
     auxiliary: bool
-    in_scan: bool
-    reversed: bool
+    scan: "ScanOfSite | None"
     masked: bool
     event_dims: tuple[str, ...]
+
+    @property
+    def in_scan(self) -> bool:
+        return self.scan is not None
+
+
+class ScanOfSite(NamedTuple):
+    """The scan that a site is in: its place among the program's scans, whether its last step runs first, and
+    how many steps back NumPyro's enumeration looks.
+    """
+
+    number: int
+    reversed: bool
+    history: int
 
 
 class FullPlates(Messenger):
@@ -114,22 +127,22 @@ class _Recorder(Messenger):
     def __init__(self):
         super().__init__()
         self.messages: dict[str, dict] = {}
-        self.scanned: set[str] = set()
-        self.reversed: set[str] = set()
-        self._scanning = self._backward = False
+        self.scans: dict[str, ScanOfSite] = {}
+        self._scan: ScanOfSite | None = None
+        self._count = 0
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            self._scanning = msg["fn"] is scan_wrapper
-            self._backward = self._scanning and bool(msg["args"][4])
+            self._scan = None
+            if msg["fn"] is scan_wrapper:
+                self._scan = ScanOfSite(self._count, bool(msg["args"][4]), msg["kwargs"].get("history", 1))
+                self._count += 1
 
     def postprocess_message(self, msg):
         if "name" in msg:
             self.messages[msg["name"]] = msg.copy()
-            if self._scanning and msg.get("_control_flow_done"):
-                self.scanned.add(msg["name"])
-                if self._backward:
-                    self.reversed.add(msg["name"])
+            if self._scan is not None and msg.get("_control_flow_done"):
+                self.scans[msg["name"]] = self._scan
 
 
 def given(model: Callable, values: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Callable:
@@ -172,7 +185,7 @@ def describe(
         _explain(record, plates.opened, None)
         # Here and not after: a mask that the model computes is known as long as this trace lasts.
         messages = {n: m for n, m in record.messages.items() if m["type"] in _KINDS}
-        found.update((n, _site(m, n in record.scanned, n in record.reversed)) for n, m in messages.items())
+        found.update((n, _site(m, record.scans.get(n))) for n, m in messages.items())
         return 0
 
     try:
@@ -222,7 +235,7 @@ def _fits(batch: tuple[int, ...], msg: dict, opened: set[str]) -> bool:
 _KINDS = ("sample", "deterministic", "param", "mutable")
 
 
-def _site(msg: dict, in_scan: bool, backward: bool) -> Site:
+def _site(msg: dict, scan: ScanOfSite | None) -> Site:
     sample = msg["type"] == "sample"
     kind = msg["type"]
     if sample:
@@ -235,7 +248,7 @@ def _site(msg: dict, in_scan: bool, backward: bool) -> Site:
     if sample:
         batch_shape = np.broadcast_shapes(msg["fn"].batch_shape, shape[: len(shape) - event_ndim])
     else:
-        span = max((-p.dim for p in plates), default=0) + in_scan
+        span = max((-p.dim for p in plates), default=0) + (scan is not None)
         batch_shape, event_ndim = shape[:span], max(len(shape) - span, 0)
     return Site(
         name=msg["name"],
@@ -246,8 +259,7 @@ def _site(msg: dict, in_scan: bool, backward: bool) -> Site:
         plates=plates,
         finite=kind == "latent" and bool(msg["fn"].has_enumerate_support),
         auxiliary=sample and bool(msg["infer"].get("is_auxiliary")),
-        in_scan=in_scan,
-        reversed=backward,
+        scan=scan,
         masked=sample and mask_of(msg["fn"]) is not None,
         event_dims=tuple(msg["infer"].get("event_dims", ())) if sample else (),
     )

@@ -25,7 +25,7 @@ from tests.oracles import quick_jit
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
-ROWS = 13  # two to the power of them is more than elimination.MAX_LANES
+ROWS = 13  # two to the power of them is more than elimination_structure.MAX_JOINT
 MARK = {"enumerate": "parallel"}
 KEY = jax.random.key(0)
 

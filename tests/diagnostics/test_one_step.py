@@ -252,6 +252,34 @@ def a_class_for_each_series(y):
     scan(step, jnp.zeros(2, int), y)
 
 
+def seen_beside_the_chain(y):
+    """The counts tell of the class, of which the chain's data tell too, and of a component that no chain
+    sees: none of them multiplies the states of another.
+    """
+    c = numpyro.sample("c", dist.Bernoulli(0.3))
+
+    def step(carry, y):
+        z = numpyro.sample("z", dist.Categorical(jnp.asarray(MOVE)[carry[0]]))
+        w = numpyro.sample("w", dist.Bernoulli(jnp.where(carry[1] == 1, 0.9, 0.3)))
+        k = numpyro.sample("k", dist.Bernoulli(0.4))
+        numpyro.sample("y", dist.Normal(jnp.asarray(PLACE)[z] + 2.0 * c, 1.0), obs=y)
+        numpyro.sample("u", dist.Normal(1.5 * w - c, 1.0), obs=-y)
+        numpyro.sample("v", dist.Normal(k + 1.0 * c, 1.0), obs=0.5 * y)
+        numpyro.sample("n", dist.Normal(0.5 * c, 2.0), obs=2.0 * y)
+        return (z, w), None
+
+    scan(step, (0, 1), y)
+
+
+def second_order(y):
+    def step(carry, y):
+        z = numpyro.sample("z", dist.Bernoulli(jnp.where(carry[0] == carry[1], 0.2, 0.7)))
+        numpyro.sample("y", dist.Normal(1.0 * z + carry[1], 1.0), obs=y)
+        return (z, carry[0]), None
+
+    scan(step, (0, 0), y)
+
+
 BINARY = (0, 1)
 LINKS = {
     "initial outside": (initial_outside, (), {"z0": (BINARY, fixed()), "z": (BINARY, along())}, (0,)),
@@ -265,6 +293,13 @@ LINKS = {
     ),
     "two chains": (two_chains, (), {"z": (BINARY, along()), "w": (BINARY, along())}, (0,)),
     "autoregression": (autoregression_with_regimes, (), {"z": (BINARY, along())}, (0,)),
+    "beside the chain": (
+        seen_beside_the_chain,
+        (),
+        {"c": (BINARY, fixed()), **{n: (BINARY, along()) for n in "zwk"}},
+        (0,),
+    ),
+    "second order": (second_order, (), {"z": (BINARY, along())}, (0,)),
     "one class for all series": (
         one_class_for_all_series,
         (2,),
@@ -279,8 +314,9 @@ def test_links_by_brute_force(name):
     model, shape, finite, _ = LINKS[name]
     y = RNG.normal(0.5, 1.5, (4, *shape)).astype(np.float32)
     terms = one_step(model, {}, jnp.asarray(y))
-    assert list(terms) == ["y"] and terms["y"].shape == (1, 1, 4)
-    close(terms["y"][0, 0], brute_force(model, y, finite, {}, 0.0))
+    (label,) = terms
+    assert label == ("y+u+v+n" if "v" in label else "y") and terms[label].shape == (1, 1, 4)
+    close(terms[label][0, 0], brute_force(model, y, finite, {}, 0.0))
 
 
 @pytest.mark.parametrize("model", [plated, plated_twice, a_class_for_each_series], ids=lambda m: m.__name__)
@@ -481,7 +517,7 @@ def test_what_the_forward_algorithm_does_not_cover_is_refused_by_name():
 
         scan(step, (0, 0), y, history=2)
 
-    refused(second_order, "history=2")
+    refused(second_order, "'z' meet.*can carry the pair", RNG.normal(size=15).astype(np.float32))
 
     def coupled(y):
         def step(carry, y):
@@ -495,11 +531,38 @@ def test_what_the_forward_algorithm_does_not_cover_is_refused_by_name():
 
     refused(coupled, "'w' couples the chains", np.zeros((3, 2), np.float32))
 
+    def two_scans(y):
+        c = numpyro.sample("c", dist.Bernoulli(0.3))
+
+        def step(name):
+            def one(z, y):
+                z = numpyro.sample(f"z{name}", dist.Categorical(jnp.asarray(MOVE)[z]))
+                numpyro.sample(f"y{name}", dist.Normal(1.0 * z + c, 1.0), obs=y)
+                return z, None
+
+            return one
+
+        scan(step("a"), 0, y)
+        scan(step("b"), 0, y)
+
+    refused(two_scans, "several scans that depend on each other", Y[:4])
+
+    def seen_outside(y):
+        def step(z, y):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(MOVE)[z]))
+            numpyro.sample("y", dist.Normal(1.0 * z, 1.0), obs=y)
+            return z, z
+
+        _, z = scan(step, 0, y)
+        numpyro.sample("late", dist.Normal(1.0 * z, 1.0), obs=y)
+
+    refused(seen_outside, "'late' is outside the scan", Y[:4])
+
 
 @pytest.mark.parametrize("contraction", ["sum", "max", "one hot"])
-def test_a_chain_that_is_contracted_is_refused_and_its_joint_density_is_right(contraction):
+def test_a_chain_that_is_contracted_has_the_right_terms_and_joint_density(contraction):
     """NumPyro's enumeration puts the outcomes on an axis more, and a sum takes it along: another density, in
-    silence.
+    silence. Ours gives each run one outcome.
     """
     contract = {
         "sum": jnp.sum,
@@ -517,13 +580,14 @@ def test_a_chain_that_is_contracted_is_refused_and_its_joint_density_is_right(co
         scan(step, 0, y)
 
     means = np.array([0.5, 2.0]) if contraction == "one hot" else np.array([0.0, 1.0])
-    law, exact = MOVE[0], 0.0
+    law, exact = MOVE[0], []
     for value in Y[:4]:
         joint = law * norm.pdf(value, means, 1.0)
-        exact, law = exact + np.log(joint.sum()), joint / joint.sum() @ MOVE
-    refused(model, "'z' cannot be summed out here", Y[:4])
+        exact.append(np.log(joint.sum()))
+        law = joint / joint.sum() @ MOVE
+    close(one_step(model, {}, jnp.asarray(Y[:4]))["y"][0, 0], exact)
     result = Fit({}, np.zeros((1, 1)), model, lambda y: None, ELBO(), (jnp.asarray(Y[:4]),))
-    close(result.sample(num_samples=1).log_p, exact)
+    close(result.sample(num_samples=1).log_p, sum(exact))
 
 
 def test_the_report_of_a_chain_that_looks_two_steps_back_has_no_density_and_says_why():
@@ -544,7 +608,7 @@ def test_the_report_of_a_chain_that_looks_two_steps_back_has_no_density_and_says
     mcmc.run(jax.random.key(0), jnp.asarray(RNG.normal(size=15).astype(np.float32)))
     report = to_arviz(mcmc)
     assert sorted(report.posterior) == ["mu", "twice"] and "lp" not in report.sample_stats
-    assert "'z' meet" in report.attrs["lp_omitted"] and "history=2" in report.attrs["log_likelihood_omitted"]
+    assert "'z' meet" in report.attrs["lp_omitted"] and "the pair" in report.attrs["log_likelihood_omitted"]
 
 
 # --- the report, and leave-one-out

@@ -1,152 +1,102 @@
-"""One-step-ahead terms of a chain, log p(y_t | y_<t): the forward algorithm on the factors that NumPyro's
-enumerated ``scan`` leaves.
-
-NumPyro unrolls the first step of such a scan (its sites are called ``_PREV_...``) and stacks the others along
-an axis of time. Between them, their factors hold the initial law, the transition and the emission; what links
-the steps is read off the axes that they have.
+"""One-step-ahead terms of a chain, log p(y_t | y_<t): the forward algorithm on the tables of the one
+elimination that objectives use too.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import funsor
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.contrib.funsor import enum, plate_to_enum_plate
-from numpyro.handlers import infer_config, seed
-from numpyro.primitives import Messenger
 
-from ppl_ext.diagnostics.enumeration.enumerated import GivenInScan, Indexed, PackedTrace
-from ppl_ext.diagnostics.enumeration.factor_graph import Graph, eliminate, split_by_scan, to_array
-from ppl_ext.diagnostics.sites import FullPlates, Site, given
+from ppl_ext.densities.factors import Axis, Factor, PreviousStep, laid_out
+from ppl_ext.densities.variable_elimination import Elimination
+from ppl_ext.diagnostics.enumeration.summed_terms import Plates, over_plates, plates_left, sample_sites
+from ppl_ext.diagnostics.sites import Site
 from ppl_ext.errors import ModelError
 
-PREVIOUS, TIME_OF_CHAIN = "_PREV_", "_time"
-"""What NumPyro puts before the names of a scan's first step, and of its axis of time."""
+
+class Part(NamedTuple):
+    """Sites of the steps that are linked without the help of sites that all steps see.
+
+    ``terms``: the numbers of their terms. ``carried``: the finite sites that a step sees of the one before;
+    ``local``: the others within a step. ``time``: the plate whose elements are the steps. ``plates``: those
+    of the carried sites; each of their elements is a chain.
+    """
+
+    terms: tuple[int, ...]
+    carried: tuple[str, ...]
+    local: tuple[str, ...]
+    time: int
+    plates: tuple[int, ...]
 
 
 class Chain(NamedTuple):
-    """The sites that make up one chain, by name.
+    """The sites whose densities make up some one-step-ahead terms.
 
-    ``observed``: what a term is the density of, jointly. ``carried``: the finite sites that a step sees of
-    the one before. ``local``: other finite sites within a step. ``initial``: finite sites before the scan
-    that only its first step sees. ``static``: those that all steps see. ``plates``: of the carried sites;
-    each of their elements is a chain. ``kept``: those of them over which the terms are apart. ``steps``:
-    whether there is a second step at all.
+    ``observed``: what a term is the density of, jointly. ``static``: the finite sites that all steps see.
+    ``kept``: the plates over which terms are apart.
     """
 
     observed: tuple[str, ...]
-    carried: tuple[str, ...]
-    local: tuple[str, ...]
-    initial: tuple[str, ...]
     static: tuple[str, ...]
-    plates: tuple[str, ...]
-    kept: tuple[str, ...]
-    steps: bool
+    kept: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def label(self) -> str:
+        return "+".join(self.observed)
+
+    @property
+    def linked(self) -> bool:
+        """A finite site of one step alone leaves the steps independent."""
+        return bool(self.static) or any(part.carried for part in self.parts)
 
 
-class _Scans(Messenger):
-    """Tell which scan each site is in, and refuse scans that the forward algorithm would misread."""
+class ChainsPlan:
+    """Which tables make up the terms of a model's chains; the same at every draw, so decided once.
 
-    def __init__(self):
-        super().__init__()
-        self.count, self.scan_of = 0, {}
-
-    def process_message(self, msg):
-        if msg["type"] == "sample" and (msg.get("_control_flow_done") or msg["name"].startswith(PREVIOUS)):
-            self.scan_of[base_name(msg["name"])] = self.count
-        if msg["type"] == "control_flow" and msg["fn"] is scan_wrapper:
-            self.count += 1
-            if msg["args"][-1]:
-                raise ModelError(
-                    "One-step-ahead terms run forward in time, but the scan has reverse=True. Reverse the "
-                    "data instead."
-                )
-            if msg["kwargs"].get("history", 1) != 1:
-                raise ModelError(
-                    "One-step-ahead terms are there for scans with history=1; this one has "
-                    f"history={msg['kwargs']['history']}. Carry the pair of the last states as one finite "
-                    "site instead."
-                )
-
-
-def chain_graph(
-    model: Callable,
-    values: Mapping[str, Any],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    params: Mapping[str, Any],
-    sites: Mapping[str, Site],
-    finite: Iterable[str],
-) -> tuple[Graph, dict[str, int]]:
-    """The factors of a model on its full plates, finite sites enumerated, those inside ``scan`` too (first
-    step and stacked rest); and the number of the scan that a site is in."""
-    finite = frozenset(finite)
-    ranks = [
-        max([len(s.batch_shape) - s.in_scan, *(-p.dim for p in s.plates)], default=0) for s in sites.values()
-    ]
-    inside, others = split_by_scan({name: v for name, v in values.items() if name not in finite}, sites)
-    model = infer_config(
-        model, lambda msg: {"enumerate": "parallel"} if msg["name"] in finite else {"enumerate": None}
-    )
-    model = seed(given(GivenInScan(Indexed(model, finite), inside), others, params), jax.random.key(0))
-    with (
-        plate_to_enum_plate(),
-        PackedTrace() as trace,
-        FullPlates(),
-        (scans := _Scans()),
-        enum(None, -max(ranks, default=0) - 1),
-    ):
-        model(*args, **kwargs)
-    factors, dims = {}, {}
-    for name, msg in trace.items():
-        if msg["type"] == "sample":
-            names = msg["infer"]["dim_to_name"]
-            log_prob = jnp.asarray(msg["fn"].log_prob(msg["value"]))
-            factors[name] = funsor.to_funsor(
-                log_prob if names else log_prob.reshape(()), output=funsor.Real, dim_to_name=names
-            )
-            dims[name] = {
-                n: d
-                for d, n in names.items()
-                if base_name(n) not in finite and not n.startswith(TIME_OF_CHAIN)
-            }
-    return Graph(factors, dims), scans.scan_of
-
-
-def find_chains(
-    graph: Graph, scan_of: Mapping[str, int], sites: Mapping[str, Site], finite: frozenset[str]
-) -> tuple[list[Chain], frozenset[str]]:
-    """The chains of a model, and the finite sites that belong to none.
+    ``plan``: by label, the observed sites, the plates along a term (time first), and whether its steps are
+    linked. ``free``: the finite sites that other observed
+    sites are linked by. ``size``: how many numbers a draw takes.
 
     :raises ModelError: if steps are linked in a way that the forward algorithm does not cover; it names the
         sites.
     """
-    names = _finite_by_site(graph, finite)
-    left, chains, free = [n for n in sites if n in names], [], set()
-    while left:
-        group = {left[0]}
-        while more := {
-            n
-            for n in left
-            if n not in group and (names[n] | {n}) & set().union(*((names[g] | {g}) & finite for g in group))
-        }:
-            group |= more
-        left = [n for n in left if n not in group]
-        if not any(sites[n].kind == "observed" for n in group):
-            continue
-        if any(sites[n].in_scan for n in group & finite):
-            chains.append(_chain(graph, scan_of, sites, finite, [n for n in sites if n in group]))
-        else:
-            free |= group & finite
-    return chains, frozenset(free)
+
+    def __init__(self, elimination: Elimination, sites: Mapping[str, Site]):
+        names, free = sample_sites(sites), set()
+        self.sites, self.chains = sites, []
+        for linked in elimination.linked():
+            hidden = [s for s in elimination.sites if any(s in elimination.credit[t] for t in linked)]
+            if not any(sites[names[t]].kind == "observed" for t in linked):
+                continue
+            if any(sites[n].in_scan for n in hidden):
+                self.chains.append(_chain(elimination, sites, linked, hidden))
+            else:
+                free |= set(hidden)
+        self.free = frozenset(free)
+        self.observed = {n for chain in self.chains for n in chain.observed}
+        self.plan = {
+            chain.label: (chain.observed, _plates(elimination, chain, sites), chain.linked)
+            for chain in self.chains
+        }
+        self.size = elimination.lane_size + sum(_size(elimination, chain) for chain in self.chains)
+
+    def evaluate(self, elimination: Elimination) -> dict[str, jax.Array]:
+        """The terms by label, over the plates that are left."""
+        return {
+            chain.label: over_plates(
+                one_step_terms(elimination, chain, self.sites), self.plan[chain.label][1]
+            )
+            for chain in self.chains
+        }
 
 
-def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
-    r"""Log p(y_t | y_<t) of one chain, (time, *kept plates).
+def one_step_terms(elimination: Elimination, chain: Chain, sites: Mapping[str, Site]) -> jax.Array:
+    r"""Log p(y_t | y_<t) of one chain, over the axes of its first observed site, of size one where terms were
+    multiplied.
 
     .. math::
         \ell_t = \log \sum_{z_{t-1}, z_t} \alpha_{t-1}(z_{t-1})\, p(z_t \mid z_{t-1})\, p(y_t \mid z_t),
@@ -158,173 +108,165 @@ def one_step_terms(graph: Graph, chain: Chain) -> jax.Array:
 
     Source: Rabiner 1989, eqs. 19-20 and 92.
     """
-    state = chain.static + chain.carried
-    carried = tuple(PREVIOUS + n for n in chain.carried)
-    members = {*chain.observed, *chain.carried, *chain.local}
-    sizes = _sizes(graph)
-    first = [
-        _renamed(f) for n, f in graph.factors.items() if n.startswith(PREVIOUS) and base_name(n) in members
-    ]
-    before = [graph.factors[n] for n in chain.initial]
-    alpha = _array(
-        _eliminated(first + before, {*chain.local, *chain.initial}, chain.plates + state),
-        chain.plates + state,
-        sizes,
-    )
-    prior = _array(
-        _eliminated([graph.factors[n] for n in chain.static], set(), chain.kept + chain.static),
-        chain.kept + chain.static,
-        sizes,
-    )
-    num_plates, num_static, num_carried = len(chain.plates), len(chain.static), len(chain.carried)
-    states = tuple(range(-num_carried, 0)) if num_carried else ()
-    statics = tuple(range(-num_static, 0)) if num_static else ()
-    apart = tuple(a for a, p in enumerate(chain.plates) if p not in chain.kept)
+    number = {n: t for t, n in enumerate(sample_sites(sites))}
+    prior = elimination.product([number[n] for n in chain.static], [], frozenset(chain.kept))
+    over: tuple[Axis, ...] = (*chain.kept, *chain.static)
+    weights = _table(elimination, prior, over)
+    links, first = zip(*(_links(elimination, chain, part) for part in chain.parts), strict=True)
+    statics = tuple(range(-len(chain.static), 0))
 
-    def absorb(weights, alpha):
-        here = logsumexp(alpha, axis=states) if states else alpha
-        alpha = jnp.where(
-            jnp.isfinite(alpha), alpha - here.reshape(here.shape + (1,) * num_carried), -jnp.inf
-        )
-        weights = weights + here.sum(apart)
+    def absorb(weights, alphas):
+        filtered = []
+        for part, alpha in zip(chain.parts, alphas, strict=True):
+            now = tuple(range(-len(part.carried), 0))
+            here = logsumexp(alpha, axis=now) if now else alpha
+            filtered.append(_less(alpha, here, len(now)))
+            weights = weights + here.sum([a for a, p in enumerate(part.plates) if p not in chain.kept])
         term = logsumexp(weights, axis=statics) if statics else weights
-        weights = jnp.where(
-            jnp.isfinite(weights), weights - term.reshape(term.shape + (1,) * num_static), -jnp.inf
-        )
-        return (weights, alpha), term
+        return (_less(weights, term, len(statics)), tuple(filtered)), term
 
-    carry, term = absorb(prior, alpha)
-    if not chain.steps:
-        return term[None]
-    rest = [graph.factors[n] for n in members]
-    # With a single step left, NumPyro gives its axis no name.
-    time = next((n for f in rest for n in f.inputs if n.startswith(TIME_OF_CHAIN)), TIME_OF_CHAIN)
-    order = (time, *chain.plates, *chain.static, *carried, *chain.carried)
-    steps = _array(_eliminated(rest, set(chain.local), order), order, {TIME_OF_CHAIN: 1} | sizes)
-    previous = tuple(range(num_plates + num_static, num_plates + num_static + num_carried))
+    def step(carry, links):
+        weights, alphas = carry
+        return absorb(weights, tuple(map(_moved, chain.parts, alphas, links)))
 
-    def step(carry, transition):
-        weights, alpha = carry
-        joint = alpha.reshape(alpha.shape + (1,) * num_carried) + transition
-        return absorb(weights, logsumexp(joint, axis=previous) if previous else joint)
-
-    _, terms = jax.lax.scan(step, carry, steps)
-    return jnp.concatenate([term[None], terms])
+    carry, term = absorb(weights, first)
+    _, terms = jax.lax.scan(step, carry, tuple(link[1:] for link in links))
+    terms = jnp.concatenate([term[None], terms])
+    axes = _axes(elimination.factors[number[chain.observed[0]]])
+    return laid_out(Factor(terms, (axes[0], *chain.kept)), axes)
 
 
-def chain_size(graph: Graph, chain: Chain) -> int:
+def _links(elimination: Elimination, chain: Chain, part: Part) -> tuple[jax.Array, jax.Array]:
+    """The joint densities of the steps of a part, (time, *plates, *static, *states before, *states), and of
+    the first, which reads no state before, whatever its table says.
+    """
+    over: tuple[int, ...] = part.plates if part.carried else chain.kept
+    joint = elimination.product(part.terms, part.local, frozenset({part.time, *over}))
+    before = tuple(map(PreviousStep, part.carried))
+    axes: tuple[Axis, ...] = (part.time, *over, *chain.static, *before, *part.carried)
+    links = _table(elimination, joint, axes)
+    num = len(part.carried)
+    return links, links[(0, ..., *(0,) * num, *(slice(None),) * num)]
+
+
+def _moved(part: Part, alpha: jax.Array, link: jax.Array) -> jax.Array:
+    num = len(part.carried)
+    previous = tuple(range(-2 * num, -num))
+    return logsumexp(alpha.reshape(alpha.shape + (1,) * num) + link, axis=previous) if num else link
+
+
+def _less(x: jax.Array, total: jax.Array, ndim: int) -> jax.Array:
+    """The logarithms less that of their sum; what is impossible stays so where all is."""
+    return jnp.where(jnp.isfinite(x), x - total.reshape(total.shape + (1,) * ndim), -jnp.inf)
+
+
+def _axes(factor: Factor) -> tuple[int, ...]:
+    return tuple(a for a in factor.axes if isinstance(a, int))
+
+
+def _sizes(elimination: Elimination) -> dict[Axis, int]:
+    outcomes: dict[Axis, int] = {}
+    for name, site in elimination.sites.items():
+        outcomes[name] = outcomes[PreviousStep(name)] = len(site.support)
+    return outcomes | {a: n for f in elimination.factors for a, n in f.sizes().items() if isinstance(a, int)}
+
+
+def _table(elimination: Elimination, factor: Factor, axes: Sequence[Axis]) -> jax.Array:
+    sizes = _sizes(elimination)
+    return jnp.broadcast_to(laid_out(factor, axes), [sizes[a] for a in axes])
+
+
+def _plates(elimination: Elimination, chain: Chain, sites: Mapping[str, Site]) -> Plates:
+    """The plates along a chain's terms and their axes, the first of which is time."""
+    first = sample_sites(sites).index(chain.observed[0])
+    sizes = elimination.factors[first].sizes()
+    axes = _axes(elimination.factors[first])
+    kept = [i for i, a in enumerate(axes) if i == 0 or a in chain.kept or sizes[a] == 1]
+    return plates_left(sites[chain.observed[0]], len(axes), kept)
+
+
+def _size(elimination: Elimination, chain: Chain) -> int:
     """How many numbers the joint transitions of a chain hold."""
-    sizes = _sizes(graph)
-    steps = max((n for name, n in sizes.items() if name.startswith(TIME_OF_CHAIN)), default=1)
-    return (
-        steps
-        * math.prod(sizes[n] for n in (*chain.plates, *chain.static))
-        * math.prod(sizes[n] for n in chain.carried) ** 2
-    )
-
-
-def base_name(name: str) -> str:
-    return name[len(PREVIOUS) :] if name.startswith(PREVIOUS) else name
-
-
-def _finite_by_site(graph: Graph, finite: frozenset[str]) -> dict[str, frozenset[str]]:
-    """By site, the finite sites that its density depends on, in its first step or later."""
-    out: dict[str, frozenset[str]] = {}
-    for name, factor in graph.factors.items():
-        out[base_name(name)] = out.get(base_name(name), frozenset()) | {
-            base_name(i) for i in factor.inputs if base_name(i) in finite
-        }
-    return out
+    sizes = _sizes(elimination)
+    total = 0
+    for part in chain.parts:
+        axes: tuple[Axis, ...] = (part.time, *part.plates, *chain.static, *part.carried, *part.carried)
+        total += math.prod(sizes[a] for a in axes)
+    return total
 
 
 def _chain(
-    graph: Graph,
-    scan_of: Mapping[str, int],
-    sites: Mapping[str, Site],
-    finite: frozenset[str],
-    group: list[str],
+    elimination: Elimination, sites: Mapping[str, Site], linked: Sequence[int], hidden: list[str]
 ) -> Chain:
+    names = sample_sites(sites)
+    group = [names[t] for t in linked]
     observed = tuple(n for n in group if sites[n].kind == "observed")
-    label = _listed(observed)
-    given_sites = [n for n in group if n not in finite and n not in observed]
-    if given_sites:
-        raise ModelError(
-            f"One-step-ahead terms of {label} cannot be had: {_listed(given_sites)} depends on the chain's "
-            "finite sites and is given whole, later steps included."
-        )
-    outside = [n for n in observed if not sites[n].in_scan]
-    if outside:
-        raise ModelError(
-            f"One-step-ahead terms of {label} cannot be had: {_listed(outside)} is outside the scan and "
-            "depends on its chain."
-        )
-    stacked = [graph.factors[n] for n in group if n in graph.factors and sites[n].in_scan]
-    later = frozenset().union(*(f.inputs for f in stacked)) if stacked else frozenset()
-    if len({scan_of[n] for n in group if n in scan_of}) > 1:
-        raise ModelError(
-            f"One-step-ahead terms of {label} cannot be had: the sites lie in several scans that depend on "
-            "each other."
-        )
-    inside = [n for n in group if n in finite and sites[n].in_scan]
-    before = [n for n in group if n in finite and not sites[n].in_scan]
-    carried = tuple(n for n in inside if PREVIOUS + n in later)
-    local = tuple(n for n in inside if n not in carried)
-    spans = {
-        n: frozenset(graph.dims[n if n in graph.dims else PREVIOUS + n])
-        for n in (*inside, *before, *observed)
-    }
-    plates = (
-        spans[carried[0]] if carried else frozenset.intersection(*(spans[n] for n in (*local, *observed)))
-    )
-    initial = tuple(n for n in before if n not in later and spans[n] >= plates)
-    static = tuple(n for n in before if n not in initial)
-    kept = spans[static[0]] if static else plates
+    cannot = f"One-step-ahead terms of {_listed(observed)} cannot be had"
+    _check_steps(sites, group, observed, hidden, cannot)
+    # A site of the scan without a shape is one whose steps some density reads together.
+    within = [n for n in hidden if sites[n].in_scan and elimination.sites[n].shape]
+    static = tuple(n for n in hidden if n not in within)
+    terms = [t for t in linked if names[t] not in static]
+    parts = _parts(elimination, terms, within)
+    plates = elimination.structure.plates_of
+    if static:
+        kept = plates(static[0])
+    elif len(parts) == 1 and parts[0].carried:
+        kept = frozenset(parts[0].plates)
+    else:
+        kept = frozenset.intersection(*map(plates, within)) - {part.time for part in parts}
     # Where these do not hold, chains of several plate elements are coupled: exact terms would cost K to the
     # power of their number.
-    coupled = [n for n in carried if spans[n] != plates]
-    coupled += [n for n in (*local, *observed) if not spans[n] >= plates]
-    coupled += [
-        n
-        for n in static
-        if spans[n] != kept or not kept <= plates or not _finite_by_site(graph, finite)[n] <= set(static)
-    ]
+    own = {names[t]: elimination.credit[t].keys() for t in linked}
+    coupled = [n for n in static if plates(n) != kept or not own[n] <= set(static)]
+    for part in parts:
+        apart = {*part.plates, part.time}
+        coupled += [n for n in part.carried if plates(n) - apart or not kept <= plates(n)]
+        coupled += [n for n in part.local if part.carried and not set(part.plates) <= plates(n)]
     if coupled:
         raise ModelError(
-            f"One-step-ahead terms of {label} cannot be had exactly: {_listed(coupled)} couples the chains "
-            "of several plate elements. Give it a value, or the same plates as the other finite sites."
+            f"{cannot} exactly: {_listed(coupled)} couples the chains of several plate elements. Give it a "
+            "value, or the same plates as the other finite sites."
         )
-    rank = {p: graph.dims[n][p] for n in graph.dims for p in graph.dims[n]}
-    by_axis = sorted(plates, key=lambda p: rank[p])
-    return Chain(
-        observed,
-        carried,
-        local,
-        initial,
-        static,
-        tuple(by_axis),
-        tuple(p for p in by_axis if p in kept),
-        bool(stacked),
-    )
+    return Chain(observed, static, tuple(sorted(kept)), parts)
 
 
-def _sizes(graph: Graph) -> dict[str, int]:
-    sizes = {n: domain.size for f in graph.factors.values() for n, domain in f.inputs.items()}
-    return {base_name(n): size for n, size in sizes.items()} | sizes
+def _check_steps(
+    sites: Mapping[str, Site], group: list[str], observed: Sequence[str], hidden: list[str], cannot: str
+) -> None:
+    if given := [n for n in group if n not in hidden and n not in observed]:
+        raise ModelError(
+            f"{cannot}: {_listed(given)} depends on the chain's finite sites and is given whole, later steps "
+            "included."
+        )
+    if outside := [n for n in observed if not sites[n].in_scan]:
+        raise ModelError(f"{cannot}: {_listed(outside)} is outside the scan and depends on its chain.")
+    scans = {scan for n in group if (scan := sites[n].scan) is not None}
+    if len(scans) > 1:
+        raise ModelError(f"{cannot}: the sites lie in several scans that depend on each other.")
+    if any(scan.reversed for scan in scans):
+        raise ModelError(
+            "One-step-ahead terms run forward in time, but the scan has reverse=True. Reverse the data "
+            "instead."
+        )
 
 
-def _renamed(factor: funsor.terms.Funsor) -> funsor.terms.Funsor:
-    return factor(**{n: base_name(n) for n in factor.inputs if n.startswith(PREVIOUS)})
+def _parts(elimination: Elimination, terms: list[int], within: list[str]) -> tuple[Part, ...]:
+    structure, left, parts = elimination.structure, list(terms), []
+    reads = {t: elimination.credit[t].keys() & set(within) for t in terms}
+    while left:
+        mine, seen = {left[0]}, set(reads[left[0]])
+        while more := {t for t in left if t not in mine and reads[t] & seen}:
+            mine |= more
+            seen.update(*(reads[t] for t in more))
+        left = [t for t in left if t not in mine]
+        carried = tuple(n for n in within if n in seen and n in structure.chain_axis)
+        local = tuple(n for n in within if n in seen and n not in carried)
+        time = _axes(elimination.factors[min(mine)])[0]
+        plates = structure.plates_of(carried[0]) - {time} if carried else frozenset()
+        parts.append(Part(tuple(sorted(mine)), carried, local, time, tuple(sorted(plates))))
+    return tuple(parts)
 
 
-def _eliminated(factors: list, local: set[str], kept: tuple[str, ...]) -> funsor.terms.Funsor:
-    """Sum ``local`` sites out of a product of factors, plates beyond ``kept`` multiplied."""
-    graph = Graph(dict(enumerate(factors)), {})  # type: ignore[arg-type]
-    return eliminate(graph, list(graph.factors), frozenset(local), frozenset(kept))
-
-
-def _array(factor: funsor.terms.Funsor, axes: tuple[str, ...], sizes: Mapping[str, int]) -> jax.Array:
-    return to_array(factor, {n: i - len(axes) for i, n in enumerate(axes)}, tuple(sizes[n] for n in axes))
-
-
-def _listed(names: Iterable[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"'{n}'" for n in names)

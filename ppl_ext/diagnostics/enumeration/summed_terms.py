@@ -10,14 +10,28 @@ import jax.numpy as jnp
 from numpyro.handlers import seed
 
 from ppl_ext.densities.by_plates import agrees
+from ppl_ext.densities.elimination_structure import Declared
+from ppl_ext.densities.finite_sites import finite_site
 from ppl_ext.densities.recording import Record
 from ppl_ext.densities.summed_sites import Aside, finite_terms
-from ppl_ext.densities.variable_elimination import Declared, Elimination, finite_site
+from ppl_ext.densities.variable_elimination import Elimination
 from ppl_ext.diagnostics.sites import TIME, FullPlates, Site, given
 from ppl_ext.errors import ModelError
 
 Plates = tuple[tuple[str, int], ...]
 """The plates of a joined term: their names, and their axes counted from the right of the site's batch."""
+
+
+def plates_left(site: Site, ndim: int, kept: Iterable[int]) -> Plates:
+    """The plates along the axes of a site's term that are kept."""
+    plates = {ndim + p.dim: p.name for p in site.plates} | ({0: TIME} if site.in_scan else {})
+    return tuple((plates.get(a, f"_pyro_dim_{ndim - a}"), a - ndim) for a in kept)
+
+
+def over_plates(value: jax.Array, plates: Plates) -> jax.Array:
+    """A term without the axes, of size one, along which others were multiplied."""
+    kept = {value.ndim + dim for _, dim in plates}
+    return jnp.squeeze(value, tuple(a for a in range(value.ndim) if a not in kept))
 
 
 def sample_sites(sites: Mapping[str, Site]) -> list[str]:
@@ -179,13 +193,8 @@ class TermsPlan:
         shape = elimination.summed(group, keep, like).value.shape
         if len(members) == 1 and list(shape) == sizes:
             return None
-        site = self.sites[members[0]]
-        plates = {len(sizes) + p.dim: p.name for p in site.plates} | ({0: TIME} if site.in_scan else {})
-        return tuple(
-            (plates.get(a, f"_pyro_dim_{len(sizes) - a}"), a - len(sizes))
-            for a, n in enumerate(sizes)
-            if shape[a] == n
-        )
+        kept = [a for a, n in enumerate(sizes) if shape[a] == n]
+        return plates_left(self.sites[members[0]], len(sizes), kept)
 
     def evaluate(self, elimination: Elimination) -> dict[str, jax.Array]:
         """The terms by label, over their batch or over the plates that are left."""
@@ -195,10 +204,8 @@ class TermsPlan:
             value = elimination.summed(group, keep, like).value
             if condition:
                 value = value - elimination.summed(condition, keep, like).value
-            if (plates := self.plan[label][1]) is not None:
-                kept = {value.ndim + dim for _, dim in plates}
-                value = jnp.squeeze(value, tuple(a for a in range(value.ndim) if a not in kept))
-            out[label] = value
+            plates = self.plan[label][1]
+            out[label] = value if plates is None else over_plates(value, plates)
         return out
 
     def _check_exact(self, elimination: Elimination, rest: set[str], name: str, own: frozenset[int]) -> None:
