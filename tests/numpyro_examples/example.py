@@ -87,7 +87,9 @@ def numpyro_log_density(example: Example, model: Callable, values) -> jax.Array:
     model = seed(model, KEY)
     if not example.summed:
         return log_density(model, example.args, example.kwargs, values)[0]
-    nesting = _guess_max_plate_nesting(trace(model).get_trace(*example.args, **example.kwargs))
+    # with the values, as an improper law has no draws
+    drawn = trace(substitute(model, data=values)).get_trace(*example.args, **example.kwargs)
+    nesting = _guess_max_plate_nesting(drawn)
     return summed_log_density(
         enum(config_enumerate(model), -nesting - 1), example.args, example.kwargs, values
     )[0]

@@ -235,7 +235,9 @@ def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coord
     else:
         axes = [p if not p.startswith("_pyro_dim") else f"{name}_dim_{i}" for i, p in enumerate(term.plates)]
         axes = [dims[term.sites[0]][0] if p == TIME else p for p in axes]
-    whole = _array(name, term.values, ("chain", "draw"), axes, coords)
+    # In float32 ArviZ's importance weights of bad draws underflow, and a hopeless k-hat of 24 reads as 0.05.
+    values = term.values.astype(np.float64)
+    whole = _array(name, values, ("chain", "draw"), axes, coords)
     if term.one_step:
         whole.attrs["terms"] = "log p(y_t | y_<t, parameters), one step ahead: not for leave-one-out"
     if not term.masked.any():
@@ -251,7 +253,7 @@ def _likelihood(name: str, term: Terms, dims: Mapping[str, Sequence[str]], coord
         labels |= {f"{_name(name)}_{a}": (seen, whole[a].values[i]) for a, i in zip(axes, kept, strict=True)}
     dims_seen = ["chain", "draw", seen]
     return xr.DataArray(
-        term.values[:, :, ~term.masked], dims=dims_seen, coords=labels, name=_name(name), attrs=whole.attrs
+        values[:, :, ~term.masked], dims=dims_seen, coords=labels, name=_name(name), attrs=whole.attrs
     )
 
 
