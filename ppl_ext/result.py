@@ -34,6 +34,7 @@ from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.results import NUM_SAMPLES, as_html
+from ppl_ext.runtime.verdict import Verdict, judged
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,6 +176,18 @@ class Fit:
                 "that a density is wrong."
             )
         print(sentences(draws, importance(draws)))
+        print(self._judge(draws))
+
+    def verdict(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Verdict:
+        """Whether to believe the fit, with reasons: see :func:`ppl_ext.diagnostics.verdict`. More draws a
+        chain can settle what is doubtful.
+        """
+        return self._judge(self.sample(rng_key, num_samples))
+
+    def _judge(self, draws: Draws) -> Verdict:
+        from ppl_ext.diagnostics.verdicts.weights import reasons_of_fit
+
+        return judged(reasons_of_fit(draws, self.losses))
 
     def save(
         self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES

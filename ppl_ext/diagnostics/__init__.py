@@ -10,6 +10,8 @@ from ppl_ext.diagnostics.leave_future_out import LeaveFutureOut, leave_future_ou
 from ppl_ext.diagnostics.leave_one_out import loo
 from ppl_ext.diagnostics.likelihood import log_likelihood
 from ppl_ext.diagnostics.psis import PSIS, importance_ess, pareto_k_threshold, psis
+from ppl_ext.diagnostics.verdicts.verdict import verdict
+from ppl_ext.runtime.verdict import Reason, Verdict, judged
 
 if TYPE_CHECKING:
     from ppl_ext.diagnostics.plots import (
@@ -27,8 +29,11 @@ __all__ = [
     "Calibration",
     "LeaveFutureOut",
     "PSIS",
+    "Reason",
+    "Verdict",
     "calibrate",
     "importance_ess",
+    "judged",
     "leave_future_out",
     "log_likelihood",
     "loo",
@@ -42,6 +47,7 @@ __all__ = [
     "plot_khat",
     "plot_smoothing",
     "psis",
+    "verdict",
 ]
 
 

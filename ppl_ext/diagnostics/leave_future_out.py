@@ -22,6 +22,7 @@ from ppl_ext.runtime.arguments import (
 )
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.results import NUM_SAMPLES, as_html, number
+from ppl_ext.runtime.verdict import Verdict
 
 
 class LeaveFutureOut(NamedTuple):
@@ -46,6 +47,12 @@ class LeaveFutureOut(NamedTuple):
         counts = f"num_steps={len(self.pointwise)}, num_refits={len(self.refits)}"
         return f"LeaveFutureOut(elpd={number(self.elpd)}, se={number(self.se)}, {counts})"
 
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.diagnostics.leave_future_out_report import judge
+
+        return judge(self)
+
     def summary(self) -> str:
         """The expected log predictive density, and how far its importance weights are to be trusted."""
         from ppl_ext.diagnostics.leave_future_out_report import in_words
@@ -54,10 +61,10 @@ class LeaveFutureOut(NamedTuple):
 
     def print_summary(self) -> None:
         """Print the summary."""
-        print(self.summary())
+        print(f"{self.summary()}\n{self.verdict()}")
 
     def _repr_html_(self) -> str:
-        return as_html(self.summary())
+        return as_html(f"{self.summary()}\n{self.verdict()}")
 
     def to_arviz(self) -> Any:
         """The ArviZ report: ``estimates`` with ``elpd_pointwise`` and ``pareto_k`` by ``time`` (-inf where

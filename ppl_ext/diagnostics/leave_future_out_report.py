@@ -6,6 +6,7 @@ import numpy as np
 
 from ppl_ext.diagnostics.report.arviz_export import ESTIMATES, arviz_version, build_report
 from ppl_ext.diagnostics.report.run_record import versions
+from ppl_ext.runtime.verdict import Level, Reason, Verdict, judged
 
 GOOD = 0.7
 """Pareto k above which importance weights are not trusted (Vehtari et al. 2024)."""
@@ -30,6 +31,21 @@ def in_words(found: Any) -> str:
         lines.append(f"Step {steps[lost[0]]} had a density of zero in every draw.")
     lines.append("The standard error takes the steps for independent, which those of a series seldom are.")
     return "\n".join(lines)
+
+
+def judge(found: Any) -> Verdict:
+    """Judge a :class:`~ppl_ext.diagnostics.LeaveFutureOut`."""
+    shapes = np.asarray(found.pareto_k, np.float64)
+    reasons = []
+    if not np.isfinite(found.pointwise).all():
+        reasons.append(Reason("bad", "a step had a density of zero in every draw"))
+    if np.isfinite(shapes).any():
+        k = float(shapes[np.isfinite(shapes)].max())
+        level: Level = "good" if k <= GOOD else "doubtful" if k <= 1.0 else "bad"
+        reasons.append(Reason(level, f"largest Pareto k {k:.2f}"))
+    else:
+        reasons.append(Reason("unknown", "as good as the draws of the fits, which are not looked at here"))
+    return judged(reasons)
 
 
 def to_arviz(found: Any) -> Any:

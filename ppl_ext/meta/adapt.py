@@ -17,6 +17,7 @@ from ppl_ext.meta.distributions.niw import NIW
 from ppl_ext.meta.episode import EpisodeLoss
 from ppl_ext.meta.solvers.local import LocalSolver, Quadratic, solved
 from ppl_ext.runtime.results import Summarised
+from ppl_ext.runtime.verdict import Verdict
 
 ROUNDS = 30
 """Of the fixed point for the scales of a low-rank episode's coordinates."""
@@ -51,6 +52,12 @@ class Adapted(Summarised):
 
     def __repr__(self) -> str:
         return f"Adapted({', '.join(self.samples)}, num_samples={len(self.theta)})"
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.meta.verdicts import of_adapted
+
+        return of_adapted(self)
 
     def summary(self) -> str:
         """The posterior of each local site."""

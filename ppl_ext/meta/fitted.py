@@ -27,6 +27,7 @@ from ppl_ext.runtime.arguments import check_count, check_key, described
 from ppl_ext.runtime.checkpoint import Checkpoint
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
+from ppl_ext.runtime.verdict import Verdict
 
 
 class State(NamedTuple):
@@ -102,6 +103,12 @@ class MetaFit(Summarised):
             f"MetaFit({type(self.solver).__name__}, {self.niw.structure} NIW over {self.niw.dim}, "
             f"num_steps={self.losses.size}{last})"
         )
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.meta.verdicts import of_fit
+
+        return of_fit(self)
 
     def summary(self) -> str:
         """The shared law and values, and whether the bound still falls."""

@@ -25,6 +25,7 @@ from ppl_ext.meta.solvers.local import Gaussian, Quadratic, closed_form
 from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.runtime.arguments import check_count, check_key, described
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
+from ppl_ext.runtime.verdict import Verdict
 
 SEEDS, TRIES = 3, 10
 """Episodes that a kind starts from, and rounds of EM after which the best start goes on."""
@@ -52,6 +53,12 @@ class Kinds(Summarised):
 
     def __repr__(self) -> str:
         return f"Kinds({len(self.laws)}, shares={np.asarray(self.shares).round(3).tolist()})"
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.meta.verdicts import of_kinds
+
+        return of_kinds(self)
 
     def summary(self) -> str:
         """Each kind's law and share, and how surely episodes were told apart."""

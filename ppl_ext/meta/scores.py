@@ -25,6 +25,7 @@ from ppl_ext.meta.streams.arriving import finite_stream
 from ppl_ext.meta.streams.stream import Batch
 from ppl_ext.runtime.arguments import check_array, check_count, check_key, check_number, described
 from ppl_ext.runtime.results import Summarised
+from ppl_ext.runtime.verdict import Verdict
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 """Levels of central intervals over which calibration of real-valued predictions is taken."""
@@ -104,6 +105,12 @@ class Scores(Summarised):
     def __repr__(self) -> str:
         means = "".join(f", {n}={np.mean(x):.3g}" for n, x in self.by_name().items())
         return f"Scores(num_episodes={len(self.nll)}{means})"
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.meta.verdicts import of_scores
+
+        return of_scores(self)
 
     def summary(self) -> str:
         """Means over episodes with their standard errors."""

@@ -86,10 +86,18 @@ def _bound(losses: np.ndarray, unit: str) -> str:
     tenth = losses.size // 10
     if tenth < 2:
         return f"{losses.size} {unit}s; {words}."
+    rest = f"still falls: take more {unit}s" if still_falls(losses) else "has settled"
+    return f"{losses.size} {unit}s; {words}. The bound {rest}."
+
+
+def still_falls(losses: np.ndarray) -> bool:
+    """Whether the last tenth of a run lies below the one before by more than a hundredth of the whole
+    fall.
+    """
+    if (tenth := losses.size // 10) < 2:
+        return False
     last, before = losses[-tenth:].mean(), losses[-2 * tenth : -tenth].mean()
-    fall = abs(losses[:tenth].mean() - last)
-    verdict = "has settled" if before - last <= SETTLED * fall else f"still falls: take more {unit}s"
-    return f"{losses.size} {unit}s; {words}. The bound {verdict}."
+    return bool(before - last > SETTLED * abs(losses[:tenth].mean() - last))
 
 
 def _expected_variances(niw: Any) -> np.ndarray:

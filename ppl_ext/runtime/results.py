@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ppl_ext.runtime.verdict import Verdict
+
 NUM_SAMPLES = 1000
 """Draws (a chain) that a result makes where nobody says how many."""
 
@@ -33,18 +35,22 @@ class Result(Protocol):
 
 
 class Summarised:
-    """A result whose summary costs nothing to make: it is printed, and shown in notebooks."""
+    """A result whose summary and verdict cost nothing to make: they are printed, and shown in notebooks."""
 
     def summary(self) -> str:
         """The summary as text."""
         raise NotImplementedError
 
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        raise NotImplementedError
+
     def print_summary(self) -> None:
-        """Print a table of what was found, and in words what is known of its quality."""
-        print(self.summary())
+        """Print a table of what was found, in words what is known of its quality, and a verdict."""
+        print(f"{self.summary()}\n{self.verdict()}")
 
     def _repr_html_(self) -> str:
-        return as_html(self.summary())
+        return as_html(f"{self.summary()}\n{self.verdict()}")
 
 
 def as_html(text: str) -> str:

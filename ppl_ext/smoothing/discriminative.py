@@ -28,6 +28,7 @@ from jax.scipy.linalg import cho_solve
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_array, described
 from ppl_ext.runtime.results import as_html
+from ppl_ext.runtime.verdict import Verdict
 
 
 class DiscriminativeResult(NamedTuple):
@@ -50,6 +51,12 @@ class DiscriminativeResult(NamedTuple):
     def __repr__(self) -> str:
         return f"DiscriminativeResult(mean={jnp.shape(self.mean)}, covariance={jnp.shape(self.covariance)})"
 
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.smoothing.verdicts import of_discriminative
+
+        return of_discriminative(self)
+
     def summary(self) -> str:
         from ppl_ext.smoothing.summaries import of_discriminative
 
@@ -57,10 +64,10 @@ class DiscriminativeResult(NamedTuple):
 
     def print_summary(self) -> None:
         """Print the summary."""
-        print(self.summary())
+        print(f"{self.summary()}\n{self.verdict()}")
 
     def _repr_html_(self) -> str:
-        return as_html(self.summary())
+        return as_html(f"{self.summary()}\n{self.verdict()}")
 
     def to_arviz(self) -> Any:
         """The ArviZ report: ``estimates`` with the filtered means and covariances by ``time`` and ``state``,

@@ -13,6 +13,7 @@ from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.outside import Outside, reading, seen_by, still_there
 from ppl_ext.runtime.results import as_html, number
 from ppl_ext.runtime.sharding import along
+from ppl_ext.runtime.verdict import Verdict
 from ppl_ext.smoothing.additive_statistic import Statistic, advance, centre, estimate, start
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.model_space import ModelSpace
@@ -125,6 +126,12 @@ class OnlineResult(NamedTuple):
         known = f"log_evidence={number(self.log_evidence)}, expectations={[*self.expectations]}"
         return f"OnlineResult({known}, num_steps={number(self.num_steps)})"
 
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.smoothing.verdicts import of_stream
+
+        return of_stream(self)
+
     def summary(self) -> str:
         from ppl_ext.smoothing.summaries import of_stream
 
@@ -132,10 +139,10 @@ class OnlineResult(NamedTuple):
 
     def print_summary(self) -> None:
         """Print the summary."""
-        print(self.summary())
+        print(f"{self.summary()}\n{self.verdict()}")
 
     def _repr_html_(self) -> str:
-        return as_html(self.summary())
+        return as_html(f"{self.summary()}\n{self.verdict()}")
 
     def to_arviz(self) -> Any:
         """The ArviZ report: ``estimates`` with the log evidence, the expectations and how many steps they are

@@ -21,6 +21,7 @@ from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
 from ppl_ext.runtime.results import Summarised
+from ppl_ext.runtime.verdict import Verdict
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import ParticlePath, Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess
@@ -252,6 +253,12 @@ class ParticleGibbsSmoothing(Summarised):
     def __repr__(self) -> str:
         low, high = float(np.min(self.renewal)), float(np.max(self.renewal))
         return f"ParticleGibbsSmoothing(renewal={low:.2g}..{high:.2g}, {self.how})"
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.smoothing.verdicts import of_sweeps
+
+        return of_sweeps(self)
 
     def summary(self) -> str:
         from ppl_ext.smoothing.summaries import of_sweeps

@@ -11,6 +11,7 @@ from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import check_array, check_count, check_key, described
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised, number
+from ppl_ext.runtime.verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,6 +63,12 @@ class SmoothingResult(Summarised):
     def __repr__(self) -> str:
         num_steps = len(self.log_evidence_increments)
         return f"SmoothingResult(log_evidence={number(self.log_evidence)}, num_steps={num_steps}, {self.how})"
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.smoothing.verdicts import of_smoothing
+
+        return of_smoothing(self)
 
     def summary(self) -> str:
         from ppl_ext.smoothing.summaries import of_smoothing

@@ -20,6 +20,7 @@ from ppl_ext.runtime.outside import Outside, reading
 from ppl_ext.runtime.renamed import old_arguments
 from ppl_ext.runtime.results import Summarised, number
 from ppl_ext.runtime.training import Saver, check_checkpoint, chunk_of, progress, train
+from ppl_ext.runtime.verdict import Verdict
 from ppl_ext.smoothing.additive import constrained, score, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import conditional_paris
@@ -290,6 +291,12 @@ class Learned(Summarised):
     def __repr__(self) -> str:
         shown = "".join(f"{n}={number(x)}, " for n, x in [*self.params.items()][:4])
         return f"Learned({shown}num_steps={len(next(iter(self.scores.values()), ()))})"
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.smoothing.verdicts import of_ascent
+
+        return of_ascent(self)
 
     def summary(self) -> str:
         from ppl_ext.smoothing.summaries import of_ascent

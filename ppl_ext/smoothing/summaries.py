@@ -83,17 +83,13 @@ def of_ascent(result: Any) -> str:
     iterates, scores, params = flat(result.iterates), flat(result.scores), flat(result.params)
     num = len(next(iter(iterates.values()), ()))
     lines = [f"{num} steps of ascent."]
-    half, quarter = num // 2, max(1, num // 4)
+    half = num // 2
     late = {n: x[half:].std(0) for n, x in iterates.items()}
     last = {n: x[-1] for n, x in iterates.items()}
     lines.append(points({"estimate": params, "last": last, "late sd": late}))
     if num < 4:
         return "\n".join([*lines, "Too few steps to tell whether they have settled."])
-    moving = []
-    for name, x in iterates.items():
-        drift = np.abs(x[-quarter:].mean(0) - x[-2 * quarter : -quarter].mean(0))
-        if (drift > 2.0 * x[-quarter:].std(0) + 1e-6 * np.abs(x[-1])).any():
-            moving.append(name)
+    moving = on_the_move(iterates)
     lines.append(
         "Mean score over the later half: "
         + ", ".join(f"{n} {_around(x[half:])}" for n, x in scores.items())
@@ -106,6 +102,21 @@ def of_ascent(result: Any) -> str:
         "the same, and so would a learning rate too small to get anywhere."
     )
     return "\n".join(lines)
+
+
+def on_the_move(iterates: Mapping[str, np.ndarray]) -> list[str] | None:
+    """The names of iterates (step, ...) whose last two quarters differ by more than their spread; None of
+    fewer than four steps.
+    """
+    num = len(next(iter(iterates.values()), ()))
+    if num < 4:
+        return None
+    quarter, moving = num // 4, []
+    for name, x in iterates.items():
+        drift = np.abs(x[-quarter:].mean(0) - x[-2 * quarter : -quarter].mean(0))
+        if (drift > 2.0 * x[-quarter:].std(0) + 1e-6 * np.abs(x[-1])).any():
+            moving.append(name)
+    return moving
 
 
 def of_stream(result: Any) -> str:

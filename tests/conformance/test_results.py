@@ -24,7 +24,7 @@ from numpyro.infer.autoguide import AutoNormal
 
 import ppl_ext
 from ppl_ext import Result
-from ppl_ext.diagnostics import Calibration, LeaveFutureOut
+from ppl_ext.diagnostics import Calibration, LeaveFutureOut, Verdict, verdict
 from ppl_ext.diagnostics.report.arviz_export import variables_of, write_report
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.infer import fit
@@ -185,6 +185,19 @@ def test_its_summary_says_something_and_nothing_that_is_no_number(row, capsys):
     assert re.search(r"\d", told) and re.search(r"[a-z]{3,} [a-z]{2,}", told)
     assert not re.search(r"\b(nan|None)\b", told), told
     assert max(map(len, told.splitlines())) < 320
+
+
+# No one draw, loss or score of these says how far they are off.
+UNKNOWN = {"OnlineResult", "DiscriminativeResult", "MetaFit", "Adapted", "Kinds", "Scores", "Learned"}
+
+
+def test_its_verdict_has_a_reason_and_ends_the_summary(row, capsys):
+    kind, result, _ = row
+    found = verdict(result)
+    assert isinstance(found, Verdict) and found.reasons and found == result.verdict()
+    assert found.level != "good" or kind not in UNKNOWN
+    result.print_summary()
+    assert "\nVerdict: " in capsys.readouterr().out
 
 
 def test_a_notebook_shows_it(row, capsys):

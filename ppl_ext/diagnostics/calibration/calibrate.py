@@ -33,6 +33,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.program import log_density
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.results import Summarised
+from ppl_ext.runtime.verdict import Verdict
 
 LIKELIHOOD = "log_likelihood"
 """The quantity that ranks how well each draw explains its data."""
@@ -92,6 +93,12 @@ class Calibration(Summarised):
             f"Calibration(num_simulations={self.num_simulations}, num_draws={self.num_draws}, "
             f"p_value={self.p_value:.2g})"
         )
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.diagnostics.calibration.summary import judge
+
+        return judge(self)
 
     def summary(self) -> str:
         """For each quantity the mean and spread of its ranks (0.5 and 1 if uniform), a p-value, and what is

@@ -7,6 +7,10 @@ import numpy as np
 
 from ppl_ext.diagnostics.report.arviz_export import ESTIMATES, arviz_version, build_report
 from ppl_ext.diagnostics.report.run_record import versions
+from ppl_ext.runtime.verdict import Level, Reason, Verdict, judged
+
+FEWEST = 50
+"""Simulations below which a rank statistic that looks uniform says little."""
 
 
 def in_words(calibration: Any) -> str:
@@ -28,6 +32,17 @@ def in_words(calibration: Any) -> str:
         else "not calibrated"
     )
     return "\n".join([*lines, f"Over all {count} quantities: p = {calibration.p_value:.2g}: {verdict}."])
+
+
+def judge(calibration: Any) -> Verdict:
+    """Judge a :class:`~ppl_ext.diagnostics.Calibration`."""
+    p, num = calibration.p_value, calibration.num_simulations
+    words = f"ranks of {num} truths: p = {p:.2g} that they are uniform"
+    level: Level = "bad" if not p > 0.01 else "good" if num >= FEWEST else "unknown"
+    reasons = [Reason(level, words)]
+    if calibration.failed:
+        reasons.append(Reason("doubtful", f"{len(calibration.failed)} simulations failed and are left out"))
+    return judged(reasons)
 
 
 def to_arviz(calibration: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A fit in a table and a few sentences: what was found, and whether to believe it."""
+"""A fit in a table and a few sentences."""
 
 import math
 from collections.abc import Mapping
@@ -8,22 +8,13 @@ import numpy as np
 from numpyro.diagnostics import split_gelman_rubin
 
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.diagnostics.psis import pareto_k_threshold, psis
+from ppl_ext.diagnostics.psis import psis
 
 MAX_ROWS = 40
 """Rows a table shows of one site."""
 
 DISAGREE = 1.05
 """R-hat between restarts above which they found different posteriors."""
-
-
-FEW = 0.25
-"""An importance ESS below this part of the draws is worth a word."""
-
-NEARLY_ALL = 0.95
-"""An importance ESS above this part of the draws: weights so even that a heavy tail of them can hardly move a
-mean or a spread.
-"""
 
 
 class Importance(NamedTuple):
@@ -53,40 +44,6 @@ def importance(draws: Draws) -> Importance:
     return Importance(
         elbo, se, np.where(weighed, smoothed.pareto_k, np.nan), np.where(weighed, smoothed.ess, np.nan)
     )
-
-
-def verdict(pareto_k: float, ess: float, num_draws: int, points: tuple[str, ...] = ()) -> str:
-    """What a Pareto k and an importance ESS say, in words.
-
-    >>> verdict(0.2, 900.0, 1000)
-    'good: close enough to the posterior that importance weights can correct the rest'
-    """
-    if math.isnan(pareto_k):
-        if points:
-            return "a point estimate: the guide has no spread, so it says nothing of the posterior around it"
-        return "failed: a log weight is NaN or infinite"
-    if pareto_k <= pareto_k_threshold(num_draws):
-        words = "good: close enough to the posterior that importance weights can correct the rest"
-        if ess < FEW * num_draws:
-            words = (
-                "fair: importance weights can correct it, but keep few of the draws; a richer guide would "
-                "keep more"
-            )
-    elif pareto_k == math.inf and num_draws < 25:
-        words = "unknown: too few draws to tell; draw more"
-    elif pareto_k <= 1.0 and ess > NEARLY_ALL * num_draws:
-        words = (
-            "fair: nearly all draws count alike, but the largest weights have a heavy tail; take the draws "
-            "as they are, unweighted"
-        )
-    elif pareto_k <= 1.0:
-        words = "poor: means are roughly right, spreads may not be; try a richer guide or a tighter objective"
-    else:
-        words = (
-            "not to be trusted: the guide misses much of the posterior; try a richer guide, another "
-            "objective, or NUTS"
-        )
-    return f"{words} (given the point values of {', '.join(map(repr, points))})" if points else words
 
 
 def table(values: Mapping[str, np.ndarray]) -> str:
@@ -157,8 +114,8 @@ def sentences(draws: Draws, weights: Importance) -> str:
     lines = []
     for c, (elbo, se, k, ess) in enumerate(zip(*weights, strict=True)):
         lines.append(
-            f"chain {c}: ELBO {elbo:.2f} ± {se:.2f}, Pareto k {k:.2f}, importance ESS {ess:.0f} of "
-            f"{num_draws}: {verdict(float(k), float(ess), num_draws, draws.points)}"
+            f"chain {c}: ELBO {elbo:.2f} ± {se:.2f}, Pareto k {k:.2f}, "
+            f"importance ESS {ess:.0f} of {num_draws}"
         )
     worst = worst_r_hat(draws.values)
     if worst is not None:

@@ -21,6 +21,7 @@ from ppl_ext.runtime.constants import odd_data_blamed
 from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
+from ppl_ext.runtime.verdict import Verdict, judged
 
 LEVELS = tuple(np.round(np.arange(0.1, 1.0, 0.1), 1).tolist())
 FEWEST_DRAWS = 4
@@ -191,6 +192,12 @@ class FunctionDraws(Summarised):
             groups["constant_data"] = {"inputs": np.asarray(inputs)}
             dims["inputs"] = [axes[0]]
         return build_report(groups, terms=terms, dims=dims, attrs={**self.attrs, **versions()})
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.diagnostics.verdicts.chains import reasons_of_chains
+
+        return judged(reasons_of_chains({self.output: self.values}))
 
     def summary(self) -> str:
         """How far the chains agree as functions, and the scores, if there were targets."""

@@ -18,6 +18,7 @@ from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 
 if TYPE_CHECKING:
     from ppl_ext.priors.matching.problem import Matching
+from ppl_ext.runtime.verdict import Verdict
 
 
 @dataclass(eq=False, repr=False)
@@ -89,6 +90,12 @@ class Matched(Summarised):
     @cached_property
     def _drawn(self) -> Callable:
         return jax.jit(self.matching.network_functions, static_argnums=3)
+
+    def verdict(self) -> Verdict:
+        """Whether to believe the result, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        from ppl_ext.priors.matching.report import judge
+
+        return judge(self)
 
     def summary(self) -> str:
         """The tuned hyperparameters, and how well the functions match."""

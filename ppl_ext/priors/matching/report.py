@@ -11,6 +11,7 @@ from jax import lax, random
 from ppl_ext.priors.distances.distance import Functions
 from ppl_ext.priors.distances.energy import Energy
 from ppl_ext.priors.distances.sliced import SlicedWasserstein
+from ppl_ext.runtime.verdict import Reason, Verdict, judged
 
 if TYPE_CHECKING:
     from ppl_ext.priors.lifting import Raw
@@ -20,6 +21,9 @@ NUM_DRAWS = 512
 JUDGES = {"Energy": Energy(), "SlicedWasserstein": SlicedWasserstein()}
 HEAVY = 1.0
 """Excess kurtosis from which tails count as heavy: a Student-t with 10 degrees of freedom has it."""
+
+WIDER = 1.3
+"""A ratio of standard deviations that is too far from one."""
 
 
 class Report(NamedTuple):
@@ -64,6 +68,25 @@ class Report(NamedTuple):
                 "The functions match worse than before: use a smaller step, more draws, or another distance."
             )
         return out
+
+
+def judge(matched: Any) -> Verdict:
+    """Judge a :class:`~ppl_ext.priors.matching.matched.Matched`: on draws that no step has seen."""
+    report = matched.report
+    if report is None:
+        return judged([Reason("bad", "the run broke down")])
+    before, after, floor = report.distances[report.judge]
+    what = (
+        f"{report.judge} distance, not optimised: {before:.4g} before, {after:.4g} after, {floor:.2g} at best"
+    )
+    if not np.isfinite(after) or after > before:
+        return judged([Reason("bad", what)])
+    low, high = np.quantile(report.sd_ratio, [0.05, 0.95])
+    spread = f"standard deviations over the target's: {low:.2f} to {high:.2f} at 90 % of the inputs"
+    found = [Reason("good" if low > 1 / WIDER and high < WIDER else "doubtful", f"{what}; {spread}")]
+    if report.kurtosis["target"] > HEAVY and report.kurtosis["after"] < 0.5 * report.kurtosis["target"]:
+        found.append(Reason("doubtful", "the target's tails are heavier than this prior's"))
+    return judged(found)
 
 
 def measure(

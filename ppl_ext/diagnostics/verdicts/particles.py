@@ -1,0 +1,37 @@
+"""What a particle run says of itself."""
+
+import math
+
+import numpy as np
+
+from ppl_ext.runtime.verdict import Level, Reason
+
+SPREAD, WIDE = 0.5, 1.5
+"""A standard deviation of the log evidence above which it is doubtful, and above which it is bad."""
+
+FEW = 10.0
+"""Effective particles of a step below which a filtered mean is off by a third of its standard deviation."""
+
+
+def reasons_of_particles(ess: np.ndarray, num_particles: int | None) -> list[Reason]:
+    r"""What the effective sample sizes of the steps, (T,), say of a run of N particles.
+
+    .. math:: \operatorname{sd}(\log \hat Z) \approx \Big(\tfrac1N \sum_t (N / \mathrm{ESS}_t - 1)\Big)^{1/2}
+
+    the sum of the squared coefficients of variation of the steps' weights, as if these were independent. It
+    is a guess from one run; it misses what no particle has seen.
+    """
+    if not ess.size:
+        return []
+    at = int(np.nanargmin(ess)) if not np.isnan(ess).all() else 0
+    if np.isnan(ess).any() or ess[at] == 0.0:
+        dead = int(np.argmax(np.isnan(ess) | (ess == 0.0)))
+        return [Reason("bad", f"no particle survived step {dead}: what follows is NaN")]
+    of = "" if num_particles is None else f" of {num_particles}"
+    words = f"smallest effective sample size {ess[at]:.1f}{of}, at step {at}"
+    found = [Reason("good" if ess[at] >= FEW else "doubtful" if ess[at] >= 3.0 else "bad", words)]
+    if num_particles is not None:
+        spread = math.sqrt(float(np.sum(num_particles / ess - 1.0)) / num_particles)
+        level: Level = "good" if spread <= SPREAD else "doubtful" if spread <= WIDE else "bad"
+        found.append(Reason(level, f"standard deviation of the log evidence about {spread:.2g}"))
+    return found

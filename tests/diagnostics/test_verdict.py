@@ -1,0 +1,292 @@
+"""The verdict: right on posteriors that are known, and never good from silence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.infer import MCMC, NUTS
+from numpyro.infer.autoguide import AutoDelta, AutoNormal
+
+from ppl_ext.diagnostics import Reason, judged, verdict
+from ppl_ext.diagnostics.draws import Draws
+from ppl_ext.diagnostics.verdicts.chains import bulk_ess, r_hat, reason_of_renewal, reasons_of_chains
+from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
+from ppl_ext.diagnostics.verdicts.weights import moved, reason_of_shape, reason_of_weights, reasons_of_draws
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer import ParticleGibbs, fit
+from ppl_ext.objectives import ELBO
+from ppl_ext.smoothing import smooth
+
+KEY = jax.random.key(0)
+STEADY = optax.adam(optax.cosine_decay_schedule(0.05, 600))
+RNG = np.random.default_rng(0)
+
+
+def level_of(reasons):
+    return judged(reasons).level
+
+
+# --- the rule
+
+
+def test_silence_is_no_praise_and_the_worst_reason_counts():
+    good, unknown, doubtful, bad = (Reason(level, level) for level in ("good", "unknown", "doubtful", "bad"))
+    assert judged([]).level == "unknown" and judged([good]).level == "good"
+    assert judged([good, unknown]).level == "unknown"
+    assert judged([doubtful, unknown, good]).level == "doubtful"
+    assert judged([good, bad, doubtful]).reasons == (bad, doubtful, good)
+    assert str(judged([good, bad])) == "Verdict: bad.\n  bad: bad\n  good: good"
+    assert "<pre>" in judged([good])._repr_html_()
+
+
+def test_what_is_no_result_is_refused():
+    with pytest.raises(ArgumentTypeError, match="verdict takes what this library returns.*got 3"):
+        verdict(3)
+    with pytest.raises(ArgumentError, match="no draws yet"):
+        verdict(MCMC(NUTS(lambda: None), num_warmup=1, num_samples=1))
+
+
+def test_an_object_of_ones_own():
+    class Mine:
+        def verdict(self):
+            return judged([Reason("good", "by proof")])
+
+    assert verdict(Mine()).level == "good"
+
+
+# --- guides, against posteriors that are known
+
+
+def weighed(mean, sd, num=4000, dim=1):
+    """The reason for draws of Normal(mean, sd) in each coordinate where the posterior is Normal(0, 1)."""
+    x = np.random.default_rng(1).normal(mean, sd, (num, dim))
+    log_weights = (-(x**2) / 2 + ((x - mean) / sd) ** 2 / 2 + np.log(sd)).sum(1)
+    return reason_of_weights(log_weights, {"x": x})
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "level"),
+    [
+        (0.0, 1.0, "good"),
+        (0.1, 1.05, "good"),
+        (0.6, 1.0, "bad"),  # off by more than .3 standard deviations
+        (0.0, 1.6, "bad"),  # the spread is off by more than 30 %, though k is low: the guide is wider
+        (0.0, 0.5, "bad"),
+        (0.0, 0.2, "bad"),
+        (6.0, 1.0, "bad"),
+    ],
+)
+def test_a_guide_against_a_posterior_that_is_known(mean, sd, level):
+    assert weighed(mean, sd).level == level, weighed(mean, sd)
+
+
+def test_weights_move_means_and_spreads_by_what_they_are_off():
+    x = np.random.default_rng(2).normal(0.5, 1.5, (20_000, 1))
+    log_weights = (-(x**2) / 2 + ((x - 0.5) / 1.5) ** 2 / 2)[:, 0]
+    weights = np.exp(log_weights - log_weights.max())
+    weights /= weights.sum()
+    move = moved({"x": x, "still": np.zeros(20_000)}, np.log(weights), 1.0 / (weights**2).sum())
+    assert move.site == "x" and move.sure
+    np.testing.assert_allclose([move.shift, move.ratio], [0.5, 1.5], rtol=0.05)
+
+
+def test_weights_that_say_nothing():
+    assert weighed(0.0, 1.0, num=10).level in ("unknown", "doubtful")
+    assert reason_of_weights(np.array([0.0, np.nan, 0.0]), {}).level == "bad"
+    reason = reason_of_weights(np.array([0.0] * 99 + [-np.inf]), {})
+    assert reason.level == "bad" and "1 of 100 draws have density zero" in reason.words
+
+
+@pytest.mark.parametrize(
+    ("k", "ess", "num_draws", "level", "words"),
+    [
+        (0.3, 900.0, 1000, "good", "move little"),
+        (0.3, 100.0, 1000, "good", "few count"),
+        (0.3, 40.0, 1000, "doubtful", "too few draws count"),
+        (-np.inf, 1000.0, 1000, "good", "move little"),
+        (0.6, 50.0, 100, "doubtful", "spreads may not be"),
+        (0.69, 5000.0, 10_000, "good", ""),
+        (0.9, 900.0, 1000, "doubtful", "try a richer guide"),
+        (0.71, 988.0, 1000, "good", "nearly all draws count alike"),
+        (1.1, 988.0, 1000, "bad", "misses much"),
+        (np.inf, 1.0, 1000, "bad", "misses much"),
+        (np.inf, 5.0, 10, "unknown", "draw more"),
+    ],
+)
+def test_tails(k, ess, num_draws, level, words):
+    reason = reason_of_shape(k, ess, num_draws)
+    assert reason.level == level and words in reason.words
+
+
+def test_points_are_named():
+    x = RNG.normal(size=(1, 200))
+    flat = Draws({"a": np.ones((1, 200))}, np.zeros((1, 200)), np.zeros((1, 200)), np.zeros((1, 200)), ("a",))
+    assert reasons_of_draws(flat)[0].level == "unknown"
+    found = reasons_of_draws(Draws({"a": x, "b": x}, x, x, 0.01 * x, ("a",)))[0]
+    assert found.level == "good" and found.words.endswith("(given the point values of 'a')")
+
+
+def pair(y):
+    """Coordinates whose correlation is .95: each is three times as wide as it is given the other."""
+    x = numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.95], [0.95, 1.0]])))
+    numpyro.sample("y", dist.Normal(x.sum(), 100.0), obs=y)
+
+
+def wide(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def fitted(model, guide, **options):
+    return fit(KEY, model, guide(model), ELBO(), STEADY, 600, 1.0, progress_bar=False, **options)
+
+
+def test_fits(capsys):
+    good = fitted(wide, AutoNormal, num_chains=2)
+    assert verdict(good).level == "good" and "restarts agree" in str(verdict(good))
+    good.print_summary()
+    assert capsys.readouterr().out.rstrip().endswith(str(good.verdict(num_samples=1000)))
+    # Mean-field gives each coordinate the width that it has given the other: a third.
+    found = verdict(fitted(pair, AutoNormal), num_samples=4000)
+    assert found.level == "bad" and "'x'" in str(found)
+    assert verdict(fitted(wide, AutoDelta)).level == "unknown"
+
+
+def test_restarts_that_found_different_modes_are_no_good():
+    def two(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 5.0))
+        numpyro.sample("y", dist.Normal(jnp.abs(x), 0.5), obs=4.0 * y)
+
+    result = fit(
+        jax.random.key(3),
+        two,
+        AutoNormal(two),
+        ELBO(),
+        optax.adam(0.05),
+        600,
+        1.0,
+        num_chains=4,
+        progress_bar=False,
+    )
+    found = verdict(result)
+    assert found.level == "bad" and "disagree" in str(found)
+
+
+# --- chains
+
+
+def test_r_hat_and_ess_of_chains_that_are_known():
+    same = RNG.normal(size=(4, 400, 2))
+    assert (r_hat(same) < 1.01).all() and (bulk_ess(same) > 1000).all()
+    scale = same * np.array([1, 1, 1, 4])[:, None, None]  # which plain R-hat does not see
+    assert (r_hat(scale) > 1.1).all()
+    heavy = RNG.standard_cauchy((4, 400))  # no variance: ranks do not mind
+    assert r_hat(heavy) < 1.02
+    slow = np.cumsum(RNG.normal(size=(4, 400)), axis=1)
+    assert r_hat(slow) > 1.2 and bulk_ess(slow) < 25
+    assert np.isnan(r_hat(np.ones((2, 40)))) and np.isnan(bulk_ess(np.ones((2, 40))))
+
+
+@pytest.mark.parametrize(
+    ("x", "level"),
+    [
+        (RNG.normal(size=(4, 200)), "good"),
+        (RNG.normal(size=(1, 800)), "unknown"),
+        (RNG.normal(size=(4, 200)) + np.array([0.0, 0.0, 0.0, 3.0])[:, None], "bad"),
+        (RNG.normal(size=(4, 200)) + np.array([0.0, 0.0, 0.0, 0.9])[:, None], "doubtful"),
+        (np.full((4, 200), np.nan), "bad"),
+        (np.zeros((4, 200)), "bad"),
+        (np.broadcast_to(np.arange(4.0)[:, None], (4, 200)), "bad"),
+        (RNG.normal(size=(4, 4)), "unknown"),
+    ],
+)
+def test_chains(x, level):
+    assert level_of(reasons_of_chains({"x": x})) == level
+
+
+def test_mcmc():
+    mcmc = MCMC(
+        NUTS(wide),
+        num_warmup=200,
+        num_samples=200,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, 1.0, extra_fields=("diverging", "energy"))
+    assert verdict(mcmc).level == "good"
+
+    def steep(y):
+        scale = numpyro.sample("scale", dist.Normal(0.0, 3.0))
+        numpyro.sample("x", dist.Normal(0.0, jnp.exp(scale)).expand([5]).to_event(1))
+
+    funnel = MCMC(
+        NUTS(steep),
+        num_warmup=100,
+        num_samples=200,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    funnel.run(KEY, 1.0, extra_fields=("diverging",))
+    assert "transitions diverged" in str(verdict(funnel)) and verdict(funnel).level in ("doubtful", "bad")
+
+
+# --- particles
+
+
+def test_effective_sample_sizes():
+    assert level_of(reasons_of_particles(np.full(50, 90.0), 100)) == "good"
+    assert level_of(reasons_of_particles(np.array([90.0, 5.0, 90.0]), 100)) == "doubtful"
+    assert level_of(reasons_of_particles(np.array([90.0, 1.2, 90.0]), 100)) == "bad"
+    assert level_of(reasons_of_particles(np.array([90.0, 0.0, np.nan]), 100)) == "bad"
+    # each step is fine, and their product is not
+    assert level_of(reasons_of_particles(np.full(4000, 30.0), 100)) == "bad"
+    assert reasons_of_particles(np.zeros(0), 10) == []
+
+
+def test_the_spread_of_the_log_evidence_is_about_right():
+    """Importance weights of variance v over N particles at each of T independent steps."""
+    num, steps, v = 200, 20, 0.8
+    x = RNG.normal(size=(2000, steps, num)) * np.sqrt(v)
+    log_evidence = np.log(np.exp(x - v / 2).mean(-1)).sum(-1)
+    w = np.exp(x[0])
+    ess = w.sum(-1) ** 2 / (w**2).sum(-1)
+    words = reasons_of_particles(ess, num)[1].words
+    np.testing.assert_allclose(float(words.rsplit(" ", 1)[1]), log_evidence.std(), rtol=0.25)
+
+
+def walk(y):
+    def step(x_prev, y_t):
+        x = numpyro.sample("x", dist.Normal(0.9 * x_prev, 0.5))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+        return x, None
+
+    scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+
+def test_smoothers():
+    y = jnp.asarray(RNG.normal(size=12), jnp.float32)
+    functional = {"x": lambda t, x_prev, x: x}
+    assert verdict(smooth(walk, functional, num_particles=200).run(KEY, y)).level == "good"
+    assert verdict(smooth(walk, functional, backward="exact").run(KEY, y)).level == "good"
+    short = smooth(walk, functional, num_particles=8, backward="path").run(KEY, y)
+    assert verdict(short).level in ("doubtful", "bad") and "own paths meet" in str(verdict(short))
+    lost = smooth(walk, functional, num_particles=20).run(KEY, y.at[5].set(1e4))
+    assert verdict(lost).level == "bad"
+
+
+def test_renewal():
+    assert reason_of_renewal(np.array([0.5, 0.9])).level == "good"
+    assert reason_of_renewal(np.array([0.05, 0.9])).level == "doubtful"
+    stuck = reason_of_renewal(np.array([0.9, 0.0]))
+    assert stuck.level == "bad" and "step 0" in stuck.words
+    y = jnp.asarray(RNG.normal(size=4), jnp.float32)
+    mcmc = MCMC(ParticleGibbs(walk, num_particles=10), num_warmup=10, num_samples=100, progress_bar=False)
+    mcmc.run(KEY, y, extra_fields=("renewed",))
+    found = verdict(mcmc)
+    assert found.level in ("unknown", "doubtful") and "the path was renewed" in str(found)
