@@ -151,7 +151,7 @@ def proposal_taken(key, shape):
 BROKEN = {
     "weights": lambda m: m.setattr(stages, "log_gain", lambda path, points, *_: jnp.zeros(len(points.base))),
     "resampling": lambda m: m.setattr(tempered_smc, "multinomial", lambda key, weights, num: jnp.arange(num)),
-    "acceptance": lambda m: m.setattr(moves.random, "uniform", proposal_taken),
+    "acceptance": lambda m: m.setattr(moves, "uniforms", proposal_taken),
     "temperature": lambda m: m.setattr(
         moves, "log_density_at", lambda path, points, tau: points.base + points.parts.sum(-1)
     ),

@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
+from jax import lax
 
 from ppl_ext.algorithms.tempered.points import Path, Points, chosen, log_density_at, points_at
 from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import check_array, check_count, check_positive, described
+from ppl_ext.runtime.random_bits import normals, split, uniforms
 
 DENSE = 64  # positions of more numbers are fitted by variances alone, unless asked for more
 ROOM = 1e-6  # of a variance, so that no direction is lost
@@ -141,16 +142,16 @@ class _Metropolis(Moves):
     def run(self, key, path, tau, points, fitted, keep):
         def step(carry, key):
             points, accepted, num_nan = carry
-            noise_key, coin_key = random.split(key)
+            noise_key, coin_key = split(key, (2,))
             position, log_ratio = self.propose(noise_key, points.position, fitted)
             new, broken = points_at(path, position)
             log_ratio = log_ratio + log_density_at(path, new, tau) - log_density_at(path, points, tau)
-            is_taken = jnp.log(random.uniform(coin_key, log_ratio.shape)) < log_ratio
+            is_taken = jnp.log(uniforms(coin_key, log_ratio.shape)) < log_ratio
             points = chosen(is_taken, new, points)
             return (points, accepted + is_taken.mean(), num_nan + broken), points if keep else None
 
         start = points, jnp.zeros(()), jnp.zeros((), jnp.int32)
-        (last, accepted, num_nan), places = lax.scan(step, start, random.split(key, self.num_steps))
+        (last, accepted, num_nan), places = lax.scan(step, start, split(key, (self.num_steps,)))
         return places if keep else last, Tally(accepted / self.num_steps, num_nan)
 
     @abstractmethod
@@ -216,7 +217,7 @@ class RandomWalk(_Metropolis):
         return 2.38 / max(size, 1) ** 0.5 if self.scale is None else self.scale
 
     def propose(self, key, position, fitted):
-        noise = random.normal(key, position.shape, position.dtype)
+        noise = normals(key, position.shape).astype(position.dtype)
         return position + jnp.exp(fitted.size) * spread(noise, fitted.factor), jnp.zeros(len(position))
 
 
@@ -269,7 +270,7 @@ class IndependentMoves(_Metropolis):
         )
 
     def propose(self, key, position, fitted):
-        noise = random.normal(key, position.shape, position.dtype)
+        noise = normals(key, position.shape).astype(position.dtype)
         scale = jnp.exp(fitted.size)
         new = fitted.mean + scale * spread(noise, fitted.factor)
         back = (position - fitted.mean) / scale

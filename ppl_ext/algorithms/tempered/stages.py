@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax, random
+from jax import lax
 from jax.sharding import Mesh
 
 from ppl_ext.algorithms.tempered.moves import Fitted, Moves
 from ppl_ext.algorithms.tempered.points import Path, Points, log_gain, points_at
 from ppl_ext.densities.log_density import log_mean_exp
+from ppl_ext.runtime.random_bits import split
 from ppl_ext.runtime.sharding import along
 from ppl_ext.state_space.compensated_sum import Sum, plus, zero
 from ppl_ext.state_space.resampling import Scheme, shares, weights_of
@@ -104,8 +105,8 @@ def next_temperature(path: Path, points: Points, tau: jax.Array, ess: float) -> 
 
 def begun(key: jax.Array, path: Path, rules: Rules) -> State:
     """All particles drawn from the law at 0."""
-    draw_key, key = random.split(key)
-    position = jax.vmap(path.draw)(random.split(draw_key, rules.num_particles))
+    draw_key, key = split(key, (2,))
+    position = jax.vmap(path.draw)(split(draw_key, (rules.num_particles,)))
     points, num_nan = points_at(path, position)
     return first_state(key, path, rules, points, num_nan)
 
@@ -151,7 +152,7 @@ def planned_stage(path: Path, rules: Rules, state: State, plan: Plan, kept: Poin
 
 
 def _stage(path: Path, rules: Rules, state: State, tau, fitted: Fitted, kept: Points | None) -> State:
-    key, ancestor_key, move_key = random.split(state.key, 3)
+    key, ancestor_key, move_key = split(state.key, (3,))
     log_weights = log_gain(path, state.points, state.tau, tau)
     num = rules.num_chains - (kept is not None)
     ancestors = rules.scheme(ancestor_key, log_weights, num)

@@ -39,8 +39,8 @@ def path_from_prior(where: str, target: Target, along: str | None, num_blocks: i
             target.free[0],
         )
         raise ModelError(
-            f"{where} starts from draws of the prior, and site '{improper}' cannot be drawn ({error}). Start "
-            "from a guide, initial=, or give the site a proper prior."
+            f"{where} starts from draws of the prior, and site '{improper}' cannot be drawn. Start from "
+            "a guide, initial=, or give the site a proper prior."
         ) from error
     num_parts = 1 if rows is None else rows.num_blocks
     return Path(space.size, num_parts, draw, space.prior_and_parts, space.values)
@@ -107,8 +107,9 @@ def _is_point(fn: Distribution) -> bool:
 def _by_latent(where: str, space: Unconstrained, guide: AutoContinuous, params: Mapping[str, Any]):
     """A guide of NumPyro's over one vector of all unconstrained positions."""
     law, unpack = guide.get_posterior(dict(params)), guide._unpack_latent
-    places = unpack(jnp.arange(guide.latent_dim))
-    sites, order = list(places), np.asarray(ravel_pytree(places)[0])
+    with jax.ensure_compile_time_eval():
+        places = unpack(jnp.arange(guide.latent_dim))
+        sites, order = list(places), np.asarray(ravel_pytree(places)[0])
     back = np.argsort(order)
     if set(sites) != set(space.free.continuous):
         raise ModelError(

@@ -240,6 +240,12 @@ class Unconstrained:
             return prior.total + log_det, jnp.reshape((whole - prior).total, 1)
         rows, rest = jnp.zeros(self.rows.num), jnp.zeros(())
         difference = whole - prior
+        if not any(p.name == self.rows.name for label in difference.labels for p in label.plates):
+            raise ModelError(
+                f"{self.where}: finite sites ({listed(self.free.finite)}) link what lies along "
+                f"'{self.rows.name}', so that its rows have no densities of their own. Leave along= out, to "
+                "temper the whole likelihood."
+            )
         for term, label in zip(difference.terms, difference.labels, strict=True):
             plate = next((p for p in label.plates if p.name == self.rows.name), None)
             if plate is None:
