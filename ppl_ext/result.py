@@ -307,7 +307,7 @@ def to_arviz(
     )
     from ppl_ext.diagnostics.report.asked import another, refuse_unknown
 
-    if not isinstance(result, Fit | MCMC | SVIRunResult):
+    if not isinstance(result, Fit | MCMC | SVIRunResult) and not _has_record(result):
         return another(result, given | options)
     refuse_unknown(type(result).__name__, options, given)
     given["num_samples"] = num_samples = NUM_SAMPLES if num_samples is None else num_samples
@@ -417,6 +417,8 @@ def _run_of(
         run = _run_of_fit(result, rng_key, num_samples)
     elif isinstance(result, MCMC):
         run = run_of_mcmc(what, result, model, model_args, model_kwargs)
+    elif _has_record(result):
+        run = result.run_record()
     else:
         raise ArgumentTypeError(
             f"{what}: result must be a Fit, a numpyro MCMC or an SVIRunResult, got {described(result)}."
@@ -424,6 +426,11 @@ def _run_of(
     if run.model is not None:
         check_call(f"{what}: model", run.model, run.args, run.kwargs)
     return run, rng_key
+
+
+def _has_record(result: Any) -> bool:
+    """Whether a result says itself what a report needs to know of it."""
+    return not isinstance(result, type) and callable(getattr(result, "run_record", None))
 
 
 def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit:

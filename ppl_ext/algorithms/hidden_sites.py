@@ -213,6 +213,11 @@ def unused_run() -> Run:
     return _Alone(random.key(0), random.key(0))
 
 
+def run_of_its_own(key: jax.Array) -> Run:
+    """For draws by this key of which an expectation sees nothing: an algorithm weighs them itself."""
+    return _Alone(key, random.fold_in(key, 0))
+
+
 class _Alone(Run):
     """Outside an expectation: draws have no gradient strategy, since nobody would apply it."""
 

@@ -2,6 +2,7 @@
 others.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import _PYRO_STACK
 
-from ppl_ext.algorithms.hidden_sites import Inner, find_run, has_strategies, unused_run
+from ppl_ext.algorithms.hidden_sites import Inner, find_run, has_strategies, run_of_its_own, unused_run
 from ppl_ext.densities.bound_direction import averaged
 from ppl_ext.densities.distributions import unmasked
 from ppl_ext.densities.log_density import LogDensity, site_term
@@ -129,6 +130,16 @@ def _plain(site) -> bool:
     return unmasked(site["fn"]) is site["fn"] and (site["scale"] is None or is_identically_one(site["scale"]))
 
 
+def split_density(site: dict, given: frozenset[str]) -> tuple[jax.Array | None, jax.Array | None]:
+    """A site's log density in two parts, element by element: that of its draw in a forward run, and what it
+    counts for beside that. None is no such part.
+    """
+    if site["is_observed"] or site["name"] in given:
+        return None, site_term(site, {})[0]
+    law = unmasked(site["fn"]).log_prob(site["value"])
+    return law, None if _plain(site) else site_term(site, {})[0] - law
+
+
 class Target:
     """The free sites of a program whose other sites are ``given``. Algorithms draw and score through it, so
     that nothing leaks out.
@@ -193,6 +204,14 @@ class Target:
         with Inner(self.scope, unused_run(), self.params, frozenset()):
             yield
 
+    @contextmanager
+    def apart(self, key: jax.Array | None = None):
+        """Run the program by this key, out of sight of an expectation; without one, where all of its sites
+        have values.
+        """
+        with self._inside(unused_run() if key is None else run_of_its_own(key)):
+            yield
+
     def pick(self, log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One index with probability proportional to its weight, and whether any weight was positive;
         otherwise any index will do.
@@ -230,9 +249,15 @@ class Target:
     def _proposal(self, proposal: Callable) -> Program:
         return Program(proposal, (dict(self.given), *self.program.args), self.program.kwargs)
 
-    def admit(self, proposal: Callable) -> None:
+    def only(self, free: tuple[str, ...], more: dict[str, jax.Array] | None = None) -> "Target":
+        """The target of fewer free sites, with ``more`` given ones."""
+        fewer = copy.copy(self)
+        fewer.free, fewer.given = free, self.given | (more or {})
+        return fewer
+
+    def admit(self, proposal: Callable) -> dict[str, dict]:
         """Run a proposal once, outside of any ``vmap``: NumPyro learns its parameters, and we that it
-        proposes what it should.
+        proposes what it should. The sites that it proposes are returned.
         """
         with Inner(self.scope, unused_run(), self.params, frozenset()), (record := RecordInside()):
             self._proposal(proposal)()
@@ -247,6 +272,7 @@ class Target:
                 f"free; it must draw {listed(self.free)}. Sum an auxiliary site out by "
                 "ppl_ext.marginal(proposal, keep=...)."
             )
+        return proposed
 
 
 def log_ratio(above: LogDensity, below: LogDensity) -> jax.Array:

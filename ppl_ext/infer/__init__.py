@@ -8,6 +8,8 @@ from ppl_ext.infer.particle_mcmc.pmmh import PMMH
 from ppl_ext.infer.sgmcmc.schedule import Cyclical, Decay
 from ppl_ext.infer.sgmcmc.sghmc import SGHMC
 from ppl_ext.infer.sgmcmc.sgld import SGLD
+from ppl_ext.infer.smc.result import SMCResult
+from ppl_ext.infer.smc.smc import SMC
 from ppl_ext.infer.svi.fit import Progress, fit
 from ppl_ext.infer.svi.stopping import Plateau
 from ppl_ext.result import Fit
@@ -17,6 +19,7 @@ __all__ = [
     "PMMH",
     "SGHMC",
     "SGLD",
+    "SMC",
     "Checkpoint",
     "Cyclical",
     "Decay",
@@ -25,6 +28,7 @@ __all__ = [
     "PathSweep",
     "Plateau",
     "Progress",
+    "SMCResult",
     "chains_over",
     "fit",
 ]

@@ -24,7 +24,7 @@ from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
 import ppl_ext
 from ppl_ext import objectives
 from ppl_ext.diagnostics.report.arviz_export import variables_of
-from ppl_ext.infer import SGHMC, SGLD, fit
+from ppl_ext.infer import SGHMC, SGLD, SMC, fit
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -117,6 +117,8 @@ ALGORITHMS = {
     "SGHMC": lambda: stochastic_gradients(SGHMC(model, step_size=0.05, friction=0.2)),
     "SGLD": lambda: stochastic_gradients(SGLD(model, step_size=0.02)),
     "NUTS, enumerated mixture": lambda: nuts(mixture),
+    "SMC": lambda: SMC(model, 2 * DRAWS, progress_bar=False).run(KEY, Y).to_arviz(),
+    "SMC, enumerated mixture": lambda: SMC(mixture, 2 * DRAWS, progress_bar=False).run(KEY, Y).to_arviz(),
     "fit, ELBO": lambda: ours(objectives.ELBO(num_particles=2)),
     "fit, IWELBO": lambda: ours(objectives.IWELBO(num_particles=4)),
     "fit, Renyi": lambda: ours(objectives.Renyi(alpha=0.5, num_particles=4)),

@@ -27,7 +27,7 @@ from ppl_ext import Result
 from ppl_ext.diagnostics import Calibration, LeaveFutureOut, Verdict, verdict
 from ppl_ext.diagnostics.report.arviz_export import variables_of, write_report
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.infer import fit
+from ppl_ext.infer import SMC, fit
 from ppl_ext.meta import ExactLinearGaussian, evaluate, kinds, lift
 from ppl_ext.objectives import ELBO
 from ppl_ext.priors import Gaussian, lift_prior, match, posterior_functions
@@ -122,6 +122,7 @@ RESULTS = {
         ),
         {},
     ),
+    "SMCResult": (lambda: SMC(model, num_particles=100, progress_bar=False).run(KEY, Y), {}),
     "SmoothingResult": (lambda: smooth(walk, SQUARE, num_particles=10).run(KEY, Y, params={"mean": 0.0}), {}),
     "SmoothingResult, exact": (
         lambda: smooth(walk, backward="exact").run(KEY, Y, params={"mean": 0.0}),

@@ -1,0 +1,1 @@
+"""Tempered sequential Monte Carlo of a whole model, with a report."""
