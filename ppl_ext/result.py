@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,27 @@ class Fit:
         from ppl_ext.diagnostics.verdicts.weights import reasons_of_fit
 
         return judged(reasons_of_fit(draws, self.losses))
+
+    def refined(self, rng_key: jax.Array, algorithm: Any, **options: Any) -> Any:
+        r"""Take the guide's draws on to the posterior by tempered sequential Monte Carlo.
+
+        .. math:: \pi_\tau(z) \propto q(z)^{1 - \tau}\, p(y, z)^\tau, \qquad 0 \le \tau \le 1
+
+        The guide is where it starts, and no more than that: particles are weighed, resampled and moved until
+        they follow the posterior. Of several chains the one with the lowest loss at its end is taken.
+
+        :param algorithm: a :class:`~ppl_ext.algorithms.TemperedSMC`, ``TemperedSMC(1000)`` or
+            ``TemperedSMC(1000, moves=NUTS)``.
+        :param options: ``progress_bar``, ``checkpoint`` and ``unbiased`` of :class:`~ppl_ext.infer.SMC`.
+        :return: :class:`~ppl_ext.infer.SMCResult`: draws, the evidence and a verdict of its own.
+        :raises ArgumentError: if the algorithm has a start of its own.
+        :raises ModelError: as :class:`~ppl_ext.algorithms.TemperedSMC`.
+
+        Source: Neal 2001, § 2, for the bridge.
+        """
+        # It stands above this module, and is looked up when it is asked for.
+        run = import_module("ppl_ext.infer.smc.refine").refined
+        return run(self, rng_key, algorithm, **options)
 
     def save(
         self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES

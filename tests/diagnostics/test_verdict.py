@@ -154,6 +154,8 @@ def test_fits(capsys):
     found = verdict(fitted(pair, AutoNormal), num_samples=4000)
     assert found.level == "bad" and "'x'" in str(found)
     assert verdict(fitted(wide, AutoDelta)).level == "unknown"
+    alone = verdict(fitted(wide, AutoNormal))
+    assert alone.level == "unknown" and "one restart" in str(alone)
 
 
 def test_restarts_that_found_different_modes_are_no_good():

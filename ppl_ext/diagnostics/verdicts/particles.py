@@ -13,7 +13,7 @@ FEW = 10.0
 """Effective particles of a step below which a filtered mean is off by a third of its standard deviation."""
 
 
-def reasons_of_particles(ess: np.ndarray, num_particles: int | None) -> list[Reason]:
+def reasons_of_particles(ess: np.ndarray, num_particles: int | None, what: str = "step") -> list[Reason]:
     r"""What the effective sample sizes of the steps, (T,), say of a run of N particles.
 
     .. math:: \operatorname{sd}(\log \hat Z) \approx \Big(\tfrac1N \sum_t (N / \mathrm{ESS}_t - 1)\Big)^{1/2}
@@ -26,9 +26,9 @@ def reasons_of_particles(ess: np.ndarray, num_particles: int | None) -> list[Rea
     at = int(np.nanargmin(ess)) if not np.isnan(ess).all() else 0
     if np.isnan(ess).any() or ess[at] == 0.0:
         dead = int(np.argmax(np.isnan(ess) | (ess == 0.0)))
-        return [Reason("bad", f"no particle survived step {dead}: what follows is NaN")]
+        return [Reason("bad", f"no particle survived {what} {dead}: what follows is NaN")]
     of = "" if num_particles is None else f" of {num_particles}"
-    words = f"smallest effective sample size {ess[at]:.1f}{of}, at step {at}"
+    words = f"smallest effective sample size {ess[at]:.1f}{of}, at {what} {at}"
     found = [Reason("good" if ess[at] >= FEW else "doubtful" if ess[at] >= 3.0 else "bad", words)]
     if num_particles is not None:
         spread = math.sqrt(float(np.sum(num_particles / ess - 1.0)) / num_particles)

@@ -16,11 +16,12 @@ def verdict(result: Any, **options: Any) -> Verdict:
     standard deviation by more than 30 %. What is looked at:
 
     - of a :func:`~ppl_ext.infer.fit`, Pareto :math:`\hat k` and the importance ESS of its draws in double
-      precision, how far these weights move its means and standard deviations, and whether restarts agree;
+      precision, how far these weights move its means and standard deviations, and whether restarts agree
+      (one restart alone is "unknown": weights say nothing of a peak that no draw has seen);
     - of MCMC, and of sweeps of particle Gibbs, rank-normalised split R-hat and ESS (Vehtari et al. 2021),
       divergences, and how often each step of a sampled path was renewed;
-    - of a particle smoother, the ESS of each step, and the spread that these give to the log evidence; what
-      is exact is good;
+    - of a particle smoother, and of tempered particles, the ESS of each step, and the spread that these give
+      to the log evidence; what is exact is good;
     - of an ascent or a bound, whether it has come to rest. A rest alone is no more than "unknown".
 
     :param result: anything that this library returns, a NumPyro ``MCMC`` that has run, or an object of one's
@@ -40,7 +41,10 @@ def verdict(result: Any, **options: Any) -> Verdict:
     ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
     >>> key, steady = jax.random.key(0), optax.adam(optax.cosine_decay_schedule(0.05, 800))
-    >>> verdict(fit(key, model, AutoNormal(model), ELBO(), steady, 800, 2.0, progress_bar=False)).level
+    >>> result = fit(
+    ...     key, model, AutoNormal(model), ELBO(), steady, 800, 2.0, num_chains=2, progress_bar=False
+    ... )
+    >>> verdict(result).level
     'good'
     """
     if isinstance(result, MCMC):

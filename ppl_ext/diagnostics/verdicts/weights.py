@@ -30,6 +30,7 @@ FEWEST = 25
 """Draws of which a tail can be told."""
 
 
+ALONE = "one restart: weights say nothing of a peak that no draw has seen; take num_chains=4"
 REMEDY = "try a richer guide, a tighter objective, or NUTS"
 
 
@@ -115,6 +116,8 @@ def reasons_of_fit(draws: Draws, losses: np.ndarray) -> list[Reason]:
         level: Level = "good" if r <= APART else "doubtful" if r <= FAR_APART else "bad"
         agree = "agree" if level == "good" else "disagree"
         found.append(Reason(level, f"the restarts {agree} (largest R-hat {r:.3f}, at '{site}')"))
+    else:
+        found.append(Reason("unknown", ALONE))
     if losses.size and (skipped := int(np.isnan(losses).sum())):
         found.append(Reason("doubtful", f"{skipped} of {losses.size} steps were not finite"))
     return found
@@ -136,7 +139,7 @@ def reason_of_weights(log_weights: np.ndarray, values: Mapping[str, np.ndarray])
     k, ess = float(smoothed.pareto_k), float(smoothed.ess)
     heavy = k > pareto_k_threshold(num)
     move = moved(values, smoothed.log_weights, ess, SURE_ENOUGH if heavy else SURE)
-    if move is None or not move.far or (k == math.inf and num < FEWEST):
+    if move is None or not move.far or ess < FEW_EFFECTIVE:
         return reason_of_shape(k, ess, num)
     return Reason(
         "bad" if move.sure else "doubtful",

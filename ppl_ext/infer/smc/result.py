@@ -12,14 +12,19 @@ import numpy as np
 from ppl_ext.diagnostics.draws import rescored
 from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbers
 from ppl_ext.diagnostics.report.summary import table
+from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.result import to_arviz
 from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.results import Summarised, number
+from ppl_ext.runtime.verdict import Level, Reason, Verdict, judged
 
-STUCK = 0.05
-"""A mean acceptance below which moves hardly renew the particles."""
+STUCK, SLOW = 0.02, 0.1
+"""A mean acceptance below which moves do not renew the particles, and below which they hardly do."""
+
+FEW = 100
+"""Particles of which a mean has an error of a tenth of the posterior's standard deviation."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,26 +87,34 @@ class SMCResult(Summarised):
             f"stages; {self.how.get('evidence', 'consistent')}.",
             f"Smallest effective sample size {self.ess.min():.0f}, mean acceptance of the moves "
             f"{self.acceptance.min():.0%} to {self.acceptance.max():.0%}.",
-            self._verdict(),
+            "Another run with another key shows how far the evidence varies.",
         ]
-        if self.num_nan:
-            about.append(f"{self.num_nan} densities were NaN and count as zero: look at the model.")
+        if "started_from" in self.how:
+            about.insert(0, f"Started from {self.how['started_from']}.")
         return f"{table({n: x[None] for n, x in self.values.items()})}\n\n" + "\n".join(about)
 
-    def _verdict(self) -> str:
+    def verdict(self) -> Verdict:
+        """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
         if not np.isfinite(self.log_evidence):
-            return "No particle is possible given the data: these are no draws of a posterior."
-        if self.acceptance[-1] < STUCK:
-            return (
-                "The moves hardly renew the particles: take more steps, NUTS, or a smaller scale, and do not "
-                "trust these draws."
+            return judged([Reason("bad", "no particle is possible given the data")])
+        found = reasons_of_particles(np.asarray(self.ess), self.num_particles, "stage")
+        last = float(self.acceptance[-1])
+        level: Level = "good" if last >= SLOW else "doubtful" if last >= STUCK else "bad"
+        remedy = "" if level == "good" else ": take more steps, NUTS, or a smaller scale"
+        found.append(Reason(level, f"moves at the last temperature are accepted in {last:.0%}{remedy}"))
+        if self.num_particles < FEW:
+            found.append(Reason("doubtful", f"{self.num_particles} particles are few draws"))
+        if "started_from" in self.how:
+            found.append(
+                Reason(
+                    "unknown",
+                    f"started from {self.how['started_from']}: what lies far from it, another peak or a "
+                    "heavy tail, may not be found; compare with a run from the prior",
+                )
             )
-        if self.ess.min() < 0.1 * self.num_particles:
-            return (
-                "One step in temperature was too wide for the particles: let temperatures be found, raise "
-                "max_stages, or take more particles."
-            )
-        return "Another run with another key shows how far the evidence varies."
+        if self.num_nan:
+            found.append(Reason("doubtful", f"{self.num_nan} densities were NaN and count as zero"))
+        return judged(found)
 
     def run_record(self) -> RunRecord:
         """What a report needs: one chain, whose draws are the particles."""

@@ -34,6 +34,7 @@ from ppl_ext.algorithms.tempered.stages import (
 )
 from ppl_ext.algorithms.tempered_smc import TemperedSMC
 from ppl_ext.densities.by_plates import AlsoDrawn, Numbers
+from ppl_ext.diagnostics.report.run_record import name_of
 from ppl_ext.errors import ModelError, NonFiniteError
 from ppl_ext.infer.smc.result import SMCResult
 from ppl_ext.program import Program, log_density, simulate
@@ -183,6 +184,9 @@ class SMC:
             )
         fixed = self.algorithm.temperatures is not None and self.algorithm.moving().is_fixed
         unbiased = (fixed or self._unbiased) and self.algorithm.moving().alone
+        how = {"evidence": "unbiased" if unbiased else "consistent, as temperatures or moves were found"}
+        if self.algorithm.initial is not None:
+            how["started_from"] = name_of(self.algorithm.initial)
         return SMCResult(
             {n: np.asarray(x) for n, x in values.items()},
             np.full(num, -np.log(num)),
@@ -196,7 +200,7 @@ class SMC:
             args=data[0],
             kwargs=data[1],
             rng_key=rng_key,
-            how={"evidence": "unbiased" if unbiased else "consistent, as temperatures or moves were found"},
+            how=how,
             outside=seen,
         )
 
