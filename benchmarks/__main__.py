@@ -29,13 +29,21 @@ def main() -> None:
         metavar="PATH",
         help="for chains: the interpreter of an environment with genjax 0.10.3",
     )
+    parser.add_argument(
+        "--particles-python",
+        metavar="PATH",
+        help="for smc: the interpreter of an environment with particles 0.4",
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(available()))
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(available())}")
     for name in options.names or available():
-        more = {"genjax_python": options.genjax_python} if name == "chains" else {}
-        importlib.import_module(f"benchmarks.{name}").main(quick=options.quick, **more)
+        peers = {
+            "chains": {"genjax_python": options.genjax_python},
+            "smc": {"particles_python": options.particles_python},
+        }
+        importlib.import_module(f"benchmarks.{name}").main(quick=options.quick, **peers.get(name, {}))
 
 
 if __name__ == "__main__":

@@ -218,6 +218,26 @@ def sgmcmc(report):
     return table(["", "over", "ratio of run times", "aim", ""], rows)
 
 
+def smc(report):
+    rows = []
+    for name, case in report["cases"].items():
+        (ratio,) = case["ratios"]
+        mean, error = report["log_evidence"][name]["ppl_ext fitted"]
+        beside = report.get("particles", {}).get(name)
+        rows.append(
+            [
+                name,
+                f"{case['median_seconds']['run']['ppl_ext'] * 1e3:.0f} ms",
+                f"{ratio['median']:.2f}, {ratio['verdict']}",
+                "not measured" if beside is None else f"{beside['ratio']:.3f}",
+                f"{mean:.2f} ± {error:.2f}",
+                "" if beside is None else "{:.2f} ± {:.2f}".format(*beside["log_evidence"]),
+            ]
+        )
+    head = ["", "ours", "over blackjax (aim .9)", "over particles (aim .1)", "log evidence", "by particles"]
+    return table(head, rows)
+
+
 def functional_priors(report):
     rows = []
     for name, data in report["data"].items():
@@ -335,6 +355,12 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "Stochastic gradient MCMC",
         "Beside a loop by hand and blackjax, at as many gradients of as many rows.",
         sgmcmc,
+    ),
+    "smc": (
+        "Tempered SMC",
+        "Beside blackjax, with a random walk of fixed covariance, and particles 0.4 (NumPy), where both fit it "
+        "to the particles; same particles, temperatures and number of steps.",
+        smc,
     ),
     "runner": (
         "The runner",

@@ -100,7 +100,7 @@ def forward_weight(sites: dict[str, dict], given: frozenset[str]) -> jax.Array:
             total = total + nested(given)
         elif site["is_observed"] or name in given:
             total = total + jnp.sum(site_term(site, {})[0])
-        elif not _plain(site):  # drawn from its law, but it counts for more or less than that
+        elif not is_plain(site):  # drawn from its law, but it counts for more or less than that
             total = (
                 total
                 + jnp.sum(site_term(site, {})[0])
@@ -114,7 +114,7 @@ def is_normalised(sites: dict[str, dict]) -> bool:
     rescaled.
     """
     samples = [s for s in sites.values() if s["type"] == "sample" and not s["infer"].get("_ppl_ext_kept")]
-    return all(s["infer"].get("_ppl_ext_normalised", not s["is_observed"] and _plain(s)) for s in samples)
+    return all(s["infer"].get("_ppl_ext_normalised", not s["is_observed"] and is_plain(s)) for s in samples)
 
 
 def is_estimated(sites: dict[str, dict]) -> bool:
@@ -126,18 +126,9 @@ def is_estimated(sites: dict[str, dict]) -> bool:
     )
 
 
-def _plain(site) -> bool:
+def is_plain(site) -> bool:
+    """Whether a site is scored by the very law that it is drawn from."""
     return unmasked(site["fn"]) is site["fn"] and (site["scale"] is None or is_identically_one(site["scale"]))
-
-
-def split_density(site: dict, given: frozenset[str]) -> tuple[jax.Array | None, jax.Array | None]:
-    """A site's log density in two parts, element by element: that of its draw in a forward run, and what it
-    counts for beside that. None is no such part.
-    """
-    if site["is_observed"] or site["name"] in given:
-        return None, site_term(site, {})[0]
-    law = unmasked(site["fn"]).log_prob(site["value"])
-    return law, None if _plain(site) else site_term(site, {})[0] - law
 
 
 class Target:

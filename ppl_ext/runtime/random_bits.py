@@ -94,19 +94,6 @@ def normals(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return (np.float32(math.sqrt(2.0)) * lax.erf_inv(u)).reshape(shape)
 
 
-def uniforms(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Numbers in [0, 1): as configured by default, those of ``jax.random.uniform`` to the last bit.
-
-    >>> key = random.key(0)
-    >>> bool((uniforms(key, (3, 2)) == random.uniform(key, (3, 2))).all())
-    True
-    """
-    if jnp.result_type(float) != jnp.float32 or _threefry_words(rng_key) is None:
-        return random.uniform(rng_key, shape)
-    first, second = random_words(rng_key, math.prod(shape))
-    return to_unit(first ^ second).reshape(shape)
-
-
 def to_unit(words: jax.Array) -> jax.Array:
     """In [0, 1): 23 of the bits as the mantissa of a number in [1, 2).
 

@@ -1,5 +1,6 @@
 """Moves of particles that leave a density unchanged, and how they are fitted to the particles."""
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +13,7 @@ from jax import lax
 from ppl_ext.algorithms.tempered.points import Path, Points, chosen, log_density_at, points_at
 from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import check_array, check_count, check_positive, described
-from ppl_ext.runtime.random_bits import normals, split, uniforms
+from ppl_ext.runtime.random_bits import normals, random_words, split, to_unit
 
 DENSE = 64  # positions of more numbers are fitted by variances alone, unless asked for more
 ROOM = 1e-6  # of a variance, so that no direction is lost
@@ -184,6 +185,12 @@ def normal_fit(position: jax.Array, shares: jax.Array, dense: bool) -> tuple[jax
 def spread(noise: jax.Array, factor: jax.Array) -> jax.Array:
     """Standard normal numbers (N, D) with this factor of a covariance."""
     return noise * factor if factor.ndim == 1 else noise @ factor.T
+
+
+def uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Numbers in [0, 1)."""
+    first, second = random_words(key, math.prod(shape))
+    return to_unit(first ^ second).reshape(shape)
 
 
 class RandomWalk(_Metropolis):

@@ -9,9 +9,9 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
-from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target, split_density
+from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target, is_plain
 from ppl_ext.densities.distributions import unmasked
-from ppl_ext.densities.log_density import LogDensity
+from ppl_ext.densities.log_density import LogDensity, site_term
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ModelError
 from ppl_ext.program import log_density
@@ -264,6 +264,16 @@ class Unconstrained:
         with self.target.apart(key), (record := RecordInside()), handler:
             self.target.program()
         return record
+
+
+def split_density(site: dict, given: frozenset[str]) -> tuple[jax.Array | None, jax.Array | None]:
+    """A site's log density in two parts, element by element: that of its draw in a forward run, and what it
+    counts for beside that. None is no such part.
+    """
+    if site["is_observed"] or site["name"] in given:
+        return None, site_term(site, {})[0]
+    law = unmasked(site["fn"]).log_prob(site["value"])
+    return law, None if is_plain(site) else site_term(site, {})[0] - law
 
 
 def rows_of(where: str, target: Target, name: str, num_blocks: int | None) -> Rows:

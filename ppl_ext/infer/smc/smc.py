@@ -143,6 +143,14 @@ class SMC:
             values = everywhere(self._finish(seen, steps.state, args, kwargs))
         return self._result(steps.state, found, values, (args, kwargs), rng_key, seen)
 
+    def whole(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> State:
+        """The state at the end of a run, as one pure function: for a ``jit`` or ``vmap`` of one's own.
+
+        Its ``log_evidence.value`` is the log evidence; ``points.position`` are unconstrained.
+        """
+        start = self._started(None, rng_key, args, kwargs)
+        return self._advanced(None, start, args, kwargs, self.algorithm.rules().max_stages)
+
     def _about(self, steps: "_Stages", rng_key, args, kwargs) -> dict[str, Any]:
         if self._checkpoint is None:
             return {}
@@ -222,7 +230,7 @@ class SMC:
     def _path(self, args, kwargs) -> tuple[Path, Rules]:
         return self.algorithm.path(self._target(args, kwargs)), self.algorithm.rules()
 
-    def _started(self, seen: Outside, rng_key, args, kwargs) -> State:
+    def _started(self, seen: Outside | None, rng_key, args, kwargs) -> State:
         path, rules = self._path(args, kwargs)
         pilot_key, key = jax.random.split(rng_key)
         state = begun(key, path, rules)
@@ -231,7 +239,7 @@ class SMC:
         pilot = self.algorithm.rules(self.algorithm.pilot_particles)
         return state._replace(plan=run_found(pilot_key, path, pilot, self.algorithm.given()).plan)
 
-    def _advanced(self, seen: Outside, state: State, args, kwargs, num) -> State:
+    def _advanced(self, seen: Outside | None, state: State, args, kwargs, num) -> State:
         """The state at most ``num`` stages later."""
         path, rules = self._path(args, kwargs)
         given, end = self.algorithm.given(), state.stage + num
