@@ -234,7 +234,8 @@ def smc(report):
                 "" if beside is None else "{:.2f} ± {:.2f}".format(*beside["log_evidence"]),
             ]
         )
-    head = ["", "ours", "over blackjax (aim .9)", "over particles (aim .1)", "log evidence", "by particles"]
+    head = ["", "ours", "over blackjax (aim .9)", "over particles (aim .1)"]
+    head += ["log evidence", "by particles"]
     return table(head, rows)
 
 
@@ -358,8 +359,8 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
     ),
     "smc": (
         "Tempered SMC",
-        "Beside blackjax, with a random walk of fixed covariance, and particles 0.4 (NumPy), where both fit it "
-        "to the particles; same particles, temperatures and number of steps.",
+        "Beside blackjax, with a random walk of fixed covariance, and particles 0.4 (NumPy), where both fit "
+        "it to the particles; same particles, temperatures and number of steps.",
         smc,
     ),
     "runner": (

@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, NUTS
 from ppl_ext import log_density, marginal
 from ppl_ext.algorithms import ParticleFilter
 from ppl_ext.errors import ArgumentError
-from ppl_ext.infer import PMMH, SGHMC, ParticleGibbs, chains_over, fit
+from ppl_ext.infer import PMMH, SGHMC, SMC, ParticleGibbs, chains_over, fit
 from ppl_ext.meta import EpisodeStream, LaplaceGGN, lift
 from ppl_ext.objectives import ELBO, IWELBO
 from ppl_ext.smoothing import OnlineSmoother, smooth
@@ -47,6 +47,14 @@ def line(x, y):
 
 def guide(x, y):
     numpyro.sample("slope", dist.Normal(numpyro.param("loc", 0.1), 0.2))
+
+
+def tempered(mesh):
+    """A result, whose particles come in the order of one device."""
+    result = SMC(line, 64, mesh=mesh, temperatures=[0.1, 1.0], progress_bar=False).run(
+        jax.random.key(0), X, 0.7 * X
+    )
+    return {"evidence": result.log_evidence, "slope": result.values["slope"]}
 
 
 def filtered(mesh):
@@ -142,6 +150,7 @@ def rows_of_data(mesh):
 
 ALGORITHMS = {
     "filter": filtered,
+    "tempered": tempered,
     "filtering_objective": filtering_objective,
     "smooth_mcmc": lambda mesh: smoothed(mesh, "mcmc"),
     "smooth_dense": lambda mesh: smoothed(mesh, "dense"),

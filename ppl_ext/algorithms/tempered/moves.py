@@ -213,7 +213,7 @@ class RandomWalk(_Metropolis):
     section 17.2, for the covariance.
 
     >>> RandomWalk(num_steps=3, scale=0.5)
-    RandomWalk(num_steps=3, scale=0.5, covariance=None, dense=None)
+    RandomWalk(num_steps=3, scale=0.5)
     """
 
     @property
