@@ -4,9 +4,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +80,7 @@ class Fit:
     run_seconds: float | None = None
     stop_reason: str = "completed"
     outside: Outside | None = None
+    refiner: ClassVar[Callable | None] = None  # what runs SMC stands above, and sets it
 
     @property
     def num_chains(self) -> int:
@@ -207,9 +207,9 @@ class Fit:
 
         Source: Neal 2001, § 2, for the bridge.
         """
-        # It stands above this module, and is looked up when it is asked for.
-        run = import_module("ppl_ext.infer.smc.refine").refined
-        return run(self, rng_key, algorithm, **options)
+        if Fit.refiner is None:
+            raise ArgumentError("refined: import ppl_ext.infer first, which runs tempered Monte Carlo.")
+        return Fit.refiner(self, rng_key, algorithm, **options)
 
     def save(
         self, path: str | os.PathLike, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES

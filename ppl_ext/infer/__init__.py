@@ -8,6 +8,7 @@ from ppl_ext.infer.particle_mcmc.pmmh import PMMH
 from ppl_ext.infer.sgmcmc.schedule import Cyclical, Decay
 from ppl_ext.infer.sgmcmc.sghmc import SGHMC
 from ppl_ext.infer.sgmcmc.sgld import SGLD
+from ppl_ext.infer.smc.refine import refined
 from ppl_ext.infer.smc.result import SMCResult
 from ppl_ext.infer.smc.smc import SMC
 from ppl_ext.infer.svi.fit import Progress, fit
@@ -32,3 +33,5 @@ __all__ = [
     "chains_over",
     "fit",
 ]
+
+Fit.refiner = staticmethod(refined)  # what a fit is handed on to
