@@ -37,6 +37,17 @@ from ppl_ext.runtime.sharding import check_mesh
 from ppl_ext.state_space.resampling import Scheme, multinomial, scheme_of
 
 
+def _after_zero(temperatures: Any) -> Any:
+    """Temperatures as an array without a 0 in front, where the run starts anyway.
+
+    Here and not later: when a run is compiled they are no numbers any more, and their count must not change.
+    """
+    x = as_array(temperatures)
+    if isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer):
+        return x[1:] if x.ndim == 1 and x.size > 1 and x[0] == 0 else x
+    return x
+
+
 class TemperedSMC(Algorithm):
     r"""N particles from the prior, or a guide, to the posterior along a path of densities.
 
@@ -102,7 +113,7 @@ class TemperedSMC(Algorithm):
     """
 
     num_particles: int = eqx.field(static=True)
-    temperatures: Any = eqx.field(default=None, converter=as_array)
+    temperatures: Any = eqx.field(default=None, converter=_after_zero)
     moves: Any = eqx.field(default_factory=RandomWalk)
     ess: float = eqx.field(static=True, default=0.5)
     initial: Callable | None = None
@@ -207,12 +218,10 @@ class TemperedSMC(Algorithm):
         return Rules(num, self.moving(), scheme, self.ess, num_stages, self.waste_free, self.mesh)
 
     def given(self) -> jax.Array | None:
-        """The given temperatures after 0."""
+        """The given temperatures."""
         if self.temperatures is None:
             return None
-        given = jnp.asarray(self.temperatures, float).at[-1].set(1.0)
-        is_first = not isinstance(given, jax.core.Tracer) and given[0] == 0
-        return given[1:] if is_first else given
+        return jnp.asarray(self.temperatures, float).at[-1].set(1.0)
 
     def evidence(self, target: Target) -> jax.Array:
         path = self.path(target)

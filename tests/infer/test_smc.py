@@ -80,7 +80,16 @@ OPTIONS = {
     "HMC": {"moves": NumPyroMoves(HMC, 2, options={"num_steps": 3, "trajectory_length": None})},
     "SA": {"moves": SA},
     "given": {"temperatures": np.linspace(0, 1, 30) ** 5},
+    "given, after 0": {"temperatures": (np.linspace(0, 1, 30) ** 5)[1:]},
 }
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_given_temperatures_are_gone_through_to_the_last(first):
+    """A 0 in front once made the compiled run one temperature short: draws of another law, in silence."""
+    temperatures = np.linspace(0, 1, 7)[first:] ** 3
+    found = smc(normal, 200, temperatures=temperatures).run(KEY, 3.0)
+    np.testing.assert_allclose(found.temperatures, np.linspace(0, 1, 7)[1:] ** 3, rtol=1e-5)
 
 
 @pytest.mark.slow

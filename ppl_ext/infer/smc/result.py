@@ -97,6 +97,10 @@ class SMCResult(Summarised):
         """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
         if not np.isfinite(self.log_evidence):
             return judged([Reason("bad", "no particle is possible given the data")])
+        if self.temperatures[-1] < 1.0:
+            return judged(
+                [Reason("bad", f"the run ended at temperature {self.temperatures[-1]:.3g}, not at 1")]
+            )
         found = reasons_of_particles(np.asarray(self.ess), self.num_particles, "stage")
         last = float(self.acceptance[-1])
         level: Level = "good" if last >= SLOW else "doubtful" if last >= STUCK else "bad"
