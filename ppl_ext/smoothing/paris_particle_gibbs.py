@@ -273,4 +273,4 @@ class ParticleGibbsSmoothing(Summarised):
             "renewal_initial": float(self.renewal[0]),
             **self.how,
         }
-        return of_trajectories(self.model, self.args, self.kwargs, self.params, values, stats, attrs)
+        return of_trajectories(self, values, stats, attrs)
