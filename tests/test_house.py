@@ -114,10 +114,10 @@ AT_MOST = {  # python -m tools.house prints them
     "longest line": 110,
     "public names exported twice": 0,
     # None of these may grow; that they should shrink is told in docs/adr/0015.
-    "functions with eight parameters or more": 44,
+    "functions with eight parameters or more": 39,
     "closure of IWELBO, statements": 3_850,
     "closure of infer.fit, statements": 6_650,
-    "closure of smooth, statements": 5_760,
+    "closure of smooth, statements": 5_650,
 }
 
 

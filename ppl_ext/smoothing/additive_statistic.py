@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ppl_ext.smoothing.backward import BackwardKernel, Pairs, Tally
 from ppl_ext.state_space.compensated_sum import Sum, plus
-from ppl_ext.state_space.resampling import any_left, shares, weights_of
+from ppl_ext.state_space.resampling import shares
 
 
 class Statistic(NamedTuple):
@@ -93,9 +93,3 @@ def average(values: Any, log_weights: jax.Array) -> Any:
         return jnp.where(beside == 0, 0, beside * x).sum(0)
 
     return jax.tree.map(mean, values)
-
-
-def effective(log_weights: jax.Array) -> jax.Array:
-    """Effective sample size, (Σω)² / Σω²; 0 where no weight is left."""
-    weights = weights_of(log_weights)
-    return jnp.where(any_left(log_weights), weights.sum() ** 2 / jnp.sum(weights**2), 0.0)

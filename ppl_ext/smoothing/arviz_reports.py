@@ -17,8 +17,8 @@ from ppl_ext.smoothing.summaries import flat
 from ppl_ext.state_space.model import lower
 
 
-def of_trajectories(model, args, kwargs, params, values, stats, attrs, one_step=None) -> Any:
-    """The ArviZ report of trajectories at fixed parameters.
+def of_trajectories(result: Any, values, stats, attrs, one_step=None) -> Any:
+    """The ArviZ report of a result's trajectories, at its parameters.
 
     :param values: by latent site, (chain, draw, ...).
     :param stats: by name, (chain, draw, time).
@@ -29,6 +29,7 @@ def of_trajectories(model, args, kwargs, params, values, stats, attrs, one_step=
             "The series is empty, so there is nothing to report by time; the results themselves are in the "
             "fields."
         )
+    model, args, kwargs, params = result.model, result.args, result.kwargs, result.params
     one = {name: x[0, 0] for name, x in values.items()}
     # where nothing survived, of integers too: the model is only asked what it looks like
     if any(np.isnan(x).any() for x in one.values()):

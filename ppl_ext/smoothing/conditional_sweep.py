@@ -17,12 +17,11 @@ from ppl_ext.errors import ArgumentError, ModelError, StrategyError
 from ppl_ext.gradients import Constant
 from ppl_ext.runtime.arguments import check_count, check_flag, described
 from ppl_ext.smoothing.backward import BackwardKernel, backward_kernel
-from ppl_ext.smoothing.conditional_paris import ParticlePath, conditional_paris
-from ppl_ext.smoothing.guided_space import GuidedSpace, guided_path
-from ppl_ext.smoothing.model_space import ModelSpace
+from ppl_ext.smoothing.conditional_paris import conditional_paris
+from ppl_ext.smoothing.guided_space import GuidedSpace
 from ppl_ext.smoothing.settings import check_markov
-from ppl_ext.smoothing.trajectories import path_of, values_of
-from ppl_ext.state_space.filtering import paths
+from ppl_ext.smoothing.space import Space
+from ppl_ext.state_space.filtering import Rules, paths
 from ppl_ext.state_space.model import StateSpace, lower
 from ppl_ext.state_space.resampling import multinomial
 
@@ -137,16 +136,15 @@ class SweptParticleFilter(Algorithm):
         return log_density - self.evidence_through(target, Retained(before, log_density, lambda: log_density))
 
     def _sweep(self, target: Target, space: StateSpace, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        check_markov(space, backward_kernel("", self.backward))
-        rules = self._filter().rules()._replace(scheme=multinomial)
-        moving, kernel = ModelSpace(space, rules=rules), backward_kernel("", self.backward)
+        moving = Space(space, self._filter().rules(), backward_kernel("", self.backward))
+        check_markov(space, moving.backward)
 
-        def one(path: ParticlePath, key):
-            return conditional_paris(key, moving, space.xs, path, self.num_particles, kernel).path, None
+        def one(path: dict[str, jax.Array], key):
+            return conditional_paris(key, moving, path).path, None
 
         keys = jax.random.split(target.key(), self.num_sweeps)
-        moved = jax.lax.scan(one, path_of(space, space.ordered_values(values)), keys)[0]
-        return stop_gradient(space.ordered_values(values_of(moved)))
+        moved = jax.lax.scan(one, space.ordered_values(values), keys)[0]
+        return stop_gradient(space.ordered_values(moved))
 
 
 class Moved(NamedTuple):
@@ -206,17 +204,9 @@ class ConditionalSweep:
                 f"{sorted(values)}."
             )
         check_markov(lowered, kernel)
-        space: Any
-        given = lowered.ordered_values(values)
-        if self.guided:
-            space = GuidedSpace(lowered, lower(guide, initial="rest"))
-            path, inputs = guided_path(space, given), space.inputs
-        else:
-            space = ModelSpace(lowered)
-            path, inputs = path_of(lowered, given), lowered.xs
-        drawn = lowered.ordered_values(
-            values_of(conditional_paris(key, space, inputs, path, self.num_particles, kernel).path)
-        )
+        moved = GuidedSpace(lowered, lower(guide, initial="rest")) if self.guided else lowered
+        space = Space(moved, Rules(self.num_particles, multinomial, 1.0), kernel)
+        drawn = lowered.ordered_values(conditional_paris(key, space, lowered.ordered_values(values)).path)
         new = type(values)(
             {name: jnp.asarray(drawn[name], jnp.result_type(x)) for name, x in values.items()},
             values.auxiliary,

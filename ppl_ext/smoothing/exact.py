@@ -19,13 +19,13 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
 from ppl_ext.errors import ModelError
-from ppl_ext.smoothing.space import Functional, Particles
+from ppl_ext.smoothing.space import Functional
 from ppl_ext.state_space.compensated_sum import Sum, plus
 from ppl_ext.state_space.exact import Steps, exact_form, smooth_run
 from ppl_ext.state_space.extinction import lost
 from ppl_ext.state_space.forward_backward import joint_points
 from ppl_ext.state_space.lagged import Lagged
-from ppl_ext.state_space.model import StateSpace
+from ppl_ext.state_space.model import Particle, StateSpace
 from ppl_ext.state_space.smoothed import Smoothed
 from ppl_ext.tracing.depends import depends
 
@@ -53,12 +53,12 @@ class Exact:
             functional = functional._replace(step=_on_own(functional.step, lagged))
         return self._finite(functional) if self.kind == "finite" else self._gaussian(functional)
 
-    def states(self, values: Mapping[str, Any], x: Any) -> Particles:
+    def states(self, values: Mapping[str, Any], x: Any) -> Particle:
         """Those of a step whose sites have these values: what lies before does not matter."""
-        return Particles(self.steps.particle(ravel_pytree(dict(values))[0], x).carry, dict(values))
+        return Particle(self.steps.particle(ravel_pytree(dict(values))[0], x).carry, dict(values))
 
-    def initial(self, values: Mapping[str, Any]) -> Particles:
-        return Particles(self.lowered.initial(values).particle.carry, dict(values))
+    def initial(self, values: Mapping[str, Any]) -> Particle:
+        return Particle(self.lowered.initial(values).particle.carry, dict(values))
 
     def _finite(self, functional: Functional):
         ss, smoothed = self.lowered, self.smoothed
@@ -67,7 +67,7 @@ class Exact:
         anything = ss.initial({n: jnp.zeros(s.shape, s.dtype) for n, s in ss.initial_sites.items()}).particle
 
         def after(x):
-            return jax.vmap(lambda v: Particles(ss.step(anything, v, x).particle.carry, v))(later)
+            return jax.vmap(lambda v: Particle(ss.step(anything, v, x).particle.carry, v))(later)
 
         def mean(probs, before, particles, x):
             values = jax.vmap(lambda a: jax.vmap(lambda b: functional.step(x, a, b))(particles))(before)
@@ -204,7 +204,7 @@ def _on_own(step, lagged: Lagged):
     """A functional's step, which knows nothing of the copies of earlier states."""
 
     def run(x, before, particle):
-        return step(x.own, before, Particles(particle.carry, lagged.own(particle.sites)))
+        return step(x.own, before, Particle(particle.carry, lagged.own(particle.sites)))
 
     return run
 

@@ -16,10 +16,9 @@ from ppl_ext.runtime.sharding import along
 from ppl_ext.runtime.verdict import Verdict
 from ppl_ext.smoothing.additive_statistic import Statistic, advance, centre, estimate, start
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
-from ppl_ext.smoothing.model_space import ModelSpace
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
-from ppl_ext.smoothing.settings import Settings, settings
-from ppl_ext.smoothing.space import Functional, Particles, first_values, pairs_of, terms
+from ppl_ext.smoothing.settings import Options, settings
+from ppl_ext.smoothing.space import Clouds, Space, terms
 from ppl_ext.state_space import filtering
 from ppl_ext.state_space.extinction import is_extinct, warn_extinct
 from ppl_ext.state_space.resampling import Scheme
@@ -64,38 +63,61 @@ class SmootherState(NamedTuple):
 
 
 def begin(
-    rng_key, params, how: Settings, space: ModelSpace, functional: Functional | None
-) -> tuple[SmootherState, Particles, filtering.Info]:
-    """The state before the first step, its particles, and what their weights are like."""
-    state, sites, info = filtering.begin(space.lowered, how.rules, rng_key)
-    particles = Particles(state.particles.carry, sites)
-    statistic = centre(start(first_values(functional, space, particles, space.lowered.xs)), state.log_weights)
+    rng_key: jax.Array, space: Space, frozen: dict[str, jax.Array] | None = None
+) -> tuple[SmootherState, dict[str, jax.Array], filtering.Info]:
+    """The state before the first step, the initial sites of its particles, and what their weights are like.
+
+    :param frozen: initial sites of the first particle, in a conditional run.
+    """
+    state, sites, info = filtering.begin(space.lowered, space.rules, rng_key, frozen=frozen)
+    statistic = centre(start(space.first_values(state.particles, sites)), state.log_weights)
     tally = Tally(jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf))
-    return SmootherState(state, params, statistic, tally), particles, info
+    return SmootherState(state, {}, statistic, tally), sites, info
 
 
 def step(
-    how: Settings, space: ModelSpace, functional: Functional | None, state: SmootherState, inputs: Any
-) -> tuple[SmootherState, filtering.Info, Particles]:
-    """One observation more: the new state, what the filter says of the step, and the new particles."""
-    old = filtering.whole_weights(how.rules, state.filter)
-    new, info = filtering.advance(space.lowered, how.rules, old, inputs)
-    particles = Particles(new.particles.carry, new.particles.sites)
+    space: Space, state: SmootherState, inputs: Any, frozen: dict[str, jax.Array] | None = None
+) -> tuple[SmootherState, filtering.Info]:
+    """One observation more: the new state, and what the filter says of the step.
+
+    :param frozen: latent sites of the first particle, in a conditional run.
+    """
+    old = filtering.whole_weights(space.rules, state.filter)
+    new, info = filtering.advance(space.lowered, space.rules, old, inputs, frozen=frozen)
     statistic, tally = state.statistic, state.tally
-    if functional is not None:
+    if space.functional is not None:
         back_key = jax.random.fold_in(old.key, 0xB4C)  # the filter splits this key in three
-        pairs = pairs_of(
-            space, how.backward, old.particles.carry, particles, inputs, old.log_weights, info.ancestors
-        )
-        increments = terms(functional.step, inputs, old.particles.carry, particles)
-        statistic, seen = advance(back_key, statistic, how.backward, pairs, increments, how.num_backward)
+        before, after = old.particles.carry, new.particles
+        pairs = space.pairs(Clouds(before, old.log_weights, after.sites, info.ancestors), inputs)
+        increments = terms(space.functional.step, inputs, before, after)
+        statistic, seen = advance(back_key, statistic, space.backward, pairs, increments, space.num_backward)
         statistic = centre(
-            statistic._replace(values=along(how.rules.mesh, statistic.values)), new.log_weights
+            statistic._replace(values=along(space.rules.mesh, statistic.values)), new.log_weights
         )
         tally = Tally(
             tally.fallbacks + seen.fallbacks.astype(jnp.int32), jnp.maximum(tally.excess, seen.excess)
         )
-    return SmootherState(new, state.params, statistic, tally, state.seen), info, particles
+    return state._replace(filter=new, statistic=statistic, tally=tally), info
+
+
+def scanned(
+    rng_key: jax.Array, space: Space, keep: Callable, through: dict[str, jax.Array] | None = None
+) -> tuple[SmootherState, dict[str, jax.Array], filtering.Info, Any]:
+    """The batch form: :func:`begin`, then :func:`step` scanned over the inputs. Returns the last state, the
+    initial sites of the particles and what their weights are like, and of each step what ``keep`` makes of
+    the state before, that after, and what the filter says.
+
+    :param through: a trajectory that the first particle follows.
+    """
+    first, rest = filtering.apart(space.lowered, through)
+
+    def body(state: SmootherState, at: Any) -> tuple[SmootherState, Any]:
+        new, info = step(space, state, *at)
+        return new, keep(state, new, info)
+
+    state, sites, info = begin(rng_key, space, first)
+    state, kept = jax.lax.scan(body, state, (space.lowered.xs, rest))
+    return state, sites, info, kept
 
 
 def numbered(state: SmootherState, inputs: Any) -> Any:
@@ -219,21 +241,11 @@ class OnlineSmoother:
         look_ahead: Callable | None = None,
         mesh: Mesh | None = None,
     ):
-        self._how = settings(
-            "OnlineSmoother",
-            model,
-            functionals,
-            num_particles=num_particles,
-            backward=backward,
-            num_backward=num_backward,
-            resampling=resampling,
-            ess_threshold=ess_threshold,
-            log_bound=log_bound,
-            proposal=proposal,
-            initial_proposal=initial_proposal,
-            look_ahead=look_ahead,
-            mesh=mesh,
+        moves = proposal, initial_proposal, look_ahead
+        options = Options(
+            num_particles, backward, num_backward, resampling, ess_threshold, log_bound, *moves, mesh
         )
+        self._how = settings("OnlineSmoother", model, functionals, options)
         self._begin = compiled(self._first, 3, slices=time_slice)
         self._step = compiled(self._next, 2, donate=1, slices=time_slice)
         self._result = jax.jit(expectations)
@@ -294,17 +306,14 @@ class OnlineSmoother:
         return OnlineResult(state.log_evidence, self._result(state), state.filter.time, state.tally.fallbacks)
 
     def _first(self, seen: Outside, rng_key, params, args, kwargs):
-        space, functional = self._how.begin(params, args, kwargs)
-        return begin(rng_key, params, self._how, space, functional)[0], outside(space.lowered)
+        space = self._how.begin(params, args, kwargs)
+        return begin(rng_key, space)[0]._replace(params=params), outside(space.lowered)
 
     def _next(self, seen: Outside, state: SmootherState, args, kwargs):
         still_there("OnlineSmoother.step", seen, self._how)
-        space, functional = self._how.begin(state.params, args, kwargs)
-        return jax.lax.scan(
-            lambda s, x: (step(self._how, space, functional, s, numbered(s, x))[0], None),
-            state,
-            space.lowered.xs,
-        )[0]
+        space = self._how.begin(state.params, args, kwargs)
+        xs = space.lowered.xs
+        return jax.lax.scan(lambda s, x: (step(space, s, numbered(s, x))[0], None), state, xs)[0]
 
 
 class _Waiting(NamedTuple):

@@ -28,7 +28,7 @@ from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.online import SmootherState, begin, numbered, step
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
-from ppl_ext.smoothing.settings import settings
+from ppl_ext.smoothing.settings import Options, settings
 from ppl_ext.state_space.streams import check_streams, time_slice
 
 
@@ -62,14 +62,7 @@ class _Online:
     """What both stream learners share."""
 
     def __init__(self, where, model, functionals, num_particles, backward, num_backward, step_size):
-        self._how = settings(
-            where,
-            model,
-            functionals,
-            num_particles=num_particles,
-            backward=backward,
-            num_backward=num_backward,
-        )
+        self._how = settings(where, model, functionals, Options(num_particles, backward, num_backward))
         check_function(f"{where}: step_size", step_size)
         check_call(f"{where}: step_size, called with the number of the step:", step_size, (1.0,), {})
         self._where, self._step_size = where, step_size
@@ -104,19 +97,18 @@ class _Online:
         return self._how, self._step_size, getattr(self, "_maximize", None)
 
     def _first(self, seen: Outside, rng_key, params, args, kwargs):
-        space, functional = self._how.begin(params, args, kwargs)
-        smoother, _, _ = begin(rng_key, params, self._how, space, functional)
+        space = self._how.begin(params, args, kwargs)
+        smoother = begin(rng_key, space)[0]._replace(params=params)
         return self._started(smoother, unconstrained(space.lowered)), outside(space.lowered)
 
     def _next(self, seen: Outside, state: LearnerState, args, kwargs):
         still_there(f"{self._where}.step", seen, *self._programs())
-        space, functional = self._how.begin(state.smoother.params, args, kwargs)
-        return self._moved(state, space, functional)
+        return self._moved(state, self._how.begin(state.smoother.params, args, kwargs))
 
     def _started(self, smoother, theta) -> LearnerState:
         raise NotImplementedError
 
-    def _moved(self, state, space, functional) -> LearnerState:
+    def _moved(self, state, space) -> LearnerState:
         raise NotImplementedError
 
 
@@ -175,10 +167,10 @@ class RecursiveMaximumLikelihood(_Online):
     def _started(self, smoother, theta):
         return LearnerState(smoother, theta, smoother.params)
 
-    def _moved(self, state, space, functional):
+    def _moved(self, state, space):
         x = numbered(state.smoother, space.lowered.inputs(0))
         before = state.smoother.statistic.shared
-        smoother, _, _ = step(self._how, space, functional, state.smoother, x)
+        smoother, _ = step(space, state.smoother, x)
         # The mean that centring took out is the new term; the sum itself is of no interest.
         slope = jax.tree.map(jnp.subtract, smoother.statistic.shared, before)["score"]
         statistic = smoother.statistic._replace(
@@ -253,8 +245,8 @@ class OnlineEM(_Online):
     def _started(self, smoother, theta):
         return LearnerState(smoother, theta, smoother.statistic.shared["statistics"])
 
-    def _moved(self, state, space, functional):
-        x = numbered(state.smoother, space.lowered.inputs(0))
+    def _moved(self, state, space):
+        x, functional = numbered(state.smoother, space.lowered.inputs(0)), space.functional
         rate = self._step_size((state.smoother.filter.time + 1).astype(jnp.result_type(float)))
         scaled = functional._replace(
             step=lambda *args: jax.tree.map(lambda term: rate * term, functional.step(*args))
@@ -263,7 +255,8 @@ class OnlineEM(_Online):
         # All of it, values and what they share, shrinks by one factor; the new term then enters with the rest
         # of the weight.
         shrunk = jax.tree.map(lambda v: (1.0 - rate) * v, old)
-        smoother, _, _ = step(self._how, space, scaled, state.smoother._replace(statistic=shrunk), x)
+        scaled = space._replace(functional=scaled)
+        smoother, _ = step(scaled, state.smoother._replace(statistic=shrunk), x)
         average = smoother.statistic.shared["statistics"]
         params = self._maximize(average)
         check_values("OnlineEM: maximize", params)

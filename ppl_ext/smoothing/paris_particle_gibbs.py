@@ -23,32 +23,22 @@ from ppl_ext.runtime.outside import Outside, reading
 from ppl_ext.runtime.results import Summarised
 from ppl_ext.runtime.verdict import Verdict
 from ppl_ext.smoothing.backward import BackwardKernel
-from ppl_ext.smoothing.conditional_paris import ParticlePath, Sweep, conditional_paris
+from ppl_ext.smoothing.conditional_paris import Sweep, conditional_paris
 from ppl_ext.smoothing.online import TOLERANCE, check_excess
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
-from ppl_ext.smoothing.settings import settings
-from ppl_ext.smoothing.space import Functional, Particles, Space
-from ppl_ext.smoothing.trajectories import trajectories, values_of
+from ppl_ext.smoothing.settings import Options, settings
+from ppl_ext.smoothing.space import Space
+from ppl_ext.smoothing.trajectories import trajectories
 from ppl_ext.state_space.extinction import shown, warn_extinct
 from ppl_ext.state_space.gaps import refuse_raw, without_gaps
 from ppl_ext.state_space.model import StateSpace
 
 
-def sweeps(
-    rng_key: jax.Array,
-    space: Space,
-    inputs: Any,
-    path: ParticlePath,
-    num_sweeps: int,
-    num_particles: int,
-    kernel: BackwardKernel,
-    num_draws: int = 2,
-    functional: Functional | None = None,
-) -> Sweep:
+def sweeps(rng_key: jax.Array, space: Space, path: dict[str, jax.Array], num_sweeps: int) -> Sweep:
     """``num_sweeps`` conditional sweeps, the first frozen on ``path``: what they return, stacked."""
 
-    def one(path: ParticlePath, key: jax.Array) -> tuple[ParticlePath, Sweep]:
-        sweep = conditional_paris(key, space, inputs, path, num_particles, kernel, num_draws, functional)
+    def one(path: dict[str, jax.Array], key: jax.Array) -> tuple[dict[str, jax.Array], Sweep]:
+        sweep = conditional_paris(key, space, path)
         return sweep.path, sweep
 
     return jax.lax.scan(one, path, jax.random.split(rng_key, num_sweeps))[1]
@@ -62,10 +52,7 @@ def in_order(lowered: StateSpace, sweep: Sweep) -> Sweep:
     def turned(x):
         return jnp.concatenate([x[:1], lowered.ordered(x[1:])])
 
-    steps = sweep.path.steps
-    path = sweep.path._replace(
-        steps=Particles(lowered.ordered(steps.carry), lowered.ordered_values(steps.sites))
-    )
+    path = lowered.ordered_values(sweep.path)
     return sweep._replace(path=path, renewed=turned(sweep.renewed), ess=turned(sweep.ess))
 
 
@@ -114,18 +101,9 @@ class ParisParticleGibbs:
         proposal: Callable | None = None,
         initial_proposal: Callable | None = None,
     ):
-        self.how = settings(
-            "ParisParticleGibbs",
-            model,
-            functionals,
-            num_particles=num_particles,
-            backward=backward,
-            num_backward=num_backward,
-            log_bound=log_bound,
-            frozen=True,
-            proposal=proposal,
-            initial_proposal=initial_proposal,
-        )
+        options = Options(num_particles, backward, num_backward, log_bound=log_bound)
+        options = options._replace(proposal=proposal, initial_proposal=initial_proposal)
+        self.how = settings("ParisParticleGibbs", model, functionals, options, frozen=True)
         check_count("ParisParticleGibbs: num_sweeps", num_sweeps)
         if (
             isinstance(burn_in, bool)
@@ -161,7 +139,7 @@ class ParisParticleGibbs:
         refuse_open_handlers("ParisParticleGibbs.run")
         params = parameters("ParisParticleGibbs", params)
         with odd_data_blamed("ParisParticleGibbs:", args, kwargs), reading(self.how) as seen:
-            every, misplaced = self._run(
+            every, initial_names, misplaced = self._run(
                 seen, rng_key, params, args, kwargs, int(num_chains), without_gaps(args, kwargs)
             )
         check_inside("ParisParticleGibbs", misplaced, params)
@@ -171,7 +149,7 @@ class ParisParticleGibbs:
             and (dead := np.argwhere(np.asarray(every.ess) == 0)).size
         ):
             if not without_gaps(args, kwargs):
-                refuse_raw("ParisParticleGibbs", lambda: self.how.begin(params, args, kwargs)[0].lowered)
+                refuse_raw("ParisParticleGibbs", lambda: self.how.begin(params, args, kwargs).lowered)
             chain, sweep, step = map(int, dead[0])
             place = f"step {step - 1}" if step else "what is observed before the scan"
             warn_extinct(
@@ -183,7 +161,7 @@ class ParisParticleGibbs:
         return ParticleGibbsSmoothing(
             expectations=jax.tree.map(lambda x: x.mean((0, 1)), estimates),
             estimates=estimates,
-            trajectories=shown(values_of(kept.path)),
+            trajectories=shown(kept.path),
             renewal=kept.renewed.mean((0, 1)),
             renewed=kept.renewed,
             ess=kept.ess,
@@ -192,26 +170,24 @@ class ParisParticleGibbs:
             args=args,
             kwargs=kwargs,
             params=params,
-            initial_names=tuple(kept.path.initial.sites),
+            initial_names=tuple(initial_names),
             how=self.how.described() | {"num_sweeps": self.num_sweeps, "burn_in": self.burn_in},
             outside=seen,
         )
 
     def _chain(
         self, seen: Outside, rng_key, params, args, kwargs, num_chains: int, whole: bool
-    ) -> tuple[Sweep, dict[str, jax.Array]]:
-        how = self.how._replace(whole=whole)
-        space, functional = how.begin(params, args, kwargs)
+    ) -> tuple[Sweep, dict[str, None], dict[str, jax.Array]]:
+        space = self.how._replace(whole=whole).begin(params, args, kwargs)
 
         def one(key):
             path_key, filter_key, sweep_key = jax.random.split(key, 3)
-            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, how, params, space, 1)[0])
-            settings = self.num_sweeps, how.num_particles, how.backward, how.num_backward, functional
-            return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(
-                sweeps(sweep_key, space, space.lowered.xs, path, *settings)
-            )
+            path = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, space, 1)[0])
+            every = sweeps(sweep_key, space, path, self.num_sweeps)
+            return jax.vmap(lambda sweep: in_order(space.lowered, sweep))(every)
 
-        return jax.vmap(one)(jax.random.split(rng_key, num_chains)), outside(space.lowered)
+        every = jax.vmap(one)(jax.random.split(rng_key, num_chains))
+        return every, dict.fromkeys(space.lowered.initial_sites), outside(space.lowered)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -280,4 +256,4 @@ class ParticleGibbsSmoothing(Summarised):
             "renewal_initial": float(self.renewal[0]),
             **self.how,
         }
-        return of_trajectories(self.model, self.args, self.kwargs, self.params, values, stats, attrs)
+        return of_trajectories(self, values, stats, attrs)

@@ -126,13 +126,4 @@ class SmoothingResult(Summarised):
             "backward_fallbacks": int(self.fallbacks),
             **self.how,
         }
-        return of_trajectories(
-            self.model,
-            self.args,
-            self.kwargs,
-            self.params,
-            values,
-            stats,
-            attrs,
-            stats["log_evidence_increment"],
-        )
+        return of_trajectories(self, values, stats, attrs, stats["log_evidence_increment"])

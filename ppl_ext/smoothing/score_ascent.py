@@ -25,8 +25,8 @@ from ppl_ext.smoothing.additive import constrained, score, unconstrained
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import conditional_paris
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
-from ppl_ext.smoothing.settings import settings
-from ppl_ext.smoothing.trajectories import path_of, trajectories, values_of
+from ppl_ext.smoothing.settings import Options, settings
+from ppl_ext.smoothing.trajectories import trajectories
 from ppl_ext.state_space.gaps import refuse_raw, without_gaps
 from ppl_ext.state_space.model import lower
 
@@ -77,15 +77,8 @@ class ScoreAscent:
         progress_bar: bool = True,
         checkpoint: Checkpoint | None = None,
     ):
-        self._how = settings(
-            "ScoreAscent",
-            model,
-            {"score": score()},
-            num_particles=num_particles,
-            backward=backward,
-            num_backward=num_backward,
-            frozen=True,
-        )
+        options = Options(num_particles, backward, num_backward)
+        self._how = settings("ScoreAscent", model, {"score": score()}, options, frozen=True)
         if not hasattr(optim, "init") or not hasattr(optim, "update"):
             raise ArgumentTypeError(
                 f"ScoreAscent: optim must be an optax transformation, got {described(optim)}."
@@ -152,10 +145,8 @@ class ScoreAscent:
         how = self._how._replace(whole=whole)
         at_start = lower(how.model, args, kwargs, params)
         path_key, filter_key, _ = jax.random.split(rng_key, 3)
-        space, _ = how.begin(params, args, kwargs)
-        values = jax.tree.map(
-            lambda x: x[0], values_of(trajectories(path_key, filter_key, how, params, space, 1)[0])
-        )
+        space = how.begin(params, args, kwargs)
+        values = jax.tree.map(lambda x: x[0], trajectories(path_key, filter_key, space, 1)[0])
         theta = unconstrained(at_start)
         return (theta, self._optimizer.init(theta), values), outside(at_start)
 
@@ -169,18 +160,7 @@ class ScoreAscent:
         def body(i, carry):
             (theta, optimizer, values), thetas, slopes = carry
             params = constrained(at_start, theta)
-            space, functional = how.begin(params, args, kwargs)
-            path = path_of(space.lowered, values)
-            sweep = conditional_paris(
-                keys[start + i],
-                space,
-                space.lowered.xs,
-                path,
-                how.num_particles,
-                how.backward,
-                how.num_backward,
-                functional,
-            )
+            sweep = conditional_paris(keys[start + i], how.begin(params, args, kwargs), values)
             slope = sweep.estimates["score"]
             if self._prior:
                 prior = jax.grad(
@@ -190,7 +170,7 @@ class ScoreAscent:
             updates, optimizer = self._optimizer.update(jax.tree.map(jnp.negative, slope), optimizer, theta)
             theta = optax.apply_updates(theta, updates)
             put = partial(jax.tree.map, lambda buffer, x: buffer.at[i].set(x))
-            return (theta, optimizer, values_of(sweep.path)), put(thetas, theta), put(slopes, slope)
+            return (theta, optimizer, sweep.path), put(thetas, theta), put(slopes, slope)
 
         def buffers():
             return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), state[0])

@@ -18,11 +18,11 @@ from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import no_bound_needed
 from ppl_ext.smoothing.exact import Exact, no_closed_form, weighted_quantiles
-from ppl_ext.smoothing.online import SmootherState, begin, check_excess, expectations, step
+from ppl_ext.smoothing.online import SmootherState, check_excess, expectations, scanned
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.report import SmoothingResult
-from ppl_ext.smoothing.settings import settings
-from ppl_ext.smoothing.trajectories import trajectories, values_of
+from ppl_ext.smoothing.settings import Options, settings
+from ppl_ext.smoothing.trajectories import trajectories
 from ppl_ext.state_space.exact import exact_form
 from ppl_ext.state_space.extinction import is_broken, is_extinct, lost, shown, warn_extinct, where_lost
 from ppl_ext.state_space.filtering import Info
@@ -84,25 +84,15 @@ class smooth:
             raise ArgumentError(
                 "smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out."
             )
-        self.how = settings(
-            "smooth",
-            model,
-            functionals,
-            num_particles=num_particles,
-            backward=kernel,
-            num_backward=num_backward,
-            resampling=resampling,
-            ess_threshold=ess_threshold,
-            log_bound=log_bound,
-            proposal=proposal,
-            initial_proposal=initial_proposal,
-            look_ahead=look_ahead,
-            mesh=mesh,
+        moves = proposal, initial_proposal, look_ahead
+        options = Options(
+            num_particles, kernel, num_backward, resampling, ess_threshold, log_bound, *moves, mesh
         )
+        self.how = settings("smooth", model, functionals, options)
         # What the programs read from outside is an argument of what is compiled, so that it is compiled anew
         # when that changes.
         self._run = compiled(self._exactly if self.exact else self._forward, 3, (5,))
-        self._sample = compiled(self._backward, 4, (6, 7))
+        self._sample = compiled(self._backward, 3, (5, 6))
         self._quantiles = compiled(self._filtered, 3, (6,))
 
     def run(
@@ -170,7 +160,7 @@ class smooth:
         check_count("sample: num_samples", num_samples)
         seen.check("sample", self.how)
         values, tally = self._sample(
-            seen, rng_key, filter_key, params, args, kwargs, num_samples, without_gaps(args, kwargs)
+            seen, (rng_key, filter_key), params, args, kwargs, num_samples, without_gaps(args, kwargs)
         )
         check_excess(tally)
         return shown(values)
@@ -209,14 +199,12 @@ class smooth:
         return fields, outside(exact.space), no_bound_needed(jnp.zeros((), jnp.int32)), wrong, 0
 
     def _forward(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
-        space, functional = self.how._replace(whole=whole).begin(params, args, kwargs)
-        state, _, first = begin(rng_key, params, self.how, space, functional)
+        space = self.how._replace(whole=whole).begin(params, args, kwargs)
 
-        def body(state: SmootherState, x: Any) -> tuple[SmootherState, Info]:
-            state, info, _ = step(self.how, space, functional, state, x)
-            return state, info._replace(ancestors=info.ancestors[:0])  # kept, they would be N numbers a step
+        def keep(before: SmootherState, after: SmootherState, info: Info) -> Info:
+            return info._replace(ancestors=info.ancestors[:0])  # kept, they would be N numbers a step
 
-        state, infos = jax.lax.scan(body, state, space.lowered.xs)
+        state, _, first, infos = scanned(rng_key, space, keep)
         infos = space.lowered.ordered(infos)
         fields = {
             "log_evidence": state.log_evidence,
@@ -233,29 +221,29 @@ class smooth:
     def _filtered(self, seen: Outside, filter_key, params, args, kwargs, levels, whole: bool):
         if self.exact:
             return Exact(self._lowered(params, args, kwargs, whole)).quantiles(levels)
-        space, _ = self.how._replace(whole=whole).begin(params, args, kwargs)
-        state, *_ = begin(filter_key, params, self.how, space, None)
+        space = self.how._replace(whole=whole).begin(params, args, kwargs)._replace(functional=None)
 
-        def body(state: SmootherState, x: Any) -> tuple[SmootherState, dict[str, jax.Array]]:
-            state, _, particles = step(self.how, space, None, state, x)
-            weights, is_lost = weights_of(state.filter.log_weights), state.filter.died >= 0
+        def keep(before: SmootherState, after: SmootherState, info: Info) -> dict[str, jax.Array]:
+            state = after.filter
+            weights = weights_of(state.log_weights)
 
             def of(values):
                 flat = weighted_quantiles(values.reshape(len(values), -1), weights, levels)
                 return flat.reshape(len(levels), *values.shape[1:])
 
-            own = {n: x for n, x in particles.sites.items() if n not in space.lowered.imputed}
-            return state, lost(jax.tree.map(of, own), is_lost)
+            own = {n: x for n, x in state.particles.sites.items() if n not in space.lowered.imputed}
+            return lost(jax.tree.map(of, own), state.died >= 0)
 
-        found = space.lowered.ordered(jax.lax.scan(body, state, space.lowered.xs)[1])
+        found = space.lowered.ordered(scanned(filter_key, space, keep)[-1])
         return gathered(self.how.rules.mesh, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found))
 
     def _backward(
-        self, seen: Outside, rng_key, filter_key, params, args, kwargs, num_samples: int, whole: bool
+        self, seen: Outside, keys, params, args, kwargs, num_samples: int, whole: bool
     ) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
             exact = Exact(self._lowered(params, args, kwargs, whole))
-            return exact.draws(rng_key, num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
-        space, _ = self.how._replace(whole=whole).begin(params, args, kwargs)
-        path, tally = trajectories(rng_key, filter_key, self.how, params, space, num_samples)
-        return gathered(self.how.rules.mesh, (jax.vmap(space.lowered.ordered_values)(values_of(path)), tally))
+            return exact.draws(keys[0], num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
+        space = self.how._replace(whole=whole).begin(params, args, kwargs)
+        rng_key, filter_key = keys
+        path, tally = trajectories(rng_key, filter_key, space, num_samples)
+        return gathered(self.how.rules.mesh, (jax.vmap(space.lowered.ordered_values)(path), tally))

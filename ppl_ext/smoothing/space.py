@@ -1,52 +1,19 @@
-"""What smoothing asks of a state-space model: particles to move and to weigh, and the density of one state
-after another.
+"""What smoothing adds to a model that filters move particles through: additive functionals, and the law of
+the particle before, given the one after.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ppl_ext.smoothing.backward import BackwardKernel, Pairs
 from ppl_ext.smoothing.backward.kernel import rows
-
-
-class Particles(NamedTuple):
-    """States of a step, every leaf (N, ...): ``carry`` is what the next step sees of them, ``sites`` what was
-    sampled.
-    """
-
-    carry: Any
-    sites: Any
-
-
-class Space(Protocol):
-    """A model with its parameters and a proposal. ``inputs`` are what a step is given from outside, its
-    observations among them.
-    """
-
-    def initial(self, rng_key: jax.Array, num: int) -> Particles:
-        """Draw the states before the first step."""
-
-    def weigh_initial(self, particles: Particles) -> jax.Array:
-        """Log weights (N,) of those states: model over proposal."""
-
-    def move(self, rng_key: jax.Array, carry: Any, inputs: Any) -> Particles:
-        """Draw each particle's next state."""
-
-    def weigh(self, carry: Any, particles: Particles, inputs: Any) -> jax.Array:
-        """Log incremental weights (N,): transition times emission over proposal, at ``particles`` that came
-        from ``carry``.
-        """
-
-    def log_pair(
-        self, carry: Any, particles: Particles, inputs: Any
-    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """``(j, i)`` to log m(carry_j, particle_i), with the emission where that depends on the carry."""
-
-    def log_bound(self, carry: Any, inputs: Any) -> jax.Array | None:
-        """A number that ``log_pair`` never exceeds from these carries; None where none is known."""
+from ppl_ext.smoothing.density_peaks import log_peak
+from ppl_ext.state_space.filtering import Rules
+from ppl_ext.state_space.model import Particle, StateSpace
+from ppl_ext.tracing.jaxprs import uses
 
 
 class Functional(NamedTuple):
@@ -54,34 +21,98 @@ class Functional(NamedTuple):
     ``initial(particle)`` of the state before the first step. None instead of ``initial`` or of a subtree of
     what it returns stands for zeros."""
 
-    initial: Callable[[Particles], Any] | None
-    step: Callable[[Any, Any, Particles], Any]
+    initial: Callable[[Particle], Any] | None
+    step: Callable[[Any, Any, Particle], Any]
 
 
-def first_values(functional: Functional | None, space: Space, particles: Particles, inputs: Any) -> Any:
-    """Values of the functional at the particles before the first step, leaves (N, ...).
+class Clouds(NamedTuple):
+    """Two neighbouring clouds: carries and weights of the particles before, what was sampled of those after,
+    and which each of these came from; leaves (N, ...)."""
 
-    :param inputs: of all steps, for their shapes; there may be none.
+    carry: Any
+    log_weights: jax.Array
+    sites: dict[str, jax.Array]
+    ancestors: jax.Array
+
+
+class Space(NamedTuple):
+    """A model at its parameters, and how it is smoothed: by which rules particles move, and how they are
+    drawn backward. Like the model's state-space form, it lives inside one trace.
+
+    :param num_backward: backward draws a particle.
+    :param given_bound: of the transition density, where the user knows one.
+    :param functional: whose expectation the particles carry along.
     """
-    if functional is None:
-        return None
-    num = len(jax.tree.leaves(particles)[0])
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), inputs)
-    moved = jax.eval_shape(space.move, jax.random.key(0), particles.carry, x)
-    shapes = jax.eval_shape(jax.vmap(functional.step, (None, 0, 0)), x, particles.carry, moved)
-    values = None if functional.initial is None else jax.vmap(functional.initial)(particles)
 
-    def filled(value, shape):
-        return (
-            jax.tree.map(lambda s: jnp.zeros((num, *s.shape[1:]), s.dtype), shape) if value is None else value
+    lowered: StateSpace
+    rules: Rules
+    backward: BackwardKernel
+    num_backward: int = 2
+    given_bound: Any = None
+    functional: Functional | None = None
+
+    def pairs(self, clouds: Clouds, inputs: Any) -> Pairs:
+        """The clouds as the backward kernel sees them: with m, or with m times the emission where that
+        depends on the carry, and the bound if the kernel reads one."""
+
+        def one(carry, sites):
+            step = self.lowered.step(Particle(carry, {}), sites, inputs)
+            joint = self.lowered.emission_uses_carry
+            return step.log_transition + step.log_emission if joint else step.log_transition
+
+        def log_pair(j, i):
+            earlier, later = rows(clouds.carry, j.ravel()), rows(clouds.sites, i.ravel())
+            return jax.vmap(one)(earlier, later).reshape(j.shape)
+
+        bound = self.log_bound(clouds.carry, inputs) if self.backward.needs_bound else None
+        return Pairs(clouds.log_weights, clouds.ancestors, log_pair, bound)
+
+    def log_bound(self, carry: Any, inputs: Any) -> jax.Array | None:
+        """A number that m never exceeds from these carries (N, ...): the given one, or the largest peak of
+        the laws of a step; None where none is known."""
+        if self.given_bound is not None:
+            return jnp.asarray(self.given_bound)
+        if self.lowered.emission_uses_carry or self.lowered.is_scaled or self.lowered.imputed:
+            return None
+        anywhere = {name: jnp.zeros(site.shape, site.dtype) for name, site in self.lowered.step_sites.items()}
+        known = True
+
+        def peak(values, carry):
+            nonlocal known
+            peaks = [log_peak(fn) for fn in self.lowered.laws(Particle(carry, {}), values, inputs).values()]
+            known = all(p is not None for p in peaks)
+            return sum((jnp.sum(p) for p in peaks if p is not None), jnp.zeros(()))
+
+        one = jax.tree.map(lambda x: x[0], carry)
+        used = uses(jax.make_jaxpr(peak)(anywhere, one), [True])
+        # A law whose width depends on another site of the same step has a peak for each of that site's
+        # values.
+        if not known or any(used[: len(anywhere)]):
+            return None
+        return jax.vmap(lambda c: peak(anywhere, c))(carry).max()
+
+    def first_values(self, particles: Particle, initial: dict[str, jax.Array]) -> Any:
+        """Values of the functional at the particles before the first step, leaves (N, ...).
+
+        :param particles: with sites of a step, for their shapes.
+        :param initial: the sites that were sampled before the scan.
+        """
+        if self.functional is None:
+            return None
+        begin, step = self.functional
+        x = jax.tree.map(  # there may be no step to take it from
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), self.lowered.xs
         )
+        shapes = jax.eval_shape(jax.vmap(step, (None, 0, 0)), x, particles.carry, particles)
+        values = None if begin is None else jax.vmap(begin)(Particle(particles.carry, initial))
 
-    return jax.tree.map(filled, values, shapes, is_leaf=lambda x: x is None)
+        def filled(value, shape):
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape) if value is None else value
+
+        return jax.tree.map(filled, values, shapes, is_leaf=lambda x: x is None)
 
 
-def terms(
-    step: Callable, inputs: Any, carry: Any, particles: Particles
-) -> Callable[[jax.Array, jax.Array], Any]:
+def terms(step: Callable, inputs: Any, carry: Any, particles: Particle) -> Callable:
     """A functional's step for pairs: ``(j, i)`` to leaves that begin with the shape of the two index
     arrays.
     """
@@ -92,17 +123,3 @@ def terms(
         return jax.tree.map(lambda x: x.reshape(j.shape + x.shape[1:]), values)
 
     return increment
-
-
-def pairs_of(
-    space: Space,
-    kernel: BackwardKernel,
-    carry: Any,
-    particles: Particles,
-    inputs: Any,
-    log_weights: jax.Array,
-    ancestors: jax.Array,
-) -> Pairs:
-    """Two neighbouring clouds for a backward kernel, with the bound if it reads one."""
-    bound = space.log_bound(carry, inputs) if kernel.needs_bound else None
-    return Pairs(log_weights, ancestors, space.log_pair(carry, particles, inputs), bound)

@@ -36,7 +36,7 @@ from ppl_ext.state_space.compensated_sum import Sum, plus, zero
 from ppl_ext.state_space.lowering import Inputs
 from ppl_ext.state_space.model import Particle, StateSpace
 from ppl_ext.state_space.particle_keys import LaneKeys
-from ppl_ext.state_space.resampling import Scheme, multinomial
+from ppl_ext.state_space.resampling import Scheme, independent
 from ppl_ext.state_space.site_runs import Terms, run_proposal
 
 _stop = lax.stop_gradient
@@ -140,55 +140,32 @@ def begin(
     before the scan.
 
     :param frozen: initial sites of the first lane, in a conditional run."""
-    draws = Keyed(rules.scheme) if draws is None else draws
+    draws, num, program = draws or Keyed(rules.scheme), rules.num_particles, rules.initial_proposal
     key, sub = random.split(key)
-    program = rules.initial_proposal
 
     def one(given, key):
-        return propose_initial(ss, rules, given, key)
+        if program is None:
+            return _ran(ss.run_initial(given, key), ss.initial_sites)
+        args = (ss.parameters,), given, key, ss.initial_sites, rules.params
+        return _ran(run_proposal("initial_proposal", program, *args), ss.initial_sites)
 
-    values, log_q = draws.values(
-        one, LaneKeys(sub, rules.num_particles), tuple(ss.initial_sites), frozen=frozen
-    )
-    particles, terms = jax.vmap(ss.initial_terms, axis_size=rules.num_particles)(values)
+    values, log_q = draws.values(one, LaneKeys(sub, num), tuple(ss.initial_sites), frozen=frozen)
+    particles, terms = jax.vmap(ss.initial_terms, axis_size=num)(values)
     particles, log_ratio = _spread(
         rules, particles, _log_ratio(terms, log_q, program is not None, draws.fixed)
     )
-    log_uniform = jnp.full(rules.num_particles, -jnp.log(rules.num_particles))
-    log_weights, increment, num_nan = normalised(log_uniform + log_ratio)
+    log_weights, increment, num_nan = normalised(jnp.full(num, -jnp.log(num)) + log_ratio)
     died = jnp.where(jnp.isneginf(increment), 0, -1).astype(jnp.int32)
     state = State(
         key, particles, log_weights, plus(zero(), increment), num_nan, jnp.zeros((), jnp.int32), died
     )
-    return (
-        state,
-        values,
-        Info(jnp.arange(rules.num_particles), increment, ess(log_weights), jnp.zeros((), bool)),
-    )
+    return state, values, Info(jnp.arange(num), increment, ess(log_weights), jnp.zeros((), bool))
 
 
-def propose_initial(
-    ss: StateSpace, rules: Rules, given: dict[str, Any], key
-) -> tuple[dict[str, jax.Array], jax.Array, dict]:
-    """One lane's initial sites, drawn but where ``given``; the log density they were drawn with, and the
-    sites of the run.
+def _propose(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, given: dict[str, Any], key):
+    """One lane's latent sites of a step, drawn but where ``given``; the log density they were drawn with, and
+    the sites of the run.
     """
-    if rules.initial_proposal is None:
-        return _ran(ss.run_initial(given, key), ss.initial_sites)
-    args = (
-        "initial_proposal",
-        rules.initial_proposal,
-        (ss.parameters,),
-        given,
-        key,
-        ss.initial_sites,
-        rules.params,
-    )
-    return _ran(run_proposal(*args), ss.initial_sites)
-
-
-def propose_step(ss: StateSpace, rules: Rules, particle: Particle, x_t: Inputs, given: dict[str, Any], key):
-    """Propose the latent sites of a step."""
     if rules.proposal is None:
         return _ran(ss.run_step(particle, given, x_t, key), ss.step_sites)
     args, own = (
@@ -225,9 +202,10 @@ def advance(
     same step to the last bit.
 
     :param frozen: latent sites of the first lane, in a conditional run: it is its own ancestor, and the
-        others are drawn independently.
+        others are drawn independently, whatever the scheme, as the law of a conditional run
+        wants (Andrieu, Doucet, Holenstein 2010, § 4.3).
     """
-    draws = Keyed(rules.scheme) if draws is None else draws
+    draws = draws or Keyed(rules.scheme if frozen is None else independent)
     num = rules.num_particles
     state = whole_weights(rules, state)
     key, for_ancestors, for_lanes = random.split(state.key, 3)
@@ -296,7 +274,7 @@ def propose(
     """New particles and log(m g / q)."""
 
     def one(given, key, particle):
-        return propose_step(ss, rules, particle, x_t, given, key)
+        return _propose(ss, rules, particle, x_t, given, key)
 
     values, log_q = draws.values(one, keys, tuple(ss.step_sites), old, frozen=frozen)
     particles, terms = jax.vmap(lambda p, v: ss.step_terms(p, v, x_t))(old, values)
@@ -335,8 +313,8 @@ def normalised(
 
 def ess(log_weights: jax.Array) -> jax.Array:
     """Effective sample size of normalised weights, between 1 and N; 0 where all are zero."""
-    log_squares = logsumexp(2 * _stop(log_weights))
-    return jnp.where(jnp.isneginf(log_squares), 0.0, jnp.exp(-log_squares))
+    squares = jnp.sum(jnp.exp(2 * _stop(log_weights)))  # the largest is at least 1/N, and its square no zero
+    return jnp.where(squares == 0, 0.0, 1 / squares)
 
 
 class FilterRun(NamedTuple):
@@ -363,15 +341,10 @@ def run_filter(
     """The batch form: :func:`begin`, then :func:`advance` scanned over the inputs.
 
     :param through: a path (initial sites, and step sites in the order of the inputs) that the first lane
-        follows: a conditional run. The other lanes are then resampled independently (multinomial), whatever
-        the scheme, as its law wants (Andrieu, Doucet, Holenstein 2010, § 4.3).
+        follows: a conditional run.
     :param loop: ``jax.lax.scan``, or NumPyro's, where the draws are sites.
     """
-    start_at = series = None
-    if through is not None:
-        rules = rules._replace(scheme=multinomial)
-        start_at, series = ({n: through[n] for n in sites} for sites in (ss.initial_sites, ss.step_sites))
-        series = ss.ordered(series)
+    start_at, series = apart(ss, through)
     state, initial, first = begin(ss, rules, key, draws, start_at)
 
     def step(state: State, inputs):
@@ -380,11 +353,18 @@ def run_filter(
         return new, (info, (new.particles, new.log_weights) if keep_history else None)
 
     start = (first, (state.particles, state.log_weights) if keep_history else None)
-    state, later = loop(step, state, (ss.xs, series))
+    state, later = loop(step, state, (ss.xs, ss.ordered(series)))
     info, history = jax.tree.map(
         lambda a, b: jnp.concatenate([jnp.asarray(a, b.dtype)[None], b]), start, later
     )
     return FilterRun(state, initial, info, history)
+
+
+def apart(ss: StateSpace, path: dict[str, jax.Array] | None) -> tuple[Any, Any]:
+    """The initial sites of a path, and those of its steps; None of none."""
+    if path is None:
+        return None, None
+    return {n: path[n] for n in ss.initial_sites}, {n: path[n] for n in ss.step_sites}
 
 
 def paths(ss: StateSpace, run: FilterRun, index: jax.Array) -> dict[str, Any]:

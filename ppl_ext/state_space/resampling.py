@@ -58,11 +58,6 @@ def weights_of(log_weights: jax.Array) -> jax.Array:
     return weights.astype(log_weights.dtype)
 
 
-def any_left(log_weights: jax.Array) -> jax.Array:
-    """Whether a weight is positive."""
-    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights).max() > -jnp.inf
-
-
 def shares(log_weights: jax.Array) -> jax.Array:
     """Weights that sum to one: what an expectation is taken with; NaN if none is positive.
 
@@ -70,7 +65,8 @@ def shares(log_weights: jax.Array) -> jax.Array:
     ([0.5, 0.5], [nan, nan])
     """
     weights = weights_of(log_weights)
-    return weights / jnp.where(any_left(log_weights), weights.sum(), jnp.nan)
+    any_left = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights).max() > -jnp.inf
+    return weights / jnp.where(any_left, weights.sum(), jnp.nan)
 
 
 def systematic(key, log_weights: jax.Array, num: int) -> jax.Array:
@@ -98,6 +94,28 @@ def multinomial(key, log_weights: jax.Array, num: int) -> jax.Array:
     gaps = random.exponential(key, (num + 1,), weights.dtype)
     points = jax.tree.map(lambda x: x[:-1], _cumulated(gaps, num))
     return _read(_cumulated(weights, num), points, weights, num)
+
+
+def independent(key, log_weights: jax.Array, num: int) -> jax.Array:
+    """``num`` independent ancestors in the order of their draws: what a conditional run takes. Those of
+    :func:`multinomial` have the same law, once they are sorted.
+
+    >>> [int(a) for a in independent(random.key(0), jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25])), 4)]
+    [3, 3, 0, 0]
+    """
+    weights = weights_of(log_weights)
+    return invert(weights, random.uniform(key, (num,), weights.dtype))
+
+
+def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never
+    one of weight 0.
+    """
+    sums = running_sum(weights)
+    found = jnp.searchsorted(sums, uniforms * sums[-1], side="right")
+    found = jnp.minimum(found, len(weights) - 1).astype(jnp.int32)
+    # By rounding the sum may pass where there is no weight: at its end, and where a block begins.
+    return jnp.where(weights[found] > 0, found, jnp.argmax(weights).astype(jnp.int32))
 
 
 def residual(key, log_weights: jax.Array, num: int) -> jax.Array:

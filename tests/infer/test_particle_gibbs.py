@@ -100,7 +100,8 @@ def test_particle_gibbs_equals_nuts_on_the_marginal(num_particles, num_samples, 
 def test_a_sweep_that_forgets_the_frozen_path_is_seen(reference, monkeypatch):
     from ppl_ext.smoothing import conditional_paris as conditional
 
-    monkeypatch.setattr(conditional, "_freeze", lambda particles, frozen: particles)
+    kept = conditional.kept
+    monkeypatch.setattr(conditional, "kept", lambda key, space, path: kept(key, space))
     found, errors, _ = means(ParticleGibbs(model, 2), 4000)
     with pytest.raises(AssertionError):
         assert_close(found, errors, reference)

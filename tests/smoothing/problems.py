@@ -3,13 +3,16 @@
 import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.stats import norm
+import numpyro
+import numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
 
-from ppl_ext.smoothing.conditional_paris import ParticlePath
-from ppl_ext.smoothing.space import Functional, Particles
+from ppl_ext.smoothing.space import Functional, Space
+from ppl_ext.state_space.filtering import Rules
+from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.resampling import systematic
 
 T = 5
 
@@ -21,41 +24,22 @@ class Gaussian(NamedTuple):
     scale: float = 0.6
     noise: float = 0.7
 
-    def initial(self, rng_key, num):
-        x = jax.random.normal(rng_key, (num,))
-        return Particles(x, x)
+    proposal = None
 
-    def weigh_initial(self, particles):
-        return jnp.zeros_like(particles.carry)
+    def model(self, y):
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.Normal(self.phi * x, self.scale))
+            numpyro.sample("y", dist.Normal(x, self.noise), obs=y_t)
+            return x, None
 
-    def move(self, rng_key, carry, inputs):
-        x = self.phi * carry + self.scale * jax.random.normal(rng_key, carry.shape)
-        return Particles(x, x)
-
-    def weigh(self, carry, particles, inputs):
-        return norm.logpdf(inputs, particles.carry, self.noise)
-
-    def log_pair(self, carry, particles, inputs):
-        return lambda j, i: norm.logpdf(particles.carry[i], self.phi * carry[j], self.scale)
-
-    def log_bound(self, carry, inputs):
-        return jnp.asarray(norm.logpdf(0.0, 0.0, self.scale))
+        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
 
 
 class Guided(Gaussian):
     """The same model, moved by a wide proposal around half way to the observation."""
 
-    def move(self, rng_key, carry, inputs):
-        x = self._centre(carry, inputs) + jax.random.normal(rng_key, carry.shape)
-        return Particles(x, x)
-
-    def weigh(self, carry, particles, inputs):
-        x = particles.carry
-        moved = norm.logpdf(x, self.phi * carry, self.scale) + norm.logpdf(inputs, x, self.noise)
-        return moved - norm.logpdf(x, self._centre(carry, inputs), 1.0)
-
-    def _centre(self, carry, inputs):
-        return 0.5 * (self.phi * carry + inputs)
+    def proposal(self, parameters, x, y_t):
+        numpyro.sample("x", dist.Normal(0.5 * (self.phi * x + y_t), 1.0))
 
 
 class Finite(NamedTuple):
@@ -65,26 +49,23 @@ class Finite(NamedTuple):
     transition: np.ndarray = np.array([[0.7, 0.25, 0.05], [0.1, 0.6, 0.3], [0.3, 0.0, 0.7]], np.float32)
     emission: np.ndarray = np.array([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9]], np.float32)
 
-    def initial(self, rng_key, num):
-        x = jax.random.choice(rng_key, 3, (num,), p=jnp.asarray(self.initial_probs))
-        return Particles(x, x)
+    proposal = None
 
-    def weigh_initial(self, particles):
-        return jnp.zeros(particles.carry.shape)
+    def model(self, y):
+        initial, transition, emission = map(jnp.asarray, self)
 
-    def move(self, rng_key, carry, inputs):
-        sums = jnp.cumsum(jnp.asarray(self.transition)[carry], -1)
-        x = (jax.random.uniform(rng_key, carry.shape)[:, None] * sums[:, -1:] >= sums).sum(-1)
-        return Particles(x, x)
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.Categorical(transition[x]))
+            numpyro.sample("y", dist.Categorical(emission[x]), obs=y_t)
+            return x, None
 
-    def weigh(self, carry, particles, inputs):
-        return jnp.log(jnp.asarray(self.emission)[particles.carry, inputs])
+        scan(step, numpyro.sample("x0", dist.Categorical(initial)), y)
 
-    def log_pair(self, carry, particles, inputs):
-        return lambda j, i: jnp.log(jnp.asarray(self.transition)[carry[j], particles.carry[i]])
 
-    def log_bound(self, carry, inputs):
-        return jnp.log(0.7)
+def space_of(problem, y, num_particles, kernel, functional=None):
+    """The problem as smoothing has it, within a trace."""
+    rules = Rules(num_particles, systematic, 0.5, problem.proposal)
+    return Space(lower(problem.model, (y,)), rules, kernel, functional=functional)
 
 
 PRODUCT = Functional(
@@ -156,9 +137,13 @@ def finite_draws(rng, space, y, num):
 
 
 def as_path(xs):
-    """A trajectory (..., T + 1) as a path."""
-    first, rest = xs[..., 0], xs[..., 1:]
-    return ParticlePath(Particles(first, first), Particles(rest, rest))
+    """A trajectory (..., T + 1) by site."""
+    return {"x0": xs[..., 0], "x": xs[..., 1:]}
+
+
+def whole(path):
+    """And back."""
+    return jnp.concatenate([path["x0"][None], path["x"]])
 
 
 PROBLEMS = {

@@ -1,13 +1,11 @@
 """PaRIS particle Gibbs: unbiased as its paths mix, with what the report needs."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ppl_ext.errors import ArgumentError
 from ppl_ext.smoothing import ParisParticleGibbs, smooth
-from ppl_ext.smoothing.trajectories import path_of, values_of
 from tests.smoothing.problems import GAUSSIAN_Y, Gaussian, gaussian_exact, gaussian_smoother
 from tests.smoothing.test_smooth import FUNCTIONALS, PARAMS, gaussian
 
@@ -53,16 +51,6 @@ def test_renewal_and_report(run):
     assert dict(report.posterior["x"].sizes) == {"chain": 100, "draw": 40, "time": 5}
     np.testing.assert_allclose(report.sample_stats["renewed"].mean(("chain", "draw")), renewal[1:], rtol=1e-5)
     assert report.sample_stats["ess"].dims == ("chain", "draw", "time")
-
-
-def test_a_path_is_rebuilt_from_its_sites():
-    from ppl_ext.state_space.model import lower
-
-    lowered = lower(gaussian, (GAUSSIAN_Y,), {}, PARAMS)
-    values = {"x0": jnp.array(0.3), "x": jnp.arange(5.0)}
-    path = path_of(lowered, values)
-    np.testing.assert_array_equal(path.steps.carry, values["x"])
-    jax.tree.map(np.testing.assert_array_equal, values_of(path), values)
 
 
 def test_what_cannot_work_is_refused():

@@ -29,8 +29,7 @@ from ppl_ext.runtime.outside import Outside
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import conditional_paris
 from ppl_ext.smoothing.paris_particle_gibbs import in_order
-from ppl_ext.smoothing.settings import Settings, settings
-from ppl_ext.smoothing.trajectories import path_of, values_of
+from ppl_ext.smoothing.settings import Options, Settings, settings
 from ppl_ext.state_space.model import lower, scan_shape
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
 from ppl_ext.tracing.scoped_scans import Reaching
@@ -119,11 +118,9 @@ class PathSweep(MCMCKernel):
     def sample(self, state: PathState, model_args, model_kwargs) -> PathState:
         rng_key, sweep_key = jax.random.split(state.rng_key)
         how = self._how._replace(model=self.model, gaps="refuse")
-        space, _ = how.begin({}, tuple(model_args), model_kwargs or {})
-        path = path_of(space.lowered, state.z)
-        sweep = conditional_paris(sweep_key, space, space.lowered.xs, path, how.num_particles, how.backward)
-        drawn = values_of(sweep.path)
-        z = {name: jnp.asarray(drawn[name], x.dtype) for name, x in state.z.items()}
+        space = how.begin({}, tuple(model_args), model_kwargs or {})
+        sweep = conditional_paris(sweep_key, space, state.z)
+        z = {name: jnp.asarray(sweep.path[name], x.dtype) for name, x in state.z.items()}
         return PathState(z, rng_key, in_order(space.lowered, sweep).renewed)
 
     def refresh(self, state: PathState, model_args, model_kwargs) -> PathState:
@@ -337,17 +334,8 @@ def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
 
 def sweep_settings(where: str, model, num_particles, backward, proposal, initial_proposal) -> Settings:
     """The settings of a conditional sweep, checked."""
-    return settings(
-        where,
-        model,
-        num_particles=num_particles,
-        backward=backward,
-        resampling="multinomial",
-        ess_threshold=1.0,
-        frozen=True,
-        proposal=proposal,
-        initial_proposal=initial_proposal,
-    )
+    options = Options(num_particles, backward, proposal=proposal, initial_proposal=initial_proposal)
+    return settings(where, model, None, options, frozen=True)
 
 
 def path_sites(

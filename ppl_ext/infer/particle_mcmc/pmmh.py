@@ -176,10 +176,7 @@ class PMMH(MCMCKernel):
             jnp.zeros(()),
         )
         lowered = lower(self.model, tuple(model_args), model_kwargs, params, initial="rest")
-        state, _, _ = filtering.begin(lowered, self._rules, rng_key)
-        state, _ = jax.lax.scan(
-            lambda s, x: (filtering.advance(lowered, self._rules, s, x)[0], None), state, lowered.xs
-        )
+        state = filtering.run_filter(lowered, self._rules, rng_key).state
         total = state.log_evidence.value + lowered.log_prior + jacobian
         return jnp.where(jnp.isnan(total), -jnp.inf, total), state.died
 

@@ -12,11 +12,11 @@ from ppl_ext.smoothing.backward.kernel import (
     Pairs,
     Tally,
     in_blocks,
-    invert,
     log_rows,
     no_bound_needed,
     probabilities,
 )
+from ppl_ext.state_space.resampling import invert
 
 
 @dataclass(frozen=True)

@@ -131,16 +131,6 @@ def probabilities(log_rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights / jnp.where(total > 0, total, 1.0), jnp.isneginf(top[..., 0])
 
 
-def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never
-    one of weight 0.
-    """
-    sums = jnp.cumsum(weights)
-    found = jnp.searchsorted(sums, uniforms * sums[-1], side="right")
-    # A product that rounds up to the whole sum would end past the last weight that is not zero.
-    return jnp.minimum(found, jnp.searchsorted(sums, sums[-1], side="left")).astype(jnp.int32)
-
-
 def in_blocks(fn: Callable, lanes: Any, width: int) -> Any:
     """``fn`` of one lane, for all along the leading axis of ``lanes``; ``width`` numbers a lane, and few
     lanes, are held at a time.

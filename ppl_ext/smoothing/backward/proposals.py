@@ -3,8 +3,7 @@
 import jax
 
 from ppl_ext.runtime.random_bits import random_words, to_index, to_unit
-from ppl_ext.smoothing.backward.kernel import invert
-from ppl_ext.state_space.resampling import systematic, weights_of
+from ppl_ext.state_space.resampling import invert, systematic, weights_of
 
 
 def proposals(rng_key: jax.Array, log_weights: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
