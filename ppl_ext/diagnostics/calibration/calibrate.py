@@ -149,7 +149,7 @@ def calibrate(
     >>> def halved(key, data):  # the posterior is Normal(y/2, sqrt(1/2)); this one is half as wide
     ...     return {"mu": data["y"] / 2.0 + 0.5 * jnp.sqrt(0.5) * jax.random.normal(key, (99,))}
     >>> result = calibrate(jax.random.key(0), model, halved, data="y", batch_size=200, progress_bar=False)
-    >>> result.print_summary()
+    >>> print(result.summary())
     200 simulations, each truth ranked among 99 draws (one in 1 kept)
                        mean    spread         p
     mu                 ...  over-confident: too narrow
