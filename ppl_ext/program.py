@@ -14,10 +14,9 @@ import jax
 from numpyro.handlers import seed
 from numpyro.primitives import _PYRO_STACK
 
-from ppl_ext.densities.by_plates import AlsoDrawn, Numbers
 from ppl_ext.densities.log_density import LogDensity
-from ppl_ext.densities.recording import Impose, Record, listed
-from ppl_ext.densities.summed_sites import Aside, summed_out
+from ppl_ext.densities.numbers_at_hand import AlsoDrawn, Numbers
+from ppl_ext.densities.recording import Aside, Impose, Record, listed
 from ppl_ext.errors import ModelError
 from ppl_ext.runtime.arguments import check_call, check_key, check_program, check_values
 from ppl_ext.runtime.explain import explained
@@ -183,6 +182,7 @@ def log_density(
         record = once(values, seen, summed)
         if not summed:
             return record, seen, record.log_density()
+        from ppl_ext.densities.summed_sites import summed_out  # most programs have nothing to sum
 
         def aside(more: Mapping[str, jax.Array]) -> dict[str, dict]:
             with Aside():

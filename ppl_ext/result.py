@@ -331,7 +331,7 @@ def to_arviz(
 
     if not isinstance(result, Fit | MCMC | SVIRunResult) and not _has_record(result):
         return another(result, given | options)
-    refuse_unknown(type(result).__name__, options, given)
+    refuse_unknown(f"to_arviz: the report of a {type(result).__name__}", options, given)
     given["num_samples"] = num_samples = NUM_SAMPLES if num_samples is None else num_samples
     check_report_options(**given)
     run, key = _run_of("to_arviz", result, model, guide, model_args, model_kwargs, rng_key, num_samples)

@@ -56,6 +56,15 @@ class NoKey(Outside):
             )
 
 
+class Aside(Messenger):
+    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may
+    leave.
+    """
+
+    def process_message(self, msg):
+        msg["stop"] = msg["type"] in ("sample", "deterministic", "mutable")
+
+
 class _Supports(Messenger):
     """Keep the outcomes of the finite sites of a scan's body."""
 

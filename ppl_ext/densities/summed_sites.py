@@ -8,23 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.util import is_identically_one
-from numpyro.primitives import Messenger
 
 from ppl_ext.densities.by_plates import eliminated
 from ppl_ext.densities.distributions import element_log_prob, element_mask, elements, log_prob
 from ppl_ext.densities.elimination_structure import Declared
 from ppl_ext.densities.finite_sites import finite_site
+from ppl_ext.densities.half_seen import observed_twin
 from ppl_ext.densities.log_density import Label, LogDensity, site_log_prob
 from ppl_ext.errors import ModelError
-
-
-class Aside(Messenger):
-    """Keep what a run does to itself: it only makes tables, perhaps under a ``vmap`` that nothing may
-    leave.
-    """
-
-    def process_message(self, msg):
-        msg["stop"] = msg["type"] in ("sample", "deterministic", "mutable")
 
 
 def summed_out(
@@ -99,14 +90,6 @@ def finite_terms(sites: Mapping[str, dict], names: Sequence[str], summed: Collec
         return law if seen is None else jnp.where(seen, law, value)
 
     return [term(n) for n in names]
-
-
-def observed_twin(name: str, sites: Mapping[str, dict]) -> dict | None:
-    """The site that holds the observed half of a value under ``obs_mask``, of whose other half this is the
-    name. Where it is seen it takes the other's place for all who read the value."""
-    stem = name.removesuffix("_unobserved")
-    twin = sites.get(f"{stem}_observed") if stem != name else None
-    return twin if twin is not None and twin["is_observed"] else None
 
 
 def _one_scale(summed: tuple[str, ...], scales: list):

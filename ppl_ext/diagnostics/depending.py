@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed, trace
 
-from ppl_ext.diagnostics.enumeration.summed_terms import messages_at
-from ppl_ext.diagnostics.sites import FullPlates, given
+from ppl_ext.diagnostics.sites import FullPlates, given, messages_at
 from ppl_ext.tracing.credit import mark, trace_credit
 
 Read = Callable[[Mapping[str, dict]], Mapping[str, Any]]

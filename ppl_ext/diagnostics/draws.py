@@ -15,7 +15,6 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.depending import depending
-from ppl_ext.diagnostics.enumeration.summed_terms import elimination_at
 from ppl_ext.diagnostics.reversed_scans import refuse_reversed, reversed_latents
 from ppl_ext.diagnostics.sites import FullPlates, Site, check_complete, describe, given
 from ppl_ext.errors import ModelError, ProgramError
@@ -171,6 +170,7 @@ def _chunk(model, sites, missing, shapes, args, kwargs, params) -> int:
     """Draws scored at once: so many that their sites, and the tables of summed ones, fit in memory."""
     sizes = [s.shape for s in sites.values()]
     if missing:
+        from ppl_ext.diagnostics.enumeration.summed_terms import elimination_at
 
         def tables(values, params):
             sizes.append((elimination_at(model, values, args, kwargs, params, sites, missing).lane_size,))

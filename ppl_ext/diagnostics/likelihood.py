@@ -10,7 +10,6 @@ import numpy as np
 from numpyro.handlers import seed, trace
 
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
-from ppl_ext.diagnostics.enumeration.summed_terms import TermsPlan, by_plates_needed, elimination_at
 from ppl_ext.diagnostics.sites import (
     TIME,
     FullPlates,
@@ -219,6 +218,7 @@ def _plan_plain(model, args, kwargs, observed: list[Site]):
 def _plan_one_step(model, one, args, kwargs, here, sites: dict[str, Site], finite: frozenset[str]):
     """Chains by the forward algorithm; the observed sites beside them as ever."""
     from ppl_ext.diagnostics.enumeration.one_step import ChainsPlan
+    from ppl_ext.diagnostics.enumeration.summed_terms import by_plates_needed, elimination_at
 
     by_plates = by_plates_needed(model, one, args, kwargs, here, sites, finite)
     plans: list[ChainsPlan] = []
@@ -263,6 +263,8 @@ def _plan_enumerated(
     observed: list[str],
 ):
     """Which tables make up each term is the same at every draw: decide it once, on shapes."""
+    from ppl_ext.diagnostics.enumeration.summed_terms import TermsPlan, by_plates_needed, elimination_at
+
     refuse_chains([n for n in finite if sites[n].in_scan])
     by_plates = by_plates_needed(model, one, args, kwargs, here, sites, finite)
     plans: list[tuple[TermsPlan, int]] = []

@@ -17,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.densities.distributions import mask_of
 from ppl_ext.densities.given import Given
+from ppl_ext.densities.recording import Aside, Record
 from ppl_ext.errors import ModelError
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
@@ -263,6 +264,21 @@ def _site(msg: dict, scan: ScanOfSite | None) -> Site:
         masked=sample and mask_of(msg["fn"]) is not None,
         event_dims=tuple(msg["infer"].get("event_dims", ())) if sample else (),
     )
+
+
+def messages_at(
+    model: Callable,
+    values: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> dict[str, dict]:
+    """The messages of a run on the full plates in which latent sites have these values, kept from handlers
+    around.
+    """
+    with Aside(), (record := Record(model)), FullPlates():
+        seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
+    return record.sites
 
 
 def observations(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.densities.by_plates import Numbers
+from ppl_ext.densities.numbers_at_hand import Numbers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.expectations.run import Run
 from ppl_ext.expectations.surrogate import estimate

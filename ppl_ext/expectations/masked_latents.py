@@ -27,8 +27,8 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.densities.distributions import element_log_prob, element_mask, elements, masks, same
 from ppl_ext.densities.given import Given
+from ppl_ext.densities.half_seen import observed_twin
 from ppl_ext.densities.recording import Record
-from ppl_ext.densities.summed_sites import observed_twin
 from ppl_ext.tracing.credit import collect, mark, trace_credit
 from ppl_ext.tracing.scan_bodies import run_in_scan_body, scan_length
 

@@ -14,7 +14,7 @@ from numpyro.handlers import block, substitute
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 from numpyro.primitives import _PYRO_STACK, mutable, prng_key
 
-from ppl_ext.densities.by_plates import Numbers
+from ppl_ext.densities.numbers_at_hand import Numbers
 from ppl_ext.errors import ArgumentError
 from ppl_ext.expectations.by_site import estimate_by_site
 from ppl_ext.expectations.masked_latents import without_absent
@@ -125,7 +125,7 @@ class Objective(NumPyroELBO):
     def once(
         self, params: dict[str, Any], model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> None:
-        """Run for what the run meets (:class:`ppl_ext.densities.by_plates.Numbers`), at these parameters; at
+        """Run for what the run meets (:mod:`ppl_ext.densities.numbers_at_hand`), at these parameters; at
         initial values where there are none.
         """
         key = random.key(0)

@@ -15,9 +15,9 @@ from numpyro.handlers import block
 from numpyro.primitives import Messenger
 
 from ppl_ext.densities.distributions import element_mask, elements, unmasked
+from ppl_ext.densities.half_seen import observed_twin
 from ppl_ext.densities.log_density import site_term
 from ppl_ext.densities.recording import checked, listed
-from ppl_ext.densities.summed_sites import observed_twin
 from ppl_ext.errors import ModelError
 from ppl_ext.gradients import finite_support
 from ppl_ext.state_space.missing import filled, gaps, idle_term, missing_term, observed_term

@@ -50,6 +50,18 @@ def test_what_is_no_result_is_refused():
         verdict(MCMC(NUTS(lambda: None), num_warmup=1, num_samples=1))
 
 
+def test_an_option_that_it_does_not_take_is_refused_by_name():
+    exact = smooth(walk, backward="exact").run(KEY, jnp.zeros(2))
+    with pytest.raises(
+        ArgumentError, match="that of a SmoothingResult has no option 'num_samples'; it takes none"
+    ):
+        verdict(exact, num_samples=10)
+    with pytest.raises(ArgumentError, match="that of an MCMC has no option 'rng_key'"):
+        verdict(MCMC(NUTS(wide), num_warmup=1, num_samples=1), rng_key=KEY)
+    with pytest.raises(ArgumentTypeError, match="verdict takes what this library returns"):
+        verdict(type(exact))
+
+
 def test_an_object_of_ones_own():
     class Mine:
         def verdict(self):
@@ -191,6 +203,15 @@ def test_r_hat_and_ess_of_chains_that_are_known():
     slow = np.cumsum(RNG.normal(size=(4, 400)), axis=1)
     assert r_hat(slow) > 1.2 and bulk_ess(slow) < 25
     assert np.isnan(r_hat(np.ones((2, 40)))) and np.isnan(bulk_ess(np.ones((2, 40))))
+
+
+def test_what_never_varies_by_its_nature_is_not_stuck():
+    """The upper half of a Cholesky factor, beside numbers that move."""
+    factor = np.tril(RNG.normal(size=(4, 200, 2, 2)))
+    assert level_of(reasons_of_chains({"factor": factor})) == "good"
+    factor[:, :, 0, 0] = np.arange(4.0)[:, None]
+    found = judged(reasons_of_chains({"factor": factor}))
+    assert found.level == "bad" and "'factor' never moved within any" in str(found)
 
 
 @pytest.mark.parametrize(

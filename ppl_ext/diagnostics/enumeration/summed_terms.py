@@ -7,15 +7,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import seed
 
 from ppl_ext.densities.by_plates import agrees
 from ppl_ext.densities.elimination_structure import Declared
 from ppl_ext.densities.finite_sites import finite_site
-from ppl_ext.densities.recording import Record
-from ppl_ext.densities.summed_sites import Aside, finite_terms
+from ppl_ext.densities.summed_sites import finite_terms
 from ppl_ext.densities.variable_elimination import Elimination
-from ppl_ext.diagnostics.sites import TIME, FullPlates, Site, given
+from ppl_ext.diagnostics.sites import TIME, Site, messages_at
 from ppl_ext.errors import ModelError
 
 Plates = tuple[tuple[str, int], ...]
@@ -37,21 +35,6 @@ def over_plates(value: jax.Array, plates: Plates) -> jax.Array:
 def sample_sites(sites: Mapping[str, Site]) -> list[str]:
     """The names of a model's sample sites, in order."""
     return [n for n, s in sites.items() if s.kind in ("latent", "observed", "factor")]
-
-
-def messages_at(
-    model: Callable,
-    values: Mapping[str, Any],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    params: Mapping[str, Any],
-) -> dict[str, dict]:
-    """The messages of a run on the full plates in which latent sites have these values, kept from handlers
-    around.
-    """
-    with Aside(), (record := Record(model)), FullPlates():
-        seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
-    return record.sites
 
 
 def elimination_at(

@@ -29,7 +29,7 @@ def another(result: Any, options: Mapping[str, Any]) -> Any:
     """
     given = {name: x for name, x in options.items() if x is not None and x is not False}
     if (together := _together(result)) is not None:
-        refuse_unknown(f"{type(result).__name__} of results", given, ())
+        refuse_unknown(f"to_arviz: the report of a {type(result).__name__} of results", given, ())
         return together(result)
     if isinstance(result, type) or not callable(getattr(result, "to_arviz", None)):
         raise ArgumentTypeError(
@@ -39,19 +39,19 @@ def another(result: Any, options: Mapping[str, Any]) -> Any:
     kind, parameters = type(result).__name__, inspect.signature(result.to_arviz).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        refuse_unknown(kind, given, [p.name for p in named])
+        refuse_unknown(f"to_arviz: the report of a {kind}", given, [p.name for p in named])
     if missing := [p.name for p in named if p.default is p.empty and p.name not in given]:
         needed = ", ".join(f"{name}=" for name in missing)
         raise ArgumentError(f"to_arviz: the report of a {kind} needs {needed}.")
     return result.to_arviz(**given)
 
 
-def refuse_unknown(kind: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """:raises ArgumentError: if an option is none of those known."""
+def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """:raises ArgumentError: if an option of what is asked for is none of those known."""
     known = list(known)
     if unknown := [name for name in options if name not in known]:
         raise ArgumentError(
-            f"to_arviz: the report of a {kind} has no option {', '.join(map(repr, unknown))}; it takes "
+            f"{what} has no option {', '.join(map(repr, unknown))}; it takes "
             f"{', '.join(map(repr, known)) or 'none'}."
         )
 

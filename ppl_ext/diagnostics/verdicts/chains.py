@@ -73,7 +73,7 @@ def reasons_of_chains(values: Mapping[str, Any], what: str = "chains") -> list[R
     fewest = _worst({n: bulk_ess(x) for n, x in arrays.items()}, np.nanmin)
     if worst is None or fewest is None:
         return [Reason("bad", f"the {what} never moved: all draws are the same")]
-    stuck = [n for n, x in arrays.items() if (np.ptp(x, axis=1) == 0.0).all(0).any() and np.ptp(x) > 0.0]
+    stuck = [n for n, x in arrays.items() if ((np.ptp(x, 1) == 0.0).all(0) & (np.ptp(x, (0, 1)) > 0.0)).any()]
     if stuck:
         found.append(Reason("bad", f"{', '.join(map(repr, stuck))} never moved within any of the {what}"))
     site, r = worst

@@ -1,9 +1,11 @@
 """Whether to believe a result, whatever made it."""
 
+import inspect
 from typing import Any
 
 from numpyro.infer import MCMC
 
+from ppl_ext.diagnostics.report.asked import refuse_unknown
 from ppl_ext.errors import ArgumentTypeError
 from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.verdict import Verdict
@@ -29,6 +31,7 @@ def verdict(result: Any, **options: Any) -> Verdict:
     :param options: passed to ``result.verdict``: ``rng_key`` and ``num_samples`` of a fit, say.
     :return: :class:`Verdict`, which prints as text.
     :raises ArgumentTypeError: for anything else.
+    :raises ArgumentError: for an option that this result does not take, or if an ``MCMC`` has not run.
 
     Sources: Vehtari, Simpson, Gelman, Yao, Gabry 2024 for k-hat; Vehtari, Gelman, Simpson, Carpenter, Bürkner
     2021, eqs. 3-14, for R-hat and ESS; Yao, Vehtari, Simpson, Gelman 2018 for k-hat of a guide.
@@ -50,10 +53,14 @@ def verdict(result: Any, **options: Any) -> Verdict:
     if isinstance(result, MCMC):
         from ppl_ext.diagnostics.verdicts.chains import of_mcmc
 
-        return of_mcmc(result, **options)
-    if not callable(getattr(result, "verdict", None)):
+        refuse_unknown("verdict: that of an MCMC", options, ())
+        return of_mcmc(result)
+    if isinstance(result, type) or not callable(getattr(result, "verdict", None)):
         raise ArgumentTypeError(
             "verdict takes what this library returns, a NumPyro MCMC that has run, or an object that has a "
             f"method verdict; got {described(result)}."
         )
+    parameters = inspect.signature(result.verdict).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        refuse_unknown(f"verdict: that of a {type(result).__name__}", options, [p.name for p in parameters])
     return result.verdict(**options)

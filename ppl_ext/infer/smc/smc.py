@@ -33,7 +33,7 @@ from ppl_ext.algorithms.tempered.stages import (
     run_found,
 )
 from ppl_ext.algorithms.tempered_smc import TemperedSMC
-from ppl_ext.densities.by_plates import AlsoDrawn, Numbers
+from ppl_ext.densities.numbers_at_hand import AlsoDrawn, Numbers
 from ppl_ext.diagnostics.report.run_record import name_of
 from ppl_ext.errors import ModelError, NonFiniteError
 from ppl_ext.infer.smc.result import SMCResult

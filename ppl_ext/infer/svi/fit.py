@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from numpyro.infer.elbo import ELBO as NumPyroELBO
 from numpyro.optim import _NumPyroOptim
 
-from ppl_ext.densities.by_plates import Numbers
+from ppl_ext.densities.numbers_at_hand import Numbers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
 from ppl_ext.infer.svi.checks import check_first_step, densities_by_site, non_finite_site
 from ppl_ext.infer.svi.loop import Progress, take_steps
