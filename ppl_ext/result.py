@@ -191,16 +191,23 @@ class Fit:
         return judged(reasons_of_fit(draws, self.losses))
 
     def refined(self, rng_key: jax.Array, algorithm: Any, **options: Any) -> Any:
-        r"""Take the guide's draws on to the posterior by tempered sequential Monte Carlo.
+        r"""Take the guide's draws on to the posterior by tempered Monte Carlo, and the prior's beside them.
 
         .. math:: \pi_\tau(z) \propto q(z)^{1 - \tau}\, p(y, z)^\tau, \qquad 0 \le \tau \le 1
 
         The guide is where it starts, and no more than that: particles are weighed, resampled and moved until
         they follow the posterior. Of several chains the one with the lowest loss at its end is taken.
 
+        No path from a guide finds a peak or a tail that it has no draws of, so a second run starts from the
+        prior, :math:`q = p(z)`. Both estimate the same evidence, and what a run misses is missing there. The
+        guide's run is returned if its evidence is the larger by more than two standard deviations, the
+        prior's otherwise, with the other as ``beside``; the verdict is good only where both agree.
+
         :param algorithm: a :class:`~ppl_ext.algorithms.TemperedSMC`, ``TemperedSMC(1000)`` or
             ``TemperedSMC(1000, moves=NUTS)``.
-        :param options: ``progress_bar``, ``checkpoint`` and ``unbiased`` of :class:`~ppl_ext.infer.SMC`.
+        :param options: ``from_prior=False`` leaves the second run out, as happens by itself where the prior
+            is improper; and ``progress_bar``, ``checkpoint`` (the second run's file ends in ``.prior``) and
+            ``unbiased`` of :class:`~ppl_ext.infer.SMC`.
         :return: :class:`~ppl_ext.infer.SMCResult`: draws, the evidence and a verdict of its own.
         :raises ArgumentError: if the algorithm has a start of its own.
         :raises ModelError: as :class:`~ppl_ext.algorithms.TemperedSMC`.

@@ -13,6 +13,7 @@ import numpyro
 from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.algorithms.algorithm import Algorithm
+from ppl_ext.algorithms.anywhere import Anywhere
 from ppl_ext.algorithms.hidden_sites import (
     Drawn,
     Inner,
@@ -96,7 +97,7 @@ class normalize(eqx.Module):
         # This run finds the sites and registers parameters; its draws are of no use, so the expectation does
         # not see them.
         pilot = Inner("normalize", unused_run(), {}, frozenset(), self.algorithm.scans)
-        with pilot, (record := RecordInside()), ImposeSome(data, set()):
+        with pilot, (record := RecordInside()), ImposeSome(data, set()), Anywhere():
             program()
         pilot.run = run
         free = self._free(record.sites)

@@ -14,8 +14,16 @@ from numpyro.infer import HMC, NUTS
 from scipy import stats
 
 from ppl_ext import log_density, normalize, simulate
-from ppl_ext.algorithms import IndependentMoves, NumPyroMoves, RandomWalk, TemperedSMC, tempered_smc
+from ppl_ext.algorithms import (
+    ImportanceSampling,
+    IndependentMoves,
+    NumPyroMoves,
+    RandomWalk,
+    TemperedSMC,
+    tempered_smc,
+)
 from ppl_ext.algorithms.tempered import moves, retained, stages, unconstrained
+from ppl_ext.errors import ModelError
 from tests.oracles import assert_unbiased, quick_jit
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -186,3 +194,29 @@ def test_a_path_that_does_not_go_back_by_the_moves_scores_with_bias(algorithm, p
     monkeypatch.setattr(retained, part, broken)
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(back("two peaks", ALGORITHMS[algorithm], num=20_000), 1.0)
+
+
+def flat(y):
+    mean = numpyro.sample("mean", dist.ImproperUniform(dist.constraints.real, (), ()))
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def near(given, y):
+    numpyro.sample("mean", dist.Normal(0.0, 3.0))
+
+
+FIXED = RandomWalk(num_steps=1, scale=1.0, covariance=jnp.ones(1))
+
+
+@pytest.mark.parametrize(
+    "algorithm", [TemperedSMC(2000, [1.0], initial=near, moves=FIXED), ImportanceSampling(2000, near)]
+)
+def test_an_improper_prior_needs_a_start_of_its_own(algorithm):
+    """The posterior is N(y, 1)."""
+    posterior = normalize(flat, {}, algorithm)
+    log_p = quick_jit(lambda key: log_density(posterior, {"mean": 0.5}, 1.0, rng_key=key).total)(
+        jax.random.key(0)
+    )
+    assert abs(log_p - dist.Normal(1.0, 1.0).log_prob(0.5)) < 0.1
+    with pytest.raises(ModelError, match="site 'mean'|Nothing can be drawn of ImproperUniform"):
+        simulate(normalize(flat, {}, type(algorithm)(10)), 1.0, rng_key=jax.random.key(0))

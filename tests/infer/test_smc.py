@@ -16,7 +16,6 @@ import ppl_ext
 from ppl_ext import normalize, simulate
 from ppl_ext.algorithms import Enumeration, ImportanceSampling, NumPyroMoves, RandomWalk, TemperedSMC
 from ppl_ext.algorithms.tempered import moves
-from ppl_ext.diagnostics import verdict
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError, StrategyError
 from ppl_ext.infer import SMC, Checkpoint, fit
 from ppl_ext.infer.smc import smc as front
@@ -335,30 +334,3 @@ def test_draws_in_an_objective_must_be_held_fixed():
 def test_groups_are_for_the_front_alone():
     with pytest.raises(ModelError, match="SA moves particles in groups"):
         simulate(normalize(normal, {}, TemperedSMC(10, moves=SA)), 1.0, rng_key=KEY)
-
-
-def pair(y):
-    x = numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.95], [0.95, 1.0]])))
-    numpyro.sample("y", dist.Normal(x.sum(), 100.0), obs=y)
-
-
-def test_a_bad_fit_is_refined():
-    """Mean-field gives each coordinate a third of its width; the bridge from it ends at the posterior."""
-    steady = optax.adam(optax.cosine_decay_schedule(0.05, 600))
-    result = fit(KEY, pair, AutoNormal(pair), ELBO(), steady, 600, 1.0, progress_bar=False)
-    assert verdict(result, num_samples=4000).level == "bad"
-    refined = result.refined(KEY, TemperedSMC(1000), progress_bar=False)
-    np.testing.assert_allclose(refined.values["x"].std(0), 1.0, atol=0.1)
-    np.testing.assert_allclose(refined.values["x"].mean(0), 0.0, atol=0.15)
-    found = verdict(refined)
-    # what lies far from the guide may not be found, and that is said
-    assert found.level == "unknown" and "started from AutoNormal" in str(found)
-    assert "'started_from': 'AutoNormal'" in repr(refined.how)
-
-
-def test_what_refines_no_fit_is_refused():
-    result = fit(KEY, pair, AutoNormal(pair), ELBO(), optax.adam(0.05), 2, 1.0, progress_bar=False)
-    with pytest.raises(ArgumentTypeError, match="refined: algorithm must be a TemperedSMC"):
-        result.refined(KEY, 1000)
-    with pytest.raises(ArgumentError, match="leave initial= out"):
-        result.refined(KEY, TemperedSMC(100, initial=AutoNormal(pair), params={}))

@@ -19,11 +19,16 @@ from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ModelError
 
 
+class ImproperPriorError(ModelError):
+    """A run was to start from the prior, which has no draws."""
+
+
 def path_from_prior(where: str, target: Target, along: str | None, num_blocks: int | None) -> Path:
     r"""Likelihood tempering: :math:`\pi_\tau(z) \propto p(z)\, p(y \mid z)^\tau`, or the rows of a plate, or
     steps of a scan, one block after the other.
 
-    :raises ModelError: if the prior cannot be drawn from, or nothing lies along ``along``.
+    :raises ImproperPriorError: if the prior cannot be drawn from.
+    :raises ModelError: if nothing lies along ``along``.
     """
     rows = None if along is None else rows_of(where, target, along, num_blocks)
     space = Unconstrained(where, target, rows)
@@ -38,7 +43,7 @@ def path_from_prior(where: str, target: Target, along: str | None, num_blocks: i
             (n for n in target.free if type(target.sites[n]["fn"]).__name__ == "ImproperUniform"),
             target.free[0],
         )
-        raise ModelError(
+        raise ImproperPriorError(
             f"{where} starts from draws of the prior, and site '{improper}' cannot be drawn. Start from "
             "a guide, initial=, or give the site a proper prior."
         ) from error

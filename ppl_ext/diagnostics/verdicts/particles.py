@@ -13,14 +13,19 @@ FEW = 10.0
 """Effective particles of a step below which a filtered mean is off by a third of its standard deviation."""
 
 
-def reasons_of_particles(ess: np.ndarray, num_particles: int | None, what: str = "step") -> list[Reason]:
-    r"""What the effective sample sizes of the steps, (T,), say of a run of N particles.
+def evidence_spread(ess: np.ndarray, num_particles: int) -> float:
+    r"""A guess of the standard deviation of a log evidence, from the steps' effective sample sizes, (T,).
 
     .. math:: \operatorname{sd}(\log \hat Z) \approx \Big(\tfrac1N \sum_t (N / \mathrm{ESS}_t - 1)\Big)^{1/2}
 
     the sum of the squared coefficients of variation of the steps' weights, as if these were independent. It
     is a guess from one run; it misses what no particle has seen.
     """
+    return math.sqrt(float(np.sum(num_particles / ess - 1.0)) / num_particles)
+
+
+def reasons_of_particles(ess: np.ndarray, num_particles: int | None, what: str = "step") -> list[Reason]:
+    """What the effective sample sizes of the steps, (T,), say of a run of N particles."""
     if not ess.size:
         return []
     at = int(np.nanargmin(ess)) if not np.isnan(ess).all() else 0
@@ -31,7 +36,7 @@ def reasons_of_particles(ess: np.ndarray, num_particles: int | None, what: str =
     words = f"smallest effective sample size {ess[at]:.1f}{of}, at {what} {at}"
     found = [Reason("good" if ess[at] >= FEW else "doubtful" if ess[at] >= 3.0 else "bad", words)]
     if num_particles is not None:
-        spread = math.sqrt(float(np.sum(num_particles / ess - 1.0)) / num_particles)
+        spread = evidence_spread(ess, num_particles)
         level: Level = "good" if spread <= SPREAD else "doubtful" if spread <= WIDE else "bad"
         found.append(Reason(level, f"standard deviation of the log evidence about {spread:.2g}"))
     return found

@@ -12,16 +12,22 @@ import numpy as np
 from ppl_ext.diagnostics.draws import rescored
 from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbers
 from ppl_ext.diagnostics.report.summary import table
-from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
+from ppl_ext.diagnostics.verdicts.particles import evidence_spread, reasons_of_particles
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer.smc.comparison import Side, alone, compared
 from ppl_ext.result import to_arviz
 from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.results import Summarised, number
 from ppl_ext.runtime.verdict import Level, Reason, Verdict, judged
 
-STUCK, SLOW = 0.02, 0.1
-"""A mean acceptance below which moves do not renew the particles, and below which they hardly do."""
+STUCK, SLOW = 0.1, 0.4
+"""A share of the particles that moves at the last temperature renew, below which they do not, and below which
+they hardly do.
+"""
+
+EVEN = 0.99
+"""An effective sample size above this share of the particles has drawn hardly any of them twice."""
 
 FEW = 100
 """Particles of which a mean has an error of a tenth of the posterior's standard deviation."""
@@ -41,6 +47,8 @@ class SMCResult(Summarised):
     :param acceptance: (stage,) mean acceptance of the moves.
     :param log_increments: (stage,) what each adds to the log evidence.
     :param num_nan: how many densities were NaN, which count as zero.
+    :param beside: a run from another start, which found less of the evidence or as much
+        (:meth:`ppl_ext.result.Fit.refined`).
 
     >>> import jax, numpyro, numpyro.distributions as dist
     >>> from ppl_ext.infer import SMC
@@ -66,6 +74,7 @@ class SMCResult(Summarised):
     rng_key: jax.Array | None = None
     how: dict[str, Any] = field(default_factory=dict)
     outside: Outside | None = None
+    beside: "SMCResult | None" = None
 
     @property
     def num_particles(self) -> int:
@@ -91,6 +100,11 @@ class SMCResult(Summarised):
         ]
         if "started_from" in self.how:
             about.insert(0, f"Started from {self.how['started_from']}.")
+        if self.beside is not None:
+            about[-1] = (
+                f"A run from {self.beside.how['started_from']} beside it: log evidence "
+                f"{number(self.beside.log_evidence)}."
+            )
         return f"{table({n: x[None] for n, x in self.values.items()})}\n\n" + "\n".join(about)
 
     def verdict(self) -> Verdict:
@@ -102,23 +116,34 @@ class SMCResult(Summarised):
                 [Reason("bad", f"the run ended at temperature {self.temperatures[-1]:.3g}, not at 1")]
             )
         found = reasons_of_particles(np.asarray(self.ess), self.num_particles, "stage")
-        last = float(self.acceptance[-1])
-        level: Level = "good" if last >= SLOW else "doubtful" if last >= STUCK else "bad"
-        remedy = "" if level == "good" else ": take more steps, NUTS, or a smaller scale"
-        found.append(Reason(level, f"moves at the last temperature are accepted in {last:.0%}{remedy}"))
+        if np.nanmin(self.ess) < EVEN * self.num_particles:
+            found.append(self._reason_of_moves())
         if self.num_particles < FEW:
             found.append(Reason("doubtful", f"{self.num_particles} particles are few draws"))
-        if "started_from" in self.how:
-            found.append(
-                Reason(
-                    "unknown",
-                    f"started from {self.how['started_from']}: what lies far from it, another peak or a "
-                    "heavy tail, may not be found; compare with a run from the prior",
-                )
-            )
+        if self.beside is not None:
+            found.append(compared(self.side(), self.beside.side()))
+        elif "started_from" in self.how:
+            found.append(alone(self.how["started_from"], self.how.get("not_compared")))
         if self.num_nan:
             found.append(Reason("doubtful", f"{self.num_nan} densities were NaN and count as zero"))
         return judged(found)
+
+    def side(self) -> Side:
+        """What is compared with a run from another start."""
+        spread = evidence_spread(np.asarray(self.ess), self.num_particles)
+        return Side(self.how["started_from"], float(self.log_evidence), spread, self.values)
+
+    def _reason_of_moves(self) -> Reason:
+        """Whether moves part what resampling has made the same: how many particles they renew at all."""
+        last, num_steps = float(self.acceptance[-1]), int(self.how.get("num_steps", 1))
+        renewed = 1.0 - (1.0 - last) ** num_steps
+        level: Level = "good" if renewed >= SLOW else "doubtful" if renewed >= STUCK else "bad"
+        remedy = "" if level == "good" else ": take more steps, NUTS, or a smaller scale"
+        return Reason(
+            level,
+            f"moves renew {renewed:.0%} of the particles at the last temperature (acceptance {last:.0%}, "
+            f"{num_steps} steps){remedy}",
+        )
 
     def run_record(self) -> RunRecord:
         """What a report needs: one chain, whose draws are the particles."""
@@ -145,6 +170,9 @@ class SMCResult(Summarised):
             "lp_omitted": refusal,
             **self.how,
         }
+        if self.beside is not None:
+            attrs["started_beside_from"] = self.beside.how["started_from"]
+            attrs["log_evidence_beside"] = float(self.beside.log_evidence)
         traces = {n: np.asarray(x)[None] for n, x in traces.items()}
         return RunRecord(self.model, self.args, self.kwargs, {}, values, stats, traces, attrs)
 

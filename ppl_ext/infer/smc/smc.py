@@ -10,16 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpyro.distributions import (
-    ExpandedDistribution,
-    ImproperUniform,
-    Independent,
-    MaskedDistribution,
-    biject_to,
-)
 from numpyro.handlers import substitute
-from numpyro.primitives import Messenger
 
+from ppl_ext.algorithms.anywhere import Anywhere
 from ppl_ext.algorithms.hidden_sites import Inner, unused_run
 from ppl_ext.algorithms.target import RecordInside, Target
 from ppl_ext.algorithms.tempered.points import Path
@@ -101,7 +94,7 @@ class SMC:
         check_checkpoint("SMC", checkpoint)
         self.model = model
         if isinstance(initial, Fit):
-            params = _best(initial)
+            params = best_params(initial)
             # The model's own param sites are fitted, too.
             self.model = substitute(model, data=params)
             initial, options = initial.guide, {"params": params, **options}
@@ -192,7 +185,10 @@ class SMC:
             )
         fixed = self.algorithm.temperatures is not None and self.algorithm.moving().is_fixed
         unbiased = (fixed or self._unbiased) and self.algorithm.moving().alone
-        how = {"evidence": "unbiased" if unbiased else "consistent, as temperatures or moves were found"}
+        how = {
+            "evidence": "unbiased" if unbiased else "consistent, as temperatures or moves were found",
+            "num_steps": self.algorithm.moving().num_steps,
+        }
         if self.algorithm.initial is not None:
             how["started_from"] = name_of(self.algorithm.initial)
         return SMCResult(
@@ -220,7 +216,7 @@ class SMC:
     def _target(self, args, kwargs) -> Target:
         program = Program(self.model, args, kwargs)
         pilot = Inner("smc", unused_run(), {}, frozenset(), True)
-        with pilot, (record := RecordInside()), _Anywhere():
+        with pilot, (record := RecordInside()), Anywhere():
             program()
         free = tuple(n for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"])
         if not free:
@@ -256,20 +252,7 @@ class SMC:
         return gathered(rules.mesh, jax.vmap(path.values)(state.points.position))
 
 
-class _Anywhere(Messenger):
-    """Sites that cannot be drawn get some value, while it is found out which sites there are."""
-
-    def process_message(self, msg):
-        if msg["type"] == "sample" and msg["value"] is None:
-            law = msg["fn"]
-            while isinstance(law, Independent | ExpandedDistribution | MaskedDistribution):
-                law = law.base_dist
-            if isinstance(law, ImproperUniform):
-                transform, shape = biject_to(msg["fn"].support), msg["fn"].shape()
-                msg["value"] = transform(jnp.zeros(transform.inverse_shape(shape)))
-
-
-def _best(fit: Fit) -> dict[str, Any]:
+def best_params(fit: Fit) -> dict[str, Any]:
     """The parameters of the chain that ended lowest."""
     losses = np.asarray(fit.losses)
     last = np.nanmean(losses[:, -max(1, losses.shape[1] // 10) :], axis=1)
