@@ -38,6 +38,10 @@ from ppl_ext.tracing.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.tracing.vmapped_sites import control_flow_inside, sent_out, was_sent
 
 
+class NotStartedError(ArgumentError):
+    """An objective carries state from step to step, and nobody has started it."""
+
+
 class Run(Messenger):
     """A handler that draws the random sites of one run of a program, and keeps their laws.
 
@@ -278,7 +282,7 @@ class Run(Messenger):
             elif self.started is not None:
                 value = self.started[name] = init() if callable(init) else init
             else:
-                raise ArgumentError(
+                raise NotStartedError(
                     f"The objective carries '{name}' from step to step, and no value of it is given. "
                     "ppl_ext.infer.fit starts it; with NumPyro, write SVI(model, "
                     "objective.carried_by(guide, model), optim, objective). SVI.evaluate passes no state "

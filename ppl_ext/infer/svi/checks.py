@@ -5,7 +5,7 @@ site.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,20 @@ from ppl_ext.program import log_density, simulate
 from ppl_ext.runtime.arguments import check_key, check_values
 from ppl_ext.runtime.explain import explained, is_foreign
 from ppl_ext.runtime.outside import reading
+
+NUM_DRAWS = 4
+"""Draws of the guide that a check scores."""
+
+
+class Where(NamedTuple):
+    """Where densities are looked at: at these parameters, from this key, for these arguments."""
+
+    model: Callable
+    guide: Callable
+    params: dict[str, Any]
+    rng_key: jax.Array
+    args: tuple
+    kwargs: dict[str, Any]
 
 
 @contextmanager
@@ -122,7 +136,7 @@ def check_set_up(model: Callable, guide: Callable, rng_key, args: tuple, kwargs:
     try:
         densities_by_site(model, programs[-1], args, kwargs, rng_key, {})
         by_site = jax.vmap(partial(densities_by_site, model, programs[-1], args, kwargs), in_axes=(0, None))
-        reason = non_finite_site(by_site, model, programs[-1], {}, rng_key, args, kwargs)
+        reason = non_finite_site(by_site, Where(model, programs[-1], {}, rng_key, args, kwargs))
     except PplExtError:
         raise
     except Exception:  # the caller goes on with NumPyro's own error
@@ -136,16 +150,15 @@ def check_set_up(model: Callable, guide: Callable, rng_key, args: tuple, kwargs:
         raise NonFiniteError(f"Before the first step, {reason}")
 
 
-def check_first_step(
-    by_site,
-    model: Callable,
-    guide: Callable,
-    params: dict,
-    rng_key,
-    args: tuple,
-    kwargs: dict,
-    stable: bool = False,
-) -> None:
+def check_sites(by_site, where: Where) -> None:
+    """Trace the scores of draws of the guide: sites must match, and shapes agree.
+
+    :raises ModelError: if model and guide do not fit together.
+    """
+    jax.eval_shape(by_site, jax.random.split(where.rng_key, NUM_DRAWS), where.params)
+
+
+def check_first_step(by_site, where: Where, stable: bool = False) -> None:
     """Score draws of the guide: sites must match, shapes agree, and every density be finite.
 
     :param by_site: :func:`densities_by_site` of many keys and the parameters, compiled.
@@ -154,25 +167,23 @@ def check_first_step(
     :raises NonFiniteError: if a site's log density is not finite at the initial parameters, or its data hold
         NaN.
     """
-    reason = non_finite_site(by_site, model, guide, params, rng_key, args, kwargs)
-    if reason is not None and not (stable and "(4 of 4 draws" not in reason):
+    reason = non_finite_site(by_site, where)
+    if reason is not None and not (stable and f"({NUM_DRAWS} of {NUM_DRAWS} draws" not in reason):
         raise NonFiniteError(f"Before the first step, {reason}")
 
 
-def non_finite_site(
-    by_site, model, guide, params, rng_key, args, kwargs, num_draws: int = 4, gradients: bool = False
-) -> str | None:
+def non_finite_site(by_site, where: Where, num_draws: int = NUM_DRAWS, gradients: bool = False) -> str | None:
     """Say which site first has a log density (or gradient of it) that is not finite; ``None`` if all are
     finite.
     """
-    keys = jax.random.split(rng_key, num_draws)
+    keys, params = jax.random.split(where.rng_key, num_draws), where.params
     values = by_site(keys, params)
     for program in ("guide", "model"):
         for name, value in values[program].items():
             bad = ~np.isfinite(np.asarray(value))
             if bad.any():
                 k = int(np.argmax(bad))
-                why = _why(model, guide, params, keys[k], args, kwargs, program, name)
+                why = _why(where._replace(rng_key=keys[k]), program, name)
                 share = f"{bad.sum()} of {num_draws} draws of the guide"
                 return f"the log density of site '{name}' in the {program} is {value[k]} ({share}). {why}"
     if gradients:
@@ -197,10 +208,11 @@ def non_finite_site(
     return None
 
 
-def _why(model, guide, params, key, args, kwargs, program: str, name: str) -> str:
+def _why(where: Where, program: str, name: str) -> str:
     """The likely cause of a density that is not finite: NaN in the data, a value outside the support, or the
     parameters.
     """
+    model, guide, params, key, args, kwargs = where
     with numpyro.validation_enabled(False):
         draw = simulate(substitute(guide, data=params), *args, rng_key=key, **kwargs)
         run = guide if program == "guide" else model

@@ -19,7 +19,7 @@ from numpyro.optim import _NumPyroOptim
 
 from ppl_ext.densities.numbers_at_hand import Numbers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
-from ppl_ext.infer.svi.checks import check_first_step, densities_by_site, non_finite_site
+from ppl_ext.infer.svi.checks import Where, check_first_step, check_sites, densities_by_site, non_finite_site
 from ppl_ext.infer.svi.loop import Progress, take_steps
 from ppl_ext.infer.svi.runner import runner_for
 from ppl_ext.result import Fit
@@ -124,19 +124,26 @@ def fit(
         runner = runner_for(outside, model, guide, objective, optim)
         states = runner.init(rng_key, num_chains, init_params, args, kwargs, stable_update)
         first = jax.tree.map(lambda x: x[0], runner.params(states))
+        where = Where(model, guide, first, random.fold_in(rng_key, 1), args, kwargs)
 
         def compiled_for(data, constants):
             by_site = partial(runner.by_site, data, constants)
             if not runner.many:  # else a draw of the guide is none of the model
-                check_first_step(
-                    by_site, model, guide, first, random.fold_in(rng_key, 1), args, kwargs, stable_update
-                )
-            begun, there = (
-                placed(mesh, runner.carrying(states, data, constants)),
+                # Compiled, this would take half as long as the steps. Where none may be left out, the first
+                # launch says whether anything is wrong, and only then it is asked what.
+                if stable_update:
+                    check_first_step(by_site, where, stable=True)
+                else:
+                    check_sites(by_site, where)
+            there, steps = (
                 placed(mesh, data, leading=False),
+                runner.stably if stable_update else runner.freely,
             )
-            steps = runner.stably if stable_update else runner.freely
-            return jax.block_until_ready(steps(begun, there, constants, 0))[0], there, constants
+
+            def compiled(states):
+                return jax.block_until_ready(steps(placed(mesh, states), there, constants, 0))[0]
+
+            return runner.begun(states, compiled, data, constants), there, constants
 
         look = partial(runner.traced, states)
         states, data, constants = taken(outside, compiled_for, args, kwargs, look)
@@ -186,10 +193,11 @@ def fit(
         outside=outside,
     )
     if not alive.all():
+        by_site = partial(runner.by_site, data, constants)
         with given:
-            raise _broken(
-                result, outside, partial(runner.by_site, data, constants), states, alive, runner.many
-            )
+            if not runner.many and not np.isfinite(losses[:, 0]).all():
+                check_first_step(by_site, where)
+            raise _broken(result, outside, by_site, states, alive, runner.many)
     return result
 
 
@@ -242,7 +250,7 @@ def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray, m
     step = int(np.argmin(np.isfinite(result.losses[chain])))
     params = jax.tree.map(lambda x: x[chain], result.params)
     key = states.rng_key[chain]
-    where = result.model, result.guide, params, key, result.args, result.kwargs
+    where = Where(result.model, result.guide, params, key, result.args, result.kwargs)
     try:
         outside.check(
             "There",
@@ -250,7 +258,7 @@ def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray, m
             result.guide,
             remedy=" the run began, so that it cannot be said which site it was.",
         )
-        reason = None if many else non_finite_site(by_site, *where, num_draws=64, gradients=True)
+        reason = None if many else non_finite_site(by_site, where, num_draws=64, gradients=True)
     except ModelError as changed:  # by a callback
         reason = str(changed)
     reason = (

@@ -15,7 +15,7 @@ from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.expectations.objective import Objective
+from ppl_ext.expectations.run import NotStartedError
 from ppl_ext.infer.svi.checks import check_set_up, densities_by_site
 from ppl_ext.infer.svi.supports import moving_supports, told_of_moving_support
 from ppl_ext.runtime import checkpoint
@@ -37,7 +37,7 @@ class Runner:
         # sites whose support the guide does not follow, once it is known
         self.moving: dict[str, list[str]] | None = None
         self.many = bool(getattr(objective, "options", vars(objective)).get("multi_sample_guide"))
-        self.carries = isinstance(objective, Objective)  # until the first state turns out empty
+        self.carries = False  # until a step asks for what the objective carries
         self.freely, self.carefully = (
             jax.jit(partial(self._steps, how), static_argnums=2) for how in ("freely", "carefully")
         )
@@ -68,7 +68,10 @@ class Runner:
         return jax.tree.map(lambda *x: jnp.stack(x), first, *others)
 
     def carrying(self, states, data, constants):
-        """The states, with what the objective itself carries from step to step."""
+        """The states, with what the objective itself carries from step to step.
+
+        Most objectives carry nothing. So nothing is looked for until a step fails for want of it.
+        """
         if not self.carries:
             return states
 
@@ -79,9 +82,7 @@ class Runner:
             started = self.svi.loss.initial_state(key, params, self.svi.model, self.guide, *args, **kwargs)
             return jax.tree.map(jnp.asarray, started)
 
-        # Most objectives carry nothing: then this is traced, and nothing runs.
         started = jax.jit(jax.vmap(start, in_axes=(0, None)))(states, data)
-        self.carries = bool(started)
         return states._replace(mutable_state={**started, **(states.mutable_state or {})} or None)
 
     def _restart(self, key, init_params, args, kwargs):
@@ -148,7 +149,17 @@ class Runner:
 
     def traced(self, states, data, constants):
         """Whether a step can be traced for these data, at the cost of tracing it."""
-        return self.freely.eval_shape(states, data, constants, 0)
+        return self.begun(states, lambda s: self.freely.eval_shape(s, data, constants, 0), data, constants)
+
+    def begun(self, states, run, data, constants):
+        """``run(states)``, which has steps taken, with what the objective carries if it carries anything."""
+        try:
+            return run(self.carrying(states, data, constants))
+        except NotStartedError:
+            if self.carries:
+                raise
+            self.carries = True
+            return run(self.carrying(states, data, constants))
 
     def _by_site(self, data, constants, keys, params):
         args, kwargs = join(data, constants)
