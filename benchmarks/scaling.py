@@ -146,6 +146,7 @@ def main(quick: bool = False) -> None:
         environment = {
             **os.environ,
             "XLA_FLAGS": FLAGS.format(devices),
+            "NPROC": str(2 * devices),
             "JAX_PLATFORMS": "cpu",
             "OMP_NUM_THREADS": "1",
         }

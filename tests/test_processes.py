@@ -23,6 +23,7 @@ def start(num: int, folder: Path, what: str) -> list[subprocess.Popen]:
         address = f"localhost:{free.getsockname()[1]}"
     flags = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={min(num, 2)}",
+        "NPROC": "4",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

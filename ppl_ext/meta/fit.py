@@ -23,6 +23,7 @@ from ppl_ext.meta.solvers.laplace import ExactLinearGaussian, LaplaceGGN
 from ppl_ext.meta.solvers.local import Gaussian, LocalSolver, closed_form
 from ppl_ext.meta.streams.arriving import ArrivingStream, Stream, as_stream, example
 from ppl_ext.meta.streams.stream import Batch, EpisodeStream, SimulatedStream, check_batch_size
+from ppl_ext.runtime.apart import apart
 from ppl_ext.runtime.arguments import check_count, check_flag, check_key, check_number, described
 from ppl_ext.runtime.checkpoint import Checkpoint, digest, program
 from ppl_ext.runtime.explain import explained, name_of
@@ -78,7 +79,15 @@ class Trainer:
             if d <= self.cubature_up_to
             else jax.random.normal(of_noise, (self.num_draws, d), state.niw.loc.dtype)
         )
-        fits = h.fits(state.niw, state.shared, batch, self.solver, of_fits)
+
+        def fit_all(niw, shared, batch, keys):
+            return h.fits(niw, shared, batch, self.solver, keys)
+
+        # Each device fits its own episodes, as long as these take. Were a local fit's loop one for all of
+        # them, they would have to agree at each of its steps whether to go on.
+        fits = apart(self.mesh, fit_all)(
+            (state.niw, state.shared), (batch, jax.random.split(of_fits, batch.lengths.shape[0]))
+        )
 
         def loss(shared):
             terms = h.terms(state.niw, shared, batch, fits, noise)

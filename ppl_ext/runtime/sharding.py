@@ -24,6 +24,8 @@ from ppl_ext.runtime.arguments import described
 def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") -> None:
     """A mesh of one axis, over which ``count`` things divide; None is no mesh, which is fine.
 
+    :raises ArgumentError: for another, or where the threads are too few for it.
+
     >>> mesh = jax.make_mesh((1,), ("chains",), axis_types=(AxisType.Auto,))
     >>> check_mesh("fit", mesh, 8, "num_chains")
     """
@@ -50,6 +52,10 @@ def check_mesh(where: str, mesh: Any, count: int | None = None, what: str = "") 
             f"{where}: {what}={count} does not divide over the {mesh.size} devices of the mesh's axis "
             f"'{mesh.axis_names[0]}'. Take a multiple of {mesh.size}."
         )
+    if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        from ppl_ext.runtime.host_threads import refuse_to_starve
+
+        refuse_to_starve(where)
     if mesh.is_multi_process:
         _meet(mesh)
 
