@@ -6,7 +6,7 @@ import pkgutil
 
 import benchmarks
 
-_NOT_BENCHMARKS = {"__main__", "everywhere", "harness", "tables"}
+_NOT_BENCHMARKS = {"__main__", "everywhere", "harness", "reference", "tables"}
 
 
 def available() -> list[str]:

@@ -1,0 +1,121 @@
+"""What short chains from draws say of the draws: whether their means and spreads stay where they are."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ppl_ext.diagnostics.verdicts.weights import SHIFT, SPREAD
+from ppl_ext.runtime.verdict import Reason
+
+STEPS = 50
+"""Of each chain; those of the last fifth are looked at."""
+
+FORGOTTEN = 0.7
+"""How much of where a chain began may still be seen at its end: the slope of one on the other."""
+
+SURE = 4.0
+"""Standard errors by which a move must be too far to be certainly so: of a thousand numbers the worst is some
+three off.
+"""
+
+
+class Ends(NamedTuple):
+    """Where chains began, by site (restart, draw, ...), and where they were at their last steps, (restart,
+    draw, step, ...).
+    """
+
+    begun: Mapping[str, np.ndarray]
+    ended: Mapping[str, np.ndarray]
+
+
+class Drift(NamedTuple):
+    """Of a site's scalars, (scalar,): how far draws are off in mean (in the posterior's sds) and in spread (as
+    a share of it), the standard errors of both, and how much of the beginning is left.
+    """
+
+    shift: np.ndarray
+    shift_error: np.ndarray
+    spread: np.ndarray
+    spread_error: np.ndarray
+    left: np.ndarray
+
+
+def drift(draws: np.ndarray, begun: np.ndarray, ended: np.ndarray) -> Drift:
+    r"""How far draws (draw, scalar) are off, by chains from (chain, scalar) to (chain, step, scalar).
+
+    With the slope :math:`\rho` of the end on the beginning, a chain whose mean is linear in where it began has
+    gone :math:`1 - \rho` of its way, and its variance :math:`1 - \rho^2`:
+
+    .. math:: \mu = \frac{m_T - \rho m_0}{1 - \rho}, \qquad \sigma^2 = \frac{v_T - \rho^2 v_0}{1 - \rho^2}
+
+    so that what short chains move is a lower bound of what they would move if they ran on. The errors are
+    those of as many independent chains.
+
+    >>> rng = np.random.default_rng(0)
+    >>> begun = rng.normal(1.0, 0.5, (2000, 1))  # of Normal(0, 1); chains that go half of the way
+    >>> ended = 0.5 * begun + rng.normal(0.0, 0.75**0.5, (2000, 1))
+    >>> found = drift(begun, begun, ended[:, None])
+    >>> [round(float(x), 1) for x in (found.shift[0], found.spread[0], found.left[0])]
+    [1.0, 0.5, 0.5]
+    """
+    num = len(begun)
+    last = ended.mean(1)
+    v0 = begun.var(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rho = ((begun - begun.mean(0)) * (last - last.mean(0))).mean(0) / v0
+        rho = np.clip(np.where(np.isfinite(rho), rho, 0.0), 0.0, 0.99)
+        mean = (last.mean(0) - rho * begun.mean(0)) / (1.0 - rho)
+        within = ended - ended.mean((0, 1))
+        variance = (np.square(within).mean((0, 1)) - rho**2 * v0) / (1.0 - rho**2)
+        sd = np.sqrt(np.maximum(variance, 1e-3 * v0))
+        # of the means of a chain's last steps, and of their squares
+        mean_error = last.std(0) / math.sqrt(num) / (1.0 - rho) / sd
+        squares = np.square(within).mean(1).std(0) / math.sqrt(num) / (1.0 - rho**2)
+        spread_error = 0.5 * squares / sd**2
+        spread = draws.std(0) / sd
+    return Drift(np.abs(draws.mean(0) - mean) / sd, mean_error, np.abs(spread - 1.0), spread_error * spread, rho)
+
+
+def reason_of_ends(values: Mapping[str, np.ndarray], ends: Ends) -> Reason | None:
+    """What the ends of chains say of the draws (restart, draw, ...) that some of them began from; None where
+    they have not moved enough to say anything.
+    """
+    worst: tuple[float, str, float, float] | None = None
+    least, sure, lost = 0.0, False, None
+    for name, after in ends.ended.items():
+        drawn = _flat(values[name], 2)
+        begun, ended = _flat(ends.begun[name], 2), _flat(after, 2, 1)
+        moving = (np.ptp(begun, 0) > 0.0) & np.isfinite(ended).all((0, 1)) & np.isfinite(begun).all(0)
+        if not moving.any():
+            continue
+        found = drift(*(x[..., moving] for x in (drawn, begun, ended)))
+        excess = np.fmax(found.shift / SHIFT, found.spread / SPREAD)
+        clear = np.fmax(
+            (found.shift - SURE * found.shift_error) / SHIFT, (found.spread - SURE * found.spread_error) / SPREAD
+        )
+        at = int(np.nanargmax(excess))
+        if worst is None or excess[at] > worst[0]:
+            worst = float(excess[at]), name, float(found.shift[at]), float(found.spread[at])
+        sure = sure or bool((clear > 1.0).any())
+        if (here := float(found.left.max())) > least:
+            least, lost = here, name
+    if worst is None:
+        return None
+    excess, site, shift, spread = worst
+    num = math.prod(next(iter(ends.begun.values())).shape[:2])
+    words = (
+        f"{num} short chains from the draws move the mean of '{site}' by {shift:.2f} standard deviations, and "
+        f"its spread by {spread:.0%}"
+    )
+    if sure or excess > 1.0:
+        return Reason("bad" if sure else "doubtful", words)
+    if least > FORGOTTEN:
+        return None
+    return Reason("good", f"{words}, and no other by more")
+
+
+def _flat(x: np.ndarray, leading: int, kept: int = 0) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x.reshape(-1, *x.shape[leading : leading + kept], math.prod(x.shape[leading + kept :]))
