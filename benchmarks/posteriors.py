@@ -1,12 +1,15 @@
 """Verdicts against the truth: posteriors that are known by long NUTS, each by every method, and whether the
 verdict on what came out is right.
 
-``python -m benchmarks posteriors`` prints a row for each model and method: by how much the worst mean and the
-worst standard deviation are off, in the reference's standard deviations; seconds; the verdict. ``--only MODEL``
-(several times) runs some; ``--quick`` three. It takes an hour or more, so that plain ``python -m benchmarks``
-runs the quick one. ``python -m benchmarks.posteriors --reference`` makes
-``benchmarks/reference/posteriors.json``, ``--count`` counts the saved rows anew. Most of the time is compiling:
-``JAX_DISABLE_MOST_OPTIMIZATIONS=1`` halves it.
+``python -m benchmarks posteriors`` prints a row for each model and method: by how much the worst mean and
+standard deviation are off, in the reference's standard deviations; seconds, and those of the verdict; the
+verdict, and whether it is right. It takes an hour or more, so that plain ``python -m benchmarks`` runs three
+models, as ``--quick`` does; a run that was broken off goes on from its saved rows.
+
+``python -m benchmarks.posteriors`` takes ``--only MODEL`` and ``--method METHOD`` (several times),
+``--seed``, ``--count`` to count the saved rows, and ``--reference``, which makes
+``benchmarks/reference/posteriors.json``. Most of the time is compiling: ``JAX_DISABLE_MOST_OPTIMIZATIONS=1``
+halves it.
 """
 
 import argparse
@@ -18,14 +21,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 
 from benchmarks import harness
 from benchmarks.reference import truth
-from benchmarks.reference.counting import counted, in_words
+from benchmarks.reference.counting import aims, counted, in_words
 from benchmarks.reference.problem import Problem
 from benchmarks.reference.registry import PROBLEMS
 from ppl_ext.diagnostics import verdict
@@ -103,8 +105,8 @@ def row(name: str, method: str, reference: dict[str, Any], seed: int = 0) -> dic
         "noise": round(off.noise, 3),
         "seconds": round(made - started, 1),
         "seconds_of_verdict": round(time.perf_counter() - made, 1),
-        "verdict": said.level,
-        "reasons": [f"{r.level}: {r.words}" for r in said.reasons],
+        "said": said.level,
+        "reasons": [f"{r.level}: {r.words}" for r in said.reasons[:2]],
     }
 
 
@@ -130,6 +132,7 @@ def _save(rows: list[dict[str, Any]]) -> None:
         "description": "verdicts against posteriors that long NUTS knows",
         **harness.environment(),
         "counts": counted(rows),
+        "aims": {aim: "met" if met else "missed" for aim, met in aims(counted(rows)).items()},
         "rows": rows,
     }
     (harness.RESULTS / "posteriors.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -161,6 +164,7 @@ def main(
     rows = saved() if whole else []
     run(only or (QUICK if quick else list(PROBLEMS)), methods or list(METHODS), rows, seed, save=whole)
     print(in_words(counted(rows)))
+    harness.verdicts(aims(counted(rows)))
 
 
 if __name__ == "__main__":

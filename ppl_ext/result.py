@@ -81,7 +81,7 @@ class Fit:
     stop_reason: str = "completed"
     outside: Outside | None = None
     refiner: ClassVar[Callable | None] = None  # what runs SMC stands above, and sets it
-    mover: ClassVar[Callable | None] = None  # likewise, what runs short chains from draws
+    mover: ClassVar[Callable] = lambda fit, draws: []  # likewise, what runs short chains from draws
 
     @property
     def num_chains(self) -> int:
@@ -189,7 +189,7 @@ class Fit:
     def _judge(self, draws: Draws) -> Verdict:
         from ppl_ext.diagnostics.verdicts.weights import reasons_of_fit
 
-        return judged(reasons_of_fit(draws, self.losses, lambda: Fit.mover and Fit.mover(self, draws)))
+        return judged(reasons_of_fit(draws, self.losses, lambda: Fit.mover(self, draws)))
 
     def refined(self, rng_key: jax.Array, algorithm: Any, **options: Any) -> Any:
         r"""Take the guide's draws on to the posterior by tempered sequential Monte Carlo.

@@ -7,8 +7,8 @@ from benchmarks.reference.truth import Error
 
 DEFINITION = (
     "Truth: bad if a mean is off by more than .3 of the reference's sds, or an sd by more than 30 %; within "
-    ".05 or two standard errors of that, border, and right either way. Right: bad or doubtful where the truth is bad; good or unknown "
-    "where it is fine. A false alarm: bad or doubtful where it is fine."
+    ".05 or two standard errors of that, border, and right either way. Right: bad or doubtful where the "
+    "truth is bad; good or unknown where it is fine. A false alarm: bad or doubtful where it is fine."
 )
 
 
@@ -26,8 +26,8 @@ def judged(row: dict[str, Any]) -> str:
     if off.border:
         return "right"
     if off.bad:
-        return {"good": "bad called good", "unknown": "bad left open"}.get(row["verdict"], "right")
-    return "right" if row["verdict"] in ("good", "unknown") else "false alarm"
+        return {"good": "bad called good", "unknown": "bad left open"}.get(row["said"], "right")
+    return "right" if row["said"] in ("good", "unknown") else "false alarm"
 
 
 def counted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -38,6 +38,15 @@ def counted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for half, start in (("first half", 0), ("second half", 1)):
         found[half] = _counts([r for r in rows if r["model"] in names[start::2]])
     return found
+
+
+def aims(found: dict[str, Any]) -> dict[str, bool]:
+    """What verdicts should reach, and whether they do."""
+    return {
+        "verdicts right in at least 95 % of the rows": found["right"] >= 0.95 * found["rows"],
+        "no bad row called good": found["bad called good"] == 0,
+        "false alarms in at most 5 % of the rows": found["false alarms"] <= 0.05 * found["rows"],
+    }
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -54,7 +63,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "bad left open": how.count("bad left open"),
         "false alarms": how.count("false alarm"),
         "truth fine": fine,
-        "unknown": sum(r["verdict"] == "unknown" for r in rows),
+        "unknown": sum(r["said"] == "unknown" for r in rows),
     }
 
 
@@ -65,7 +74,7 @@ def in_words(found: dict[str, Any]) -> str:
             return f"{found['model']:<26}{found['method']:<15}raised: {found['error'][:60]}"
         return (
             f"{found['model']:<26}{found['method']:<15}mean {found['mean']:6.2f}   sd {found['sd']:6.2f}   "
-            f"{found['seconds']:6.1f} s + {found['seconds_of_verdict']:5.1f} s   {found['verdict']:<9}"
+            f"{found['seconds']:6.1f} s + {found['seconds_of_verdict']:5.1f} s   {found['said']:<9}"
             f"{judged(found)}"
         )
     lines = [DEFINITION, _sentence("all", found)]
@@ -76,8 +85,9 @@ def in_words(found: dict[str, Any]) -> str:
 def _sentence(which: str, n: dict[str, Any]) -> str:
     rows, fine = max(n["rows"], 1), max(n["truth fine"], 1)
     return (
-        f"{which}: {n['models']} models, {n['rows']} rows, {n['right'] / rows:.1%} right; {n['truth bad']} truly "
-        f"bad, of which {n['bad called good']} called good and {n['bad left open']} unknown; "
+        f"{which}: {n['models']} models, {n['rows']} rows, {n['right'] / rows:.1%} right; "
+        f"{n['truth bad']} truly bad, of which {n['bad called good']} called good and "
+        f"{n['bad left open']} unknown; "
         f"{n['false alarms']} false alarms ({n['false alarms'] / fine:.1%} of the {fine} that are fine); "
         f"{n['unknown']} unknown; {n['border']} on the border."
     )

@@ -80,7 +80,7 @@ def bball():
 
 
 def surgical():
-    """Deaths after heart operations on infants in twelve hospitals (Spiegelhalter, Best, Gilks, Inskip 1996)."""
+    """Deaths after heart operations on infants, by hospital (Spiegelhalter, Best, Gilks, Inskip 1996)."""
     n = [47, 148, 119, 810, 211, 196, 148, 215, 207, 97, 256, 360]
     return as_arrays(n, [0, 18, 8, 46, 8, 13, 9, 31, 14, 8, 29, 24])
 

@@ -39,4 +39,6 @@ def scaled(x: np.ndarray) -> np.ndarray:
 
 def as_arrays(*data: Any) -> tuple:
     """Numbers as JAX has them by default."""
-    return tuple(jnp.asarray(x, jnp.int32 if np.asarray(x).dtype.kind in "iub" else jnp.float32) for x in data)
+    return tuple(
+        jnp.asarray(x, jnp.int32 if np.asarray(x).dtype.kind in "iub" else jnp.float32) for x in data
+    )

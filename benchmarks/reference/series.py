@@ -134,49 +134,77 @@ def curve(counts: bool):
     return data
 
 
-def volatility(y):
+def chain(white: bool, start, step, y):
+    """The states of an autoregression x' ~ Normal(a + b x, tau) as sites of a scan, each with its data; or,
+    for the reference, made of independent noises.
+
+    :param step: ``(state, y_t) -> None`` samples what is seen. ``start``: (name, law of x0, a, b, tau).
+    """
+    name, first, a, b, tau = start
+    x0 = numpyro.sample(f"{name}0", first)
+    if not white:
+
+        def one(x_prev, y_t):
+            x = numpyro.sample(name, dist.Normal(a + b * x_prev, tau))
+            step(x, y_t)
+            return x, None
+
+        scan(one, x0, y)
+        return
+    noise = numpyro.sample("noise", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
+    _, x = jax.lax.scan(lambda x, e: (a + b * x + tau * e,) * 2, x0, noise)
+    step(numpyro.deterministic(name, x), y)
+
+
+def volatility(white: bool):
     """A log variance that is an autoregression."""
-    phi = numpyro.sample("phi", dist.Beta(20.0, 1.5))
-    tau = numpyro.sample("tau", dist.HalfNormal(0.5))
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
 
-    def step(h_prev, y_t):
-        h = numpyro.sample("h", dist.Normal(mu + phi * (h_prev - mu), tau))
-        numpyro.sample("y", dist.Normal(0.0, jnp.exp(h / 2)), obs=y_t)
-        return h, None
+    def model(y):
+        phi = numpyro.sample("phi", dist.Beta(20.0, 1.5))
+        tau = numpyro.sample("tau", dist.HalfNormal(0.5))
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
 
-    scan(step, numpyro.sample("h0", dist.Normal(0.0, 1.0)), y)
+        def seen(h, y):
+            numpyro.sample("y", dist.Normal(0.0, jnp.exp(h / 2)), obs=y)
+
+        chain(white, ("h", dist.Normal(0.0, 1.0), mu * (1.0 - phi), phi, tau), seen, y)
+
+    return model
 
 
-def level(y):
+def level(white: bool):
     """A random walk seen with noise."""
-    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
 
-    def step(x_prev, y_t):
-        x = numpyro.sample("x", dist.Normal(x_prev, tau))
-        numpyro.sample("y", dist.Normal(x, sigma), obs=y_t)
-        return x, None
+    def model(y):
+        tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
 
-    scan(step, numpyro.sample("x0", dist.Normal(0.0, 2.0)), y)
+        def seen(x, y):
+            numpyro.sample("y", dist.Normal(x, sigma), obs=y)
+
+        chain(white, ("x", dist.Normal(0.0, 2.0), 0.0, 1.0, tau), seen, y)
+
+    return model
 
 
 def nile():
     return as_arrays(scaled(columns("datasets", "Nile", "value")[0][:60]))
 
 
-def events(y):
+def events(white: bool):
     """Counts whose log rate is an autoregression."""
-    phi = numpyro.sample("phi", dist.Beta(8.0, 2.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(0.5))
-    mu = numpyro.sample("mu", dist.Normal(1.0, 1.0))
 
-    def step(x_prev, y_t):
-        x = numpyro.sample("x", dist.Normal(phi * x_prev, tau))
-        numpyro.sample("y", dist.Poisson(jnp.exp(mu + x)), obs=y_t)
-        return x, None
+    def model(y):
+        phi = numpyro.sample("phi", dist.Beta(8.0, 2.0))
+        tau = numpyro.sample("tau", dist.HalfNormal(0.5))
+        mu = numpyro.sample("mu", dist.Normal(1.0, 1.0))
 
-    scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+        def seen(x, y):
+            numpyro.sample("y", dist.Poisson(jnp.exp(mu + x)), obs=y)
+
+        chain(white, ("x", dist.Normal(0.0, 1.0), 0.0, phi, tau), seen, y)
+
+    return model
 
 
 def discoveries():
@@ -260,9 +288,9 @@ PROBLEMS = [
     Problem("hmm_drive", drives, drive_events),
     Problem("gp_regr", gp_regression, curve(False)),
     Problem("gp_pois", gp_poisson, curve(True)),
-    Problem("volatility", volatility, returns(60), scan=True),
-    Problem("nile_level", level, nile, scan=True),
-    Problem("discoveries", events, discoveries, scan=True),
+    Problem("volatility", volatility(False), returns(60), of=volatility(True), scan=True),
+    Problem("nile_level", level(False), nile, of=level(True), scan=True),
+    Problem("discoveries", events(False), discoveries, of=events(True), scan=True),
     Problem("lotka_volterra", lotka_volterra, pelts),
     Problem("sir", sir, influenza),
 ]

@@ -23,14 +23,14 @@ AT_MOST = 20
 
 BAND = 0.05
 """A row whose largest error is this near to the border is right either way, or within two standard errors of
-it: draws and references have Monte Carlo errors of a hundredth or two, more where tails are heavy, and of many
-scalars the worst counts.
+it: draws and references have Monte Carlo errors of a hundredth or two, more where tails are heavy, and of
+many scalars the worst counts.
 """
 
 
 class Error(NamedTuple):
-    """How far a result is off, at its worst scalars: ``mean`` in reference sds, ``sd`` as a share of them, and
-    the Monte Carlo standard error of the larger of both.
+    """How far a result is off, at its worst scalars: ``mean`` in reference sds, ``sd`` as a share of them,
+    and the Monte Carlo standard error of the larger of both.
     """
 
     mean: float

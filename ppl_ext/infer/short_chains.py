@@ -15,7 +15,7 @@ from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target
 from ppl_ext.algorithms.tempered.unconstrained import Unconstrained
 from ppl_ext.diagnostics.draws import Draws
 from ppl_ext.diagnostics.sites import FullPlates, given
-from ppl_ext.diagnostics.verdicts.stays import STEPS, Ends, reason_of_ends
+from ppl_ext.diagnostics.verdicts.stays import STEPS, Ends, reasons_of_ends
 from ppl_ext.errors import ModelError
 from ppl_ext.program import Program
 from ppl_ext.result import Fit
@@ -24,19 +24,19 @@ from ppl_ext.runtime.outside import reading
 from ppl_ext.runtime.verdict import Reason
 
 NUM_CHAINS, MOST_LEAPS, ACCEPTED = 1024, 16, 0.8
-"""Chains in all, leaps of a step at most (each takes between one and so many), and the acceptance aimed at."""
+"""Chains in all, leaps of a step at most (each takes one to so many), and the acceptance aimed at."""
 
 
-def reason_of_moves(fit: Fit, draws: Draws) -> Reason | None:
-    """What short chains from a guide's draws say of them; None where none can move: a density that is
+def reasons_of_moves(fit: Fit, draws: Draws) -> list[Reason]:
+    """What short chains from a guide's draws say of them; nothing where none can move: a density that is
     estimated, a discrete site without a list of values, a site at a point.
     """
     if draws.points or not np.isfinite(draws.log_weights).all():
-        return None
+        return []
     num = max(2, NUM_CHAINS // fit.num_chains)
     first = {n: x[:, :num] for n, x in draws.values.items()}
     ends = moved_on(jax.random.key(0), fit.model, first, fit.args, fit.kwargs, fit.params)
-    return None if ends is None else reason_of_ends(draws.values, ends)
+    return [] if ends is None else reasons_of_ends(draws, ends)
 
 
 def moved_on(
@@ -73,8 +73,8 @@ def moved_on(
 
 
 def _run(outside, model, args, kwargs, rng_key, values, params):
-    """The values (draw, step, ...) at the last steps of chains from values (draw, ...), by site; deterministic
-    sites among them.
+    """The values (draw, step, ...) at the last steps of chains from values (draw, ...), by site, those of
+    deterministic ones among them.
     """
     whole = substitute(partial(FullPlates.around, model, args, kwargs), data=params)
     target = _target(Program(whole), jax.tree.map(lambda x: x[0], values))
@@ -108,8 +108,8 @@ def _target(program: Program, values: Mapping[str, jax.Array]) -> Target:
 
 
 def hmc(rng_key: jax.Array, log_density: Callable, begun: jax.Array) -> jax.Array:
-    """Positions (step, draw, D) in the last fifth of ``STEPS`` steps of Hamiltonian Monte Carlo from positions
-    (draw, D).
+    """Positions (step, draw, D) in the last fifth of ``STEPS`` steps of Hamiltonian Monte Carlo from (draw,
+    D).
 
     >>> import jax, jax.numpy as jnp
     >>> begun = 0.3 * jax.random.normal(jax.random.key(0), (500, 2))  # too narrow
@@ -137,7 +137,9 @@ def hmc(rng_key: jax.Array, log_density: Callable, begun: jax.Array) -> jax.Arra
 
         x, p, v, g = lax.fori_loop(0, leaps, leap, (at, momentum, value, grad))
         gain = v - value - 0.5 * (p**2).sum(-1) + 0.5 * (momentum**2).sum(-1)
-        gain = jnp.where(jnp.isfinite(gain) & jnp.isfinite(x).all(-1) & jnp.isfinite(g).all(-1), gain, -jnp.inf)
+        gain = jnp.where(
+            jnp.isfinite(gain) & jnp.isfinite(x).all(-1) & jnp.isfinite(g).all(-1), gain, -jnp.inf
+        )
         accepted = jnp.exp(jnp.minimum(gain, 0.0))
         take = random.uniform(for_choice, accepted.shape) < accepted
         at, grad = (jnp.where(take[:, None], new, old) for new, old in ((x, at), (g, grad)))

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppl_ext.diagnostics.verdicts.weights import SHIFT, SPREAD
+from ppl_ext.diagnostics.draws import Draws
+from ppl_ext.diagnostics.psis import importance_ess, psis
+from ppl_ext.diagnostics.verdicts.weights import FEW, SHIFT, SPREAD, moved, reason_of_weights
 from ppl_ext.runtime.verdict import Reason
 
 STEPS = 50
@@ -14,6 +16,9 @@ STEPS = 50
 
 FORGOTTEN = 0.7
 """How much of where a chain began may still be seen at its end: the slope of one on the other."""
+
+BLURRED = 0.5
+"""A standard error above so much of what would be bad leaves open whether it is: two of them reach it."""
 
 SURE = 4.0
 """Standard errors by which a move must be too far to be certainly so: of a thousand numbers the worst is some
@@ -31,8 +36,8 @@ class Ends(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """Of a site's scalars, (scalar,): how far draws are off in mean (in the posterior's sds) and in spread (as
-    a share of it), the standard errors of both, and how much of the beginning is left.
+    """Of a site's scalars, (scalar,): how far draws are off in mean (in the posterior's sds) and in spread
+    (as a share of it), the standard errors of both, and how much of the beginning is left.
     """
 
     shift: np.ndarray
@@ -45,8 +50,8 @@ class Drift(NamedTuple):
 def drift(draws: np.ndarray, begun: np.ndarray, ended: np.ndarray) -> Drift:
     r"""How far draws (draw, scalar) are off, by chains from (chain, scalar) to (chain, step, scalar).
 
-    With the slope :math:`\rho` of the end on the beginning, a chain whose mean is linear in where it began has
-    gone :math:`1 - \rho` of its way, and its variance :math:`1 - \rho^2`:
+    With the slope :math:`\rho` of the end on the beginning, a chain whose mean is linear in where it began
+    has gone :math:`1 - \rho` of its way, and its variance :math:`1 - \rho^2`:
 
     .. math:: \mu = \frac{m_T - \rho m_0}{1 - \rho}, \qquad \sigma^2 = \frac{v_T - \rho^2 v_0}{1 - \rho^2}
 
@@ -75,15 +80,17 @@ def drift(draws: np.ndarray, begun: np.ndarray, ended: np.ndarray) -> Drift:
         squares = np.square(within).mean(1).std(0) / math.sqrt(num) / (1.0 - rho**2)
         spread_error = 0.5 * squares / sd**2
         spread = draws.std(0) / sd
-    return Drift(np.abs(draws.mean(0) - mean) / sd, mean_error, np.abs(spread - 1.0), spread_error * spread, rho)
+    return Drift(
+        np.abs(draws.mean(0) - mean) / sd, mean_error, np.abs(spread - 1.0), spread_error * spread, rho
+    )
 
 
 def reason_of_ends(values: Mapping[str, np.ndarray], ends: Ends) -> Reason | None:
     """What the ends of chains say of the draws (restart, draw, ...) that some of them began from; None where
-    they have not moved enough to say anything.
+    they have not forgotten where that was, or are too few to tell for tails as heavy as theirs.
     """
     worst: tuple[float, str, float, float] | None = None
-    least, sure, lost = 0.0, False, None
+    sure = open_still = False
     for name, after in ends.ended.items():
         drawn = _flat(values[name], 2)
         begun, ended = _flat(ends.begun[name], 2), _flat(after, 2, 1)
@@ -93,27 +100,50 @@ def reason_of_ends(values: Mapping[str, np.ndarray], ends: Ends) -> Reason | Non
         found = drift(*(x[..., moving] for x in (drawn, begun, ended)))
         excess = np.fmax(found.shift / SHIFT, found.spread / SPREAD)
         clear = np.fmax(
-            (found.shift - SURE * found.shift_error) / SHIFT, (found.spread - SURE * found.spread_error) / SPREAD
+            (found.shift - SURE * found.shift_error) / SHIFT,
+            (found.spread - SURE * found.spread_error) / SPREAD,
         )
         at = int(np.nanargmax(excess))
         if worst is None or excess[at] > worst[0]:
             worst = float(excess[at]), name, float(found.shift[at]), float(found.spread[at])
         sure = sure or bool((clear > 1.0).any())
-        if (here := float(found.left.max())) > least:
-            least, lost = here, name
+        blur = np.fmax(found.shift_error / SHIFT, found.spread_error / SPREAD)
+        open_still = open_still or bool((blur > BLURRED).any() or (found.left > FORGOTTEN).any())
     if worst is None:
         return None
-    excess, site, shift, spread = worst
+    most, site, shift, spread = worst
     num = math.prod(next(iter(ends.begun.values())).shape[:2])
     words = (
-        f"{num} short chains from the draws move the mean of '{site}' by {shift:.2f} standard deviations, and "
-        f"its spread by {spread:.0%}"
+        f"{num} short chains from the draws move the mean of '{site}' by {shift:.2f} standard deviations, "
+        f"and its spread by {spread:.0%}"
     )
-    if sure or excess > 1.0:
+    if sure or most > 1.0:
         return Reason("bad" if sure else "doubtful", words)
-    if least > FORGOTTEN:
+    if open_still:
         return None
     return Reason("good", f"{words}, and no other by more")
+
+
+def reasons_of_ends(draws: Draws, ends: Ends) -> list[Reason]:
+    """What the ends of chains say of a guide's draws, with what their weights say for sure.
+
+    A weight is that of a whole draw: with many unknowns it degenerates though each alone is right, so that
+    where the chains go is believed before the weights. But where a quarter of the draws count, what they move
+    is moved, and at a lower error than that of the chains: all restarts together, each for as much.
+    """
+    moves = reason_of_ends(draws.values, ends)
+    if moves is None:
+        return []
+    log_weights = np.asarray(draws.log_weights, np.float64)
+    log_weights = (log_weights - np.logaddexp.reduce(log_weights, axis=1, keepdims=True)).ravel()
+    if importance_ess(log_weights) < FEW * len(log_weights):
+        return [moves]
+    values = {n: x.reshape(-1, *x.shape[2:]) for n, x in draws.values.items()}
+    smoothed = psis(log_weights)
+    move = moved(values, smoothed.log_weights, float(smoothed.ess))
+    if move is None or not move.far:
+        return [moves]
+    return [moves, reason_of_weights(log_weights, values)]
 
 
 def _flat(x: np.ndarray, leading: int, kept: int = 0) -> np.ndarray:

@@ -110,18 +110,16 @@ def reasons_of_draws(draws: Draws) -> list[Reason]:
 
 
 def reasons_of_fit(
-    draws: Draws, losses: np.ndarray, moved_on: Callable[[], Reason | None] = lambda: None
+    draws: Draws, losses: np.ndarray, moves: Callable[[], list[Reason]] = list
 ) -> list[Reason]:
     """What a guide's draws, its restarts and its losses (chain, step) say.
 
-    :param moved_on: what short chains from the draws say
-        (:func:`~ppl_ext.diagnostics.verdicts.stays.reason_of_ends`), asked only where weights are not good.
-        A weight is that of a whole draw: with many unknowns it degenerates though each alone is right, so
-        that means and spreads are judged by where the chains go.
+    :param moves: what short chains from the draws say of them, asked only where weights are not good
+        (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`); nothing where they cannot tell.
     """
     found, losses = reasons_of_draws(draws), np.asarray(losses)
-    if any(r.level != "good" for r in found) and (moves := moved_on()) is not None:
-        found = [moves]
+    if any(r.level != "good" for r in found):
+        found = moves() or found
     if (worst := worst_r_hat(draws.values)) is not None:
         site, r = worst
         level: Level = "good" if r <= APART else "doubtful" if r <= FAR_APART else "bad"
