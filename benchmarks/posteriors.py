@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import optax
+from numpyro.handlers import seed, trace
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 
@@ -65,13 +66,19 @@ def by_fit(guide: Callable, objective: Any, num_steps: int, rate: float, problem
     optim = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
     optim = optax.chain(optax.clip_by_global_norm(10.0), optim)
     options = {"num_chains": RESTARTS, "progress_bar": False, "stable_update": True}
-    result = fit(
-        key, problem.model, guide(problem.model), objective, optim, num_steps, *problem.data(), **options
-    )
+    data = problem.data()
+    guide = guide(problem.model) if guide is not AutoIAFNormal else flow(problem.model, data)
+    result = fit(key, problem.model, guide, objective, optim, num_steps, *data, **options)
     return result, result.sample(num_samples=DRAWS).values
 
 
-flow = partial(AutoIAFNormal, num_flows=2, hidden_dims=[16, 16])
+def flow(model: Callable, data: tuple) -> AutoIAFNormal:
+    with trace() as record:
+        seed(model, jax.random.key(0))(*data)
+    latent = [s for s in record.values() if s["type"] == "sample" and not s["is_observed"]]
+    width = max(16, sum(s["value"].size for s in latent))
+    return AutoIAFNormal(model, num_flows=2, hidden_dims=[width, width])
+
 
 METHODS: dict[str, Callable] = {
     "NUTS": by_nuts,
@@ -80,16 +87,16 @@ METHODS: dict[str, Callable] = {
     "IWELBO": partial(by_fit, AutoNormal, IWELBO(8), 4000, 0.03),
     "Renyi": partial(by_fit, AutoNormal, Renyi(0.5, 8), 4000, 0.03),
     "full rank": partial(by_fit, AutoMultivariateNormal, ELBO(), 8000, 0.02),
-    "flow": partial(by_fit, flow, ELBO(), 6000, 0.005),
+    "flow": partial(by_fit, AutoIAFNormal, ELBO(), 6000, 0.005),
     "particle Gibbs": by_gibbs,
 }
 
 
-def row(name: str, method: str, reference: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+def row(name: str, method: str, reference: dict[str, Any], number: int = 0) -> dict[str, Any]:
     """What a method makes of a model: how far off, how long, and what the verdict is."""
-    key = jax.random.fold_in(jax.random.key(seed), list(METHODS).index(method))
+    key = jax.random.fold_in(jax.random.key(number), list(METHODS).index(method))
     started = time.perf_counter()
-    found: dict[str, Any] = {"model": name, "method": method, "seed": seed}
+    found: dict[str, Any] = {"model": name, "method": method, "seed": number}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -110,15 +117,15 @@ def row(name: str, method: str, reference: dict[str, Any], seed: int = 0) -> dic
     }
 
 
-def run(names: list[str], methods: list[str], rows: list[dict[str, Any]], seed: int, save: bool) -> None:
+def run(names: list[str], methods: list[str], rows: list[dict[str, Any]], number: int, save: bool) -> None:
     """Make the rows that are not there yet, and print each."""
     references = truth.references()
     done = {(r["model"], r["method"], r["seed"]) for r in rows}
     for name in names:
         for method in methods:
-            if (name, method, seed) in done or (method == "particle Gibbs" and not PROBLEMS[name].scan):
+            if (name, method, number) in done or (method == "particle Gibbs" and not PROBLEMS[name].scan):
                 continue
-            rows.append(row(name, method, references[name], seed))
+            rows.append(row(name, method, references[name], number))
             print(in_words(rows[-1]), flush=True)
             if save:
                 _save(rows)
@@ -158,11 +165,11 @@ def make_references(names: list[str]) -> None:
 
 
 def main(
-    quick: bool = False, only: list[str] | None = None, methods: list[str] | None = None, seed: int = 0
+    quick: bool = False, only: list[str] | None = None, methods: list[str] | None = None, number: int = 0
 ) -> None:
-    whole = not (quick or only or methods or seed)
+    whole = not (quick or only or methods or number)
     rows = saved() if whole else []
-    run(only or (QUICK if quick else list(PROBLEMS)), methods or list(METHODS), rows, seed, save=whole)
+    run(only or (QUICK if quick else list(PROBLEMS)), methods or list(METHODS), rows, number, save=whole)
     print(in_words(counted(rows)))
     harness.verdicts(aims(counted(rows)))
 

@@ -117,10 +117,12 @@ def reason_of_ends(values: Mapping[str, np.ndarray], ends: Ends) -> Reason | Non
         f"{num} short chains from the draws move the mean of '{site}' by {shift:.2f} standard deviations, "
         f"and its spread by {spread:.0%}"
     )
-    if sure or most > 1.0:
-        return Reason("bad" if sure else "doubtful", words)
+    if sure:
+        return Reason("bad", words)
     if open_still:
         return None
+    if most > 1.0:
+        return Reason("doubtful", words)
     return Reason("good", f"{words}, and no other by more")
 
 
