@@ -78,8 +78,10 @@ def test_the_border_is_narrow_and_widens_with_noise_alone():
     off = truth.Error(0.0, 0.34, 0.01)
     assert off.bad and off.border and not off._replace(sd=0.36).border
     assert off._replace(sd=0.36, noise=0.04).border
-    heavy = {"x": np.random.default_rng(1).standard_t(5.0, (4, 5000, 2))}
-    assert truth.error(heavy, REFERENCE).noise > 1.5 * truth.error(draws([1, 0], [2, 1.4]), REFERENCE).noise
+    heavy = {"x": np.random.default_rng(1).standard_t(5.0, (4, 5000, 2)) * [2.0, 1.4] + [1.0, 0.0]}
+    light = truth.error(draws([1.0, 0.0], [2.0, 1.4]), REFERENCE)
+    np.testing.assert_allclose(light.noise, 1.4 / (2 * 20_000) ** 0.5, rtol=0.05)
+    assert truth.error(heavy, REFERENCE).noise > 1.3 * light.noise
     with pytest.raises(ValueError, match="no site"):
         truth.error({"y": np.zeros((1, 10))}, REFERENCE)
 

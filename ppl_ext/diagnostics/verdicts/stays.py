@@ -36,8 +36,10 @@ class Ends(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """Of a site's scalars, (scalar,): how far draws are off in mean (in the posterior's sds) and in spread
-    (as a share of it), the standard errors of both, and how much of the beginning is left.
+    """How far draws of a site's scalars are off, (scalar,).
+
+    ``shift``: in mean, in the posterior's standard deviations; ``spread``: in standard deviation, as a share
+    of it; with the standard errors of both. ``left``: how much of where the chains began is still there.
     """
 
     shift: np.ndarray
