@@ -15,7 +15,7 @@ from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target
 from ppl_ext.algorithms.tempered.unconstrained import Unconstrained
 from ppl_ext.diagnostics.draws import Draws
 from ppl_ext.diagnostics.sites import FullPlates, given
-from ppl_ext.diagnostics.verdicts.stays import STEPS, Ends, reasons_of_ends
+from ppl_ext.diagnostics.verdicts.stays import STEPS, Ends, reason_of_ends, reasons_of_ends
 from ppl_ext.errors import ModelError
 from ppl_ext.program import Program
 from ppl_ext.result import Fit
@@ -37,6 +37,17 @@ def reasons_of_moves(fit: Fit, draws: Draws) -> list[Reason]:
     first = {n: x[:, :num] for n, x in draws.values.items()}
     ends = moved_on(jax.random.key(0), fit.model, first, fit.args, fit.kwargs, fit.params)
     return [] if ends is None else reasons_of_ends(draws, ends)
+
+
+def reasons_of_particles_moves(result: Any) -> list[Reason]:
+    """What short chains from the particles of an :class:`~ppl_ext.infer.SMCResult` say of these."""
+    every = max(1, result.num_particles // NUM_CHAINS)
+    values = {n: np.asarray(x)[None] for n, x in result.values.items()}
+    first = {n: x[:, ::every][:, :NUM_CHAINS] for n, x in values.items()}
+    params = {n: np.asarray(x)[None] for n, x in result.params.items()}
+    ends = moved_on(jax.random.key(0), result.model, first, result.args, result.kwargs, params)
+    reason = None if ends is None else reason_of_ends(values, ends)
+    return [] if reason is None else [reason]
 
 
 def moved_on(

@@ -11,14 +11,21 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
+from ppl_ext.algorithms import RandomWalk
 from ppl_ext.diagnostics import Reason, judged, verdict
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.diagnostics.verdicts.chains import bulk_ess, r_hat, reason_of_renewal, reasons_of_chains
+from ppl_ext.diagnostics.verdicts.chains import (
+    bulk_ess,
+    r_hat,
+    reason_of_divergences,
+    reason_of_renewal,
+    reasons_of_chains,
+)
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
 from ppl_ext.diagnostics.verdicts.stays import Ends, drift, reason_of_ends, reasons_of_ends
 from ppl_ext.diagnostics.verdicts.weights import moved, reason_of_shape, reason_of_weights, reasons_of_draws
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.infer import ParticleGibbs, fit
+from ppl_ext.infer import SMC, ParticleGibbs, fit
 from ppl_ext.infer.short_chains import reasons_of_moves
 from ppl_ext.objectives import ELBO, ForwardKL
 from ppl_ext.smoothing import smooth
@@ -206,7 +213,7 @@ def ends(draws_mean, draws_sd, rho, num=1000, dim=1):
 def test_chains_stay_where_the_posterior_is(mean, sd, rho, level):
     reason = reason_of_ends(*ends(mean, sd, rho))
     assert (reason and reason.level) == level, reason
-    assert reason is None or "1000 short chains from the draws move the mean of 'x'" in reason.words
+    assert reason is None or "1000 short chains from the draws find the mean of 'x' off" in reason.words
 
 
 def test_how_far_draws_are_off_is_told_before_chains_have_gone_all_the_way():
@@ -337,6 +344,13 @@ def test_chains(x, level):
     assert level_of(reasons_of_chains({"x": x})) == level
 
 
+def test_divergences():
+    assert (
+        reason_of_divergences(3, 2000).level == "good" and "3 of 2000" in reason_of_divergences(3, 2000).words
+    )
+    assert reason_of_divergences(30, 2000).level == "doubtful"
+
+
 def test_mcmc():
     mcmc = MCMC(
         NUTS(wide),
@@ -366,6 +380,22 @@ def test_mcmc():
 
 
 # --- particles
+
+
+@pytest.mark.parametrize(("num_steps", "level"), [(1, "bad"), (200, "good")])
+def test_particles_of_a_random_walk_that_is_too_short(num_steps, level):
+    """Each coordinate's posterior is Normal(1, .7); weights and acceptance look the same."""
+
+    def many(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([30]).to_event(1))
+        numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+    moves = RandomWalk(num_steps, scale=2.38 / 30**0.5)
+    result = SMC(many, 400, moves=moves, progress_bar=False).run(KEY, 2.0 * jnp.ones(30))
+    off = np.abs(result.values["x"].mean(0) - 1.0).max() / 0.5**0.5
+    assert (off > 0.3) == (level == "bad") and result.acceptance[-1] > 0.1
+    found = verdict(result)
+    assert found.level == level and "400 short chains" in str(found)
 
 
 def test_effective_sample_sizes():

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_ext.diagnostics.draws import Draws
 from ppl_ext.diagnostics.psis import importance_ess, psis
-from ppl_ext.diagnostics.verdicts.weights import FEW, SHIFT, SPREAD, moved, reason_of_weights
+from ppl_ext.diagnostics.verdicts.weights import FEW, REMEDY, SHIFT, SPREAD, moved, reason_of_weights
 from ppl_ext.runtime.verdict import Reason
 
 STEPS = 50
@@ -116,15 +116,15 @@ def reason_of_ends(values: Mapping[str, np.ndarray], ends: Ends) -> Reason | Non
     most, site, shift, spread = worst
     num = math.prod(next(iter(ends.begun.values())).shape[:2])
     words = (
-        f"{num} short chains from the draws move the mean of '{site}' by {shift:.2f} standard deviations, "
-        f"and its spread by {spread:.0%}"
+        f"{num} short chains from the draws find the mean of '{site}' off by {shift:.2f} standard "
+        f"deviations, and its spread by {spread:.0%}"
     )
     if sure:
-        return Reason("bad", words)
+        return Reason("bad", f"{words}; {REMEDY}")
     if open_still:
         return None
     if most > 1.0:
-        return Reason("doubtful", words)
+        return Reason("doubtful", f"{words}; {REMEDY}")
     return Reason("good", f"{words}, and no other by more")
 
 

@@ -14,6 +14,7 @@ from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbe
 from ppl_ext.diagnostics.report.summary import table
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer.short_chains import reasons_of_particles_moves
 from ppl_ext.result import to_arviz
 from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.outside import Outside
@@ -118,7 +119,8 @@ class SMCResult(Summarised):
             )
         if self.num_nan:
             found.append(Reason("doubtful", f"{self.num_nan} densities were NaN and count as zero"))
-        return judged(found)
+        # A random walk is accepted, and the weights are even, where particles hardly move in many dimensions.
+        return judged(found + reasons_of_particles_moves(self))
 
     def run_record(self) -> RunRecord:
         """What a report needs: one chain, whose draws are the particles."""
