@@ -95,7 +95,9 @@ class SMCResult(Summarised):
         return f"{table({n: x[None] for n, x in self.values.items()})}\n\n" + "\n".join(about)
 
     def verdict(self) -> Verdict:
-        """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`. Short chains
+        from the particles are among them, which take seconds, most of these for compiling.
+        """
         if not np.isfinite(self.log_evidence):
             return judged([Reason("bad", "no particle is possible given the data")])
         if self.temperatures[-1] < 1.0:
