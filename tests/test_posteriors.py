@@ -113,7 +113,10 @@ def test_counts():
     rows = [row(0.0, "good", "a")] * 18 + [row(0.0, "bad", "b"), row(0.5, "good", "b")]
     found = counting.counted([*rows, {"model": "a", "method": "SMC", "error": "no"}])
     assert (found["rows"], found["right"], found["bad called good"], found["false alarms"]) == (20, 18, 1, 1)
-    assert found["first half"]["right"] == 18 and found["second half"]["right"] == 0
+    assert found["held out"] == {k: found[k] for k in found["held out"]}  # all of them
+    seen = counting.counted([row(0.32, "good", "kidscore"), row(0.32, "bad", "kidscore"), *rows])
+    assert seen["looked at while rules were made"]["rows"] == 2
+    assert (seen["right"], seen["border"], seen["border wrong"]) == (20, 2, 1)
     assert list(counting.aims(found).values()) == [False, False, True]
     words = counting.in_words(found)
     assert "all: 2 models, 20 rows, 90.0% right" in words and words.startswith("Truth: bad if")
