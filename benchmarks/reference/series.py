@@ -229,34 +229,7 @@ def solved(field, at, first, rates, step):
     ).ys
 
 
-YEARS = np.arange(1.0, 21.0, dtype=np.float32)
 DAYS = np.arange(1.0, 15.0, dtype=np.float32)
-
-
-def predators(t, z, rates):
-    alpha, beta, gamma, delta = rates
-    hare, lynx = z
-    return jnp.stack([(alpha - beta * lynx) * hare, (delta * hare - gamma) * lynx])
-
-
-def lotka_volterra(y0, y):
-    """Priors as in Carpenter's case study of these data, 2018."""
-    fast = numpyro.sample("alpha_gamma", dist.TruncatedNormal(1.0, 0.5, low=0.0).expand([2]).to_event(1))
-    slow = numpyro.sample("beta_delta", dist.TruncatedNormal(0.05, 0.05, low=0.0).expand([2]).to_event(1))
-    first = numpyro.sample("z0", dist.LogNormal(jnp.log(10.0), 1.0).expand([2]).to_event(1))
-    sigma = numpyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
-    rates = fast[0], slow[0], fast[1], slow[1]
-    z = solved(predators, YEARS, first, rates, 0.1)
-    numpyro.sample("y0", dist.LogNormal(jnp.log(first), sigma), obs=y0)
-    numpyro.sample("y", dist.LogNormal(jnp.log(jnp.maximum(z, 1e-6)), sigma), obs=y)
-
-
-def pelts():
-    """Pelts of hare and lynx in thousands, Hudson's Bay Company, 1900 to 1920 (Howard 2009)."""
-    hare = [30, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22, 25.4, 27.1, 40.3, 57, 76.6, 52.3, 19.5, 11.2]
-    lynx = [4, 6.1, 9.8, 35.2, 59.4, 41.7, 19, 13, 8.3, 9.1, 7.4, 8, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8, 9.7]
-    both = np.stack([hare + [7.6, 14.6, 16.2, 24.7], lynx + [10.1, 8.6]], 1)
-    return as_arrays(both[0], both[1:])
 
 
 def infections(t, z, rates):
@@ -291,6 +264,5 @@ PROBLEMS = [
     Problem("volatility", volatility(False), returns(60), of=volatility(True), scan=True),
     Problem("nile_level", level(False), nile, of=level(True), scan=True),
     Problem("discoveries", events(False), discoveries, of=events(True), scan=True),
-    Problem("lotka_volterra", lotka_volterra, pelts),
     Problem("sir", sir, influenza),
 ]

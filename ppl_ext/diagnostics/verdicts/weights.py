@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.diagnostics.psis import pareto_k_threshold, psis
+from ppl_ext.diagnostics.psis import importance_ess, pareto_k_threshold, psis
 from ppl_ext.diagnostics.report.summary import worst_r_hat
 from ppl_ext.diagnostics.verdicts.chains import APART, FAR_APART
 from ppl_ext.runtime.verdict import Level, Reason
@@ -114,11 +114,12 @@ def reasons_of_fit(
 ) -> list[Reason]:
     """What a guide's draws, its restarts and its losses (chain, step) say.
 
-    :param moves: what short chains from the draws say of them, asked only where weights are not good
+    :param moves: what short chains from the draws say of them, asked where weights are not good or few count
         (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`); nothing where they cannot tell.
     """
     found, losses = reasons_of_draws(draws), np.asarray(losses)
-    if any(r.level != "good" for r in found):
+    count = importance_ess(draws.log_weights).min() >= FEW * draws.log_weights.shape[-1]
+    if not count or any(r.level != "good" for r in found):
         found = moves() or found
     if (worst := worst_r_hat(draws.values)) is not None:
         site, r = worst
