@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.reference.counting import DEFINITION, counted, in_words
+from benchmarks.reference.registry import PROBLEMS
 
 
 def posteriors(report: dict[str, Any]) -> str:
@@ -20,4 +21,6 @@ def posteriors(report: dict[str, Any]) -> str:
     aims = [f"- {what}: {how}" for what, how in report["aims"].items()]
     raised = len(report["rows"]) - len(rows)
     about = f" {raised} runs ended with an error in words, and are not counted." if raised else ""
+    whole = sum(7 + p.scan for p in PROBLEMS.values())
+    about += f" {len(report['rows'])} rows of {whole} are made so far: another call goes on."
     return "\n".join([*lines, "", DEFINITION + about, "", *(f"- {s}" for s in sentences), *aims])
