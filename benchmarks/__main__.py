@@ -6,7 +6,8 @@ import pkgutil
 
 import benchmarks
 
-_NOT_BENCHMARKS = {"__main__", "everywhere", "harness", "tables"}
+_LONG = {"posteriors"}  # an hour or more: quick unless it is named
+_NOT_BENCHMARKS = {"__main__", "everywhere", "harness", "reference", "tables"}
 
 
 def available() -> list[str]:
@@ -43,7 +44,8 @@ def main() -> None:
             "chains": {"genjax_python": options.genjax_python},
             "smc": {"particles_python": options.particles_python},
         }
-        importlib.import_module(f"benchmarks.{name}").main(quick=options.quick, **peers.get(name, {}))
+        quick = options.quick or (not options.names and name in _LONG)
+        importlib.import_module(f"benchmarks.{name}").main(quick=quick, **peers.get(name, {}))
 
 
 if __name__ == "__main__":

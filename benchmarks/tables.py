@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS
+from benchmarks.reference.page import posteriors
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -362,6 +363,11 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "Beside blackjax, with a random walk of fixed covariance, and particles 0.4 (NumPy), where both fit "
         "it to the particles; same particles, temperatures and number of steps.",
         smc,
+    ),
+    "posteriors": (
+        "Verdicts against the truth",
+        "Posteriors of the kinds that posteriordb has, each by every method: is the verdict right?",
+        posteriors,
     ),
     "runner": (
         "The runner",

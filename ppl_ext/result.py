@@ -81,6 +81,7 @@ class Fit:
     stop_reason: str = "completed"
     outside: Outside | None = None
     refiner: ClassVar[Callable | None] = None  # what runs SMC stands above, and sets it
+    mover: ClassVar[Callable] = lambda fit, draws: []  # likewise, what runs short chains from draws
 
     @property
     def num_chains(self) -> int:
@@ -181,14 +182,15 @@ class Fit:
 
     def verdict(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Verdict:
         """Whether to believe the fit, with reasons: see :func:`ppl_ext.diagnostics.verdict`. More draws a
-        chain can settle what is doubtful.
+        chain can settle what is doubtful. Where the weights of the draws do not say good, short chains start
+        from some of them: some four hundred gradients of each of 1024, and compiling them.
         """
         return self._judge(self.sample(rng_key, num_samples))
 
     def _judge(self, draws: Draws) -> Verdict:
         from ppl_ext.diagnostics.verdicts.weights import reasons_of_fit
 
-        return judged(reasons_of_fit(draws, self.losses))
+        return judged(reasons_of_fit(draws, self.losses, lambda: Fit.mover(self, draws)))
 
     def refined(self, rng_key: jax.Array, algorithm: Any, **options: Any) -> Any:
         r"""Take the guide's draws on to the posterior by tempered Monte Carlo, and the prior's beside them.

@@ -11,14 +11,23 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
+from ppl_ext.algorithms import RandomWalk
 from ppl_ext.diagnostics import Reason, judged, verdict
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.diagnostics.verdicts.chains import bulk_ess, r_hat, reason_of_renewal, reasons_of_chains
+from ppl_ext.diagnostics.verdicts.chains import (
+    bulk_ess,
+    r_hat,
+    reason_of_divergences,
+    reason_of_renewal,
+    reasons_of_chains,
+)
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
+from ppl_ext.diagnostics.verdicts.stays import Ends, drift, reason_of_ends, reasons_of_ends
 from ppl_ext.diagnostics.verdicts.weights import moved, reason_of_shape, reason_of_weights, reasons_of_draws
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.infer import ParticleGibbs, fit
-from ppl_ext.objectives import ELBO
+from ppl_ext.infer import SMC, ParticleGibbs, fit
+from ppl_ext.infer.short_chains import reasons_of_moves
+from ppl_ext.objectives import ELBO, ForwardKL
 from ppl_ext.smoothing import smooth
 
 KEY = jax.random.key(0)
@@ -86,6 +95,7 @@ def weighed(mean, sd, num=4000, dim=1):
         (0.0, 1.0, "good"),
         (0.1, 1.05, "good"),
         (0.6, 1.0, "bad"),  # off by more than .3 standard deviations
+        (0.0, 0.78, "good"),  # by less than 30 %
         (0.0, 1.6, "bad"),  # the spread is off by more than 30 %, though k is low: the guide is wider
         (0.0, 0.5, "bad"),
         (0.0, 0.2, "bad"),
@@ -170,6 +180,109 @@ def test_fits(capsys):
     assert alone.level == "unknown" and "one restart" in str(alone)
 
 
+# --- short chains from draws
+
+
+def ends(draws_mean, draws_sd, rho, num=1000, dim=1):
+    """Draws of Normal(mean, sd), and chains from some of them, to Normal(0, 1) with a memory of rho."""
+    rng = np.random.default_rng(3)
+    drawn = rng.normal(draws_mean, draws_sd, (4, num, dim))
+    begun, steps = drawn[:, : num // 4], []
+    x = begun
+    for _ in range(10):
+        x = rho * begun + np.sqrt(1.0 - rho**2) * rng.normal(size=begun.shape)
+        steps.append(x)
+    return {"x": drawn}, Ends({"x": begun}, {"x": np.stack(steps, 2)})
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "rho", "level"),
+    [
+        (0.0, 1.0, 0.0, "good"),
+        (0.2, 0.8, 0.0, "good"),
+        (0.2, 0.8, 0.5, "good"),
+        (0.5, 1.0, 0.0, "bad"),
+        (0.0, 0.6, 0.0, "bad"),
+        (0.0, 1.45, 0.0, "bad"),
+        (0.5, 1.0, 0.6, "bad"),  # which move by .2 alone, 40 % of their way
+        (0.0, 0.5, 0.6, "bad"),
+        (0.31, 1.0, 0.0, "doubtful"),
+        (0.0, 1.0, 0.9, None),  # chains that stay near where they began have nothing to say
+    ],
+)
+def test_chains_stay_where_the_posterior_is(mean, sd, rho, level):
+    reason = reason_of_ends(*ends(mean, sd, rho))
+    assert (reason and reason.level) == level, reason
+    assert reason is None or "1000 short chains from the draws find the mean of 'x' off" in reason.words
+
+
+def test_how_far_draws_are_off_is_told_before_chains_have_gone_all_the_way():
+    values, found = ends(0.5, 0.6, 0.6, num=40_000)
+    flat = values["x"].reshape(-1, 1)
+    here = drift(flat, found.begun["x"].reshape(-1, 1), found.ended["x"].reshape(-1, 10, 1))
+    np.testing.assert_allclose([here.shift[0], here.spread[0], here.left[0]], [0.5, 0.4, 0.6], atol=0.02)
+    # the errors are those of independent repetitions
+    shifts = np.random.default_rng(4).normal(size=(2, 300, 500, 1))
+    found = [drift(b, b, e[:, None]) for b, e in zip(*shifts, strict=True)]
+    np.testing.assert_allclose(found[0].shift_error, 500**-0.5, rtol=0.1)
+    np.testing.assert_allclose(found[0].spread_error, 1000**-0.5, rtol=0.2)
+
+
+def test_few_chains_leave_heavy_tails_open():
+    x = np.random.default_rng(5).normal(size=(4, 60, 1))
+    assert reason_of_ends({"x": x}, Ends({"x": x}, {"x": np.roll(x, 1, 1)[:, :, None]})).level == "good"
+    x[0, 0] = 20.0  # most of the spread is of this one
+    assert reason_of_ends({"x": x}, Ends({"x": x}, {"x": np.roll(x, 1, 1)[:, :, None]})) is None
+
+
+def test_weights_that_count_are_believed_beside_the_chains():
+    values, found = ends(0.0, 1.5, 0.0)
+    stuck = Ends(found.begun, {"x": 1.5 * found.ended["x"]})  # chains that see nothing
+    x = values["x"][..., 0]
+    right = Draws(values, -(x**2) / 2, -(x**2) / 4.5, -(x**2) / 2 + x**2 / 4.5)
+    assert [r.level for r in reasons_of_ends(right, stuck)] == ["good", "bad"]
+    noise = 5.0 * np.random.default_rng(6).normal(size=x.shape)
+    lost = right._replace(log_weights=right.log_weights + noise)  # few count
+    assert [r.level for r in reasons_of_ends(lost, stuck)] == ["good"]
+    assert reasons_of_ends(right, ends(0.0, 1.5, 0.95)[1]) == []
+
+
+def chain_of(num):
+    """Neighbours with a correlation of .3: independent draws of each are right within 10 %."""
+
+    def model(y):
+        at = jnp.arange(num)
+        covariance = 0.3 ** jnp.abs(at[:, None] - at)
+        x = numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(num), covariance))
+        numpyro.deterministic("twice", 2.0 * x)
+        numpyro.sample("y", dist.Normal(x[0], 10.0), obs=y)
+
+    return model
+
+
+def test_many_unknowns_that_are_right_are_no_false_alarm():
+    result = fitted(chain_of(60), AutoNormal, num_chains=2)
+    draws = result.sample(num_samples=1000)
+    assert level_of(reasons_of_draws(draws)) == "doubtful"  # weights alone
+    found = result.verdict()
+    assert found.level == "good" and "short chains" in str(found)
+
+
+def test_fits_whose_chains_cannot_move(monkeypatch):
+    """A discrete site without a list of values: weights decide."""
+
+    def counts(y):
+        n = numpyro.sample("n", dist.Poisson(3.0))
+        numpyro.sample("y", dist.Normal(n, 1.0), obs=y)
+
+    def guide(y):
+        numpyro.sample("n", dist.Poisson(numpyro.param("rate", 9.0, constraint=dist.constraints.positive)))
+
+    result = fit(KEY, counts, guide, ForwardKL(8), optax.adam(1e-6), 3, 1.0, num_chains=2, progress_bar=False)
+    assert reasons_of_moves(result, result.sample(num_samples=100)) == []
+    assert verdict(result).level in ("doubtful", "bad") and "Pareto k" in str(verdict(result))
+
+
 def test_restarts_that_found_different_modes_are_no_good():
     def two(y):
         x = numpyro.sample("x", dist.Normal(0.0, 5.0))
@@ -231,6 +344,13 @@ def test_chains(x, level):
     assert level_of(reasons_of_chains({"x": x})) == level
 
 
+def test_divergences():
+    assert (
+        reason_of_divergences(3, 2000).level == "good" and "3 of 2000" in reason_of_divergences(3, 2000).words
+    )
+    assert reason_of_divergences(30, 2000).level == "doubtful"
+
+
 def test_mcmc():
     mcmc = MCMC(
         NUTS(wide),
@@ -260,6 +380,22 @@ def test_mcmc():
 
 
 # --- particles
+
+
+@pytest.mark.parametrize(("num_steps", "level"), [(1, "bad"), (200, "good")])
+def test_particles_of_a_random_walk_that_is_too_short(num_steps, level):
+    """Each coordinate's posterior is Normal(1, .7); weights and acceptance look the same."""
+
+    def many(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([30]).to_event(1))
+        numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+    moves = RandomWalk(num_steps, scale=2.38 / 30**0.5)
+    result = SMC(many, 400, moves=moves, progress_bar=False).run(KEY, 2.0 * jnp.ones(30))
+    off = np.abs(result.values["x"].mean(0) - 1.0).max() / 0.5**0.5
+    assert (off > 0.3) == (level == "bad") and result.acceptance[-1] > 0.1
+    found = verdict(result)
+    assert found.level == level and "400 short chains" in str(found)
 
 
 def test_effective_sample_sizes():

@@ -19,11 +19,13 @@ def verdict(result: Any, **options: Any) -> Verdict:
 
     - of a :func:`~ppl_ext.infer.fit`, Pareto :math:`\hat k` and the importance ESS of its draws in double
       precision, how far these weights move its means and standard deviations, and whether restarts agree
-      (one restart alone is "unknown": weights say nothing of a peak that no draw has seen);
+      (one restart alone is "unknown": weights say nothing of a peak that no draw has seen). Where weights are
+      not good, as in many dimensions they never are, short chains from the draws are asked where they go
+      (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`);
     - of MCMC, and of sweeps of particle Gibbs, rank-normalised split R-hat and ESS (Vehtari et al. 2021),
       divergences, and how often each step of a sampled path was renewed;
     - of a particle smoother, and of tempered particles, the ESS of each step, and the spread that these give
-      to the log evidence; what is exact is good;
+      to the log evidence; where short chains from tempered particles go; what is exact is good;
     - of an ascent or a bound, whether it has come to rest. A rest alone is no more than "unknown".
 
     :param result: anything that this library returns, a NumPyro ``MCMC`` that has run, or an object of one's
@@ -34,7 +36,8 @@ def verdict(result: Any, **options: Any) -> Verdict:
     :raises ArgumentError: for an option that this result does not take, or if an ``MCMC`` has not run.
 
     Sources: Vehtari, Simpson, Gelman, Yao, Gabry 2024 for k-hat; Vehtari, Gelman, Simpson, Carpenter, Bürkner
-    2021, eqs. 3-14, for R-hat and ESS; Yao, Vehtari, Simpson, Gelman 2018 for k-hat of a guide.
+    2021, eqs. 3-14, for R-hat and ESS; Yao, Vehtari, Simpson, Gelman 2018 for k-hat of a guide; Wang,
+    Kasprzak, Huggins 2023, for short chains from a guide's draws, whose moves bound its errors from below.
 
     >>> import jax, numpyro, numpyro.distributions as dist, optax
     >>> from numpyro.infer.autoguide import AutoNormal

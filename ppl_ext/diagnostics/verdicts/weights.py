@@ -1,19 +1,19 @@
 """What importance weights say of the draws that they belong to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ppl_ext.diagnostics.draws import Draws
-from ppl_ext.diagnostics.psis import pareto_k_threshold, psis
+from ppl_ext.diagnostics.psis import importance_ess, pareto_k_threshold, psis
 from ppl_ext.diagnostics.report.summary import worst_r_hat
 from ppl_ext.diagnostics.verdicts.chains import APART, FAR_APART
 from ppl_ext.runtime.verdict import Level, Reason
 
-SHIFT, RATIO = 0.3, 1.3
-"""A mean off by more standard deviations, or a standard deviation by a larger factor, is bad."""
+SHIFT, SPREAD = 0.3, 0.3
+"""A mean off by more standard deviations of the posterior, or a spread by a larger share of it, is bad."""
 
 SURE, SURE_ENOUGH = 4.0, 2.0
 """Standard errors by which weights must say so: of a thousand numbers the worst is some three off. The second
@@ -37,8 +37,8 @@ REMEDY = "try a richer guide, a tighter objective, or NUTS"
 class Move(NamedTuple):
     """How far importance weights move the draws of a site that they move most.
 
-    ``shift``: of a mean, in weighted standard deviations; ``ratio``: of standard deviations, the larger by
-    the smaller. ``sure``: whether these are too large by more than so many standard errors.
+    ``shift``: of a mean, in weighted standard deviations; ``ratio``: the draws' standard deviation by the
+    weighted one. ``sure``: whether these are too far off by more than so many standard errors.
     """
 
     site: str
@@ -48,7 +48,7 @@ class Move(NamedTuple):
 
     @property
     def far(self) -> bool:
-        return self.shift > SHIFT or self.ratio > RATIO
+        return self.shift > SHIFT or abs(self.ratio - 1.0) > SPREAD
 
 
 def moved(
@@ -70,13 +70,14 @@ def moved(
         sd = np.sqrt((weights * (flat - mean) ** 2).sum(0))
         with np.errstate(divide="ignore", invalid="ignore"):
             shift = np.abs(flat.mean(0) - mean) / sd
-            log_ratio = np.abs(np.log(flat.std(0) / sd))
-        excess = np.fmax(shift / SHIFT, log_ratio / math.log(RATIO))
-        clear = np.fmax((shift - noise) / SHIFT, (log_ratio - noise / math.sqrt(2.0)) / math.log(RATIO)) > 1.0
+            ratio = flat.std(0) / sd
+        off = np.abs(ratio - 1.0)
+        excess = np.fmax(shift / SHIFT, off / SPREAD)
+        clear = np.fmax((shift - noise) / SHIFT, (off - ratio * noise / math.sqrt(2.0)) / SPREAD) > 1.0
         for rank in (clear & np.isfinite(excess), np.isfinite(excess)):
             if rank.any():
                 at = int(np.argmax(np.where(rank, excess, -np.inf)))
-                found = Move(name, float(shift[at]), math.exp(log_ratio[at]), bool(clear[at]))
+                found = Move(name, float(shift[at]), float(ratio[at]), bool(clear[at]))
                 if worst is None or (found.sure, excess[at]) > worst[0]:
                     worst = (found.sure, excess[at]), found
                 break
@@ -108,9 +109,18 @@ def reasons_of_draws(draws: Draws) -> list[Reason]:
     return found
 
 
-def reasons_of_fit(draws: Draws, losses: np.ndarray) -> list[Reason]:
-    """What a guide's draws, its restarts and its losses (chain, step) say."""
+def reasons_of_fit(
+    draws: Draws, losses: np.ndarray, moves: Callable[[], list[Reason]] = list
+) -> list[Reason]:
+    """What a guide's draws, its restarts and its losses (chain, step) say.
+
+    :param moves: what short chains from the draws say of them, asked where weights are not good or few count
+        (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`); nothing where they cannot tell.
+    """
     found, losses = reasons_of_draws(draws), np.asarray(losses)
+    count = importance_ess(draws.log_weights).min() >= FEW * draws.log_weights.shape[-1]
+    if not count or any(r.level != "good" for r in found):
+        found = moves() or found
     if (worst := worst_r_hat(draws.values)) is not None:
         site, r = worst
         level: Level = "good" if r <= APART else "doubtful" if r <= FAR_APART else "bad"
@@ -144,7 +154,7 @@ def reason_of_weights(log_weights: np.ndarray, values: Mapping[str, np.ndarray])
     return Reason(
         "bad" if move.sure else "doubtful",
         f"{_in_numbers(k, ess, num)}: the weights move the mean of '{move.site}' by {move.shift:.2f} "
-        f"standard deviations, and its spread by a factor of {move.ratio:.2f}; {REMEDY}",
+        f"standard deviations, and its spread by a factor of {max(move.ratio, 1 / move.ratio):.2f}; {REMEDY}",
     )
 
 

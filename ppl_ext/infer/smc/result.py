@@ -14,6 +14,7 @@ from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbe
 from ppl_ext.diagnostics.report.summary import table
 from ppl_ext.diagnostics.verdicts.particles import evidence_spread, reasons_of_particles
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer.short_chains import reasons_of_particles_moves
 from ppl_ext.infer.smc.comparison import Side, alone, compared
 from ppl_ext.result import to_arviz
 from ppl_ext.runtime.arguments import described
@@ -108,7 +109,9 @@ class SMCResult(Summarised):
         return f"{table({n: x[None] for n, x in self.values.items()})}\n\n" + "\n".join(about)
 
     def verdict(self) -> Verdict:
-        """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
+        """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`. Short chains
+        from the particles are among them, which take seconds, most of these for compiling.
+        """
         if not np.isfinite(self.log_evidence):
             return judged([Reason("bad", "no particle is possible given the data")])
         if self.temperatures[-1] < 1.0:
@@ -126,7 +129,8 @@ class SMCResult(Summarised):
             found.append(alone(self.how["started_from"], self.how.get("not_compared")))
         if self.num_nan:
             found.append(Reason("doubtful", f"{self.num_nan} densities were NaN and count as zero"))
-        return judged(found)
+        # A random walk is accepted, and the weights are even, where particles hardly move in many dimensions.
+        return judged(found + reasons_of_particles_moves(self))
 
     def side(self) -> Side:
         """What is compared with a run from another start."""
