@@ -41,8 +41,7 @@ class Rules(NamedTuple):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether nothing is decided by the particles: no time of a move, no proposal, no number of states.
-        """
+        """Whether the particles decide nothing: no time of a move, no proposal, no number of states."""
         no_doubt = self.min_acceptance in (0.0, 1.0) or not self.more(self.states.num_particles)
         return self.ess in (0.0, 1.0) and no_doubt and (self.moves.is_fixed or self.ess == 0.0)
 
@@ -101,8 +100,17 @@ def begin(key: jax.Array, parameters: Parameters, rules: Rules) -> Cloud:
     log_weights, total, _ = filtering.normalised(gain - jnp.log(num))
     fitted = jax.tree.map(lambda x: jnp.asarray(x, float), rules.moves.begin(parameters.size))
     none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    evidence = plus(zero(), total)
-    return Cloud(key, position, _number(log_prior + log_det), filters, log_weights, evidence, fitted, none, no)
+    log_prior, evidence = _number(log_prior + log_det), plus(zero(), total)
+    return Cloud(key, position, log_prior, filters, log_weights, evidence, fitted, none, no)
+
+
+def no_notes(cloud: Cloud, parameters: Parameters, num: int) -> Notes:
+    """Room for the notes of ``num`` steps."""
+    real = jnp.zeros(num, cloud.log_weights.dtype)
+    whole = jnp.zeros(num, jnp.int32)
+    moments = jax.eval_shape(lambda c: _moments(c, parameters), cloud)
+    room = jax.tree.map(lambda s: jnp.zeros((num, *s.shape), s.dtype), moments)
+    return Notes(real, real, real, whole, whole, *room)
 
 
 def step(cloud: Cloud, parameters: Parameters, rules: Rules) -> tuple[Cloud, Notes]:
@@ -134,9 +142,7 @@ def step(cloud: Cloud, parameters: Parameters, rules: Rules) -> tuple[Cloud, Not
         moved = moved._replace(wants_more=low & is_due)
     died = jnp.isneginf(log_weights).sum(dtype=jnp.int32)
     num_states = jnp.asarray(cloud.num_states, jnp.int32)
-    notes = Notes(
-        cloud.log_evidence.value, ess, acceptance, num_states, died, *_moments(cloud, parameters)
-    )
+    notes = Notes(cloud.log_evidence.value, ess, acceptance, num_states, died, *_moments(cloud, parameters))
     return moved, notes
 
 
@@ -177,9 +183,7 @@ def moves(cloud: Cloud, parameters: Parameters, rules: Rules) -> tuple[Cloud, ja
     return cloud, accepted.mean()
 
 
-def move(
-    cloud: Cloud, key: jax.Array, parameters: Parameters, rules: Rules
-) -> tuple[Cloud, jax.Array]:
+def move(cloud: Cloud, key: jax.Array, parameters: Parameters, rules: Rules) -> tuple[Cloud, jax.Array]:
     r"""Each parameter once, with a new filter of all data so far:
 
     .. math:: \alpha = \min\Big(1, \frac{p(\theta')\, \hat Z_t(\theta')\, q(\theta \mid \theta')}

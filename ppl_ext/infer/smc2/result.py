@@ -54,7 +54,7 @@ class SMC2Result(Summarised):
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, 0.0, y)
-    >>> smc2 = SMC2(model, 50, ParticleFilter(20), progress_bar=False)
+    >>> smc2 = SMC2(model, 50, ParticleFilter(20), progress_bar=False, min_acceptance=0.0)
     >>> result = smc2.run(jax.random.key(0), jnp.array([1.3, 2.1, 1.5]))
     >>> result.sample(num_samples=10)["mean"].shape, result.state_mean["x"].shape, result.num_steps
     ((10,), (3,), 3)
@@ -104,7 +104,9 @@ class SMC2Result(Summarised):
     def _last_states(self) -> int:
         return int(self.num_states[-1]) if self.num_steps else 0
 
-    def sample(self, rng_key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, np.ndarray]:
+    def sample(
+        self, rng_key: jax.Array | None = None, num_samples: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Equally weighted draws of the parameters, (num_samples, ...), by systematic resampling; as many as
         there are particles by default.
 
@@ -113,7 +115,9 @@ class SMC2Result(Summarised):
         num = self.num_particles if num_samples is None else num_samples
         check_count("SMC2Result.sample: num_samples", num)
         if not np.isfinite(self.log_evidence):
-            raise ArgumentError("SMC2Result.sample: no parameter is possible given the data; nothing to draw.")
+            raise ArgumentError(
+                "SMC2Result.sample: no parameter is possible given the data, so none is drawn."
+            )
         if rng_key is None:
             rng_key = jax.random.fold_in(jax.random.key(0) if self.rng_key is None else self.rng_key, 0x5A)
         ancestors = np.asarray(systematic(rng_key, jnp.asarray(self.log_weights), int(num)))

@@ -10,14 +10,14 @@ import numpy as np
 from jax import lax
 
 from ppl_ext.algorithms.particle_filter import ParticleFilter
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer.particle_mcmc.particle_gibbs import initial_names, path_sites
 from ppl_ext.infer.smc2 import cloud as engine
 from ppl_ext.infer.smc2.cloud import Cloud, Notes
 from ppl_ext.infer.smc2.parameters import Parameters, latent_sites
 from ppl_ext.infer.smc2.result import SMC2Result
 from ppl_ext.infer.smc2.rules import options_of, rules_of
-from ppl_ext.runtime.arguments import check_call, check_flag, check_key, check_program
+from ppl_ext.runtime.arguments import check_call, check_data, check_flag, check_key, check_program, described
 from ppl_ext.runtime.checkpoint import Checkpoint, digest
 from ppl_ext.runtime.checkpoint import program as program_of
 from ppl_ext.runtime.constants import compiled, odd_data_blamed, split
@@ -26,6 +26,7 @@ from ppl_ext.runtime.outside import Outside, reading
 from ppl_ext.runtime.training import Saver, check_checkpoint, progress, train
 from ppl_ext.state_space.gaps import refuse_raw
 from ppl_ext.state_space.model import lower, scan_shape
+from ppl_ext.state_space.streams import check_streams, time_slice
 
 
 class Run(NamedTuple):
@@ -33,6 +34,16 @@ class Run(NamedTuple):
 
     cloud: Cloud
     notes: Notes
+
+
+class SMC2State(NamedTuple):
+    """A stream of :class:`SMC2`: its ``run``; ``data``, the arguments so far, with room for more; the
+    parameters' ``names``, and the key that it began with."""
+
+    run: Run
+    data: tuple[tuple, dict[str, Any]]
+    names: tuple[str, ...]
+    rng_key: jax.Array
 
 
 class SMC2:
@@ -90,7 +101,7 @@ class SMC2:
     ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
     ...         return x, None
     ...     scan(step, numpyro.sample("x0", dist.Normal(0, 1)), y)
-    >>> smc2 = SMC2(model, 50, ParticleFilter(20), progress_bar=False)
+    >>> smc2 = SMC2(model, 50, ParticleFilter(20), progress_bar=False, min_acceptance=0.0)
     >>> result = smc2.run(jax.random.key(0), jnp.array([0.3, -0.1, 0.5]))
     >>> result.values["phi"].shape, result.mean["phi"].shape, bool(-5 < result.log_evidence < -3)
     ((50,), (3,), True)
@@ -134,14 +145,81 @@ class SMC2:
             if (saved := self._loaded(saver, steps, rng_key)) is not None:
                 steps.state, found = saved
             with progress("SMC2", steps.num, found.shape[1], self._progress_bar) as bar:
-                found, _ = train(steps, found, saver, bar, _shown)
-            values = self._finish(seen, names, steps.state.cloud.position, args, kwargs)
-        notes = jax.tree.map(lambda x: np.asarray(x)[: found.shape[1]], steps.state.notes)
-        self._warn(notes, steps, args, kwargs)
-        told = "unbiased" if self.rules.is_fixed else "consistent, as times of moves, proposals or states were found"
+                train(steps, found, saver, bar, _shown)
+            return self._result(steps, rng_key)
+
+    def init(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> "SMC2State":
+        """Where a stream begins, before its first observation. ``args`` and ``kwargs`` hold one time slice,
+        for its shapes.
+
+        :raises ModelError: as :meth:`run`, or if the model cannot be called with one time after another.
+        """
+        check_key("SMC2.init: rng_key", rng_key)
+        check_data("SMC2.init:", args, kwargs)
+        refuse_open_handlers("SMC2.init")
+        args, kwargs = data = time_slice((args, kwargs))
+        check_call("SMC2: model", self.model, args, kwargs)
+        names = self._names(args, kwargs)
+        with reading(self) as seen:
+            run = self._start(seen, names, rng_key, args, kwargs, self.rules.states.num_particles)
+            steps = Steps(self, seen, names, data, run)
+            check_streams(self.model, args, kwargs, steps.first_values())
+        return SMC2State(run, data, names, rng_key)
+
+    def update(self, state: "SMC2State", *args: Any, **kwargs: Any) -> "SMC2State":
+        """The state with one observation more: a time slice of the model's arguments.
+
+        A move needs all observations, so that they are kept: memory grows with time, and a step with moves
+        costs as much as a filter of all of them. The step is compiled anew whenever their number has
+        doubled.
+        """
+        if not isinstance(state, SMC2State):
+            raise ArgumentTypeError(
+                f"SMC2.update: state must be what init or update returned, got {described(state)}."
+            )
+        check_data("SMC2.update:", args, kwargs)
+        refuse_open_handlers("SMC2.update")
+        new = time_slice((args, kwargs))
+        if jax.tree.structure(new) != jax.tree.structure(state.data):
+            raise ArgumentError(
+                "SMC2.update: the time slice must have the arguments that init had; their structure was "
+                f"{jax.tree.structure(state.data)}, now it is {jax.tree.structure(new)}."
+            )
+        time, room = int(state.run.cloud.time), len(state.run.notes.ess)
+        data, run = state.data, state.run
+        if time == room:  # twice the room; what stands beyond the present is never looked at
+            data = jax.tree.map(lambda x: jnp.concatenate([x, x]), data)
+            notes = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)]), run.notes)
+            run = run._replace(notes=notes)
+        data = jax.tree.map(lambda x, y: x.at[time].set(y[0].astype(x.dtype)), data, new)
+        with reading(self) as seen:
+            steps = Steps(self, seen, state.names, data, run)
+            steps.some(1)
+        return SMC2State(steps.state, data, state.names, state.rng_key)
+
+    def result(self, state: "SMC2State") -> SMC2Result:
+        """What is known of a stream so far."""
+        if not isinstance(state, SMC2State):
+            raise ArgumentTypeError(
+                f"SMC2.result: state must be what init or update returned, got {described(state)}."
+            )
+        if not (time := int(state.run.cloud.time)):
+            raise ArgumentError("SMC2.result: nothing was observed yet; update(state, ...) comes first.")
+        data = jax.tree.map(lambda x: x[:time], state.data)
+        with reading(self) as seen:
+            return self._result(Steps(self, seen, state.names, data, state.run), state.rng_key)
+
+    def _result(self, steps: "Steps", rng_key: jax.Array) -> SMC2Result:
+        cloud, done = steps.state.cloud, int(steps.state.cloud.time)
+        notes = jax.tree.map(lambda x: np.asarray(x)[:done], steps.state.notes)
+        self._warn(notes, steps)
+        values = self._finish(steps.seen, steps.names, cloud.position, *steps.data)
+        told = "unbiased"
+        if not self.rules.is_fixed:
+            told = "consistent, as times of moves, proposals or numbers of states were found"
         return SMC2Result(
             {n: np.asarray(x) for n, x in values.items()},
-            np.asarray(steps.state.cloud.log_weights),
+            np.asarray(cloud.log_weights),
             notes.log_evidence,
             notes.mean,
             notes.sd,
@@ -152,11 +230,11 @@ class SMC2:
             notes.num_states,
             notes.died,
             self.model,
-            args=args,
-            kwargs=kwargs,
+            args=steps.data[0],
+            kwargs=steps.data[1],
             rng_key=rng_key,
             how={"evidence": told, **({"ran_out": True} if self._ran_out(notes) else {})},
-            outside=seen,
+            outside=steps.seen,
         )
 
     def _names(self, args: tuple, kwargs: dict[str, Any]) -> tuple[str, ...]:
@@ -176,9 +254,8 @@ class SMC2:
         parameters = Parameters(self.model, (args, kwargs), names)
         rules = engine.sized(self.rules, num_states)
         cloud = engine.begin(rng_key, parameters, rules)
-        shapes = jax.eval_shape(lambda c: engine.step(c, parameters, rules)[1], cloud)
         num = parameters.space(jnp.zeros(parameters.size))[0].num_steps
-        return Run(cloud, jax.tree.map(lambda s: jnp.zeros((num, *s.shape), s.dtype), shapes))
+        return Run(cloud, engine.no_notes(cloud, parameters, num))
 
     def _advanced(self, seen: Outside | None, names, run: Run, args, kwargs, num) -> Run:
         """The run at most ``num`` steps later, or where its filters shall have more states."""
@@ -208,6 +285,8 @@ class SMC2:
 
     def _loaded(self, saver: Saver, steps: "Steps", rng_key) -> tuple[Run, np.ndarray] | None:
         """What was saved, of filters of any size that they may have come to."""
+        if self._checkpoint is None:
+            return None
         num, failed = self.rules.states.num_particles, None
         while num <= self.rules.max_states:
             try:
@@ -228,20 +307,20 @@ class SMC2:
             **steps.program(),
         }
 
-    def _warn(self, notes: Notes, steps: "Steps", args, kwargs) -> None:
+    def _warn(self, notes: Notes, steps: "Steps") -> None:
         num, cloud = self.rules.num_particles, steps.state.cloud
         if np.isneginf(notes.log_evidence[-1:]).any() or not len(notes.ess):
             values = steps.first_values()
-            refuse_raw("SMC2", lambda: lower(self.model, args, kwargs, values, initial="rest"))
+            refuse_raw("SMC2", lambda: lower(self.model, *steps.data, values, initial="rest"))
             nan = int(np.asarray(cloud.filters.num_nan).sum())
             more = f" {nan} densities were NaN, which counts as zero." if nan else ""
             place = f"step {len(notes.ess) - 1}" if len(notes.ess) else "what is observed before the scan"
             warnings.warn(
-                f"SMC2: no parameter is possible given the data up to {place}: in the filters of all {num} no "
-                "state survives, so the evidence is estimated as 0 (log evidence -inf), and the draws are "
+                f"SMC2: no parameter is possible given the data up to {place}: in the filters of all {num} "
+                "no state survives, so the evidence is estimated as 0 (log evidence -inf), and the draws are "
                 f"none.{more} Look at the data there and the supports of their laws; if they are possible, "
                 "use more states, ParticleFilter(1000), or a proposal= that looks at them.",
-                stacklevel=3,
+                stacklevel=4,
             )
         elif self._ran_out(notes):
             low = notes.acceptance[notes.acceptance >= 0].min()
@@ -249,7 +328,7 @@ class SMC2:
                 f"SMC2: with filters of {cloud.num_states} states moves were accepted in {low:.1%} only, and "
                 f"max_states={self.rules.max_states} allows no more. Raise max_states, or give the filter a "
                 "proposal= that looks at the data.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _ran_out(self, notes: Notes) -> bool:
@@ -267,16 +346,17 @@ def _shown(found: np.ndarray) -> str:
 class Steps:
     """The steps of one run (:class:`ppl_ext.runtime.training.Steps`)."""
 
-    def __init__(self, smc2: SMC2, seen: Outside, names: tuple[str, ...], data: tuple):
-        self.smc2, self.seen, self.names, self.data = smc2, seen, names, data
-        self.state: Any = None
+    def __init__(self, smc2: SMC2, seen: Outside, names: tuple[str, ...], data: tuple, state: Any = None):
+        self.smc2, self.seen, self.names, self.data, self.state = smc2, seen, names, data, state
 
     @property
     def num(self) -> int:
         return len(self.state.notes.ess)
 
-    def some(self) -> np.ndarray | None:
-        """By step, the log evidence and the states of a filter: (2, steps)."""
+    def some(self, num: int | None = None) -> np.ndarray | None:
+        """By step, the log evidence and the states of a filter: (2, steps).
+
+        :param num: steps at most; by default one if somebody looks at them, else all."""
         smc2, before = self.smc2, int(self.state.cloud.time)
         if before == self.num or not float(self.state.cloud.log_evidence.value) > -np.inf:
             return None
@@ -284,10 +364,12 @@ class Steps:
             more = 2 * self.state.cloud.num_states
             self.state = smc2._exchange(self.seen, self.names, self.state, *self.data, more)
         looked_at = smc2._progress_bar or smc2._checkpoint is not None
-        num = jnp.int32(1 if looked_at else self.num)
-        self.state = smc2._advance(self.seen, self.names, self.state, *self.data, num)
+        num = (1 if looked_at else self.num) if num is None else num
+        self.state = smc2._advance(self.seen, self.names, self.state, *self.data, jnp.int32(num))
         notes, new = self.state.notes, slice(before, int(self.state.cloud.time))
-        return np.stack([np.asarray(x)[new].astype(np.float32) for x in (notes.log_evidence, notes.num_states)])
+        return np.stack(
+            [np.asarray(x)[new].astype(np.float32) for x in (notes.log_evidence, notes.num_states)]
+        )
 
     def first_values(self) -> dict[str, jax.Array]:
         """The first parameter's values."""
