@@ -81,7 +81,7 @@ class SMC2Result(Summarised):
     @property
     def log_evidence(self) -> np.ndarray:
         """The estimated log p(y)."""
-        return self.log_evidences[-1] if len(self.log_evidences) else np.float32(-np.inf)
+        return self.log_evidences[-1] if len(self.log_evidences) else np.asarray(-np.inf)
 
     @property
     def log_increments(self) -> np.ndarray:

@@ -180,7 +180,7 @@ class SMC2:
         check_data("SMC2.update:", args, kwargs)
         refuse_open_handlers("SMC2.update")
         new = time_slice((args, kwargs))
-        if jax.tree.structure(new) != jax.tree.structure(state.data):
+        if str(jax.tree.structure(new)) != str(jax.tree.structure(state.data)):
             raise ArgumentError(
                 "SMC2.update: the time slice must have the arguments that init had; their structure was "
                 f"{jax.tree.structure(state.data)}, now it is {jax.tree.structure(new)}."
@@ -311,7 +311,8 @@ class SMC2:
         num, cloud = self.rules.num_particles, steps.state.cloud
         if np.isneginf(notes.log_evidence[-1:]).any() or not len(notes.ess):
             values = steps.first_values()
-            refuse_raw("SMC2", lambda: lower(self.model, *steps.data, values, initial="rest"))
+            args, kwargs = steps.data
+            refuse_raw("SMC2", lambda: lower(self.model, args, kwargs, values, initial="rest"))
             nan = int(np.asarray(cloud.filters.num_nan).sum())
             more = f" {nan} densities were NaN, which counts as zero." if nan else ""
             place = f"step {len(notes.ess) - 1}" if len(notes.ess) else "what is observed before the scan"
