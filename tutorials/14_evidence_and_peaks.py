@@ -204,9 +204,9 @@ def shares(draws):
 
 
 # %% [markdown]
-# NUTS with four chains: each stays on the peak, or the side lobe, where it began. A guide fitted from four
-# starts does the same. Their verdicts say so, since the chains disagree; one chain alone would have said
-# nothing.
+# Four chains of NUTS come to two of the peaks and some side lobes, and a guide of one peak, fitted from four
+# starts, lies flat across all of them. The verdicts are bad: the chains disagree, and the guide's weights are
+# uneven. What the peaks are that were missed, they cannot say.
 
 # %%
 mcmc = MCMC(
