@@ -17,7 +17,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.result import to_arviz
 from ppl_ext.runtime.arguments import check_count, described
 from ppl_ext.runtime.outside import Outside
-from ppl_ext.runtime.results import Summarised, number
+from ppl_ext.runtime.results import NUM_SAMPLES, Summarised, number
 from ppl_ext.runtime.verdict import Reason, Verdict, judged
 from ppl_ext.state_space.resampling import systematic
 
@@ -105,15 +105,13 @@ class SMC2Result(Summarised):
         return int(self.num_states[-1]) if self.num_steps else 0
 
     def sample(
-        self, rng_key: jax.Array | None = None, num_samples: int | None = None
+        self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES
     ) -> dict[str, np.ndarray]:
-        """Equally weighted draws of the parameters, (num_samples, ...), by systematic resampling; as many as
-        there are particles by default.
+        """Equally weighted draws of the parameters, (num_samples, ...), by systematic resampling.
 
         :raises ArgumentError: if no parameter is possible given the data.
         """
-        num = self.num_particles if num_samples is None else num_samples
-        check_count("SMC2Result.sample: num_samples", num)
+        check_count("SMC2Result.sample: num_samples", num_samples)
         if not np.isfinite(self.log_evidence):
             raise ArgumentError(
                 "SMC2Result.sample: no parameter is possible given the data, so none is drawn."
@@ -135,7 +133,10 @@ class SMC2Result(Summarised):
             + (f", accepted in {moved.min():.0%} to {moved.max():.0%}." if len(moved) else "."),
             "Another run with another key shows how far the evidence varies.",
         ]
-        return f"{table({n: x[None] for n, x in self.sample().items()})}\n\n" + "\n".join(about)
+        return (
+            f"{table({n: x[None] for n, x in self.sample(num_samples=self.num_particles).items()})}\n\n"
+            + "\n".join(about)
+        )
 
     def verdict(self) -> Verdict:
         """Whether to believe the run, with reasons: see :func:`ppl_ext.diagnostics.verdict`."""
@@ -171,7 +172,7 @@ class SMC2Result(Summarised):
             "lp_omitted": "the states are integrated out",
             **self.how,
         }
-        values = {n: x[None] for n, x in self.sample().items()}
+        values = {n: x[None] for n, x in self.sample(num_samples=self.num_particles).items()}
         traces = {n: np.asarray(x)[None] for n, x in traces.items()}
         return RunRecord(None, self.args, self.kwargs, {}, values, stats, traces, attrs)
 
