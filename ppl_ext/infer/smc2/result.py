@@ -118,7 +118,7 @@ class SMC2Result(Summarised):
             )
         if rng_key is None:
             rng_key = jax.random.fold_in(jax.random.key(0) if self.rng_key is None else self.rng_key, 0x5A)
-        ancestors = np.asarray(systematic(rng_key, jnp.asarray(self.log_weights), int(num)))
+        ancestors = np.asarray(systematic(rng_key, jnp.asarray(self.log_weights), int(num_samples)))
         return {n: x[ancestors] for n, x in self.values.items()}
 
     def summary(self) -> str:
