@@ -12,6 +12,8 @@ from ppl_ext.infer.short_chains import reasons_of_moves
 from ppl_ext.infer.smc.refine import refined
 from ppl_ext.infer.smc.result import SMCResult
 from ppl_ext.infer.smc.smc import SMC
+from ppl_ext.infer.smc2.result import SMC2Result
+from ppl_ext.infer.smc2.smc2 import SMC2
 from ppl_ext.infer.svi.fit import Progress, fit
 from ppl_ext.infer.svi.stopping import Plateau
 from ppl_ext.result import Fit
@@ -22,6 +24,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SMC",
+    "SMC2",
     "Checkpoint",
     "Cyclical",
     "Decay",
@@ -30,6 +33,7 @@ __all__ = [
     "PathSweep",
     "Plateau",
     "Progress",
+    "SMC2Result",
     "SMCResult",
     "chains_over",
     "fit",

@@ -24,10 +24,11 @@ from numpyro.infer.autoguide import AutoNormal
 
 import ppl_ext
 from ppl_ext import Result
+from ppl_ext.algorithms import ParticleFilter
 from ppl_ext.diagnostics import Calibration, LeaveFutureOut, Verdict, verdict
 from ppl_ext.diagnostics.report.arviz_export import variables_of, write_report
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.infer import SMC, fit
+from ppl_ext.infer import SMC, SMC2, fit
 from ppl_ext.meta import ExactLinearGaussian, evaluate, kinds, lift
 from ppl_ext.objectives import ELBO
 from ppl_ext.priors import Gaussian, lift_prior, match, posterior_functions
@@ -123,6 +124,10 @@ RESULTS = {
         {},
     ),
     "SMCResult": (lambda: SMC(model, num_particles=100, progress_bar=False).run(KEY, Y), {}),
+    "SMC2Result": (
+        lambda: SMC2(walk, 100, ParticleFilter(10), progress_bar=False, min_acceptance=0.0).run(KEY, Y),
+        {},
+    ),
     "SmoothingResult": (lambda: smooth(walk, SQUARE, num_particles=10).run(KEY, Y, params={"mean": 0.0}), {}),
     "SmoothingResult, exact": (
         lambda: smooth(walk, backward="exact").run(KEY, Y, params={"mean": 0.0}),

@@ -40,3 +40,45 @@ def reasons_of_particles(ess: np.ndarray, num_particles: int | None, what: str =
         level: Level = "good" if spread <= SPREAD else "doubtful" if spread <= WIDE else "bad"
         found.append(Reason(level, f"standard deviation of the log evidence about {spread:.2g}"))
     return found
+
+
+STUCK_MOVES, SLOW_MOVES = 0.02, 0.1
+"""A share of accepted moves of parameters below which they are hardly renewed, and below which it is slow."""
+
+
+def reasons_of_nested(
+    ess: np.ndarray, acceptance: np.ndarray, num_particles: int, ran_out: bool = False
+) -> list[Reason]:
+    r"""What the steps of N parameters with filters of their own (SMC²) say, from the effective sample sizes
+    and acceptances (T,) of these, the latter NaN where nothing moved.
+
+    Weights grow uneven until a move, so that the evidence's spread is judged where they are used up:
+
+    .. math:: \operatorname{sd}(\log \hat Z) \approx \Big(\tfrac1N \sum_{t \text{ with moves, or } T} (N /
+        \mathrm{ESS}_t - 1)\Big)^{1/2}
+
+    a guess from one run, as in :func:`reasons_of_particles`.
+    """
+    if not ess.size:
+        return []
+    moved = ~np.isnan(acceptance)
+    at = int(np.nanargmin(np.where(np.isnan(ess), np.inf, ess)))
+    level: Level = "good" if ess[at] >= FEW else "doubtful" if ess[at] >= 3.0 else "bad"
+    words = f"smallest effective sample size {ess[at]:.1f} of {num_particles} parameters, at step {at}"
+    found = [Reason(level, words)]
+    used = ess[moved | (np.arange(len(ess)) == len(ess) - 1)]
+    spread = math.sqrt(float(np.sum(num_particles / np.maximum(used, 1.0) - 1.0)) / num_particles)
+    level = "good" if spread <= SPREAD else "doubtful" if spread <= WIDE else "bad"
+    found.append(Reason(level, f"standard deviation of the log evidence about {spread:.2g}"))
+    if moved.any():
+        low, last = float(acceptance[moved].min()), float(acceptance[moved][-1])
+        level = "good" if low >= SLOW_MOVES else "doubtful" if last >= STUCK_MOVES else "bad"
+        remedy = "" if level == "good" else ": take more states, or more steps of the moves"
+        found.append(Reason(level, f"moves of parameters are accepted in {low:.0%} or more{remedy}"))
+    else:
+        found.append(Reason("good", "weights never grew so uneven that parameters had to move"))
+    if ran_out:
+        found.append(
+            Reason("doubtful", "filters came to max_states, and moves were still seldom accepted: raise it")
+        )
+    return found

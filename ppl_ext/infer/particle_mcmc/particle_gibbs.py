@@ -368,7 +368,7 @@ def path_sites(
         initial = tuple(found)
     # With states integrated out a gap that is handed on is, too; a path of NumPyro's sites has no place for
     # it.
-    gaps: Literal["draw", "refuse"] = "draw" if where == "PMMH" else "refuse"
+    gaps: Literal["draw", "refuse"] = "draw" if where in ("PMMH", "SMC2") else "refuse"
     lowered = lower(
         model, args, kwargs, {n: x for n, x in before.items() if n not in initial}, initial=initial, gaps=gaps
     )
