@@ -114,9 +114,9 @@ AT_MOST = {  # python -m tools.house prints them
     "longest line": 110,
     "public names exported twice": 0,
     # None of these may grow; that they should shrink is told in docs/adr/0015.
-    "functions with eight parameters or more": 39,
+    "functions with eight parameters or more": 36,
     "closure of IWELBO, statements": 3_500,
-    "closure of infer.fit, statements": 6_200,
+    "closure of infer.fit, statements": 5_700,
     "closure of smooth, statements": 4_960,
 }
 
