@@ -219,6 +219,27 @@ def sgmcmc(report):
     return table(["", "over", "ratio of run times", "aim", ""], rows)
 
 
+def first_number(report):
+    rows = []
+    for name, case in report["cases"].items():
+        ours, theirs = case["seconds"]["ours"], case["seconds"]["theirs"]
+        ratio = case["ratios"]["first_processor"]
+        aim = "" if case["at_most"] is None else f"at most {case['at_most']:g}, {case['verdict']}"
+        rows.append(
+            [
+                name,
+                case["peer"],
+                f"{ours['first_clock']:.2f} s, {theirs['first_clock']:.2f} s",
+                f"{case['ratios']['first_clock']['median']:.2f}",
+                f"{ratio['median']:.2f} ({ratio['quartiles'][0]:.2f} to {ratio['quartiles'][1]:.2f})",
+                aim,
+                f"{ours['again_clock'] * 1e3:.0f} ms, {theirs['again_clock'] * 1e3:.0f} ms",
+            ]
+        )
+    head = ["", "beside", "first call, ours and theirs", "ratio by the clock"]
+    return table([*head, "by the processor (quartiles)", "aim", "called again"], rows)
+
+
 def smc(report):
     rows = []
     for name, case in report["cases"].items():
@@ -373,6 +394,11 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "The runner",
         "`fit` with its progress bar beside a bare jitted scan of the same steps, and NumPyro's `SVI.run`.",
         runner,
+    ),
+    "first_number": (
+        "The first number",
+        "Calls that find nothing compiled: traced, compiled and run from nothing.",
+        first_number,
     ),
     "scaling": (
         "Scaling over host devices",
