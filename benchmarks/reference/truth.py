@@ -87,24 +87,26 @@ def references() -> dict[str, Any]:
 
 
 def make_reference(problem: Problem, num_samples: int = 2500, num_chains: int = 4) -> dict[str, Any]:
-    """Means and standard deviations of a problem's scalars, by NUTS, with what vouches for them; longer and
-    longer runs until R-hat is at most 1.005.
+    """Means and standard deviations of a problem's scalars, by NUTS, with what vouches for them: longer runs
+    of smaller steps until R-hat is at most 1.005 and at most one transition in a thousand diverges. R-hat
+    alone does not see a tail that no chain enters: GARCH(1,1) had 1.002, and half of its spread.
     """
     model = problem.of or problem.model
-    for more in range(3):
+    for accept, longer in ((0.95 if problem.of else 0.8, 1), (0.95, 2), (0.99, 8)):
         mcmc = MCMC(
-            NUTS(model, target_accept_prob=0.95 if problem.of else 0.8, dense_mass=problem.steep),
+            NUTS(model, target_accept_prob=accept, dense_mass=problem.steep),
             num_warmup=1000,
-            num_samples=num_samples * 2**more,
-            thinning=2**more,
+            num_samples=num_samples * longer,
+            thinning=longer,
             num_chains=num_chains,
             chain_method="sequential",
             progress_bar=False,
         )
-        mcmc.run(jax.random.key(20 + more), *problem.data(), extra_fields=("diverging",))
+        mcmc.run(jax.random.key(19 + longer), *problem.data(), extra_fields=("diverging",))
         values = kept(mcmc.get_samples(group_by_chain=True))
         worst = max(float(np.nanmax(r_hat(x))) for x in values.values())
-        if worst <= 1.005:
+        diverging = np.asarray(mcmc.get_extra_fields()["diverging"])
+        if worst <= 1.005 and diverging.mean() <= 1e-3:
             break
     sites = {
         name: {"mean": _short(x.mean((0, 1))), "sd": _short(x.std((0, 1)))} for name, x in values.items()
@@ -112,7 +114,7 @@ def make_reference(problem: Problem, num_samples: int = 2500, num_chains: int = 
     return {
         "r_hat": round(worst, 4),
         "ess": int(min(np.nanmin(bulk_ess(x)) for x in values.values())),
-        "diverging": int(np.sum(mcmc.get_extra_fields()["diverging"])),
+        "diverging": int(diverging.sum()),
         "sites": sites,
     }
 
