@@ -231,13 +231,9 @@ class Fit:
 
         :return: the path of the report.
         """
-        from ppl_ext.diagnostics.report.arviz_export import write_report
+        from ppl_ext.diagnostics.report.arviz_export import report_path, write_report
 
-        if not isinstance(path, str | os.PathLike) or not str(path):
-            raise ArgumentTypeError(f"save: path must be the name of a file, got {described(path)}.")
-        path = Path(path)
-        if path.is_dir() or not path.parent.is_dir():
-            raise ArgumentError(f"save: path '{path}' must name a file in a folder that exists.")
+        path = report_path(path)
         report = self.to_arviz(rng_key, num_samples)
         write_params(self.params, path.with_name(path.name + ".params.npz"))
         return write_report(report, path)

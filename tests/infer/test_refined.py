@@ -101,6 +101,12 @@ def test_what_refines_no_fit_is_refused():
         result.refined(KEY, 1000)
     with pytest.raises(ArgumentError, match="leave initial= out"):
         result.refined(KEY, TemperedSMC(100, initial=AutoNormal(pair), params={}))
+    with pytest.raises(ArgumentError, match="leave along= out"):
+        result.refined(KEY, TemperedSMC(100, along="rows"))
+    with pytest.raises(ArgumentTypeError, match="refined: rng_key"):
+        result.refined(3, TemperedSMC(100))
+    with pytest.raises(ArgumentError, match="SMC has no option 'steps'"):
+        result.refined(KEY, TemperedSMC(100), steps=2)
     with pytest.raises(ArgumentTypeError, match="refined: from_prior must be True or False"):
         result.refined(KEY, TemperedSMC(100), from_prior="yes")
 

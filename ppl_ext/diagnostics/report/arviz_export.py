@@ -16,7 +16,7 @@ import xarray as xr
 
 from ppl_ext.diagnostics.likelihood import TIME, Terms
 from ppl_ext.diagnostics.sites import Site
-from ppl_ext.errors import ArgumentError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import described
 
 SAMPLE_GROUPS = (
@@ -322,6 +322,20 @@ def arviz_version() -> str:
     import arviz
 
     return arviz.__version__
+
+
+def report_path(path: Any) -> Path:
+    """Where a result is to be saved, looked at before anything is computed for it.
+
+    :raises ArgumentTypeError: if it is no name of a file.
+    :raises ArgumentError: if it is a folder, or in one that does not exist.
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ArgumentTypeError(f"save: path must be the name of a file, got {described(path)}.")
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentError(f"save: path '{path}' must name a file in a folder that exists.")
+    return path
 
 
 def write_report(report: Any, path: str | os.PathLike) -> Path:

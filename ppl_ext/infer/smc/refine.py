@@ -16,7 +16,7 @@ from ppl_ext.infer.smc.comparison import PRIOR
 from ppl_ext.infer.smc.result import SMCResult
 from ppl_ext.infer.smc.smc import SMC, best_params
 from ppl_ext.result import Fit
-from ppl_ext.runtime.arguments import check_flag, described
+from ppl_ext.runtime.arguments import check_flag, check_key, described
 from ppl_ext.runtime.checkpoint import Checkpoint
 
 
@@ -30,6 +30,11 @@ def refined(
         )
     if algorithm.initial is not None:
         raise ArgumentError("refined: the run starts from the fitted guide; leave initial= out.")
+    if algorithm.along is not None:
+        raise ArgumentError(
+            "refined: the guide has seen all data, which cannot then come in order; leave along= out."
+        )
+    check_key("refined: rng_key", rng_key)
     check_flag("refined: from_prior", from_prior)
     settings = {f.name: getattr(algorithm, f.name) for f in fields(algorithm)}
     del settings["initial"], settings["params"]

@@ -13,11 +13,9 @@ from ppl_ext.diagnostics.draws import rescored
 from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbers
 from ppl_ext.diagnostics.report.summary import table
 from ppl_ext.diagnostics.verdicts.particles import evidence_spread, reasons_of_particles
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.infer.short_chains import reasons_of_particles_moves
 from ppl_ext.infer.smc.comparison import Side, alone, compared
 from ppl_ext.result import to_arviz
-from ppl_ext.runtime.arguments import described
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.results import Summarised, number
 from ppl_ext.runtime.verdict import Level, Reason, Verdict, judged
@@ -194,11 +192,7 @@ class SMCResult(Summarised):
         """Write the ArviZ report to ``path`` (netCDF), whole or not at all; ``options`` as in
         :meth:`to_arviz`. ``arviz.from_netcdf`` reads it.
         """
-        from ppl_ext.diagnostics.report.arviz_export import write_report
+        from ppl_ext.diagnostics.report.arviz_export import report_path, write_report
 
-        if not isinstance(path, str | os.PathLike) or not str(path):
-            raise ArgumentTypeError(f"save: path must be the name of a file, got {described(path)}.")
-        path = Path(path)
-        if path.is_dir() or not path.parent.is_dir():
-            raise ArgumentError(f"save: path '{path}' must name a file in a folder that exists.")
+        path = report_path(path)
         return write_report(self.to_arviz(**options), path)

@@ -4,6 +4,7 @@ posterior.
 
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from ppl_ext.algorithms.tempered.stages import (
 )
 from ppl_ext.algorithms.tempered_smc import TemperedSMC
 from ppl_ext.densities.numbers_at_hand import AlsoDrawn, Numbers
+from ppl_ext.diagnostics.report.asked import refuse_unknown
 from ppl_ext.diagnostics.report.run_record import name_of
 from ppl_ext.errors import ModelError, NonFiniteError
 from ppl_ext.infer.smc.result import SMCResult
@@ -40,6 +42,8 @@ from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
 from ppl_ext.runtime.sharding import everywhere, gathered
 from ppl_ext.runtime.training import Saver, check_checkpoint, progress, train
+
+OPTIONS = tuple(f.name for f in fields(TemperedSMC) if f.name not in ("num_particles", "initial"))
 
 
 class SMC:
@@ -92,6 +96,7 @@ class SMC:
         check_flag("SMC: unbiased", unbiased)
         check_flag("SMC: progress_bar", progress_bar)
         check_checkpoint("SMC", checkpoint)
+        refuse_unknown("SMC", options, OPTIONS)
         self.model = model
         if isinstance(initial, Fit):
             params = best_params(initial)

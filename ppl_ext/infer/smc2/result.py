@@ -13,9 +13,9 @@ import numpy as np
 from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbers
 from ppl_ext.diagnostics.report.summary import table
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_nested
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.errors import ArgumentError
 from ppl_ext.result import to_arviz
-from ppl_ext.runtime.arguments import check_count, described
+from ppl_ext.runtime.arguments import check_count
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised, number
 from ppl_ext.runtime.verdict import Reason, Verdict, judged
@@ -191,11 +191,7 @@ class SMC2Result(Summarised):
         """Write the ArviZ report to ``path`` (netCDF), whole or not at all; ``options`` as in
         :meth:`to_arviz`. ``arviz.from_netcdf`` reads it.
         """
-        from ppl_ext.diagnostics.report.arviz_export import write_report
+        from ppl_ext.diagnostics.report.arviz_export import report_path, write_report
 
-        if not isinstance(path, str | os.PathLike) or not str(path):
-            raise ArgumentTypeError(f"save: path must be the name of a file, got {described(path)}.")
-        path = Path(path)
-        if path.is_dir() or not path.parent.is_dir():
-            raise ArgumentError(f"save: path '{path}' must name a file in a folder that exists.")
+        path = report_path(path)
         return write_report(self.to_arviz(**options), path)
