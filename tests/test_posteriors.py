@@ -20,6 +20,7 @@ def test_every_model_has_its_reference_and_they_are_small():
     assert truth.FILE.stat().st_size < 150_000
     assert max(r["r_hat"] for r in REFERENCES.values()) <= 1.005
     assert min(r["ess"] for r in REFERENCES.values()) >= 1000
+    assert max(r["diverging"] for r in REFERENCES.values()) <= 10  # of 10,000 transitions
     assert set(posteriors.QUICK) <= set(PROBLEMS)
 
 

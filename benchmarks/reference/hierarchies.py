@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.handlers import reparam
+from numpyro.infer.reparam import LocScaleReparam
 
 from benchmarks.reference.problem import Problem, as_arrays, columns, scaled
 
@@ -71,6 +73,10 @@ def partial_pooling(n, y):
     with numpyro.plate("group", len(y)):
         logits = numpyro.sample("logits", dist.Normal(mu, tau))
         numpyro.sample("y", dist.Binomial(n, logits=logits), obs=y)
+
+
+apart = reparam(partial_pooling, config={"logits": LocScaleReparam(0.0)})
+"""Its logits as a mean and multiples of tau, for the reference."""
 
 
 def bball():
@@ -164,7 +170,7 @@ PROBLEMS = [
     Problem("eight_schools_noncentered", schools(False), eight),
     Problem("radon_centered", radon(True), houses(12)),
     Problem("radon_noncentered", radon(False), houses(12)),
-    Problem("bball", partial_pooling, bball),
+    Problem("bball", partial_pooling, bball, of=apart),
     Problem("surgical", partial_pooling, surgical),
     Problem("pumps", failures, pumps),
     Problem("rats", growing, rats),

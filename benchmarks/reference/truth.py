@@ -90,6 +90,8 @@ def make_reference(problem: Problem, num_samples: int = 2500, num_chains: int = 
     """Means and standard deviations of a problem's scalars, by NUTS, with what vouches for them: longer runs
     of smaller steps until R-hat is at most 1.005 and at most one transition in a thousand diverges. R-hat
     alone does not see a tail that no chain enters: GARCH(1,1) had 1.002, and half of its spread.
+
+    :raises ValueError: if that is not reached.
     """
     model = problem.of or problem.model
     for accept, longer in ((0.95 if problem.of else 0.8, 1), (0.95, 2), (0.99, 8)):
@@ -108,6 +110,10 @@ def make_reference(problem: Problem, num_samples: int = 2500, num_chains: int = 
         diverging = np.asarray(mcmc.get_extra_fields()["diverging"])
         if worst <= 1.005 and diverging.mean() <= 1e-3:
             break
+    else:
+        raise ValueError(
+            f"{problem.name}: NUTS has R-hat {worst:.4f} and {diverging.sum()} divergences; give of=."
+        )
     sites = {
         name: {"mean": _short(x.mean((0, 1))), "sd": _short(x.std((0, 1)))} for name, x in values.items()
     }
