@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -188,9 +188,16 @@ class Fit:
         return self._judge(self.sample(rng_key, num_samples))
 
     def _judge(self, draws: Draws) -> Verdict:
+        from ppl_ext.diagnostics.verdicts.slices import reasons_of_slices, separate
         from ppl_ext.diagnostics.verdicts.weights import reasons_of_fit
 
-        return judged(reasons_of_fit(draws, self.losses, lambda: Fit.mover(self, draws)))
+        found = judged(reasons_of_fit(draws, self.losses, lambda: Fit.mover(self, draws)))
+        if found.level in ("good", "unknown") or not draws.slices:
+            return found
+        draw = {n: x[0, 0] for n, x in draws.values.items()}
+        params = jax.tree.map(lambda x: x[0], dict(self.params))
+        alone = partial(separate, self.model, draw=draw, args=self.args, kwargs=self.kwargs, params=params)
+        return judged([*found.reasons, *reasons_of_slices(draws.slices, alone)])
 
     def refined(self, rng_key: jax.Array, algorithm: Any, **options: Any) -> Any:
         r"""Take the guide's draws on to the posterior by tempered Monte Carlo, and the prior's beside them.

@@ -22,6 +22,7 @@ from tests.fuzz.priors import FAMILY_CASES, TARGETS
 from tests.fuzz.priors_runs import MATCHES, POSTERIORS
 from tests.fuzz.runs import DIAGNOSTICS, FITS, REPORTS, RUNS
 from tests.fuzz.samplers import SAMPLER_RUNS, SAMPLERS
+from tests.fuzz.sequential import SEQUENTIAL, SEQUENTIAL_RUNS
 from tests.fuzz.smoothing import SMOOTHED, SMOOTHERS, SMOOTHING_RUNS
 
 DEFAULT_ROWS = 25  # of each table; the others are slow: see conftest.py
@@ -45,6 +46,8 @@ ALL = {
     "posteriors": POSTERIORS,
     "samplers": SAMPLERS,
     "sampler runs": SAMPLER_RUNS,
+    "sequential": SEQUENTIAL,
+    "sequential runs": SEQUENTIAL_RUNS,
     "smoothers": SMOOTHERS,
     "smoothing runs": SMOOTHING_RUNS,
     "smoothed": SMOOTHED,

@@ -14,7 +14,7 @@ from ppl_ext.densities.distributions import check_draw
 from ppl_ext.densities.finite_sites import SUPPORT, finite_site, support_in_scan
 from ppl_ext.densities.log_density import LogDensity, site_term
 from ppl_ext.errors import ModelError
-from ppl_ext.runtime.explain import explained
+from ppl_ext.runtime.explain import explained, where_density
 from ppl_ext.tracing.inner_jits import trace_state
 from ppl_ext.tracing.scan_bodies import run_in_scan_body, scan_length
 from ppl_ext.tracing.vmapped_sites import Outside, sent_out, was_sent
@@ -134,13 +134,9 @@ class Record(Messenger):
         scales, pairs = self.plate_scales(), []
         for name, site in self.sites.items():
             if site["type"] == "sample":
-                with explained(self.program, partial(_where_density, name), site):
+                with explained(self.program, partial(where_density, name), site):
                     pairs.append(site_term(site, scales))
         return LogDensity(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), 0)
-
-
-def _where_density(name: str) -> str:
-    return f"where the density of site '{name}' is taken"
 
 
 class Impose(Messenger):

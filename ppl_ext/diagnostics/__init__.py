@@ -5,7 +5,6 @@ pictures of it all.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ppl_ext.diagnostics.calibration.calibrate import Calibration, calibrate
 from ppl_ext.diagnostics.leave_future_out import LeaveFutureOut, leave_future_out
 from ppl_ext.diagnostics.leave_one_out import loo
 from ppl_ext.diagnostics.likelihood import log_likelihood
@@ -14,6 +13,7 @@ from ppl_ext.diagnostics.verdicts.verdict import verdict
 from ppl_ext.runtime.verdict import Reason, Verdict, judged
 
 if TYPE_CHECKING:
+    from ppl_ext.diagnostics.calibration.calibrate import Calibration, calibrate
     from ppl_ext.diagnostics.plots import (
         plot_calibration,
         plot_elbo,
@@ -52,8 +52,11 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name.startswith("plot_") and name in __all__:  # nobody who draws nothing loads the pictures
+    # who draws nothing and calibrates nothing loads neither
+    if name.startswith("plot_") and name in __all__:
         return getattr(import_module("ppl_ext.diagnostics.plots"), name)
+    if name in ("Calibration", "calibrate"):
+        return getattr(import_module("ppl_ext.diagnostics.calibration.calibrate"), name)
     raise AttributeError(f"module 'ppl_ext.diagnostics' has no attribute '{name}'")
 
 

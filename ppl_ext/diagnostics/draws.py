@@ -13,10 +13,12 @@ from numpyro.handlers import infer_config, seed, substitute, trace
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList, AutoLaplaceApproximation
 from numpyro.primitives import Messenger
 
+from ppl_ext.densities.log_density import LogDensity
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.depending import depending
 from ppl_ext.diagnostics.reversed_scans import refuse_reversed, reversed_latents
 from ppl_ext.diagnostics.sites import FullPlates, Site, check_complete, describe, given
+from ppl_ext.diagnostics.slices import slice_weights
 from ppl_ext.errors import ModelError, ProgramError
 from ppl_ext.expectations.masked_latents import NONE_ABSENT, absent_elements
 from ppl_ext.program import log_density, simulate
@@ -28,6 +30,8 @@ class Draws(NamedTuple):
     ``values``: by site, (chain, draw, *site shape): the model's latent sites, constrained, and its
     deterministic ones. ``log_p``, ``log_q``, ``log_weights``: (chain, draw), float64 nats: the model's joint
     density, the guide's density, and their difference, all on the full plates.
+    ``slices``: by plate in which the guide draws each slice by itself, (chain, draw, size): what each adds to
+    the log weight (:func:`~ppl_ext.diagnostics.slices.slice_weights`).
     ``points``: the continuous latent sites at which the guide is a single point (``AutoDelta``). A point has
     no density: the weights are then those of the other sites given it, and if no other is left, they mean
     nothing.
@@ -38,6 +42,7 @@ class Draws(NamedTuple):
     log_q: np.ndarray
     log_weights: np.ndarray
     points: tuple[str, ...] = ()
+    slices: Mapping[str, np.ndarray] = {}
 
 
 class _Redistribute(Messenger):
@@ -97,7 +102,8 @@ def guide_sampler(
         # A density that is estimated, by a particle filter say, has noise of its own at every draw: shared,
         # it would look like no noise.
         log_p, deterministic = score(params, values, jax.random.fold_in(key, 1), absent)
-        return {**values, **deterministic}, log_p, log_q
+        parts = slice_weights(log_p, log_q, sites)
+        return {**values, **deterministic}, log_p.total, log_q.total, parts
 
     shared: Any = params
     draw = one
@@ -116,12 +122,12 @@ def guide_sampler(
 
     def sample(rng_key: jax.Array, num_samples: int) -> Draws:
         keys = jax.random.split(rng_key, (num_chains, num_samples))
-        values, log_p, log_q = map_draws(step, keys, shared, num_chains, num_samples, chunk)
+        values, log_p, log_q, slices = map_draws(step, keys, shared, num_chains, num_samples, chunk)
         log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)
         points = [
             n for n in continuous if num_samples > 1 and np.array_equal(values[n].min(1), values[n].max(1))
         ]
-        return Draws(values, log_p, log_q, log_p - log_q, tuple(points))
+        return Draws(values, log_p, log_q, log_p - log_q, tuple(points), slices)
 
     return sample
 
@@ -160,7 +166,12 @@ def rescored(
         chunk, refusal = default_chunk(s.shape for s in sites.values()), str(error)
     score = scorer(model, sites, missing, shapes, args, kwargs, {}, density=refusal is None)
     keys = jax.random.split(jax.random.key(0), (num_chains, num_draws))
-    step = over_draws(lambda _, draw: score({}, *draw))
+
+    def scored(_, draw):
+        log_p, found = score({}, *draw)
+        return log_p.total, found
+
+    step = over_draws(scored)
     log_p, deterministic = map_draws(step, (latent, keys), {}, num_chains, num_draws, chunk)
     others = {n: np.asarray(x) for n, x in draws.items() if n not in sites}
     return {**latent, **deterministic, **others}, None if refusal else log_p.astype(np.float64), refusal
@@ -211,13 +222,13 @@ def scorer(
             program = absent.of_model(
                 substitute(infer_config(model, marks) if missing else model, data=params)
             )
-            log_p = log_density(program, values, *args, rng_key=rng_key, **kwargs).total
+            log_p = log_density(program, values, *args, rng_key=rng_key, **kwargs)
         return log_p, {n: record[n]["value"] for n in keep}
 
     def run_unscored(params, values, rng_key):
         with FullPlates(), trace() as record:
             seed(given(model, values, params), rng_key)(*args, **kwargs)
-        return jnp.zeros(()), {n: record[n]["value"] for n in keep}
+        return LogDensity((), ()), {n: record[n]["value"] for n in keep}
 
     return run if density else run_unscored
 
@@ -226,7 +237,7 @@ def _run_guide(guide, params, args, kwargs, key, plates=None):
     with FullPlates() if plates is None else plates:
         draw = simulate(substitute(guide, data=params), *args, rng_key=key, **kwargs)
     values = {n: v for n, v in draw.values.items() if n not in draw.values.auxiliary}
-    return values, draw.log_density.total
+    return values, draw.log_density
 
 
 def _set_up(guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -271,7 +282,7 @@ def _laplace(guide, one, params, num_chains: int):
     @jax.jit
     def curvature(params):
         def loss(z):
-            _, log_p, log_q = one({**params, name: z}, jax.random.key(0))
+            _, log_p, log_q, _ = one({**params, name: z}, jax.random.key(0))
             return log_q - log_p
 
         return cholesky_of_inverse(guide._hessian_fn(loss, params[name]))

@@ -58,6 +58,11 @@ def explained(
         raise ProgramError(f"{what}: {in_one_line(error)}{hint}") from error
 
 
+def where_density(name: str) -> str:
+    """Where a program stands when the density of a site fails."""
+    return f"where the density of site '{name}' is taken"
+
+
 def is_foreign(error: BaseException) -> bool:
     """Whether an error was raised by a library below the user's code, and not by that code itself or by us on
     purpose.

@@ -83,6 +83,20 @@ def as_array(x: Any) -> Any:
     return x
 
 
+def _plain(x: Any) -> Any:
+    """A scalar array as a number; anything else as it is, for a check to tell."""
+    return float(x) if isinstance(x, jax.Array) and x.ndim == 0 else x
+
+
+def _is_covariance(x: Any) -> bool:
+    x = np.asarray(x, float)
+    if x.ndim == 1:
+        return bool((np.isfinite(x) & (x > 0.0)).all())
+    if x.shape[0] != x.shape[1] or not np.isfinite(x).all() or not np.allclose(x, x.T, rtol=1e-4):
+        return False
+    return bool((np.linalg.eigvalsh(x) > 0.0).all())
+
+
 class _Metropolis(Moves):
     """Proposals by a normal law, taken or left."""
 
@@ -96,8 +110,10 @@ class _Metropolis(Moves):
     def __check_init__(self):
         where = type(self).__name__
         check_count(f"{where}: num_steps", self.num_steps)
-        if self.scale is not None and not isinstance(self.scale, jax.Array):
-            check_positive(f"{where}: scale", self.scale)
+        if isinstance(self.scale, jax.Array):
+            check_array(f"{where}: scale", self.scale)
+        if self.scale is not None and not isinstance(self.scale, jax.core.Tracer):
+            check_positive(f"{where}: scale", _plain(self.scale))
         if self.dense not in (None, True, False):
             raise ArgumentError(f"{where}: dense must be True, False or None, got {described(self.dense)}.")
         if self.covariance is not None:
@@ -106,6 +122,11 @@ class _Metropolis(Moves):
                 raise ArgumentError(
                     f"{where}: covariance must be a matrix over the unconstrained positions, or the vector "
                     f"of its diagonal, got {described(self.covariance)}."
+                )
+            if not isinstance(self.covariance, jax.core.Tracer) and not _is_covariance(self.covariance):
+                raise ArgumentError(
+                    f"{where}: covariance must be finite, and a matrix symmetric and positive definite, a "
+                    f"diagonal positive; got {described(self.covariance)}."
                 )
 
     def _is_dense(self, size: int) -> bool:

@@ -1,6 +1,7 @@
 """Positions without bounds for the continuous free sites of a target, and its density in parts there."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from ppl_ext.densities.log_density import LogDensity, site_term
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ModelError
 from ppl_ext.program import log_density
+from ppl_ext.runtime.explain import explained, where_density
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
 
 TIME = "time"  # what the steps of a scan are called, as in a report
@@ -202,7 +204,8 @@ class Unconstrained:
         for site in sites.values():
             if site["type"] != "sample" or site["infer"].get("_ppl_ext_kept"):
                 continue
-            law, counted = split_density(site, self.given)
+            with explained(self.target.program, partial(where_density, site["name"]), site):
+                law, counted = split_density(site, self.given)
             if site["name"] in self.laws:
                 law, counted = counted, None
             prior = prior if law is None else prior + jnp.sum(law)

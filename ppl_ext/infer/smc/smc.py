@@ -38,6 +38,7 @@ from ppl_ext.runtime.arguments import check_call, check_flag, check_key, check_p
 from ppl_ext.runtime.checkpoint import Checkpoint, digest
 from ppl_ext.runtime.checkpoint import program as program_of
 from ppl_ext.runtime.constants import compiled, odd_data_blamed, split
+from ppl_ext.runtime.explain import explained
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
 from ppl_ext.runtime.sharding import everywhere, gathered
@@ -221,7 +222,7 @@ class SMC:
     def _target(self, args, kwargs) -> Target:
         program = Program(self.model, args, kwargs)
         pilot = Inner("smc", unused_run(), {}, frozenset(), True)
-        with pilot, (record := RecordInside()), Anywhere():
+        with explained(self.model), pilot, (record := RecordInside()), Anywhere():
             program()
         free = tuple(n for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"])
         if not free:

@@ -185,6 +185,12 @@ class SMC2:
                 "SMC2.update: the time slice must have the arguments that init had; their structure was "
                 f"{jax.tree.structure(state.data)}, now it is {jax.tree.structure(new)}."
             )
+        for given, kept in zip(jax.tree.leaves(new), jax.tree.leaves(state.data), strict=True):
+            if given.shape[1:] != kept.shape[1:]:
+                raise ArgumentError(
+                    "SMC2.update: the time slice must have the shapes that init had; one of its arrays had "
+                    f"{kept.shape[1:]}, and has {given.shape[1:]} now."
+                )
         time, room = int(state.run.cloud.time), len(state.run.notes.ess)
         data, run = state.data, state.run
         if time == room:  # twice the room; what stands beyond the present is never looked at

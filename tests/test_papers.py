@@ -1,0 +1,45 @@
+"""Papers as programs: short, on public names alone, and on the page. What each claims is asserted in
+``tests/papers/``.
+"""
+
+import ast
+
+import pytest
+
+from tools.papers import PAGE, lines_of_code, programs
+
+MOST_LINES = 80
+PROGRAMS = [pytest.param(path, id=path.stem) for path in programs()]
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_a_program_is_short(path):
+    assert lines_of_code(path) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_a_program_imports_no_private_name(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            assert not any(name.startswith("_") for name in names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_a_program_says_whose_it_is_and_what_it_claims(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets}
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert "PAPER" in names
+    assert [a.arg for a in functions["claims"].args.args] == ["small"]
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_a_program_has_its_section_on_the_page(path):
+    assert f"`tutorials/papers/{path.name}`" in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_a_program_has_a_test_of_its_claims(path):
+    tests = (path.parent.parent.parent / "tests" / "papers").glob("test_*.py")
+    assert any(f'"{path.stem}"' in test.read_text(encoding="utf-8") for test in tests)
