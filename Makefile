@@ -1,5 +1,6 @@
 # Every target sets itself up: a plain clone and Python 3.11 or newer are enough.
-#   make demo       five data sets, each under several algorithms, and a page of what came out
+#   make demo       five data sets, each under several algorithms, and a page of what came out, chapter by chapter
+#   make quick      the first of its chapters: a table and a picture within a minute
 #   make test       what the README says: default tests and doctests
 #   make test-all   slow tests and benchmarks' checks too
 #   make test-newest  default tests with the newest packages of all, or with CONSTRAINTS=constraints-newest.txt those
@@ -13,7 +14,7 @@
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-newest lint bench docs dist clean
+.PHONY: demo quick test test-all test-newest lint bench docs dist clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +33,9 @@ endif
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/python demo/run.py
+
+quick: $(VENV)/.ready-demo
+	$(BIN)/python demo/run.py radon
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
