@@ -18,10 +18,11 @@ import optax
 import pandas as pd
 import pytest
 from flax import linen as nn
+from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import flax_module
 from numpyro.handlers import scale, substitute
 from numpyro.infer import SVI, Trace_ELBO, init_to_uniform
-from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.autoguide import AutoIAFNormal, AutoNormal
 from scipy.stats import multivariate_normal
 
 from ppl_ext import log_density
@@ -314,6 +315,28 @@ class Normed(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(1)(nn.BatchNorm(use_running_average=False, momentum=0.5)(x))
+
+
+def test_a_flow_over_a_scan_whose_params_are_no_arrays():
+    def walk(y):
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.Normal(x, 1.0))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+            return x, None
+
+        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+    y = jnp.array([1.0, 3.0])
+    guide = AutoIAFNormal(walk, num_flows=1, hidden_dims=[8])
+    optim = optax.adam(optax.cosine_decay_schedule(0.03, 1500))
+    result = fit(jax.random.key(0), walk, guide, ELBO(4), optim, 1500, y, num_chains=2, progress_bar=False)
+    # of the path (x0, x1, x2): the precision is that of a walk, and one more where y is seen
+    precision = np.array([[2.0, -1.0, 0.0], [-1.0, 3.0, -1.0], [0.0, -1.0, 2.0]])
+    mean, sd = np.linalg.solve(precision, [0.0, 1.0, 3.0]), np.sqrt(np.diag(np.linalg.inv(precision)))
+    values = result.sample(num_samples=4000).values
+    path = np.concatenate([values["x0"][..., None], values["x"]], -1)
+    np.testing.assert_allclose((path.mean(1) - mean) / sd, 0.0, atol=0.1)
+    np.testing.assert_allclose(path.std(1) / sd, 1.0, atol=0.1)
 
 
 def test_a_model_with_mutable_state():

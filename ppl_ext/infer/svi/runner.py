@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
+from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectations.run import NotStartedError
@@ -25,6 +26,22 @@ from ppl_ext.runtime.outside import Outside
 from ppl_ext.tracing.inner_jits import past_inner_jits
 
 AT_ONCE = 4000  # steps in one launch, at most: the length of the buffer of their losses
+
+
+class _ReplayDraws(Messenger):
+    """Of a trace that is replayed in a ``scan``, the draws alone.
+
+    NumPyro looks there at the shape of every site of the trace, and the params of a flow are no arrays.
+    """
+
+    def process_message(self, msg):
+        if msg["type"] == "control_flow":
+            stack = msg["kwargs"]["substitute_stack"]
+            stack[:] = [(kind, _draws(sites) if kind == "replay" else sites) for kind, sites in stack]
+
+
+def _draws(record):
+    return {name: site for name, site in record.items() if site["type"] in ("sample", "plate")}
 
 
 class Runner:
@@ -50,9 +67,7 @@ class Runner:
         # A guide that an earlier fit set up would start its first chain where that one did.
         again = isinstance(self.guide, AutoGuide) and self.guide.prototype_trace is not None
         try:
-            first = past_inner_jits(
-                lambda: self.svi.init(keys[0], *args, init_params=init_params, **kwargs), checked=False
-            )
+            first = self._begun(self.svi, keys[0], init_params, args, kwargs)
         except Exception as error:
             if init_params:
                 self._check_init_shapes(keys[0], init_params, args, kwargs)
@@ -86,9 +101,14 @@ class Runner:
         return states._replace(mutable_state={**started, **(states.mutable_state or {})} or None)
 
     def _restart(self, key, init_params, args, kwargs):
-        return past_inner_jits(
-            lambda: self._fresh_svi().init(key, *args, init_params=init_params, **kwargs), checked=False
-        )
+        return self._begun(self._fresh_svi(), key, init_params, args, kwargs)
+
+    def _begun(self, svi: SVI, key, init_params, args, kwargs):
+        def start():
+            with _ReplayDraws():
+                return svi.init(key, *args, init_params=init_params, **kwargs)
+
+        return past_inner_jits(start, checked=False)
 
     def _fresh_svi(self) -> SVI:
         """An autoguide draws its initial location when it is set up, once; each restart sets up a copy."""
