@@ -7,19 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl_ext.runtime.one_off import OneOff
+
 CHUNK_ELEMENTS = 2**22
 """How many numbers a chunk of draws may hold at its widest site (16 MB in float32)."""
 
 
-def over_draws(fn: Callable) -> Callable:
+def over_draws(fn: Callable) -> OneOff:
     """``fn(shared, draw)`` for a chunk of draws, compiled; what :func:`map_draws` takes."""
     # The index gives vmap its axis even where there is nothing to draw.
-    return jax.jit(jax.vmap(lambda shared, draw, index: fn(shared, draw), in_axes=(None, 0, 0)))
+    return OneOff(jax.vmap(lambda shared, draw, index: fn(shared, draw), in_axes=(None, 0, 0)))
 
 
-def map_draws(
-    step: Callable, draws: Any, shared: Any, num_chains: int, num_draws: int, chunk_size: int
-) -> Any:
+def map_draws(step: OneOff, draws: Any, shared: Any, num_chains: int, num_draws: int, chunk_size: int) -> Any:
     """``fn(shared[chain], draws[chain, draw])`` for every draw, on the host, at most ``chunk_size`` draws at
     once.
 
@@ -28,6 +28,7 @@ def map_draws(
     chunk's results live on the device.
     """
     chunk_size = max(1, min(chunk_size, num_draws))
+    calls = num_chains * math.ceil(num_draws / chunk_size)
     chains = []
     for c in range(num_chains):
         here = jax.tree.map(lambda x, c=c: x[c], shared)
@@ -36,7 +37,7 @@ def map_draws(
             # The last chunk reaches back instead of being shorter; what it computes twice is dropped.
             first = min(start, num_draws - chunk_size)
             chunk = jax.tree.map(lambda x, c=c, i=first: x[c, i : i + chunk_size], draws)
-            out = jax.device_get(step(here, chunk, np.arange(chunk_size)))
+            out = jax.device_get(step(here, chunk, np.arange(chunk_size), calls=calls))
             pieces.append(jax.tree.map(lambda x, k=start - first: x[k:], out))
         chains.append(jax.tree.map(lambda *xs: np.concatenate(xs), *pieces))
     return jax.tree.map(lambda *xs: np.stack(xs), *chains)

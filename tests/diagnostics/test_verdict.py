@@ -20,6 +20,7 @@ from ppl_ext.diagnostics.verdicts.chains import (
     reason_of_divergences,
     reason_of_renewal,
     reasons_of_chains,
+    spread_error,
 )
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
 from ppl_ext.diagnostics.verdicts.stays import Ends, drift, reason_of_ends, reasons_of_ends
@@ -342,6 +343,28 @@ def test_what_never_varies_by_its_nature_is_not_stuck():
 )
 def test_chains(x, level):
     assert level_of(reasons_of_chains({"x": x})) == level
+
+
+def test_the_error_of_a_spread_is_what_it_is_over_many_runs():
+    rng = np.random.default_rng(3)
+    independent = rng.exponential(size=(2, 200, 400))  # 400 runs of 2 chains, side by side
+    steps = rng.normal(size=(2, 400, 400))
+    slow = np.zeros_like(steps)  # an autoregression, whose squares are worth fewer draws
+    for t in range(1, 400):
+        slow[:, t] = 0.8 * slow[:, t - 1] + steps[:, t]
+    for x, tolerance in ((independent, 0.15), (slow[:, 50:], 0.25)):
+        right = x.std((0, 1)).std() / x.std()
+        np.testing.assert_allclose(np.median(spread_error(x)), right, rtol=tolerance)
+    assert np.isnan(spread_error(np.ones((2, 20, 1)))).all()
+
+
+def test_a_spread_that_a_few_draws_make_is_doubtful():
+    """As in GARCH(1,1): R-hat and ESS are good, and most of the spread is in one draw of a hundred."""
+    x = np.random.default_rng(4).normal(size=(4, 500))
+    x[:, ::125] *= 40.0
+    found = judged(reasons_of_chains({"alpha0": x, "beta": x**0 * 2.0}))
+    assert found.level == "doubtful" and "long tail make the spread of 'alpha0'" in found.reasons[0].words
+    assert all(r.level == "good" for r in found.reasons[1:])
 
 
 def test_divergences():

@@ -22,6 +22,10 @@ standard deviation.
 """
 
 
+UNSURE = 0.12
+"""A standard error of a spread, as a share of it: two and a half of them are as much as a verdict allows."""
+
+
 DIVERGENT = 0.01
 """A share of divergent transitions below which they are no more than mentioned."""
 
@@ -53,6 +57,30 @@ def bulk_ess(x: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ess = np.asarray(effective_sample_size(_normal_scores(split)))
     return np.where(np.ptp(x, axis=(0, 1)) > 0.0, ess, np.nan)
+
+
+def spread_error(x: np.ndarray) -> np.ndarray:
+    r"""The standard error of the standard deviation s of draws (chain, draw, ...), as a share of it.
+
+    .. math:: \frac{1}{2 s^2} \sqrt{\frac{\operatorname{var}(d^2)}{\mathrm{ESS}(d^2)}}, \qquad d = x - \bar x
+
+    the delta method, with the ESS of halved chains. It is :math:`1/\sqrt{2S}` for S normal draws, and large
+    where few draws in a long tail make most of the spread. NaN where all draws are equal.
+
+    >>> rng = np.random.default_rng(0)
+    >>> wide = rng.standard_t(1.5, size=(4, 500))
+    >>> [round(float(spread_error(x)), 2) for x in (rng.normal(size=(4, 500)), wide)]
+    [0.02, 0.15]
+
+    Source: Vehtari et al. 2021, § 4.2, for the ESS; Gelman et al. 2013, § 11.5, for the use of it.
+    """
+    half = x.shape[1] // 2
+    split = np.concatenate([x[:, :half], x[:, -half:]])
+    squares = np.square(split - split.mean((0, 1)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ess = np.asarray(effective_sample_size(squares))
+        found = 0.5 * np.sqrt(squares.var((0, 1)) / ess) / squares.mean((0, 1))
+    return np.where(np.ptp(x, axis=(0, 1)) > 0.0, found, np.nan)
 
 
 def _normal_scores(x: np.ndarray) -> np.ndarray:
@@ -93,6 +121,10 @@ def reasons_of_chains(values: Mapping[str, Any], what: str = "chains") -> list[R
     site, ess = fewest
     few: Level = "good" if ess >= FEW else "doubtful" if ess >= HARDLY_ANY else "bad"
     found.append(Reason(few, f"at least {ess:.0f} effective draws of {num_chains * num_draws}, at '{site}'"))
+    tail = _worst({n: spread_error(x) for n, x in arrays.items()}, np.nanmax)
+    if tail is not None and tail[1] > UNSURE:
+        words = f"a few draws in a long tail make the spread of '{tail[0]}', which is known to {tail[1]:.0%}"
+        found.append(Reason("doubtful", f"{words} (one standard error): draw more, or look at its quantiles"))
     return found
 
 

@@ -23,8 +23,8 @@ def verdict(result: Any, **options: Any) -> Verdict:
       not good, as in many dimensions they never are, short chains from the draws are asked where they go
       (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`). If it is not good, the weights of single
       slices of a plate say where;
-    - of MCMC, and of sweeps of particle Gibbs, rank-normalised split R-hat and ESS (Vehtari et al. 2021),
-      divergences, and how often each step of a sampled path was renewed;
+    - of MCMC, and of sweeps of particle Gibbs, rank-normalised split R-hat and ESS (Vehtari et al. 2021), the
+      standard error of each spread, divergences, and how often each step of a sampled path was renewed;
     - of a particle smoother, and of tempered particles, the ESS of each step, and the spread that these give
       to the log evidence; where short chains from tempered particles go; what is exact is good;
     - of an ascent or a bound, whether it has come to rest. A rest alone is no more than "unknown".
