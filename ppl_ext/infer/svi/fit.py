@@ -19,7 +19,7 @@ from numpyro.optim import _NumPyroOptim
 
 from ppl_ext.densities.numbers_at_hand import Numbers
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
-from ppl_ext.infer.svi.checks import Where, check_first_step, check_sites, densities_by_site, non_finite_site
+from ppl_ext.infer.svi.checks import Where, check_first_step, densities_by_site, non_finite_site, sites_blamed
 from ppl_ext.infer.svi.loop import Progress, take_steps
 from ppl_ext.infer.svi.runner import runner_for
 from ppl_ext.result import Fit
@@ -128,13 +128,8 @@ def fit(
 
         def compiled_for(data, constants):
             by_site = partial(runner.by_site, data, constants)
-            if not runner.many:  # else a draw of the guide is none of the model
-                # Compiled, this would take half as long as the steps. Where none may be left out, the first
-                # launch says whether anything is wrong, and only then it is asked what.
-                if stable_update:
-                    check_first_step(by_site, where, stable=True)
-                else:
-                    check_sites(by_site, where)
+            if stable_update and not runner.many:
+                check_first_step(by_site, where, stable=True)
             there, steps = (
                 placed(mesh, data, leading=False),
                 runner.stably if stable_update else runner.freely,
@@ -143,7 +138,10 @@ def fit(
             def compiled(states):
                 return jax.block_until_ready(steps(placed(mesh, states), there, constants, 0))[0]
 
-            return runner.begun(states, compiled, data, constants), there, constants
+            if runner.many or stable_update:  # of many, a draw of the guide is none of the model
+                return runner.begun(states, compiled, data, constants), there, constants
+            with sites_blamed(by_site, where, at_once=not hasattr(objective, "initial_state")):
+                return runner.begun(states, compiled, data, constants), there, constants
 
         look = partial(runner.traced, states)
         states, data, constants = taken(outside, compiled_for, args, kwargs, look)
