@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
 
 from ppl_ext.errors import ModelError
 from ppl_ext.smoothing.space import Functional
@@ -24,6 +23,7 @@ from ppl_ext.state_space.compensated_sum import Sum, plus
 from ppl_ext.state_space.exact import Steps, exact_form, smooth_run
 from ppl_ext.state_space.extinction import lost
 from ppl_ext.state_space.forward_backward import joint_points
+from ppl_ext.state_space.kalman import root_of
 from ppl_ext.state_space.lagged import Lagged
 from ppl_ext.state_space.model import Particle, StateSpace
 from ppl_ext.state_space.smoothed import Smoothed
@@ -163,19 +163,15 @@ class Exact:
     def _draw_gaussian(self, rng_key):
         ss, s, steps = self.lowered, self.smoothed, self.steps
 
-        def back(later, at):
-            key, mean, cov, cross, mean_after, cov_after = at
-            earlier = _conditional(key, later, mean, cov, cross, mean_after, cov_after)
-            return earlier, later
+        def back(later, given):
+            key, behind = given
+            return _earlier(key, behind, later), later
 
         last_key, first_key, back_key = jax.random.split(rng_key, 3)
         last = _normal(last_key, s.mean[-1], s.covariance[-1])
         keys = jax.random.split(back_key, ss.num_steps - 1)
-        given = (keys, s.mean[:-1], s.covariance[:-1], s.cross, s.mean[1:], s.covariance[1:])
-        x1, rest = jax.lax.scan(back, last, given, reverse=True)
-        x0 = _conditional(
-            first_key, x1, s.initial_mean, s.initial_covariance, s.first_cross, s.mean[0], s.covariance[0]
-        )
+        x1, rest = jax.lax.scan(back, last, (keys, s.behind), reverse=True)
+        x0 = _earlier(first_key, s.first_behind, x1)
         states = jnp.concatenate([x1[None], rest])
         return {**steps.unravel_initial(x0), **jax.vmap(steps.unravel_state)(states)}
 
@@ -214,18 +210,13 @@ def _choose(key, weights) -> jax.Array:
 
 
 def _normal(key, mean, covariance) -> jax.Array:
-    return mean + _root(covariance) @ jax.random.normal(key, mean.shape)
+    return mean + root_of(covariance) @ jax.random.normal(key, mean.shape)
 
 
-def _root(covariance) -> jax.Array:
-    """A Cholesky factor, of what rounding may have left a little short of positive."""
-    size = jnp.trace(covariance) / max(len(covariance), 1)
-    return jnp.linalg.cholesky(covariance + 1e-6 * size * jnp.eye(len(covariance)))
-
-
-def _conditional(key, later, mean, covariance, cross, mean_after, covariance_after) -> jax.Array:
-    gain = cho_solve((jnp.linalg.cholesky(covariance_after), True), cross.T).T
-    return _normal(key, mean + gain @ (later - mean_after), covariance - gain @ cross.T)
+def _earlier(key, behind, later) -> jax.Array:
+    """A draw of a state given the one after it."""
+    given, gain, at = behind
+    return _normal(key, given.mean + gain @ (later - at), given.covariance)
 
 
 def weighted_quantiles(values: jax.Array, weights: jax.Array, levels: jax.Array) -> jax.Array:
@@ -283,7 +274,7 @@ def _quadratic(fn, mean, covariance, inputs) -> tuple[Any, dict[str, jax.Array]]
         leaves = jax.tree.map(leaf, fn(mean + away, inputs), value, slope, curve)
         return {name: jnp.any(jnp.stack(jax.tree.leaves(flags))) for name, flags in leaves.items()}
 
-    wrong = jax.vmap(differs)(noise @ _root(covariance).T)
+    wrong = jax.vmap(differs)(noise @ root_of(covariance).T)
     # of data that are impossible nothing is known, which is no fault of the functional
     known = ~jnp.isnan(mean).any()
     return found, {name: flags.any() & known for name, flags in wrong.items()}

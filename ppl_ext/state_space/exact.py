@@ -3,46 +3,28 @@ linear-Gaussian ones.
 
 Which of the two it is, is read off the model. Every latent site has a finite support: sums over the joint
 states (forward-backward). Every latent site is real, and the second derivatives of the log density of a step
-are *constants* of the traced program: then the step is
-
-.. math:: \log m(b \mid a)\, g = -\tfrac12 \begin{pmatrix} a \\ b \end{pmatrix}^\top J \begin{pmatrix} a \\ b
-    \end{pmatrix}
-          + h^\top \begin{pmatrix} a \\ b \end{pmatrix} + c
-
-in the states a before and b after it, whatever distributions and factors it was written with, missing
-observations included. Messages forward and backward are then quadratic forms too (the information form of the
-Kalman filter and of the two-filter smoother), and so is the joint of neighbours, which gives lag-one
-covariances.
+are *constants* of the traced program: then the step is linear and Gaussian, whatever distributions it was
+written with, factors and missing observations included (:mod:`ppl_ext.state_space.kalman`).
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
 from numpyro.distributions import constraints
 
 from ppl_ext.errors import ModelError
-from ppl_ext.state_space.compensated_sum import Sum, plus, zero
+from ppl_ext.state_space.compensated_sum import plus, zero
 from ppl_ext.state_space.forward_backward import smooth_finite
 from ppl_ext.state_space.gaps import no_exact_answer
+from ppl_ext.state_space.kalman import Normal, behind, law_of, seen_of, smoothed, step, updated
 from ppl_ext.state_space.lagged import ORDERS, Lagged, lagged
 from ppl_ext.state_space.lowering import Inputs
-from ppl_ext.state_space.model import Particle, StateSpace
+from ppl_ext.state_space.model import Particle, StateSpace, Step
 from ppl_ext.state_space.smoothed import Smoothed
 from ppl_ext.tracing.depends import depends
-
-
-class Form(NamedTuple):
-    """A quadratic form −½ xᵀ precision x + shift·x + constant."""
-
-    precision: jax.Array
-    shift: jax.Array
-    constant: jax.Array
 
 
 def kind_of(ss: StateSpace) -> str | None:
@@ -206,19 +188,25 @@ class Steps:
         return start.log_initial + start.log_emission
 
     def first(self, a, b, x: Inputs):
-        return self._density(self.ss.initial(self.unravel_initial(a)).particle, b, x)
+        return _log_joint(self.first_step(a, b, x))
 
     def later(self, a, b, x_before: Inputs, x: Inputs):
-        return self._density(self.particle(a, x_before), b, x)
+        return _log_joint(self.later_step(a, b, x_before, x))
+
+    def first_step(self, a, b, x: Inputs) -> Step:
+        return self.ss.step(self.ss.initial(self.unravel_initial(a)).particle, self.unravel_state(b), x)
+
+    def later_step(self, a, b, x_before: Inputs, x: Inputs) -> Step:
+        return self.ss.step(self.particle(a, x_before), self.unravel_state(b), x)
 
     def particle(self, a, x: Inputs) -> Particle:
         """The particle whose last step drew a: the carry before that step does not matter."""
         anything = self.ss.initial(self.unravel_initial(self.zero_initial)).particle
         return self.ss.step(anything, self.unravel_state(a), x).particle
 
-    def _density(self, particle: Particle, b, x: Inputs):
-        step = self.ss.step(particle, self.unravel_state(b), x)
-        return step.log_transition + step.log_emission
+
+def _log_joint(step: Step) -> jax.Array:
+    return step.log_transition + step.log_emission
 
 
 def _is_quadratic(ss: StateSpace) -> bool:
@@ -239,97 +227,77 @@ def _is_quadratic(ss: StateSpace) -> bool:
 # Linear-Gaussian
 
 
-def _form(fn, *zeros) -> Form:
-    """The quadratic form of a function of these vectors, together."""
-    sizes = [len(z) for z in zeros]
-
-    def joint(v):
-        return fn(*jnp.split(v, list(np.cumsum(sizes))[:-1]))
-
-    at = jnp.concatenate(zeros)
-    return Form(-jax.hessian(joint)(at), jax.grad(joint)(at), joint(at))
-
-
-def _integrate(form: Form, keep: slice, out: slice) -> Form:
-    """log ∫ exp(form) over the coordinates ``out``, as a form in those of ``keep``."""
-    precision, cross = form.precision[out, out], form.precision[keep, out]
-    root = jnp.linalg.cholesky(precision)
-    solved = cho_solve((root, True), jnp.concatenate([cross.T, form.shift[out][:, None]], 1))
-    constant = form.constant + 0.5 * form.shift[out] @ solved[:, -1] - jnp.log(jnp.diagonal(root)).sum()
-    return Form(
-        form.precision[keep, keep] - cross @ solved[:, :-1],
-        form.shift[keep] - cross @ solved[:, -1],
-        constant + 0.5 * len(root) * math.log(2 * math.pi),
-    )
-
-
-def _plus(form: Form, other: Form, where: slice) -> Form:
-    return Form(
-        form.precision.at[where, where].add(other.precision),
-        form.shift.at[where].add(other.shift),
-        form.constant + other.constant,
-    )
-
-
-def _moments(form: Form) -> tuple[jax.Array, jax.Array]:
-    root = jnp.linalg.cholesky(form.precision)
-    covariance = cho_solve((root, True), jnp.eye(len(root), dtype=root.dtype))
-    return covariance @ form.shift, covariance
-
-
 def _gaussian(ss: StateSpace) -> Smoothed:
-    steps = Steps(ss)
-    n0, n = len(steps.zero_initial), len(steps.zero_state)
-    x0 = ss.inputs(0)
-    start = _form(steps.initial, steps.zero_initial)
-    first = _form(lambda a, b: steps.first(a, b, x0), steps.zero_initial, steps.zero_state)
-    pairs = jax.tree.map(lambda a: a[:-1], ss.xs), jax.tree.map(lambda a: a[1:], ss.xs)
-    later = jax.vmap(
-        lambda x, y: _form(lambda a, b: steps.later(a, b, x, y), steps.zero_state, steps.zero_state)
-    )(*pairs)
+    steps, x0 = Steps(ss), ss.inputs(0)
+    a0, a = steps.zero_initial, steps.zero_state
+    pairs = jax.tree.map(lambda v: v[:-1], ss.xs), jax.tree.map(lambda v: v[1:], ss.xs)
 
-    def forth(state, form):
-        """Constants are summed apart, so that none is lost among many."""
-        message, total = state
-        new = _integrate(_plus(form, message, slice(0, n)), slice(n, 2 * n), slice(0, n))
-        return (new._replace(constant=jnp.zeros(())), plus(total, new.constant)), (message, new.constant)
+    def of_first(before, after):
+        return steps.first_step(before, after, x0)
 
-    log_first = _integrate(start, slice(0, 0), slice(0, n0)).constant
-    message = _integrate(_plus(first, start, slice(0, n0)), slice(n0, n0 + n), slice(0, n0))
-    state: tuple[Form, Sum] = (message._replace(constant=jnp.zeros(())), plus(zero(), message.constant))
-    (last, total), (forward, constants) = lax.scan(forth, state, later)
-    messages = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), forward, last)
-    # What each message integrates to is, with the constants so far, the evidence of the series up to its
-    # time.
-    masses = jax.vmap(lambda form: _integrate(form, slice(0, 0), slice(0, n)).constant)(messages)
-    evidence = plus(total, masses[-1]).value
-    increments = jnp.concatenate([(message.constant - log_first)[None], constants]) + jnp.diff(
-        masses, prepend=0.0
-    )
-    filtered_mean, filtered_covariance = jax.vmap(_moments)(messages)
+    def read(step, before, after):
+        """The law of a step and what its observations say of its state, or of the one before too."""
+        observed = jax.make_jaxpr(lambda b, x: step(b, x).log_emission)(before, after)
+        of_both = any(depends(observed, [True, False]))
+        law = law_of(lambda b, x: step(b, x).log_transition, before, after)
+        if of_both:
+            return law, seen_of(lambda b, x: step(b, x).log_emission, before, after)
+        return law, seen_of(lambda x: step(before, x).log_emission, after)
 
-    def back(message, inputs):
-        form, before = inputs
-        form = _plus(form, message, slice(n, 2 * n))
-        joint = _plus(form, before, slice(0, n))
-        new = _integrate(form, slice(0, n), slice(n, 2 * n))
-        return new._replace(constant=jnp.zeros(())), _moments(joint)
+    start = law_of(lambda _, x: ss.initial(steps.unravel_initial(x)).log_initial, a0[:0], a0)
+    seen = seen_of(lambda x: ss.initial(steps.unravel_initial(x)).log_emission, a0)
+    initial, rest = updated(Normal(start.offset, start.covariance), seen)
+    at_start = ss.initial(steps.unravel_initial(initial.mean))
+    log_first = at_start.log_emission + start.excess + rest
 
-    # Of data that are impossible there is no posterior, though each message is a normal law all the same.
+    read_first = read(of_first, a0, a)
+    first, rest_first, place = step(initial, *read_first)
+    increment = rest_first + of_first(place[: len(a0)], place[len(a0) :]).log_emission
+    later = jax.vmap(lambda x, y: read(lambda b, z: steps.later_step(b, z, x, y), a, a))(*pairs)
+
+    def forth(law, given):
+        new, rest, place = step(law, *given)
+        return new, (new, rest, place)
+
+    _, (laws, rests, places) = lax.scan(forth, first, later)
+
+    def observed(place, x, y):
+        return steps.later_step(place[: len(a)], place[len(a) :], x, y).log_emission
+
+    increments = jnp.concatenate([increment[None], rests + jax.vmap(observed)(places, *pairs)])
+    filtered = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, laws)
+
+    def add(total, term):
+        return plus(total, term), None
+
+    total, _ = lax.scan(add, plus(zero(), log_first), increments)
+    # Of data that are impossible there is no posterior, though each law is a normal one all the same.
     nothing = jnp.where(log_first + increments.min() > -jnp.inf, 0.0, jnp.nan)
-    flat = Form(jnp.full((n, n), nothing), jnp.full(n, nothing), jnp.zeros(()))
-    behind, (means, covariances) = lax.scan(back, flat, (later, forward), reverse=True)
-    mean_0, covariance_0 = _moments(_plus(_plus(first, start, slice(0, n0)), behind, slice(n0, n0 + n)))
+    last = jax.tree.map(lambda x: x[-1] + nothing, filtered)
+
+    def back(after, before):
+        state, cross = smoothed(after, before)
+        return state, (state, cross)
+
+    # all at once, and not at all where nobody asks for more than the evidence
+    behind_first = behind(initial, *read_first)
+    so_far = jax.tree.map(lambda x: x[:-1], filtered)
+    behind_later = jax.vmap(behind)(so_far, *later)
+    state, (before, cross) = lax.scan(back, last, behind_later, reverse=True)
+    states = jax.tree.map(lambda more, one: jnp.concatenate([more, one[None]]), before, last)
+    at_0, first_cross = smoothed(state, behind_first)
     return Smoothed(
-        evidence,
-        mean_0[:n0],
-        covariance_0[:n0, :n0],
-        covariance_0[:n0, n0:],
-        jnp.concatenate([mean_0[None, n0:], means[:, n:]]),
-        jnp.concatenate([covariance_0[None, n0:, n0:], covariances[:, n:, n:]]),
-        covariances[:, :n, n:],
+        total.value,
+        at_0.mean,
+        at_0.covariance,
+        first_cross,
+        states.mean,
+        states.covariance,
+        cross,
         log_first,
         increments,
-        filtered_mean,
-        filtered_covariance,
+        filtered.mean,
+        filtered.covariance,
+        first_behind=behind_first,
+        behind=behind_later,
     )

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 
+from ppl_ext.state_space.kalman import Behind
+
 
 class Smoothed(NamedTuple):
     """``log_evidence`` is log p(y); ``mean`` and ``covariance`` are of the joint state of all latent sites of
@@ -18,7 +20,8 @@ class Smoothed(NamedTuple):
 
     Finite models also have ``probs`` (T, K) and ``filtered_probs`` over ``points`` (K, d), the joint states,
     and the probabilities of neighbours, ``first_pairs`` (K₀, K) and ``pairs`` (T − 1, K, K); for Gaussian
-    ones these are ``None``.
+    ones these are ``None``. Gaussian models have the law of the initial sites given the first state,
+    ``first_behind``, and of each state given the next one and what was observed so far, ``behind``.
     """
 
     log_evidence: jax.Array
@@ -37,3 +40,5 @@ class Smoothed(NamedTuple):
     filtered_probs: jax.Array | None = None
     first_pairs: jax.Array | None = None
     pairs: jax.Array | None = None
+    first_behind: Behind | None = None
+    behind: Behind | None = None

@@ -1,0 +1,209 @@
+"""The Kalman filter of programs in single precision, where noise is small: against the joint law of states
+and data in double precision.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.handlers import scale
+from scipy.stats import multivariate_normal
+
+from ppl_ext.smoothing import smooth
+from ppl_ext.state_space.exact import smooth_exactly
+from ppl_ext.state_space.kalman import Normal, Seen, law_of, updated
+from ppl_ext.state_space.model import lower
+
+Y = np.random.default_rng(0).normal(size=30).astype(np.float32)
+
+
+def level(y, moves, noise):
+    """A level that moves, seen with noise."""
+
+    def step(x, y_t):
+        x = numpyro.sample("x", dist.Normal(x, moves))
+        numpyro.sample("y", dist.Normal(x, noise), obs=y_t)
+        return x, None
+
+    scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+
+def trend(y, moves, noise):
+    """A level with a slope, of which the level is seen."""
+
+    def step(x, y_t):
+        by = jnp.array([[1.0, 1.0], [0.0, 1.0]])
+        law = dist.MultivariateNormal(by @ x, scale_tril=jnp.diag(jnp.array([moves, 0.3])))
+        x = numpyro.sample("x", law)
+        numpyro.sample("y", dist.Normal(x[0], noise), obs=y_t)
+        return x, None
+
+    first = dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
+    scan(step, numpyro.sample("x0", first), y)
+
+
+def change(y, moves, noise):
+    """Of which both the state and its change are seen: an observation of two states."""
+
+    def step(x, y_t):
+        new = numpyro.sample("x", dist.Normal(0.9 * x, moves))
+        numpyro.sample("y", dist.Normal(new - x, noise), obs=y_t)
+        numpyro.sample("z", dist.Normal(new, 2.0), obs=0.5 * y_t)
+        return new, None
+
+    scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+
+def joint_law(model, y, moves, noise):
+    """log p(y), and mean and covariance of all states given y: the states (x0, x1, ..., xT), raveled."""
+    num, d = len(y), 2 if model is trend else 1
+    by = np.array([[1.0, 1.0], [0.0, 1.0]]) if d == 2 else np.array([[0.9 if model is change else 1.0]])
+    noises = np.diag([moves**2, 0.09]) if d == 2 else np.array([[moves**2]])
+    size = (num + 1) * d
+    lower, spread = np.eye(size), np.zeros((size, size))
+    spread[:d, :d] = np.eye(d)
+    for t in range(1, num + 1):
+        rows = slice(t * d, (t + 1) * d)
+        lower[rows] = lower[rows] + by @ lower[(t - 1) * d : t * d]
+        spread[rows, rows] = noises
+    prior = lower @ spread @ lower.T
+    of_state = np.zeros((num, size))
+    of_state[np.arange(num), d * np.arange(1, num + 1)] = 1.0
+    if model is change:
+        of_change = of_state.copy()
+        of_change[np.arange(num), np.arange(num)] = -1.0
+        seen, data = np.concatenate([of_change, of_state]), np.concatenate([y, 0.5 * y]).astype(float)
+        noises = np.diag(np.repeat([noise**2, 4.0], num))
+    else:
+        seen, data, noises = of_state, y.astype(float), noise**2 * np.eye(num)
+    of_data = seen @ prior @ seen.T + noises
+    gain = np.linalg.solve(of_data, seen @ prior).T
+    log_p = multivariate_normal(np.zeros(len(data)), of_data, allow_singular=False).logpdf(data)
+    return log_p, (gain @ data).reshape(num + 1, d), prior - gain @ seen @ prior
+
+
+CASES = [
+    (level, 1.0, 1.0),
+    (level, 1e-3, 1.0),
+    (level, 1e-5, 1.0),
+    (level, 1.0, 1e-2),
+    (level, 1.0, 1e-4),
+    (level, 1e-3, 1e-3),
+    (trend, 0.5, 1.0),
+    (trend, 1e-4, 1.0),
+    (trend, 1.0, 1e-3),
+    (change, 1.0, 0.03),
+    (change, 1e-3, 1.0),
+]
+
+
+@pytest.mark.parametrize(("model", "moves", "noise"), CASES)
+def test_small_noise_in_single_precision(model, moves, noise):
+    log_p, mean, covariance = joint_law(model, Y, moves, noise)
+    found = smooth_exactly(lower(model, (Y, moves, noise), {}))
+    # what float32 makes of the residuals themselves, some 1e-7 of the data, in units of the noise
+    assert abs(float(found.log_evidence) - log_p) < 2e-3 + 3e-6 * abs(log_p), (found.log_evidence, log_p)
+    np.testing.assert_allclose(
+        found.log_initial + found.log_increments.sum(), found.log_evidence, rtol=1e-5, atol=1e-4
+    )
+    d = mean.shape[1]
+    sd = np.sqrt(np.diag(covariance)).reshape(-1, d)
+    np.testing.assert_allclose(found.mean, mean[1:], atol=2e-5 + 5e-3 * sd.min())
+    np.testing.assert_allclose(found.initial_mean, mean[0], atol=2e-5 + 5e-3 * sd.min())
+    np.testing.assert_allclose(
+        np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2)), sd[1:], rtol=5e-3, atol=1e-6
+    )
+    blocks = [covariance[t * d : (t + 1) * d, (t + 1) * d : (t + 2) * d] for t in range(1, len(Y))]
+    np.testing.assert_allclose(found.cross, blocks, rtol=2e-2, atol=5e-3 * (sd**2).max())
+    np.testing.assert_allclose(
+        found.first_cross, covariance[:d, d : 2 * d], rtol=2e-2, atol=5e-3 * (sd**2).max()
+    )
+
+
+@pytest.mark.parametrize(("moves", "noise"), [(1.0, 1e-3), (1e-3, 1.0)])
+def test_derivatives_where_noise_is_small(moves, noise):
+    def log_evidence(log_moves, log_noise):
+        return smooth_exactly(lower(level, (Y, jnp.exp(log_moves), jnp.exp(log_noise)), {})).log_evidence
+
+    at = (jnp.log(moves), jnp.log(noise))
+    found = jax.grad(log_evidence, (0, 1))(*at)
+    h = 1e-4
+    right = [
+        (joint_law(level, Y, moves * np.exp(h * a), noise * np.exp(h * b))[0]
+         - joint_law(level, Y, moves * np.exp(-h * a), noise * np.exp(-h * b))[0]) / (2 * h)
+        for a, b in ((1, 0), (0, 1))
+    ]  # fmt: skip
+    np.testing.assert_allclose(found, right, rtol=1e-3, atol=2e-3)
+
+
+def test_second_derivatives():
+    def log_evidence(log_moves):
+        return smooth_exactly(lower(level, (Y[:5], jnp.exp(log_moves), 0.5), {})).log_evidence
+
+    right = [joint_law(level, Y[:5], np.exp(x), 0.5)[0] for x in (-1.01, -1.0, -0.99)]
+    second = (right[0] - 2 * right[1] + right[2]) / 1e-4
+    np.testing.assert_allclose(jax.grad(jax.grad(log_evidence))(-1.0), second, rtol=1e-3)
+
+
+def test_a_law_to_a_power_keeps_what_it_is_worth():
+    """A scaled site counts as many times: a narrower law, and a constant."""
+
+    def model(y):
+        def step(x, y_t):
+            with scale(scale=3.0):
+                x = numpyro.sample("x", dist.Normal(x, 1.0))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+            return x, None
+
+        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+    found = float(smooth_exactly(lower(model, (Y[:4],), {})).log_evidence)
+    # N(b; a, 1)^3 = N(b; a, 1/3) (2 pi)^-1 3^(-1/2)
+    power = -np.log(2 * np.pi) - 0.5 * np.log(3.0)
+    np.testing.assert_allclose(found, joint_law(level, Y[:4], np.sqrt(1 / 3), 1.0)[0] + 4 * power, rtol=1e-5)
+
+
+def test_trajectories_where_noise_is_small():
+    found = smooth(level, backward="exact").run(jax.random.key(0), Y, 1e-4, 1.0)
+    draws = found.sample(jax.random.key(1), num_samples=2000)
+    x = np.concatenate([np.asarray(draws["x0"])[..., None], np.asarray(draws["x"])], 1)
+    _, mean, covariance = joint_law(level, Y, 1e-4, 1.0)
+    sd = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((x.mean(0) - mean[:, 0]) / sd, 0.0, atol=4.5 / np.sqrt(2000))
+    np.testing.assert_allclose(x.std(0) / sd, 1.0, atol=4.5 / np.sqrt(4000))
+    # a step is a ten-thousandth: what two nearly equal covariances leave must be its
+    np.testing.assert_allclose(np.diff(x, axis=1).std(), 1e-4, rtol=0.05)
+
+
+def test_the_law_of_a_step():
+    def log_p(a, b):
+        return dist.MultivariateNormal(
+            jnp.array([[1.0, 2.0]]).T @ a + 3.0, jnp.array([[2.0, 0.3], [0.3, 1.0]])
+        ).log_prob(b)
+
+    law = law_of(log_p, jnp.zeros(1), jnp.zeros(2))
+    np.testing.assert_allclose(law.slope, [[1.0], [2.0]], rtol=1e-5)
+    np.testing.assert_allclose(law.offset, [3.0, 3.0], rtol=1e-5)
+    np.testing.assert_allclose(law.covariance, [[2.0, 0.3], [0.3, 1.0]], rtol=1e-5)
+    np.testing.assert_allclose(law.excess, 0.0, atol=1e-5)
+
+
+def test_an_update_where_one_direction_is_seen_sharply():
+    """What is not seen must not suffer: in the first form of the covariance it does."""
+    prior = np.array([[1.0, 0.6], [0.6, 2.0]])
+    seen = np.array([0.0, 1.0])
+    precision, data = 1e7 * np.outer(seen, seen), 0.7
+    law, rest = updated(
+        Normal(jnp.zeros(2), jnp.asarray(prior, jnp.float32)),
+        Seen(jnp.asarray(precision, jnp.float32), jnp.asarray(1e7 * data * seen, jnp.float32)),
+    )
+    right = np.linalg.inv(np.linalg.inv(prior) + precision)
+    np.testing.assert_allclose(law.covariance, right, rtol=1e-4)
+    np.testing.assert_allclose(law.mean, right @ (1e7 * data * seen), rtol=1e-5)
+    size = np.linalg.slogdet(prior)[1] - np.linalg.slogdet(right)[1]
+    np.testing.assert_allclose(
+        rest, -0.5 * law.mean @ np.linalg.solve(prior, law.mean) - 0.5 * size, rtol=1e-4
+    )
