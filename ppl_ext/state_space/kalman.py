@@ -111,9 +111,18 @@ def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple
     mean, covariance = prior
     if not len(mean):
         return prior, jnp.zeros((), mean.dtype)
-    factor = root_of(covariance) if factor is None else factor
-    mean, covariance, rest = _updated(mean, covariance, seen.precision, seen.slope, factor)
-    return Normal(mean, covariance), rest
+    if factor is not None or len(mean) == 1:
+        factor = root_of(covariance) if factor is None else factor
+        *law, rest = _updated(mean, covariance, *seen, factor)
+        return Normal(*law), rest
+    # What is seen most sharply comes first in the factor, so that the rest is no difference of large numbers.
+    order = jnp.argsort(-jnp.diagonal(seen.precision) * jnp.diagonal(covariance))
+    covariance, precision = covariance[order][:, order], seen.precision[order][:, order]
+    mean, covariance, rest = _updated(
+        mean[order], covariance, precision, seen.slope[order], root_of(covariance)
+    )
+    back = jnp.argsort(order)
+    return Normal(mean[back], covariance[back][:, back]), rest
 
 
 @jax.custom_jvp
