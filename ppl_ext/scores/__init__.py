@@ -8,5 +8,17 @@ log density of :math:`X + \\sigma \\varepsilon`. A network of yours is one; :cla
 from ppl_ext.scores.flow import probability_flow
 from ppl_ext.scores.gaussian import GaussianScore, teleport
 from ppl_ext.scores.mixture import MixtureScore
+from ppl_ext.scores.noise import GammaNoise, GaussianNoise, PoissonNoise
+from ppl_ext.scores.tweedie import PosteriorMoments, tweedie
 
-__all__ = ["GaussianScore", "MixtureScore", "probability_flow", "teleport"]
+__all__ = [
+    "GammaNoise",
+    "GaussianNoise",
+    "GaussianScore",
+    "MixtureScore",
+    "PoissonNoise",
+    "PosteriorMoments",
+    "probability_flow",
+    "teleport",
+    "tweedie",
+]

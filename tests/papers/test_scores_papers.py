@@ -19,3 +19,26 @@ def test_the_gaussian_part_of_a_score():
     assert largest == sorted(largest, reverse=True) and largest[0] > 0.8 and largest[-1] < 0.001
     found = module("gaussian_score").distances(500)
     assert found["jump, 12 steps"] < 1.05 * found["18 steps"] < 0.6 * found["12 steps over all"]
+
+
+def test_denoising_without_clean_data():
+    """Draws are the same in all columns, so that the error of a difference is far below that of a figure."""
+    for row in claims("noise2score"):
+        bayes, noisy, *harmonic = numbers(row.known)
+        reached = harmonic[0] if harmonic else bayes
+        assert reached * 0.97 < float(row.ours) < min(1.12 * reached, 0.62 * noisy)
+        if harmonic:  # the Gamma formula is a harmonic mean
+            assert bayes < 0.9 * reached
+
+
+def test_second_order_of_tweedie():
+    exact, *rows = claims("second_order_tweedie")
+    assert float(exact.ours) < 1e-4
+    found = [numbers(row.ours) for row in rows]
+    variance = numbers(rows[0].known)[1]
+    error = (variance / 300) ** 0.5
+    (off, spread), (off_first, spread_first), (off_second, spread_second) = found
+    assert off < 4.5 * error  # of three numbers
+    # a variance of three correlated numbers: at most 2 (total variance)² / n
+    assert abs(spread - variance) < 4.5 * variance * (2 / 300) ** 0.5
+    assert off_second < off_first and abs(spread_second - variance) < 0.5 * abs(spread_first - variance)
