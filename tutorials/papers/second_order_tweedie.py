@@ -49,8 +49,7 @@ def given(matrix, data, variance):
         )
         locs.append(m + gain @ off)
         covariances.append(s - gain @ matrix @ s)
-    weights = np.exp(logs - np.logaddexp.reduce(logs))
-    return weights, np.array(locs), np.array(covariances)
+    return np.exp(logs - np.logaddexp.reduce(logs)), np.array(locs), np.array(covariances)
 
 
 def moments(parts):
