@@ -9,6 +9,9 @@ from ppl_ext.scores.flow import probability_flow
 from ppl_ext.scores.gaussian import GaussianScore, teleport
 from ppl_ext.scores.mixture import MixtureScore
 from ppl_ext.scores.noise import GammaNoise, GaussianNoise, PoissonNoise
+from ppl_ext.scores.prior import ScoreLaw, score_prior
+from ppl_ext.scores.schedule import VariancePreserving
+from ppl_ext.scores.score_kl import ScoreKL
 from ppl_ext.scores.tweedie import PosteriorMoments, tweedie
 
 __all__ = [
@@ -18,7 +21,11 @@ __all__ = [
     "MixtureScore",
     "PoissonNoise",
     "PosteriorMoments",
+    "ScoreKL",
+    "ScoreLaw",
+    "VariancePreserving",
     "probability_flow",
+    "score_prior",
     "teleport",
     "tweedie",
 ]

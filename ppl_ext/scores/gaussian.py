@@ -59,6 +59,11 @@ class GaussianScore(eqx.Module):
         return GaussianScore(draws.mean(0), centred.T @ centred / len(draws))
 
     @property
+    def dim(self) -> int:
+        """d."""
+        return self.loc.shape[-1]
+
+    @property
     def covariance(self) -> jax.Array:
         """S, (d, d)."""
         return (self.vectors * self.values[None]) @ self.vectors.T

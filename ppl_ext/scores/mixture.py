@@ -77,6 +77,11 @@ class MixtureScore(eqx.Module):
         return jnp.take_along_axis(each, k[None, ..., None], axis=0)[0]
 
     @property
+    def dim(self) -> int:
+        """d."""
+        return self.parts.loc.shape[-1]
+
+    @property
     def gaussian(self) -> GaussianScore:
         """The Gaussian with the mixture's mean and covariance."""
         w = jnp.exp(self.log_weights)

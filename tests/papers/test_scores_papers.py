@@ -42,3 +42,17 @@ def test_second_order_of_tweedie():
     # a variance of three correlated numbers: at most 2 (total variance)² / n
     assert abs(spread - variance) < 4.5 * variance * (2 / 300) ** 0.5
     assert off_second < off_first and abs(spread_second - variance) < 0.5 * abs(spread_first - variance)
+
+
+def test_the_divergence_is_an_integral_over_scores():
+    exact, total, estimate, error = module("red_diff").divergences(60, 400)
+    # quadrature: the trapezium's error falls by 100 with ten times the steps
+    assert abs(total - exact) < 0.05
+    assert abs(estimate - exact) < 4.5 * error and error < 1.0
+
+
+def test_red_diff_descends_to_the_posterior_mean():
+    far = [numbers(row.ours) for row in claims("red_diff")[2:]]
+    descending, at_random = zip(*far, strict=True)
+    assert max(descending) < 0.04  # the posterior's variance is 0.063 on average
+    assert at_random[0] > 5 * descending[0] and at_random[1] > 3 * descending[1]
