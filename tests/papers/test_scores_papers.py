@@ -56,3 +56,13 @@ def test_red_diff_descends_to_the_posterior_mean():
     descending, at_random = zip(*far, strict=True)
     assert max(descending) < 0.04  # the posterior's variance is 0.063 on average
     assert at_random[0] > 5 * descending[0] and at_random[1] > 3 * descending[1]
+
+
+def test_a_denoiser_as_a_prior_has_the_width_of_the_posterior():
+    error, spread, noise = claims("score_dvi")
+    least, noisy = numbers(error.known)
+    assert float(error.ours) < 1.8 * least < 0.25 * noisy
+    truth, narrow = numbers(spread.known)
+    assert abs(float(spread.ours) - truth) < 0.1 * truth and narrow < 0.1 * truth
+    for known, ours in zip(numbers(noise.known), numbers(noise.ours), strict=True):
+        assert abs(ours / known - 1) < 0.25
