@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from tests.papers.programs import claims, module
 
 
@@ -66,3 +68,15 @@ def test_a_denoiser_as_a_prior_has_the_width_of_the_posterior():
     assert abs(float(spread.ours) - truth) < 0.1 * truth and narrow < 0.1 * truth
     for known, ours in zip(numbers(noise.known), numbers(noise.ours), strict=True):
         assert abs(ours / known - 1) < 0.25
+
+
+def test_regimes_of_a_kernel_estimate():
+    program = module("kde_weights")
+    for num in (2000, 30_000):
+        few, normal = program.threshold(1, num), program.threshold(2, num)
+        assert abs(program.DIM * program.nats(few, 1) - np.log(num)) < 1e-6 and few < normal
+    rows = claims("kde_weights")
+    for row in (rows[0], rows[2], rows[4]):
+        assert row.ours.startswith(f"{row.known} 1.00")
+    largest = [float(row.ours.split("largest weight ")[1].split()[0]) for row in rows]
+    assert largest == sorted(largest, reverse=True) and largest[1] > 0.3 and largest[-1] < 0.024
