@@ -5,11 +5,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
 import pytest
 from scipy import stats
 
 from ppl_ext.diagnostics import weight_regime
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.infer import fit
+from ppl_ext.objectives import ELBO
 
 N = 20_000
 GRID = (np.arange(N) + 0.5) / N
@@ -82,6 +87,24 @@ def test_the_largest_weight_and_shifts():
 @pytest.mark.parametrize("bad", [[0.0, math.nan], [0.0, math.inf], [-math.inf] * 3])
 def test_what_is_no_weight_is_unknown(bad):
     assert weight_regime(bad).regime == "unknown"
+
+
+def test_a_report_of_a_fit_has_it_by_chain():
+    """A guide that is the posterior, and one far too narrow for it in forty dimensions."""
+
+    def model():
+        numpyro.sample("z", dist.Normal(0.0, 1.0).expand([40]).to_event(1))
+
+    def report(scale):
+        def guide():
+            numpyro.sample("z", dist.Normal(numpyro.param("loc", jnp.zeros(40)), scale).to_event(1))
+
+        key = jax.random.key(0)
+        found = fit(key, model, guide, ELBO(), optax.sgd(0.0), 1, num_chains=2, progress_bar=False)
+        return found.to_arviz(key, num_samples=200).attrs["weight_regime"]
+
+    assert report(1.0) == "clt, clt"
+    assert report(0.3) == "condensed, condensed"
 
 
 def test_what_is_refused():
