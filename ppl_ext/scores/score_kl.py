@@ -58,7 +58,9 @@ def ScoreKL(
     :param num_steps: the length of a descent, as many as the steps of ``fit``.
     :param strength: λ, of weights that are not exact.
     :raises ArgumentError: for another weight or order, or a combination without a meaning.
-    :raises ModelError: if the model has no :func:`score_prior` site, or one in a ``scan``.
+    :raises ModelError: if the model has no :func:`score_prior` site, or one in a ``scan``; for
+        ``"variational"``, if the guide's law tells no variance or the score takes one level for all
+        coordinates.
 
     >>> import numpyro, numpyro.distributions as dist
     >>> from ppl_ext.scores import GaussianScore, score_prior
@@ -85,7 +87,14 @@ def ScoreKL(
     def term(law, x, rng_key, spread):
         schedule, score = law.schedule, law.score
         if spread is not None:
-            return strength * (_stop(score(x, spread)) @ (x - _stop(x)))
+            held = _stop(score(x, spread))
+            if held.shape != x.shape:
+                raise ModelError(
+                    "ScoreKL(weight='variational') asks for score(x, sigma) with a level of noise for each "
+                    f"coordinate, (d,), and got {held.shape} for {x.shape}. Write the score for such levels, "
+                    "as (D(x) - x) / sigma**2 with a denoiser D that takes them."
+                )
+            return strength * (held @ (x - _stop(x)))
         if weight == "exact":
             return noisy_log_density(score, schedule, x, rng_key, LEVELS)
         when, noise = random.split(rng_key)

@@ -344,6 +344,9 @@ def test_models_that_it_does_not_serve_are_refused():
     with pytest.raises(ModelError, match="no score_prior site"):
         ScoreKL().loss(jax.random.key(0), {}, flat, flat, Y)
 
+    with pytest.raises(ModelError, match="a level of noise for each coordinate"):
+        ScoreKL(weight="variational").loss(jax.random.key(0), {}, model, guide, Y)
+
     def walk(y):
         def step(carry, y):
             return score_prior("x", PRIOR), None
