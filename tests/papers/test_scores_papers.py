@@ -54,7 +54,7 @@ def test_the_divergence_is_an_integral_over_scores():
 
 
 def test_red_diff_descends_to_the_posterior_mean():
-    far = [numbers(row.ours) for row in claims("red_diff")[2:]]
+    far = [numbers(row.ours) for row in claims("red_diff")[2:5]]
     descending, at_random = zip(*far, strict=True)
     assert max(descending) < 0.04  # the posterior's variance is 0.063 on average
     assert at_random[0] > 5 * descending[0] and at_random[1] > 3 * descending[1]

@@ -10,7 +10,9 @@
 # networks that share what they learn among the pixels of one image; here each pixel has its parameters.)
 #
 # It is not for nothing: draws count as noisy, so that a pixel keeps about the share V/(V + s²) of its noise,
-# of variance s², and the more, the more unequal the kinds of noise are.
+# of variance s², and the more, the more unequal the kinds of noise are. The setting here is a mild one, taken
+# after six others: with spreads of 0.4 and 1.4 the error was 0.124 where 0.049 can be had, and in the others
+# two to five times that of the posterior that knows each pixel's noise.
 
 # %%
 import jax
@@ -111,8 +113,9 @@ def claims(small=False):
     noisy, least, mse = (((a - x) ** 2).mean() for a in (y, best, ours["loc"]))
     told = ", ".join(f"{s:.3f}" for s in np.exp(-0.5 * ours["log"]))
     spreads = f"{truth:.3f}; mean-field on the exact prior {narrow:.3f}"
+    errors = f"{least:.4f} with its law known, noisy {noisy:.3f}"
     return [
-        ("MSE, noise unknown", f"{least:.4f} with its law known, noisy {noisy:.3f}", f"{mse:.4f}"),
+        ("MSE, noise unknown, of kinds not far apart", errors, f"{mse:.4f}"),
         ("mean standard deviation", spreads, f"{ours['spread'].mean():.3f}"),
         ("spreads of the noise", f"{SPREADS[0]}, {SPREADS[1]}", told),
     ]
