@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         meta,
         objectives,
         priors,
+        scores,
         smoothing,
     )
     from ppl_ext.algorithms import marginal, normalize
@@ -56,6 +57,7 @@ __all__ = [
     "predict",
     "priors",
     "replicate",
+    "scores",
     "simulate",
     "smoothing",
     "to_arviz",

@@ -490,6 +490,8 @@ def _fit_of(result: SVIRunResult, model, guide, model_args, model_kwargs) -> Fit
 
 
 def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> RunRecord:
+    from ppl_ext.diagnostics.regimes import weight_regime  # a report alone wants it
+
     draws = fit.sample(key, num_samples)
     weights = importance(draws)
     attrs = {
@@ -505,6 +507,7 @@ def _run_of_fit(fit: Fit, key: jax.Array, num_samples: int) -> RunRecord:
         "elbo_standard_error": weights.elbo_se,
         "pareto_k": weights.pareto_k,
         "importance_ess": weights.ess,
+        "weight_regime": ", ".join(weight_regime(row).regime for row in draws.log_weights),
         "point_sites": ", ".join(draws.points) or None,
         "seed": seed_numbers(fit.rng_key),
     }

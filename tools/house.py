@@ -19,7 +19,7 @@ FLOORS = (
     ("densities",),
     ("program", "gradients"),
     ("expectations", "handlers", "diagnostics", "state_space"),
-    ("algorithms", "result"),
+    ("scores", "algorithms", "result"),
     ("objectives", "smoothing", "priors", "meta"),
     ("infer",),
 )

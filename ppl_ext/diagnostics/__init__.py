@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         plot_khat,
         plot_smoothing,
     )
+    from ppl_ext.diagnostics.regimes import WeightRegime, weight_regime
 
 __all__ = [
     "Calibration",
@@ -31,6 +32,7 @@ __all__ = [
     "PSIS",
     "Reason",
     "Verdict",
+    "WeightRegime",
     "calibrate",
     "importance_ess",
     "judged",
@@ -48,6 +50,7 @@ __all__ = [
     "plot_smoothing",
     "psis",
     "verdict",
+    "weight_regime",
 ]
 
 
@@ -57,6 +60,8 @@ def __getattr__(name: str):
         return getattr(import_module("ppl_ext.diagnostics.plots"), name)
     if name in ("Calibration", "calibrate"):
         return getattr(import_module("ppl_ext.diagnostics.calibration.calibrate"), name)
+    if name in ("WeightRegime", "weight_regime"):
+        return getattr(import_module("ppl_ext.diagnostics.regimes"), name)
     raise AttributeError(f"module 'ppl_ext.diagnostics' has no attribute '{name}'")
 
 
