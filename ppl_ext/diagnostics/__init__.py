@@ -14,6 +14,8 @@ from ppl_ext.runtime.verdict import Reason, Verdict, judged
 
 if TYPE_CHECKING:
     from ppl_ext.diagnostics.calibration.calibrate import Calibration, calibrate
+    from ppl_ext.diagnostics.capacity.collapse import Collapse, collapse
+    from ppl_ext.diagnostics.capacity.units import Units
     from ppl_ext.diagnostics.plots import (
         plot_calibration,
         plot_elbo,
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Collapse",
     "LeaveFutureOut",
     "PSIS",
     "Reason",
+    "Units",
     "Verdict",
     "calibrate",
+    "collapse",
     "importance_ess",
     "judged",
     "leave_future_out",
@@ -57,6 +62,9 @@ def __getattr__(name: str):
         return getattr(import_module("ppl_ext.diagnostics.plots"), name)
     if name in ("Calibration", "calibrate"):
         return getattr(import_module("ppl_ext.diagnostics.calibration.calibrate"), name)
+    if name in ("Collapse", "Units", "collapse"):
+        module = "units" if name == "Units" else "collapse"
+        return getattr(import_module(f"ppl_ext.diagnostics.capacity.{module}"), name)
     raise AttributeError(f"module 'ppl_ext.diagnostics' has no attribute '{name}'")
 
 

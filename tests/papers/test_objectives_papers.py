@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.papers.programs import claims, module
+from tools.papers import Claim
 
 
 def numbers(row):
@@ -41,6 +42,43 @@ def test_the_slope_of_the_curve_is_its_derivative():
 
 @pytest.mark.slow
 def test_capacities_at_full_size():
-    from tools.papers import Claim
-
     assert_capacities([Claim(*row) for row in module("capacitron").claims()])
+
+
+def assert_collapsed(rows):
+    """Counts and causes are exact; nats of the second level come from 20 draws of 128 rows (error 0.02)."""
+    counts, alone, both, fall, causes = rows
+    assert counts.known == counts.ours and causes.known == causes.ours
+    np.testing.assert_allclose(*numbers(alone), atol=2e-4)  # the encoder is the posterior: no noise
+    known, ours = ([float(x) for x in text.split("; ")] for text in both[1:])
+    np.testing.assert_allclose(ours[0], known[0], atol=2e-4)
+    np.testing.assert_allclose(ours[1], known[1], atol=0.1)
+    np.testing.assert_allclose(*numbers(fall), atol=0.1)
+
+
+def test_collapse_is_predicted_and_its_causes_named():
+    assert_collapsed(claims("posterior_collapse"))
+
+
+@pytest.mark.slow
+def test_collapse_at_full_size():
+    assert_collapsed([Claim(*row) for row in module("posterior_collapse").claims()])
+
+
+def assert_conditional(rows):
+    for row in rows:
+        if row.claim.startswith(("nats", "weight")):
+            np.testing.assert_allclose(*numbers(row), rtol=0.03 if "nats" in row.claim else 0.15)
+        else:
+            assert row.known == row.ours
+
+
+def test_a_conditional_vae_carries_its_nats():
+    assert_conditional(claims("conditional_vae"))
+
+
+@pytest.mark.slow
+def test_a_conditional_vae_at_full_size():
+    rows = [Claim(*row) for row in module("conditional_vae").claims()]
+    assert [row.known for row in rows if "active" in row.claim] == ["1; 1", "2; 2", "4; 4"]
+    assert_conditional(rows)
