@@ -82,3 +82,17 @@ def test_a_conditional_vae_at_full_size():
     rows = [Claim(*row) for row in module("conditional_vae").claims()]
     assert [row.known for row in rows if "active" in row.claim] == ["1; 1", "2; 2", "4; 4"]
     assert_conditional(rows)
+
+
+def test_the_likelihood_wins_with_noise_that_covers_and_contrast_with_noise_that_does_not():
+    """Errors of eight restarts; the slow one is off by more than ten times the other's."""
+    wide, beside = claims("meco")
+    meco, nce = (float(x) for x in wide.ours.split(";")[0].split(" and "))
+    assert meco < 0.03 and meco < nce
+    assert beside.known == "MECO's larger" and not beside.ours.startswith("not reproduced")
+
+
+@pytest.mark.slow
+def test_noise_that_misses_the_model_needs_many_draws():
+    rows = [Claim(*row) for row in module("meco").claims()]
+    assert [row.ours.startswith("not reproduced") for row in rows] == [False, False, False, True, False]

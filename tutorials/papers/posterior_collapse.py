@@ -106,8 +106,8 @@ def of_levels(u, first):
 
 # %%
 def claims(small=False):
-    settings = [(b, v) for b in (0.5, 1.0, 2.0) for v in (0.3, 0.7, 1.6)]
-    found = [report(*s, 2000 if small else 4000) for s in (settings[3:6] if small else settings)]
+    settings = [(b, v) for b in (0.5, 1.0, 2.0) for v in (0.35, 0.7, 1.6)]
+    found = [report(*s, 3000 if small else 4000) for s in (settings[3:6] if small else settings)]
     counts = [" ".join(str(getattr(r, n)) for r in found) for n in ("predicted", "observed")]
     (alone, _), (both, told) = of_levels(0.0, 1.0), of_levels(2.0, 1.0)
     (before, _), (after, endless) = of_levels(1.0, 2.0), of_levels(100.0, 2.0)
