@@ -8,7 +8,6 @@ strategy             short form          serves                    note
 ``EnumerateLocally`` "enumerate_locally" finite discrete           default for few elements after that
 ``ScoreFunction``    "score"             everything with a density default otherwise, leave-one-out
 ``MeasureValued``    "measure_valued"    the laws of its table     first derivatives only
-``StraightThrough``  (none)              ``Subset``                biased; ``SoftTopK`` likewise
 ``Constant``         (none)              everything                the law is held fixed: on purpose only
 ==================== =================== ========================= ======================================
 
@@ -25,11 +24,9 @@ from ppl_ext.gradients.enumerate import Enumerate
 from ppl_ext.gradients.enumerate_locally import EnumerateLocally, finite_support
 from ppl_ext.gradients.local import LocalStrategy, charged
 from ppl_ext.gradients.measure_valued import MeasureValued
-from ppl_ext.gradients.relaxed import SoftTopK, StraightThrough
 from ppl_ext.gradients.reparameterize import Reparameterize
 from ppl_ext.gradients.score_function import ScoreFunction
 from ppl_ext.gradients.strategy import Strategy
-from ppl_ext.gradients.subset import Subset
 from ppl_ext.runtime.renamed import old_names
 
 __all__ = [
@@ -45,10 +42,7 @@ __all__ = [
     "MovingAverage",
     "Reparameterize",
     "ScoreFunction",
-    "SoftTopK",
-    "StraightThrough",
     "Strategy",
-    "Subset",
     "as_strategy",
     "available",
     "charged",

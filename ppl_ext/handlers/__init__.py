@@ -1,13 +1,18 @@
 """Effect handlers, one a file: immutable values around a program (see :mod:`ppl_ext.handlers.handler`)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ppl_ext.handlers.detach import detach
 from ppl_ext.handlers.fixed_support import fixed_support
 from ppl_ext.handlers.gradient import gradient
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.handlers.perturb import perturb
 from ppl_ext.handlers.reparameterized import reparameterized
 from ppl_ext.handlers.unobserved import unobserved
 from ppl_ext.handlers.vmapped import vmapped
+
+if TYPE_CHECKING:
+    from ppl_ext.handlers.noise_on_data import perturb
 
 __all__ = [
     "Handler",
@@ -19,3 +24,9 @@ __all__ = [
     "unobserved",
     "vmapped",
 ]
+
+
+def __getattr__(name: str):
+    if name == "perturb":  # few programs need it
+        return import_module("ppl_ext.handlers.noise_on_data").perturb
+    raise AttributeError(f"module 'ppl_ext.handlers' has no attribute '{name}'")

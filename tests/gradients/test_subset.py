@@ -12,7 +12,7 @@ import pytest
 
 from ppl_ext import expectation, replicate
 from ppl_ext.errors import ArgumentError, StrategyError
-from ppl_ext.gradients import SoftTopK, StraightThrough, Subset
+from ppl_ext.gradients.subsets import SoftTopK, StraightThrough, Subset
 from ppl_ext.handlers import gradient
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO

@@ -123,7 +123,7 @@ def test_the_error_is_a_u_in_the_noise():
 
 
 def test_scored_masks_come_near_the_greedy_one():
-    """One seed, 100 steps of 16 draws; random masks leave 0.45."""
+    """One seed, 200 steps of 16 draws; random masks leave 0.45."""
     (_, _, baseline), *rows = claims("subset_masks")
     random, greedy = (float(x) for x in baseline.split(" and "))
     found = {row.claim: float(row.ours) for row in rows}

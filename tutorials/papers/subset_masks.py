@@ -16,7 +16,8 @@ import numpyro
 import optax
 
 from ppl_ext import expectation, replicate
-from ppl_ext.gradients import ScoreFunction, StraightThrough, Subset
+from ppl_ext.gradients import ScoreFunction
+from ppl_ext.gradients.subsets import StraightThrough, Subset
 
 PAPER = (
     "Huijben, Veeling, van Sloun (2020). Deep probabilistic subsampling for task-adaptive compressed "
@@ -88,7 +89,7 @@ def claims(small=False):
     random = np.mean([design(np.random.default_rng(k).choice(40, 5, replace=False)) for k in range(50)])
     best = greedy()
     rows = [("a random mask and the greedy one", "greedy smaller", f"{random:.3f} and {best:.3f}")]
-    seeds, num_steps, num = ((0,), 100, 0) if small else ((0, 1), 400, 2000)
+    seeds, num_steps, num = ((0,), 200, 0) if small else ((0, 1), 400, 2000)
     ways = {
         "scored": ScoreFunction(),
         "straight-through 0.5": StraightThrough(0.5),

@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
     plates: frozenset[str]
 
     def units(self, rng_key: jax.Array, num_samples: int, threshold: float) -> dict[str, Units]:
-        """Of each latent site, averaged over draws of the guide."""
+        """The units of each latent site, averaged over draws of the guide."""
 
         def one(key):
             q, p = drawn(self.guide, self.model, self.params, self.args, self.kwargs, key)

@@ -10,7 +10,7 @@ from numpyro.distributions import Distribution
 
 from ppl_ext.gradients.reparameterize import Reparameterize
 from ppl_ext.gradients.strategy import unwrapped
-from ppl_ext.gradients.subset import Subset, relaxed
+from ppl_ext.gradients.subsets.subset import Subset, relaxed
 from ppl_ext.runtime.arguments import check_positive
 
 
@@ -37,7 +37,7 @@ class _Relaxed(Reparameterize):
 
 
 class StraightThrough(_Relaxed):
-    r"""A :class:`~ppl_ext.gradients.Subset` drawn hard, and differentiated as if it were soft. Biased.
+    r"""A :class:`~ppl_ext.gradients.subsets.Subset` drawn hard, differentiated as if soft. Biased.
 
     .. math:: z + s_\tau(\ell + g) - \overline{s_\tau(\ell + g)}
 
@@ -60,7 +60,7 @@ class StraightThrough(_Relaxed):
 
 
 class SoftTopK(_Relaxed):
-    r"""A :class:`~ppl_ext.gradients.Subset` replaced by its soft rows, which sum to one each. Biased.
+    r"""A :class:`~ppl_ext.gradients.subsets.Subset` replaced by its soft rows, which sum to one each. Biased.
 
     The program sees masks between 0 and 1, so value and gradient are those of another objective, which tends
     to the true one as the temperature falls.

@@ -16,9 +16,9 @@ class Subset(Distribution):
         e^{\ell_j} \Big)
 
     Of a value z, (..., k, n), ``z.sum(-2)`` is the mask of the items chosen, ``z.argmax(-1)`` their places.
-    The gradient is scored by default, with the other particles' mean as baseline, and unbiased. The
-    strategies :class:`~ppl_ext.gradients.StraightThrough` and :class:`~ppl_ext.gradients.SoftTopK` go through
-    the sampler and are biased.
+    The gradient is scored by default, with the other particles' mean as baseline, and unbiased.
+    :class:`~ppl_ext.gradients.subsets.StraightThrough` and
+    :class:`~ppl_ext.gradients.subsets.SoftTopK` are strategies that go through the sampler, and biased.
 
     :param logits: :math:`\ell`, (..., n).
     :param k: how many, from 1 to n.
