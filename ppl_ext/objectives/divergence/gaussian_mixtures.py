@@ -73,7 +73,7 @@ def cs_mutual_information(x: Any, y: Any, bandwidth: float, bandwidth_y: float |
     >>> bool(cs_mutual_information(x, x, 0.3) > cs_mutual_information(x, x**2, 0.3) > 0.0)
     True
 
-    Source: Yu, Yu, Løkse, Jenssen, Principe 2024, section 3.
+    Source: Yu, Yu, Løkse, Jenssen, Principe 2024.
     """
     check_positive("cs_mutual_information: bandwidth", bandwidth)
     tables = []
