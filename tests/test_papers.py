@@ -28,7 +28,8 @@ def test_a_program_imports_no_private_name(path):
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_a_program_says_whose_it_is_and_what_it_claims(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets}
+    assigned = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+    names = {t.id for t in assigned if isinstance(t, ast.Name)}
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert "PAPER" in names
     assert [a.arg for a in functions["claims"].args.args] == ["small"]

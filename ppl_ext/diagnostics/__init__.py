@@ -5,8 +5,6 @@ pictures of it all.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ppl_ext.diagnostics.leave_future_out import LeaveFutureOut, leave_future_out
-from ppl_ext.diagnostics.leave_one_out import loo
 from ppl_ext.diagnostics.likelihood import log_likelihood
 from ppl_ext.diagnostics.psis import PSIS, importance_ess, pareto_k_threshold, psis
 from ppl_ext.diagnostics.verdicts.verdict import verdict
@@ -14,6 +12,10 @@ from ppl_ext.runtime.verdict import Reason, Verdict, judged
 
 if TYPE_CHECKING:
     from ppl_ext.diagnostics.calibration.calibrate import Calibration, calibrate
+    from ppl_ext.diagnostics.capacity.collapse import Collapse, collapse
+    from ppl_ext.diagnostics.capacity.units import Units
+    from ppl_ext.diagnostics.forward_validation import LeaveFutureOut, leave_future_out
+    from ppl_ext.diagnostics.leave_one_out import loo
     from ppl_ext.diagnostics.plots import (
         plot_calibration,
         plot_elbo,
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Collapse",
     "LeaveFutureOut",
     "PSIS",
     "Reason",
+    "Units",
     "Verdict",
     "WeightRegime",
     "calibrate",
+    "collapse",
     "importance_ess",
     "judged",
     "leave_future_out",
@@ -54,14 +59,22 @@ __all__ = [
 ]
 
 
+# By module: a fit needs none of them.
+_ASKED_FOR = {
+    "calibration.calibrate": ("Calibration", "calibrate"),
+    "capacity.collapse": ("Collapse", "collapse"),
+    "capacity.units": ("Units",),
+    "forward_validation": ("LeaveFutureOut", "leave_future_out"),
+    "leave_one_out": ("loo",),
+    "plots": tuple(name for name in __all__ if name.startswith("plot_")),
+    "regimes": ("WeightRegime", "weight_regime"),
+}
+
+
 def __getattr__(name: str):
-    # who draws nothing and calibrates nothing loads neither
-    if name.startswith("plot_") and name in __all__:
-        return getattr(import_module("ppl_ext.diagnostics.plots"), name)
-    if name in ("Calibration", "calibrate"):
-        return getattr(import_module("ppl_ext.diagnostics.calibration.calibrate"), name)
-    if name in ("WeightRegime", "weight_regime"):
-        return getattr(import_module("ppl_ext.diagnostics.regimes"), name)
+    for module, names in _ASKED_FOR.items():
+        if name in names:
+            return getattr(import_module(f"ppl_ext.diagnostics.{module}"), name)
     raise AttributeError(f"module 'ppl_ext.diagnostics' has no attribute '{name}'")
 
 

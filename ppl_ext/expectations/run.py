@@ -183,9 +183,7 @@ class Run(Messenger):
             return
         strategy, automatic, support = resolve(msg)
         if isinstance(strategy, Reparameterize):
-            msg["value"], msg["intermediates"] = fn(
-                rng_key=key, sample_shape=sample_shape, sample_intermediates=True
-            )
+            msg["value"], msg["intermediates"] = strategy.draw(fn, key, sample_shape)
             check_draw(msg["name"], fn, msg["value"], sample_shape)
             return
         if isinstance(strategy, Constant):

@@ -3,7 +3,9 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 from numpyro.distributions import Distribution
 
 from ppl_ext.gradients.strategy import Strategy
@@ -34,3 +36,7 @@ class Reparameterize(Strategy):
         # A distribution without parameters (arg_constraints empty) reports has_rsample even where it is
         # discrete.
         return fn.has_rsample and not fn.support.is_discrete
+
+    def draw(self, fn: Distribution, rng_key: jax.Array, sample_shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """A draw that carries the gradient, and what its sampler hands on."""
+        return fn(rng_key=rng_key, sample_shape=sample_shape, sample_intermediates=True)

@@ -1,5 +1,8 @@
 """Effect handlers, one a file: immutable values around a program (see :mod:`ppl_ext.handlers.handler`)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ppl_ext.handlers.detach import detach
 from ppl_ext.handlers.fixed_support import fixed_support
 from ppl_ext.handlers.gradient import gradient
@@ -8,4 +11,22 @@ from ppl_ext.handlers.reparameterized import reparameterized
 from ppl_ext.handlers.unobserved import unobserved
 from ppl_ext.handlers.vmapped import vmapped
 
-__all__ = ["Handler", "detach", "fixed_support", "gradient", "reparameterized", "unobserved", "vmapped"]
+if TYPE_CHECKING:
+    from ppl_ext.handlers.noise_on_data import perturb
+
+__all__ = [
+    "Handler",
+    "detach",
+    "fixed_support",
+    "gradient",
+    "perturb",
+    "reparameterized",
+    "unobserved",
+    "vmapped",
+]
+
+
+def __getattr__(name: str):
+    if name == "perturb":  # few programs need it
+        return import_module("ppl_ext.handlers.noise_on_data").perturb
+    raise AttributeError(f"module 'ppl_ext.handlers' has no attribute '{name}'")

@@ -19,6 +19,9 @@ objective                 expectation of               bound of log Z   strategi
 ``Sleep``                 log q(z given y′)            none             none            any simulator
 ``MarkovScoreClimbing``   Σ v log q, one retained      none             none            unbiased at low K
 ``FDivergence``           −mean f(K v)                 none             every           both directions of KL
+``CauchySchwarz``         log p(y│z) − λ D_CS(q, p)    none             every           mixtures as priors
+``CompositionalNLL``      log p̃ − log Z, Z tracked     none             none            p̃ up to a constant
+``NCE``                   log odds, data and noise     none             none            p̃ and its constant
 ``constrain``             objective − λ (g − C)        none             its objective's a budget
 ========================= ============================ ================ =============== =====================
 
@@ -30,13 +33,18 @@ way (:mod:`ppl_ext.densities.bound_direction`). ``docs/objectives.md`` says what
 """
 
 from ppl_ext.algorithms.markov_kernel import MarkovKernel, Move
+from ppl_ext.objectives.cauchy_schwarz import CauchySchwarz
 from ppl_ext.objectives.chi_upper_bound import ChiUpperBound
 from ppl_ext.objectives.constrained import constrain, kl
+from ppl_ext.objectives.divergence import cs_divergence, cs_mutual_information
 from ppl_ext.objectives.doubly_reparameterized import DoublyReparameterized
 from ppl_ext.objectives.elbo import ELBO
 from ppl_ext.objectives.f_divergence import FDivergence
 from ppl_ext.objectives.forward_kl import ForwardKL
 from ppl_ext.objectives.importance_weighted import IWELBO
+from ppl_ext.objectives.noise.compositional import CompositionalNLL
+from ppl_ext.objectives.noise.contrastive import NCE
+from ppl_ext.objectives.noise.site import unnormalized
 from ppl_ext.objectives.renyi import Renyi
 from ppl_ext.objectives.score_climbing import ConditionalImportanceSampling, MarkovScoreClimbing
 from ppl_ext.objectives.sleep import Sleep
@@ -47,8 +55,11 @@ from ppl_ext.objectives.wake_sleep import ReweightedWakeSleep
 __all__ = [
     "ELBO",
     "IWELBO",
+    "NCE",
     "VRIWAE",
+    "CauchySchwarz",
     "ChiUpperBound",
+    "CompositionalNLL",
     "ConditionalImportanceSampling",
     "DoublyReparameterized",
     "FDivergence",
@@ -61,5 +72,8 @@ __all__ = [
     "Sleep",
     "Thermodynamic",
     "constrain",
+    "cs_divergence",
+    "cs_mutual_information",
     "kl",
+    "unnormalized",
 ]

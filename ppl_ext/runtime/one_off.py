@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
+
+from ppl_ext.tracing.work import numbers_in
 
 LITTLE = 2**26
 """Numbers that a program computes in all, below which its run is shorter than what plain code saves."""
@@ -43,36 +44,8 @@ class OneOff:
         shapes = tuple((np.shape(x), jax.dtypes.result_type(x)) for x in jax.tree.leaves(args))
         about = (shapes, jax.tree.structure(args), calls)
         if about not in self._little:
-            self._little[about] = calls * numbers_in(self._well.trace(*args).jaxpr.jaxpr) <= LITTLE
+            self._little[about] = calls * numbers_in(self._well.trace(*args).jaxpr) <= LITTLE
         return self._little[about]
-
-
-def numbers_in(jaxpr: core.Jaxpr) -> float:
-    """How many numbers a program computes, those of a loop of unknown length being infinitely many.
-
-    >>> import jax.numpy as jnp
-    >>> numbers_in(jax.make_jaxpr(lambda x: jnp.sin(x).sum())(jnp.ones(10)).jaxpr)
-    11.0
-    """
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "while":
-            return float("inf")
-        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
-        outputs = sum(int(np.prod(v.aval.shape)) for v in eqn.outvars if hasattr(v.aval, "shape"))
-        total += times * sum(map(numbers_in, inner)) if inner else outputs
-    return total
-
-
-def _jaxprs(value: Any) -> list[core.Jaxpr]:
-    if isinstance(value, core.ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, core.Jaxpr):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [j for x in value for j in _jaxprs(x)]
-    return []
 
 
 @functools.cache

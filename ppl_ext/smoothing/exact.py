@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ppl_ext.errors import ModelError
+from ppl_ext.smoothing.quantiles import weighted_quantiles
 from ppl_ext.smoothing.space import Functional
 from ppl_ext.state_space.compensated_sum import Sum, plus
 from ppl_ext.state_space.exact import Steps, exact_form, smooth_run
@@ -217,20 +218,6 @@ def _earlier(key, behind, later) -> jax.Array:
     """A draw of a state given the one after it."""
     given, gain, at = behind
     return _normal(key, given.mean + gain @ (later - at), given.covariance)
-
-
-def weighted_quantiles(values: jax.Array, weights: jax.Array, levels: jax.Array) -> jax.Array:
-    """Quantiles of values (N, d) with weights (N,): (levels, d). The least value whose weight, with those
-    below, reaches the level.
-    """
-
-    def one(column):
-        order = jnp.argsort(column)
-        sums = jnp.cumsum(weights[order])
-        index = jnp.searchsorted(sums, levels * sums[-1])
-        return column[order][jnp.minimum(index, len(column) - 1)]
-
-    return jax.vmap(one, 1, 1)(values)
 
 
 def _joint(mean_a, mean_b, cov_a, cov_b, cross):

@@ -17,17 +17,16 @@ from ppl_ext.runtime.sharding import gathered
 from ppl_ext.smoothing.additive import Context, joined
 from ppl_ext.smoothing.backward import BackwardKernel, Tally
 from ppl_ext.smoothing.backward.kernel import no_bound_needed
-from ppl_ext.smoothing.exact import Exact, no_closed_form, weighted_quantiles
 from ppl_ext.smoothing.online import SmootherState, check_excess, expectations, scanned
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
+from ppl_ext.smoothing.quantiles import weighted_quantiles
 from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.settings import Options, settings
 from ppl_ext.smoothing.trajectories import trajectories
-from ppl_ext.state_space.exact import exact_form
 from ppl_ext.state_space.extinction import is_broken, is_extinct, lost, shown, warn_extinct, where_lost
 from ppl_ext.state_space.filtering import Info
 from ppl_ext.state_space.gaps import no_exact_answer, refuse_raw, without_gaps
-from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.model import StateSpace, lower
 from ppl_ext.state_space.resampling import Scheme, weights_of
 
 
@@ -123,6 +122,8 @@ class smooth:
         check_excess(tally)
         for name, is_wrong in inexact.items():
             if not isinstance(is_wrong, jax.core.Tracer) and bool(is_wrong):
+                from ppl_ext.smoothing.exact import no_closed_form
+
                 raise ModelError(no_closed_form(name))
         if is_broken(found["log_evidence"]):
             self._explain(params, args, kwargs)
@@ -149,7 +150,7 @@ class smooth:
             return
         refuse_raw("smooth", lambda: self._lowered(params, args, kwargs, False))
         space = self._lowered(params, args, kwargs, False)
-        if self.exact and space.imputed and exact_form(space)[1] is None and bool(space.has_gap()):
+        if self.exact and space.imputed and not _has_exact_answer(space) and bool(space.has_gap()):
             raise ModelError(no_exact_answer(next(iter(space.imputed))))
 
     def draw(
@@ -178,7 +179,7 @@ class smooth:
         return lower(self.how.model, args, kwargs, params, whole=whole)
 
     def _exactly(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
-        exact = Exact(self._lowered(params, args, kwargs, whole))
+        exact = _exact(self._lowered(params, args, kwargs, whole))
 
         def lowered(params):
             at = self._lowered(params, args, kwargs, whole)
@@ -220,7 +221,7 @@ class smooth:
 
     def _filtered(self, seen: Outside, filter_key, params, args, kwargs, levels, whole: bool):
         if self.exact:
-            return Exact(self._lowered(params, args, kwargs, whole)).quantiles(levels)
+            return _exact(self._lowered(params, args, kwargs, whole)).quantiles(levels)
         space = self.how._replace(whole=whole).begin(params, args, kwargs)._replace(functional=None)
 
         def keep(before: SmootherState, after: SmootherState, info: Info) -> dict[str, jax.Array]:
@@ -241,9 +242,24 @@ class smooth:
         self, seen: Outside, keys, params, args, kwargs, num_samples: int, whole: bool
     ) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
-            exact = Exact(self._lowered(params, args, kwargs, whole))
+            exact = _exact(self._lowered(params, args, kwargs, whole))
             return exact.draws(keys[0], num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
         space = self.how._replace(whole=whole).begin(params, args, kwargs)
         rng_key, filter_key = keys
         path, tally = trajectories(rng_key, filter_key, space, num_samples)
         return gathered(self.how.rules.mesh, (jax.vmap(space.lowered.ordered_values)(path), tally))
+
+
+# Exact answers are asked for by name: nobody who takes particles loads them.
+
+
+def _exact(space: StateSpace):
+    from ppl_ext.smoothing.exact import Exact
+
+    return Exact(space)
+
+
+def _has_exact_answer(space: StateSpace) -> bool:
+    from ppl_ext.state_space.exact import exact_form
+
+    return exact_form(space)[1] is not None

@@ -7,13 +7,14 @@ import pytest
 from jax import lax
 
 from ppl_ext.runtime import one_off
-from ppl_ext.runtime.one_off import LITTLE, OneOff, numbers_in, plain_options
+from ppl_ext.runtime.one_off import LITTLE, OneOff, plain_options
+from ppl_ext.tracing.work import numbers_in
 
 X = jnp.ones((4, 5))
 
 
 def count(fn, *args):
-    return numbers_in(jax.make_jaxpr(fn)(*args).jaxpr)
+    return numbers_in(jax.make_jaxpr(fn)(*args))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ AT_ONCE = 4000  # steps in one launch, at most: the length of the buffer of thei
 
 
 class _ReplayDraws(Messenger):
-    """Of a trace that is replayed in a ``scan``, the draws alone.
+    """Keep the draws alone of a trace that is replayed in a ``scan``.
 
     NumPyro looks there at the shape of every site of the trace, and the params of a flow are no arrays.
     """
