@@ -57,8 +57,14 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready-bench
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.ready-bench $(VENV)-particles/.ready
+	$(BIN)/python -m benchmarks --particles-python $(VENV)-particles/bin/python
+
+# particles 0.4 wants NumPy before 2
+$(VENV)-particles/.ready: $(VENV)/.made
+	@$(PYTHON) -m venv $(VENV)-particles
+	@$(VENV)-particles/bin/python -m pip -qq --disable-pip-version-check install "numpy<2" particles==0.4
+	@touch $@
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -67,7 +73,7 @@ dist: $(VENV)/.ready-dist
 	$(BIN)/python -m tools.dist
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/tutorials *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-particles build dist docs/_build docs/tutorials *.egg-info demo/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
