@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
     from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
     from ppl_ext.priors.lifting import Lifted, lift_prior
+    from ppl_ext.priors.markov_process import markov
     from ppl_ext.priors.matching.inputs import measurement_inputs
     from ppl_ext.priors.matching.match import match
     from ppl_ext.priors.matching.matched import Matched
@@ -78,6 +79,7 @@ _NAMES = {
     "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
     "lifting": ("Lifted", "lift_prior"),
     "matching.inputs": ("measurement_inputs",),
+    "markov_process": ("markov",),
     "matching.match": ("match",),
     "matching.matched": ("Matched",),
     "targets.conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
@@ -115,6 +117,7 @@ __all__ = [
     "derivative_at",
     "integral",
     "lift_prior",
+    "markov",
     "match",
     "measurement_inputs",
     "nngp_kernel",
