@@ -1,7 +1,7 @@
 """Programs that run a time or two: compiled in half the time where that is most of what they cost.
 
-A report looks once at a thousand draws; on a CPU, XLA spends a second on code that then runs for a few
-milliseconds. Its plainest code is made in a third of the time, and runs four times as long.
+A report looks once at a thousand draws; on a CPU, XLA spends far longer on such code than the code then runs.
+Its plainest code is made sooner, and runs longer.
 """
 
 import functools

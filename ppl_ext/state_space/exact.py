@@ -241,11 +241,11 @@ def _gaussian(ss: StateSpace) -> Smoothed:
         of_both = any(depends(observed, [True, False]))
         law = law_of(lambda b, x: step(b, x).log_transition, before, after)
         if of_both:
-            return law, seen_of(lambda b, x: step(b, x).log_emission, before, after)
-        return law, seen_of(lambda x: step(before, x).log_emission, after)
+            return law, seen_of(lambda b, x: step(b, x).each, before, after)
+        return law, seen_of(lambda x: step(before, x).each, after)
 
     start = law_of(lambda _, x: ss.initial(steps.unravel_initial(x)).log_initial, a0[:0], a0)
-    seen = seen_of(lambda x: ss.initial(steps.unravel_initial(x)).log_emission, a0)
+    seen = seen_of(lambda x: ss.initial(steps.unravel_initial(x)).each, a0)
     initial, rest = updated(Normal(start.offset, start.covariance), seen)
     at_start = ss.initial(steps.unravel_initial(initial.mean))
     log_first = at_start.log_emission + start.excess + rest

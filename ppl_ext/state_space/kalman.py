@@ -8,13 +8,16 @@ densities by second derivatives:
 
 Precisions add up simply, but where noise is small they are large, and what is left of two large ones in
 single precision is nothing: with a thousandth of the state's scale as noise an evidence would be off by
-nats. So covariances are carried, and the evidence of a step is taken where the states are likely:
+nats. So covariances are carried, and what observations say is taken as data z of the states with noise of
+variance one, :math:`A = W^\top W`, which has half the digits to lose. The evidence of a step is taken where
+the states are likely:
 
 .. math:: \log \int \mathcal{N}(x; m, P)\, g(x)\, dx
-          = \log g(m^+) - \tfrac12 (m^+ - m)^\top P^{-1} (m^+ - m) - \tfrac12 \log \frac{|P|}{|P^+|}
+          = \log g(m^+) - \tfrac12 w^\top w - \tfrac12 \log |I + B^\top W^\top W B|, \qquad
+          m^+ = m + B w, \quad P = B B^\top
 
-with the mean and covariance after it, where no two large numbers cancel. Sources: Särkkä 2013, theorems 4.2
-and 8.2; Joseph's form of the covariance, Bucy and Joseph 1968, which is a sum of positive parts.
+with the mean after it, where no two large numbers cancel. Sources: Särkkä 2013, theorems 4.2 and 8.2; Bierman
+1977, chapter 5, for square roots.
 """
 
 import math
@@ -25,10 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.state_space.small_matrices import cholesky, product, solve_lower, solve_root
-
-SHARP = 1e3
-"""Observations that know a state so many times better than what was known before."""
+from ppl_ext.state_space.small_matrices import added, cholesky, product, solve_lower, solve_root, solve_upper
 
 
 class Law(NamedTuple):
@@ -44,11 +44,23 @@ class Law(NamedTuple):
 
 class Seen(NamedTuple):
     """What observations say of a state x: their log density is ``slope · x − ½ xᵀ precision x``, up to a
-    constant.
+    constant. ``sharp`` is the same in numbers that do not cancel.
     """
 
     precision: jax.Array
     slope: jax.Array
+    sharp: "Sharp"
+
+
+class Sharp(NamedTuple):
+    """Observations as ``data``, of ``rows @ x``, with noise of variance one; beside them is what is none:
+    ``tilt · x − ½ xᵀ rest x``, zero unless a factor rises without end or is convex in the states.
+    """
+
+    rows: jax.Array
+    data: jax.Array
+    tilt: jax.Array
+    rest: jax.Array
 
 
 class Normal(NamedTuple):
@@ -80,9 +92,55 @@ def law_of(log_density: Callable, a: jax.Array, b: jax.Array) -> Law:
     )
 
 
-def seen_of(log_density: Callable, *states: jax.Array) -> Seen:
-    """What observations say of these states together."""
-    return Seen(*_quadratic(log_density, *states))
+def seen_of(log_densities: Callable, *states: jax.Array) -> Seen:
+    """What observations say of these states together, from their log densities: a pytree of arrays.
+
+    Each is taken by itself, since of the sum of a sharp one and a vague one the vague one is lost.
+    """
+
+    def terms(*x):
+        parts = [jnp.ravel(p) for p in jax.tree.leaves(log_densities(*x))]
+        return jnp.concatenate([jnp.zeros(0, x[0].dtype), *parts])
+
+    precisions, slopes = _quadratic(terms, *states)
+    rows, data, tilts, rests = jax.vmap(sharpened)(*map(jax.lax.stop_gradient, (precisions, slopes)))
+    wide, n = jnp.concatenate([rows, data[..., None]], 2).reshape(-1, slopes.shape[1] + 1), slopes.shape[1]
+    if len(wide) > n:
+        order = jnp.argsort(-jnp.abs(wide[:, :n]).max(1))  # or reflections would lose the small ones
+        wide = jnp.linalg.qr(wide[order], mode="r")[:n]
+    sharp = Sharp(wide[:, :n], wide[:, n], tilts.sum(0), jnp.zeros((n, n), slopes.dtype))
+    # A convex factor may be a law's only together with the others, so that they stay one.
+    precision, slope = precisions.sum(0), slopes.sum(0)
+    none = jax.lax.stop_gradient(Sharp(0.0 * sharp.rows, 0.0 * sharp.data, slope, precision))
+    whole = (rests == 0.0).all()
+    return Seen(precision, slope, Sharp(*(jnp.where(whole, x, y) for x, y in zip(sharp, none, strict=True))))
+
+
+def sharpened(precision: jax.Array, slope: jax.Array) -> Sharp:
+    """Rows and data, by Cholesky's factor with pivots: what is left of most, of what was there, is next, so
+    that it does not matter in which units a state is.
+
+    >>> seen = sharpened(1e6 * jnp.array([[1.0, -1.0], [-1.0, 1.0]]), 1e6 * jnp.array([-0.5, 0.5]))
+    >>> seen.rows.round(1).tolist(), [round(float(z)) for z in seen.data]  # half is seen, with noise 1e-3
+    ([[1000.0, -1000.0], [0.0, 0.0]], [-500, 0])
+    """
+    n, least = len(slope), 8.0 * len(slope) * jnp.finfo(slope.dtype).eps
+    size = jnp.abs(jnp.diagonal(precision))
+
+    def pivot(k, carry):
+        left, tilt, scale, rows, data = carry
+        at = jnp.argmax(jnp.diagonal(left) / jnp.where(size > 0.0, size, 1.0))
+        worth = left[at, at] > least * size[at]
+        root = jnp.sqrt(jnp.where(worth, left[at, at], 1.0))
+        row, z = jnp.where(worth, left[at] / root, 0.0), jnp.where(worth, tilt[at] / root, 0.0)
+        left = left - row[:, None] * row
+        return left, tilt - row * z, scale + jnp.abs(row * z), rows.at[k].set(row), data.at[k].set(z)
+
+    begun = (precision, slope, jnp.abs(slope), jnp.zeros_like(precision), jnp.zeros_like(slope))
+    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun)
+    nothing = (jnp.abs(left) <= 4.0 * least * jnp.sqrt(size[:, None] * size)).all()
+    tilt = jnp.where(jnp.abs(tilt) <= least * scale, 0.0, tilt)
+    return Sharp(rows, data, tilt, jnp.where(nothing, 0.0, left))
 
 
 def _quadratic(fn: Callable, *states: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,7 +150,7 @@ def _quadratic(fn: Callable, *states: jax.Array) -> tuple[jax.Array, jax.Array]:
         return fn(*jnp.split(x, ends))
 
     at = jnp.zeros_like(jnp.concatenate(states))
-    return -jax.hessian(joint)(at), jax.grad(joint)(at)
+    return -jax.jacfwd(jax.jacfwd(joint))(at), jax.jacfwd(joint)(at)
 
 
 def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple[Normal, jax.Array]:
@@ -101,9 +159,9 @@ def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple
 
     :param factor: a Cholesky factor of the prior's covariance, where it is known better than from that.
 
-    >>> prior, seen = Normal(jnp.zeros(1), jnp.eye(1)), Seen(jnp.full((1, 1), 1e8), jnp.full(1, 1e8))
-    >>> law, rest = updated(prior, seen)  # one is seen, with a noise of 1e-4
-    >>> bool(abs(law.mean[0] - 1) < 1e-6), bool(abs(law.covariance[0, 0] - 1e-8) < 1e-12)
+    >>> prior = Normal(jnp.zeros(1), jnp.eye(1))
+    >>> law, rest = updated(prior, seen_of(lambda x: -0.5e8 * ((x[0] - 1) ** 2), prior.mean))
+    >>> bool(abs(law.mean[0] - 1) < 1e-6), bool(abs(law.covariance[0, 0] - 1e-8) < 1e-12)  # noise of 1e-4
     (True, True)
     >>> bool(abs(rest - (-0.5 - 0.5 * jnp.log(1e8))) < 1e-5)
     True
@@ -111,38 +169,20 @@ def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple
     mean, covariance = prior
     if not len(mean):
         return prior, jnp.zeros((), mean.dtype)
-    if factor is not None or len(mean) == 1:
-        factor = root_of(covariance) if factor is None else factor
-        *law, rest = _updated(mean, covariance, *seen, factor)
-        return Normal(*law), rest
-    # What is seen most sharply comes first in the factor, so that the rest is no difference of large numbers.
-    order = jnp.argsort(-jnp.diagonal(seen.precision) * jnp.diagonal(covariance))
-    covariance, precision = covariance[order][:, order], seen.precision[order][:, order]
-    mean, covariance, rest = _updated(
-        mean[order], covariance, precision, seen.slope[order], root_of(covariance)
-    )
-    back = jnp.argsort(order)
-    return Normal(mean[back], covariance[back][:, back]), rest
+    factor = root_of(covariance) if factor is None else factor
+    mean, covariance, rest = _updated(mean, covariance, *seen, factor)
+    return Normal(mean, covariance), rest
 
 
 @jax.custom_jvp
-def _updated(mean, covariance, precision, slope, factor):
-    eye = jnp.eye(len(mean), dtype=mean.dtype)
-    inner = cholesky(eye + product(factor.T, precision, factor))
-    right = product(factor.T, slope - product(precision, mean))
-    step = solve_root(inner, right)
-    left = right - step - product(factor.T, precision, factor, step)
-    step = step + solve_root(inner, left)
-    half = solve_lower(inner, factor.T)
-    about = product(half.T, half)
-    rest = eye - product(about, precision)
-    after = _symmetric(product(rest, covariance, rest.T) + product(about, precision, about))
-    # Of sharp observations the second tells more, in which the first is a difference of large numbers.
-    sharp = jnp.sum(precision * covariance) > SHARP
-    shrunk = jnp.where(
-        sharp, _log_determinant(root_of(after)) - _log_determinant(factor), -_log_determinant(inner)
-    )
-    return mean + product(factor, step), after, shrunk - 0.5 * (step * step).sum()
+def _updated(mean, covariance, _precision, _slope, sharp, factor):
+    # In units of the prior's factor: the rows, and the Cholesky factor of the precision after them.
+    rows, eye = product(sharp.rows, factor), jnp.eye(len(mean), dtype=mean.dtype)
+    inner = cholesky(eye + product(factor.T, sharp.rest, factor))
+    beside = solve_lower(inner, product(factor.T, sharp.tilt - product(sharp.rest, mean)))
+    inner, after = added(inner, beside, rows, sharp.data - product(sharp.rows, mean))
+    step, half = solve_upper(inner.T, after), solve_lower(inner, factor.T)
+    return mean + product(factor, step), product(half.T, half), -_log_determinant(inner) - 0.5 * step @ step
 
 
 @_updated.defjvp
@@ -152,8 +192,8 @@ def _slopes_of_updated(primals, slopes):
     With K = I − P⁺ A and u = P⁻¹ (m⁺ − m): dP⁺ = K dP Kᵀ − P⁺ dA P⁺, dm⁺ = K (dm + dP u) + P⁺ (dg₀ − dA m⁺),
     and that of half the log of the determinants' ratio −½ tr(P⁻¹ (P − P⁺) P⁻¹ dP) − ½ tr(P⁺ dA).
     """
-    mean, covariance, precision, _, factor = primals
-    d_mean, d_covariance, d_precision, d_slope, _ = slopes
+    mean, covariance, precision, *_, factor = primals
+    d_mean, d_covariance, d_precision, d_slope, *_ = slopes
     found = new, after, _ = _updated(*primals)
     rest = jnp.eye(len(mean), dtype=mean.dtype) - product(after, precision)
     pull = solve_root(factor, new - mean)

@@ -75,21 +75,23 @@ class Particle(NamedTuple):
 
 class Start(NamedTuple):
     """A particle at time 0. ``log_initial`` is the density of its initial sites, ``log_emission`` that of
-    what is observed before the scan."""
+    what is observed before the scan, and ``each`` the terms of this."""
 
     particle: Particle
     log_initial: jax.Array
     log_emission: jax.Array
+    each: tuple[jax.Array, ...] = ()
 
 
 class Step(NamedTuple):
     """A particle after a step with given latent values, their density m, and the density g of what the step
-    observes.
+    observes, of which ``each`` are the terms.
     """
 
     particle: Particle
     log_transition: jax.Array
     log_emission: jax.Array
+    each: tuple[jax.Array, ...] = ()
 
 
 class Site(NamedTuple):
@@ -193,7 +195,7 @@ class StateSpace:
         assert before.scan is not None
         terms = before.terms(frozenset(self.initial_sites), {})
         sites = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()}
-        return Start(Particle(before.scan.init, sites), terms.latent, terms.observed), terms
+        return Start(Particle(before.scan.init, sites), terms.latent, terms.observed, terms.each), terms
 
     def propagate(self, key, particle: Particle, x_t: Inputs) -> tuple[Particle, jax.Array]:
         """One step with the latent sites drawn from their laws, and the log weight g. (Where
@@ -249,7 +251,7 @@ class StateSpace:
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> Step:
         """One step from a particle's carry with given values of the latent sites."""
         particle, terms = self.step_terms(particle, values, x_t)
-        return Step(particle, terms.latent, terms.observed)
+        return Step(particle, terms.latent, terms.observed, terms.each)
 
     def step_terms(
         self, particle: Particle, values: Mapping[str, Any], x_t: Inputs

@@ -28,12 +28,14 @@ from ppl_ext.tracing.vmapped_sites import sent_out, was_sent
 
 class Terms(NamedTuple):
     """Log densities of a run's sites: latent ones, observed ones, the law that the latent ones are drawn
-    from, and ``latent - drawn``, which is zero unless a scale makes it another."""
+    from, and ``latent - drawn``, which is zero unless a scale makes it another. ``each``: the terms whose sum
+    is ``observed``, in arrays of their sites' shapes."""
 
     latent: jax.Array
     observed: jax.Array
     drawn: jax.Array
     rescaled: jax.Array
+    each: tuple[jax.Array, ...] = ()
 
 
 class SiteRun(Messenger):
@@ -147,6 +149,7 @@ class SiteRun(Messenger):
         from its law too. Of a finite site each outcome counts one where it is masked, and that is how it is
         drawn there."""
         total, observed, drawn, rescaled = (jnp.zeros(()),) * 4
+        each = []
         for name, site in self.sites.items():
             outer = scales.get(name, 1.0)
             if name in self.raw:
@@ -157,7 +160,8 @@ class SiteRun(Messenger):
                     if self.idle
                     else 0.0
                 )
-                observed += outer * jnp.sum(observed_term({**site, "value": self.raw[name]}))
+                each.append(outer * observed_term({**site, "value": self.raw[name]}))
+                observed += jnp.sum(each[-1])
             elif name in latent:
                 # Outcomes of a finite site count one each where it is masked, as everywhere; of others what a
                 # mask hides is not there.
@@ -177,8 +181,9 @@ class SiteRun(Messenger):
                     law = counted
                 total += law
             elif name not in self.latent:
-                observed += outer * jnp.sum(observed_term(site))
-        return Terms(total, observed, drawn, rescaled)
+                each.append(outer * observed_term(site))
+                observed += jnp.sum(each[-1])
+        return Terms(total, observed, drawn, rescaled, tuple(each))
 
 
 def drawn_evenly(name: str, fn: Distribution, sites: dict[str, dict]) -> jax.Array | None:

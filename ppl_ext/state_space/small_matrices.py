@@ -54,8 +54,18 @@ def solve_root(root: jax.Array, b: jax.Array) -> jax.Array:
     """
     if not 0 < len(root) <= SMALL:
         return cho_solve((root, True), b)
-    half = solve_lower(root, b)
-    return solve_lower(root.T[::-1, ::-1], half[::-1])[::-1]
+    return solve_upper(root.T, solve_lower(root, b))
+
+
+def solve_upper(root: jax.Array, b: jax.Array) -> jax.Array:
+    """``root⁻¹ b`` for an upper triangle.
+
+    >>> solve_upper(jnp.array([[2.0, 1.0], [0.0, 2.0]]), jnp.array([5.0, 2.0])).tolist()
+    [2.0, 1.0]
+    """
+    if not 0 < len(root) <= SMALL:
+        return solve_triangular(root, b, lower=False)
+    return solve_lower(root[::-1, ::-1], b[::-1])[::-1]
 
 
 def _dot(x: list[jax.Array], y: list[jax.Array]) -> jax.Array | float:
@@ -78,3 +88,31 @@ def product(*factors: jax.Array) -> jax.Array:
         terms = [column * found[k] for k, column in enumerate(columns)]
         found = sum(terms[1:], terms[0])
     return found
+
+
+def added(root: jax.Array, z: jax.Array, rows: jax.Array, data: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lower Cholesky factor L of ``root @ root.T + rows.T @ rows``, and L⁻¹ (root @ z + rows.T @ data).
+
+    By rotations, which form neither: half the digits are lost. Source: Bierman 1977, chapter 4.
+
+    >>> factor, z = added(jnp.eye(2), jnp.zeros(2), jnp.array([[3.0, 3.0]]), jnp.array([1.0]))
+    >>> np.round(factor, 2).tolist(), np.round(z, 2).tolist()  # of ((10, 9), (9, 10)), and of (3, 3)
+    ([[3.162, 0.0], [2.846, 1.378]], [0.949, 0.218])
+    """
+    n = len(root)
+    if not 0 < n <= SMALL:
+        # Large rows first, or reflections would lose the small ones.
+        upper = jnp.linalg.qr(jnp.block([[rows, data[:, None]], [root.T, z[:, None]]]), mode="r")[:n]
+        upper = upper * jnp.where(jnp.diagonal(upper) < 0.0, -1.0, 1.0)[:, None]
+        return upper[:, :n].T, upper[:, n]
+    columns = [[*(root[i, k] for i in range(k, n)), z[k]] for k in range(n)]
+    for row, seen in zip(rows, data, strict=True):
+        rest = [*row, seen]
+        for k, column in enumerate(columns):
+            length = jnp.hypot(column[0], rest[0])
+            c, s = column[0] / length, rest[0] / length
+            columns[k] = [length, *(c * a + s * b for a, b in zip(column[1:], rest[1:], strict=True))]
+            rest = [c * b - s * a for a, b in zip(column[1:], rest[1:], strict=True)]
+    zero = jnp.zeros((), root.dtype)
+    factor = jnp.stack([jnp.stack([*[zero] * k, *column[:-1]]) for k, column in enumerate(columns)], 1)
+    return factor, jnp.stack([column[-1] for column in columns])

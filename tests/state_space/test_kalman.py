@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 
 from ppl_ext.smoothing import smooth
 from ppl_ext.state_space.exact import smooth_exactly
-from ppl_ext.state_space.kalman import Normal, Seen, law_of, updated
+from ppl_ext.state_space.kalman import Normal, law_of, seen_of, sharpened, updated
 from ppl_ext.state_space.model import lower
 
 Y = np.random.default_rng(0).normal(size=30).astype(np.float32)
@@ -96,6 +96,7 @@ CASES = [
     (trend, 1e-4, 1.0),
     (trend, 1.0, 1e-3),
     (change, 1.0, 0.03),
+    (change, 1.0, 1e-3),
     (change, 1e-3, 1.0),
 ]
 
@@ -191,19 +192,101 @@ def test_the_law_of_a_step():
     np.testing.assert_allclose(law.excess, 0.0, atol=1e-5)
 
 
-def test_an_update_where_one_direction_is_seen_sharply():
-    """What is not seen must not suffer: in the first form of the covariance it does."""
-    prior = np.array([[1.0, 0.6], [0.6, 2.0]])
-    seen = np.array([0.0, 1.0])
-    precision, data = 1e7 * np.outer(seen, seen), 0.7
-    law, rest = updated(
-        Normal(jnp.zeros(2), jnp.asarray(prior, jnp.float32)),
-        Seen(jnp.asarray(precision, jnp.float32), jnp.asarray(1e7 * data * seen, jnp.float32)),
-    )
-    right = np.linalg.inv(np.linalg.inv(prior) + precision)
-    np.testing.assert_allclose(law.covariance, right, rtol=1e-4)
-    np.testing.assert_allclose(law.mean, right @ (1e7 * data * seen), rtol=1e-5)
-    size = np.linalg.slogdet(prior)[1] - np.linalg.slogdet(right)[1]
-    np.testing.assert_allclose(
-        rest, -0.5 * law.mean @ np.linalg.solve(prior, law.mean) - 0.5 * size, rtol=1e-4
-    )
+DIRECTIONS = [[1.0, 0.0], [0.0, 1.0], [1.0, -1.0], [0.3, 0.7], [1.0, 1.0, -1.0], [0.0, 2.0, 0.0, -1.0]]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_an_update_where_one_direction_is_seen_sharply(direction):
+    """What is not seen must not suffer, whatever the axes."""
+    n, noise, data = len(direction), 3e-4, 0.7
+    prior = 0.6 * np.ones((n, n)) + np.diag(0.4 + np.arange(n))
+    seen = np.array(direction)
+
+    def log_p(x):
+        return -0.5 * ((data - jnp.asarray(direction) @ x) / noise) ** 2
+
+    law, rest = updated(Normal(jnp.zeros(n), jnp.asarray(prior, jnp.float32)), seen_of(log_p, jnp.zeros(n)))
+    gain = prior @ seen / (seen @ prior @ seen + noise**2)
+    right = prior - np.outer(gain, seen @ prior)
+    np.testing.assert_allclose(law.covariance, right, atol=2e-6 * prior.max())
+    np.testing.assert_allclose(law.mean, gain * data, atol=2e-6)
+    step = gain * data
+    ratio = np.log1p(seen @ prior @ seen / noise**2)
+    np.testing.assert_allclose(rest, -0.5 * step @ np.linalg.solve(prior, step) - 0.5 * ratio, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_vague_observation_beside_a_sharp_one_of_the_same_states(n):
+    """In the sum of their precisions the vague one is a rounding error."""
+    rng = np.random.default_rng(n)
+    rows, data = rng.normal(size=(7, n)), rng.normal(size=7)
+    noise = np.array([1e-4, 2.0, 1.5, 2.5, 2.0, 1.0, 3.0])
+    prior = np.eye(n) + 0.5
+
+    def log_p(x):
+        z = -0.5 * ((jnp.asarray(data, jnp.float32) - jnp.asarray(rows, jnp.float32) @ x) / noise) ** 2
+        return {"sharp": z[0], "vague": z[1:].reshape(2, 3)}
+
+    law, rest = updated(Normal(jnp.zeros(n), jnp.asarray(prior, jnp.float32)), seen_of(log_p, jnp.zeros(n)))
+    of_data = rows @ prior @ rows.T + np.diag(noise**2)
+    gain = np.linalg.solve(of_data, rows @ prior).T
+    np.testing.assert_allclose(law.mean, gain @ data, atol=1e-5)
+    np.testing.assert_allclose(law.covariance, prior - gain @ rows @ prior, atol=1e-5)
+    step = gain @ data
+    ratio = np.linalg.slogdet(of_data)[1] - 2.0 * np.log(noise).sum()
+    np.testing.assert_allclose(rest, -0.5 * step @ np.linalg.solve(prior, step) - 0.5 * ratio, rtol=1e-5)
+
+
+def test_rows_stand_for_all_that_observations_say():
+    """Two of three states, one of them twice, and a slope that no curvature goes with."""
+    wide = np.array([[1.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
+    precision, tilt = wide.T @ np.diag([4.0, 0.25]) @ wide, np.array([0.0, 0.0, 0.3])
+    slope = wide.T @ np.array([1.0, -2.0])
+    found = sharpened(jnp.asarray(precision, jnp.float32), jnp.asarray(slope + tilt, jnp.float32))
+    np.testing.assert_array_equal(found.rest, 0.0)
+    np.testing.assert_allclose(found.rows.T @ found.rows, precision, atol=1e-5)
+    np.testing.assert_allclose(found.rows.T @ found.data, slope, atol=1e-5)
+    np.testing.assert_allclose(found.tilt, tilt, atol=1e-5)
+
+
+def test_rows_of_several_observations_in_any_units():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        seen = rng.normal(size=(rng.integers(1, 4), 4)) * 10.0 ** rng.uniform(-3, 3, 4)
+        wide = (seen * 10.0 ** rng.uniform(-3, 3, (len(seen), 1))).astype(np.float32)
+        precision = wide.T @ wide
+        found = sharpened(jnp.asarray(precision), jnp.asarray(precision @ np.ones(4, np.float32)))
+        np.testing.assert_array_equal(found.rest, 0.0)
+        scale = np.sqrt(np.diagonal(precision))
+        off = (np.asarray(found.rows).T @ np.asarray(found.rows) - precision) / np.outer(scale, scale)
+        assert np.abs(off).max() < 2e-5
+
+
+def test_a_factor_that_rises_faster_than_the_prior_falls_beside_one_that_does_not():
+    def log_p(x):
+        return -2.0 * (x[0] - 1.0) ** 2, 1.0 * x[0] ** 2 + 0.5 * x[0]
+
+    law, rest = updated(Normal(jnp.zeros(1), jnp.eye(1)), seen_of(log_p, jnp.zeros(1)))
+    np.testing.assert_allclose(law.covariance, [[1 / 3]], rtol=1e-6)  # of 1 + 4 - 2
+    np.testing.assert_allclose(law.mean, [1.5], rtol=1e-6)  # (4 + 1/2) / 3
+    np.testing.assert_allclose(rest, -0.5 * 1.5**2 - 0.5 * np.log(3.0), rtol=1e-6)
+
+
+def test_a_factor_that_is_convex_is_no_observation_and_counts_all_the_same():
+    curved = np.array([[0.3, -0.5], [-0.5, 0.1]])  # of x, as exp(-x curved x / 2): more, far from zero
+    prior, slope = np.array([[1.0, 0.2], [0.2, 0.8]]), np.array([0.4, -0.1])
+
+    def log_p(x):
+        return -0.5 * x @ jnp.asarray(curved) @ x + jnp.asarray(slope) @ x
+
+    seen = seen_of(log_p, jnp.zeros(2))
+    assert float(jnp.abs(seen.sharp.rest).max()) > 0.1
+    law, rest = updated(Normal(jnp.array([0.5, -1.0]), jnp.asarray(prior, jnp.float32)), seen)
+    mean = np.array([0.5, -1.0])
+    right = np.linalg.inv(np.linalg.inv(prior) + curved)
+    np.testing.assert_allclose(law.covariance, right, rtol=1e-5)
+    new = right @ (np.linalg.solve(prior, mean) + slope)
+    np.testing.assert_allclose(law.mean, new, rtol=1e-5)
+    step = new - mean
+    ratio = np.linalg.slogdet(prior)[1] - np.linalg.slogdet(right)[1]
+    np.testing.assert_allclose(rest, -0.5 * step @ np.linalg.solve(prior, step) - 0.5 * ratio, rtol=1e-5)
