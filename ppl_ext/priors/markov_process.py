@@ -147,8 +147,10 @@ def _checked(name: str, kernel: Any) -> tuple[Quasisep, ...]:
 def _times(name: str, which: str, times: Any) -> jax.Array:
     check_array(f"markov '{name}': {which}", times)
     times = jnp.asarray(times)
-    if times.ndim != 1 or not len(times):
+    if times.ndim != 1:
         raise ArgumentError(f"markov '{name}': {which} must be a vector of times, got {described(times)}.")
+    if not len(times):
+        raise ArgumentError(f"markov '{name}': {which} is empty, and a process has at least one time.")
     return times if jnp.issubdtype(times.dtype, jnp.floating) else times.astype(float)
 
 

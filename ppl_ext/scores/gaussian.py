@@ -129,6 +129,8 @@ def checked_moments(what: str, loc, covariance) -> tuple[jax.Array, jax.Array]:
         raise ArgumentError(
             f"{what}: a mean (d,) and a covariance (d, d) are wanted, got {loc.shape} and {covariance.shape}."
         )
+    if not isinstance(loc, jax.core.Tracer) and not np.isfinite(np.asarray(loc)).all():
+        raise ArgumentError(f"{what}: the mean must be finite, got {np.asarray(loc)}.")
     if not isinstance(covariance, jax.core.Tracer):
         matrix = np.asarray(covariance)
         size = max(float(np.abs(matrix).max(initial=0.0)), 1e-30)

@@ -133,7 +133,8 @@ def score_prior(
     :param dim: d; may be left out where the score has a ``dim``.
     :param num_levels: steps of the flow, where its density is wanted.
     :return: the site's value, (..., d).
-    :raises ArgumentError: if ``dim`` is neither given nor known, naming the site.
+    :raises ArgumentError: if ``dim`` is neither given nor known, or the score is not one of points (d,); it
+        names the site.
 
     >>> import numpyro
     >>> from ppl_ext import log_density
@@ -150,4 +151,28 @@ def score_prior(
             f"score_prior '{name}': dim=... must be given, the number of coordinates, for this score says "
             "nothing of it."
         )
+    _check_score(name, score, dim)
     return numpyro.sample(name, ScoreLaw(score, dim, schedule, num_levels), infer=infer)
+
+
+def _check_score(name: str, score: Callable, dim: int) -> None:
+    """Ask the score at one point, without computing it."""
+    check_count(f"score_prior '{name}': dim", dim)
+    own = getattr(score, "dim", dim)
+    if own != dim:
+        raise ArgumentError(
+            f"score_prior '{name}': dim={dim} was given for a score of {own} coordinates. Leave dim out."
+        )
+    point = jax.ShapeDtypeStruct((dim,), jnp.zeros(()).dtype)
+    try:
+        found = jnp.shape(jax.eval_shape(score, point, jax.ShapeDtypeStruct((), point.dtype)))
+    except Exception as error:
+        raise ArgumentError(
+            f"score_prior '{name}': the score cannot be asked at a point of shape ({dim},) and a level of "
+            f"noise of shape (): {type(error).__name__}: {error}"
+        ) from error
+    if found != (dim,):
+        raise ArgumentError(
+            f"score_prior '{name}': the score of a point of shape ({dim},) must have that shape, and has "
+            f"{found}."
+        )

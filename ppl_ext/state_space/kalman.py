@@ -136,6 +136,8 @@ def sharpened(precision: jax.Array, slope: jax.Array) -> Sharp:
         left = left - row[:, None] * row
         return left, tilt - row * z, scale + jnp.abs(row * z), rows.at[k].set(row), data.at[k].set(z)
 
+    if not n:
+        return Sharp(precision, slope, slope, precision)
     begun = (precision, slope, jnp.abs(slope), jnp.zeros_like(precision), jnp.zeros_like(slope))
     left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun)
     nothing = (jnp.abs(left) <= 4.0 * least * jnp.sqrt(size[:, None] * size)).all()

@@ -198,6 +198,7 @@ def test_other_likelihoods_by_particles_and_by_a_guide():
         ({"times": np.array([0.0, 2.0, 1.0])}, ArgumentError, "'f': times must not decrease.*at index 2"),
         ({"times": np.array([0.0, np.nan, 1.0])}, ArgumentError, "'f': times must not decrease"),
         ({"times": 3.0}, ArgumentError, "'f': times must be a vector"),
+        ({"times": np.zeros(0), "data": np.zeros(0)}, ArgumentError, "'f': times is empty"),
         ({"times": "now"}, ArgumentTypeError, "'f': times must be an array of numbers"),
         ({"data": np.zeros(4)}, ArgumentError, "'f': data must have one entry for each of the 3 times"),
         ({"also_at": np.zeros((2, 2))}, ArgumentError, "'f': also_at must be a vector"),

@@ -106,6 +106,7 @@ def test_the_flow_carries_one_law_to_the_other():
         (lambda: GaussianScore(jnp.zeros(2), jnp.eye(3)), "a mean (d,) and a covariance (d, d)"),
         (lambda: GaussianScore(jnp.zeros(2), jnp.array([[1.0, 2.0], [0.0, 1.0]])), "symmetric"),
         (lambda: GaussianScore(jnp.zeros(2), jnp.diag(jnp.array([1.0, -1.0]))), "negative eigenvalue"),
+        (lambda: GaussianScore(jnp.array([0.0, jnp.nan]), jnp.eye(2)), "the mean must be finite"),
         (lambda: GaussianScore.of_draws(jnp.zeros(3)), "(n, d)"),
         (lambda: MixtureScore(jnp.array([0.5, 0.6]), jnp.zeros((2, 1)), jnp.eye(1)), "sum one"),
         (lambda: MixtureScore(jnp.ones(1), jnp.zeros((2, 1)), jnp.eye(1)), "disagree"),

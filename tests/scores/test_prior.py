@@ -378,6 +378,18 @@ def test_models_that_it_does_not_serve_are_refused():
     [
         (lambda: score_prior("x", alone(PRIOR)), ArgumentError, "score_prior 'x': dim=... must be given"),
         (lambda: score_prior("x", 3.0, dim=2), ArgumentTypeError, "score_prior 'x': score"),
+        (lambda: score_prior("x", PRIOR, dim=3), ArgumentError, "'x': dim=3 was given for a score of 2"),
+        (lambda: score_prior("x", PRIOR, dim=0), ArgumentError, "score_prior 'x': dim"),
+        (
+            lambda: score_prior("x", lambda x, sigma: x[:1], dim=2),
+            ArgumentError,
+            "'x': the score of a point of shape (2,) must have that shape, and has (1,)",
+        ),
+        (
+            lambda: score_prior("x", alone(PRIOR), dim=3),
+            ArgumentError,
+            "score_prior 'x': the score cannot be asked at a point of shape (3,)",
+        ),
         (lambda: ScoreLaw(PRIOR, 0), ArgumentError, "dim"),
         (lambda: ScoreLaw(PRIOR, 2, "vp"), ArgumentTypeError, "VariancePreserving()"),
         (lambda: VariancePreserving(beta_max=0.01), ArgumentError, "beta_max"),
