@@ -235,6 +235,16 @@ def test_jitter_is_relative_and_no_larger_than_it_must_be():
             ArgumentTypeError,
             "gives must be an array of numbers, got 'a'",
         ),
+        (
+            lambda: Conditioned(GaussianProcess(tinygp.kernels.Exp()), derivative_at([0.0]), 0.0),
+            ArgumentError,
+            "has no law under this base.*rough process",
+        ),
+        (
+            lambda: Conditioned(GaussianProcess(tinygp.kernels.Constant(1.0)), derivative_at([0.0]), 0.0),
+            ArgumentError,
+            "has no law under this base.*noise > 0",
+        ),
         (lambda: integral([0.0, 1.0], [1.0]), ArgumentError, "weight"),
         (lambda: derivative_at([0.0], dim=1), ArgumentError, "dim"),
         (lambda: values_at([]), ArgumentError, "values_at"),
@@ -247,3 +257,13 @@ def test_bad_arguments_are_named(build, error, words):
 
 def test_the_linear_kernel_of_the_tests_is_that_of_the_line():
     np.testing.assert_allclose(linear_target().cov(X), SLOPE**2 * np.outer(X, X) + LEVEL**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_a_kernel_with_a_state_space_form_is_one_like_any_other(shape):
+    times = jnp.array([2.0, 0.0, 0.5])  # in any order
+    ours = GaussianProcess(tinygp.kernels.quasisep.Matern32(scale=0.7)).cov(times.reshape(shape))
+    dense = GaussianProcess(tinygp.kernels.Matern32(scale=0.7)).cov(times)
+    np.testing.assert_allclose(ours, dense, rtol=1e-5)
+    with pytest.raises(ArgumentError, match="of one input, and these have 2"):
+        GaussianProcess(tinygp.kernels.quasisep.Matern32(scale=0.7)).cov(jnp.zeros((3, 2)))

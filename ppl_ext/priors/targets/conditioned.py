@@ -1,7 +1,7 @@
 """Gaussian targets under linear operators: conditioned on what an operator gives, or seen through one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax
@@ -92,7 +92,8 @@ class Conditioned(GaussianTarget):
     :param value: b, (K,) numbers, or one for all.
     :param noise: ν, standard deviation of an error in b.
     :raises ArgumentTypeError: for a base without a mean and a covariance, or an operator that is no function.
-    :raises ArgumentError: for several outputs, or values that are not one for each number of the operator.
+    :raises ArgumentError: for several outputs, values that are not one for each number of the operator, or an
+        operator whose results have no law: a rough process has no derivative.
 
     >>> import tinygp
     >>> from ppl_ext.priors import GaussianProcess
@@ -117,6 +118,18 @@ class Conditioned(GaussianTarget):
         value = _points("Conditioned: value", value, dims=(0, 1))
         self.base, self.operator, self.noise, self.num_outputs = base, operator, float(noise), 1
         self.value = value
+        variances = jax.jit(lambda: jnp.diagonal(self._solve(_gram(base, operator, operator))))()
+        if not isinstance(variances, jax.core.Tracer) and not jnp.isfinite(variances).all():
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        gram = _gram(self.base, self.operator, self.operator)
+        raise ArgumentError(
+            f"Conditioned: what the operator '{name_of(self.operator)}' gives has no law under this base: "
+            f"its covariance would be {jnp.array_str(gram, precision=3)}. A rough process, as with the "
+            "kernels Exp and Brownian motion, has no derivative; and of what is certain anyway nothing can "
+            "be learned, unless noise > 0 is given."
+        )
 
     def mean_at(self, inputs: jax.Array) -> jax.Array:
         of_mean = _apply(self.operator, self.base.mean_at)

@@ -56,9 +56,9 @@ class GaussianProcess(GaussianTarget):
     .. math:: f \sim \mathrm{GP}(m, k) \qquad\text{or}\qquad \theta \sim p(\theta),\; f \mid \theta \sim
         \mathrm{GP}(m, k_\theta)
 
-    :param kernel: a tinygp kernel, or any function of inputs (n, d) and (m, d) that returns (n, m): of GPJax,
-        ``GaussianProcess(kernel.cross_covariance)``. With ``hyper``, a function of a dict of its draws that
-        returns such a kernel.
+    :param kernel: a tinygp kernel, of times too (``quasisep``), or any function of inputs (n, d) and (m, d)
+        that returns (n, m): of GPJax, ``GaussianProcess(kernel.cross_covariance)``. With ``hyper``, a
+        function of a dict of its draws that returns such a kernel.
     :param mean: a number, or a function from inputs (M, d) to (M,).
     :param hyper: distributions of the kernel's hyperparameters by name. The law of f is then no Gaussian, and
         ``cov`` is not there.
@@ -196,7 +196,15 @@ class NNGP(GaussianTarget):
 
 def _matrix(kernel: Kernel, x1: jax.Array, x2: jax.Array) -> jax.Array:
     x1, x2 = as_rows(x1), as_rows(x2)
-    matrix = jnp.asarray(kernel(x1, x2))
+    if hasattr(kernel, "coord_to_sortable"):  # tinygp's kernels with a state-space form are of times
+        if x1.shape[1] != 1:
+            raise ArgumentError(
+                f"GaussianProcess: {described(kernel)} is a kernel of one input, and these have "
+                f"{x1.shape[1]}. Take one of tinygp.kernels."
+            )
+        matrix = jnp.asarray(kernel(x1[:, 0], x2[:, 0]))
+    else:
+        matrix = jnp.asarray(kernel(x1, x2))
     if matrix.shape != (len(x1), len(x2)):
         raise ArgumentError(
             f"GaussianProcess: the kernel must return shape {(len(x1), len(x2))} for inputs {x1.shape} and "
