@@ -151,8 +151,12 @@ def _quadratic(fn: Callable, *states: jax.Array) -> tuple[jax.Array, jax.Array]:
     def joint(x):
         return fn(*jnp.split(x, ends))
 
-    at = jnp.zeros_like(jnp.concatenate(states))
-    return -jax.jacfwd(jax.jacfwd(joint))(at), jax.jacfwd(joint)(at)
+    def slope(x):
+        found = jax.jacfwd(joint)(x)
+        return found, found
+
+    curvature, at_zero = jax.jacfwd(slope, has_aux=True)(jnp.zeros_like(jnp.concatenate(states)))
+    return -curvature, at_zero
 
 
 def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple[Normal, jax.Array]:
@@ -169,7 +173,7 @@ def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple
     True
     """
     mean, covariance = prior
-    if not len(mean):
+    if not len(mean) or not len(seen.sharp.rows):
         return prior, jnp.zeros((), mean.dtype)
     factor = root_of(covariance) if factor is None else factor
     mean, covariance, rest = _updated(mean, covariance, *seen, factor)
