@@ -140,3 +140,21 @@ def test_straight_through_gradients_fall_behind():
     )
     assert scored < 0.3 < warm
     assert all(abs(float(ours)) < 0.5 for claim, ours in rows.items() if "cosine" in claim)
+
+
+def test_an_axis_counts_if_the_data_have_its_dimension():
+    """Counts are of the construction; the variance of an axis without a use falls towards that of no data,
+    1/1001.
+    """
+    rows = claims("ard_vae")
+    assert [row.ours.split(";")[0] for row in rows] == ["3", "6"]
+    for row in rows:
+        used, unused = (float(text.split()[-1]) for text in row.ours.split(";")[1].split(", "))
+        assert used > 4 * unused
+
+
+@pytest.mark.slow
+def test_ripples_split_axes_that_means_shrink():
+    rows = [Claim(*row) for row in module("ard_vae").claims()]
+    split = [row for row in rows if row.ours.startswith("not reproduced")]
+    assert all("rippled" in row.claim and "draws" not in row.claim for row in split) and split
