@@ -207,9 +207,8 @@ class Run(Messenger):
         if isinstance(given, Assigned):
             value = jnp.take(jnp.asarray(support), given.outcome, axis=0)
         else:
-            value = lax.stop_gradient(
-                sampled(fn, key, sample_shape) if inside else fn(rng_key=key, sample_shape=sample_shape)
-            )
+            value = sampled(fn, key, sample_shape) if inside else fn(rng_key=key, sample_shape=sample_shape)
+            value = value if strategy.pathwise else lax.stop_gradient(value)
             check_draw(msg["name"], fn, value, sample_shape)
         if isinstance(given, Replaced):
             local = strategy if isinstance(strategy, LocalStrategy) else EnumerateLocally()

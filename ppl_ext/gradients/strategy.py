@@ -23,6 +23,8 @@ class Strategy(ABC):
     ppl_ext.errors.StrategyError: Enumerate(max_lanes=4096) cannot serve site 'n' (Poisson). Strategies ...
     """
 
+    pathwise = False  # whether the draw itself carries a gradient
+
     @staticmethod
     @abstractmethod
     def serves(fn: Distribution) -> bool:
@@ -36,6 +38,14 @@ class Strategy(ABC):
             raise StrategyError(
                 f"{self!r} cannot serve site '{name}' ({kind}). Strategies that can: {others}."
             )
+
+    def worth(self, site, coefficients, values, num_particles):
+        """What the branches of a local strategy are charged with: their values, unless it is biased.
+
+        :param num_particles: over how many particles the values are averaged; ``None`` where they are no
+            average, or only a part.
+        """
+        return values
 
 
 def _kinds(cls) -> Iterator[type[Strategy]]:

@@ -20,6 +20,8 @@ match.
 ``Sinkhorn``                   entropic optimal transport, by ott-jax
 ``CriticW1``                   Wasserstein-1 by a critic, as first published
 ``match``                      tune a lifted prior to a target; gives an ordinary NumPyro model and a report
+``ARD``                        a latent site with a precision for each axis, refreshed as a fit goes;
+                               ``relevance`` says which axes a decoder uses
 ``measurement_inputs``         where functions are compared: training inputs and points of their box
 ``posterior_functions``        any fit read in function space: predictions, their scores, R-hat on them
 ``student_t_posterior``        infinitely wide network with an inverse-gamma last-layer scale, given data:
@@ -32,6 +34,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ppl_ext.priors.ard import ARD
     from ppl_ext.priors.distances.critic import CriticW1
     from ppl_ext.priors.distances.distance import Distance, Functions
     from ppl_ext.priors.distances.energy import MMD, Energy
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.matching.inputs import measurement_inputs
     from ppl_ext.priors.matching.match import match
     from ppl_ext.priors.matching.matched import Matched
+    from ppl_ext.priors.relevant_axes import relevance
     from ppl_ext.priors.targets.conditioned import (
         Conditioned,
         Image,
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
+    "ard": ("ARD",),
     "distances.critic": ("CriticW1",),
     "distances.distance": ("Distance", "Functions"),
     "distances.energy": ("Energy", "MMD"),
@@ -82,6 +87,7 @@ _NAMES = {
     "markov_process": ("markov",),
     "matching.match": ("match",),
     "matching.matched": ("Matched",),
+    "relevant_axes": ("relevance",),
     "targets.conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
     "targets.gaussian_process": ("GaussianProcess", "NNGP"),
     "targets.model_target": ("ModelTarget",),
@@ -91,6 +97,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "ARD",
     "MMD",
     "NNGP",
     "Conditioned",
@@ -122,6 +129,7 @@ __all__ = [
     "measurement_inputs",
     "nngp_kernel",
     "posterior_functions",
+    "relevance",
     "scale_mixture_posterior",
     "stacked",
     "student_t_posterior",

@@ -1,7 +1,8 @@
 """The contract every objective keeps: under jit, vmap and SVI, in both precisions, with any key and any
 parameters.
 
-A new objective joins by one row in ``OBJECTIVES``.
+A new objective joins by one row in ``OBJECTIVES``; one that asks for sites of its own, by a pair in
+:func:`programs` too.
 """
 
 import jax
@@ -31,6 +32,7 @@ from ppl_ext.objectives import (
     constrain,
     kl,
 )
+from ppl_ext.scores import GaussianScore, ScoreKL, score_prior
 from tests.oracles import quick_jit
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
@@ -49,6 +51,8 @@ OBJECTIVES = {
     "ReweightedWakeSleep(3)": lambda: ReweightedWakeSleep(num_particles=3, sleep=0.5),
     "ChiUpperBound(3)": lambda: ChiUpperBound(num_particles=3),
     "MarkovScoreClimbing(3)": lambda: MarkovScoreClimbing(ConditionalImportanceSampling(3)),
+    "ScoreKL(3)": lambda: ScoreKL(num_particles=3),
+    "ScoreKL, descending": lambda: ScoreKL(weight="snr", num_particles=3, num_steps=10),
     "constrain": lambda: constrain(ELBO(), kl("x"), at_most=0.1),
 }
 
@@ -56,8 +60,16 @@ DATA = np.array([0.3, -0.8, 1.4, 0.6], dtype=np.float32)
 
 
 def model(y):
+    observed(numpyro.sample("x", dist.Normal(0.0, 1.0)), y)
+
+
+def scored_model(y):
+    """The same, its normal site known by its score."""
+    observed(score_prior("x", GaussianScore(jnp.zeros(1), jnp.eye(1)))[0], y)
+
+
+def observed(x, y):
     spread = numpyro.param("spread", 1.0, constraint=dist.constraints.positive)
-    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
     with numpyro.plate("n", len(y)):
         z = numpyro.sample("z", dist.Bernoulli(logits=x))
         numpyro.sample("y", dist.Normal(z - 0.5 * x, spread), obs=y)
@@ -65,11 +77,24 @@ def model(y):
 
 def guide(y):
     """Every kind of site: reparameterised, scored, and left to its default; parameters in a dictionary."""
+    guided(lambda loc: dist.Normal(loc, 0.8), y)
+
+
+def scored_guide(y):
+    guided(lambda loc: dist.Normal(loc, 0.8).expand([1]).to_event(1), y)
+
+
+def guided(law, y):
     numpyro.param("spread", 1.0, constraint=dist.constraints.positive)
     q = numpyro.param("q", {"loc": jnp.asarray(0.1), "logits": jnp.zeros(4)})
-    x = numpyro.sample("x", dist.Normal(q["loc"], 0.8))
+    x = numpyro.sample("x", law(q["loc"]))
     with numpyro.plate("n", len(y)):
         numpyro.sample("z", dist.Bernoulli(logits=q["logits"] + 0.3 * x), infer={"gradient": "score"})
+
+
+def programs(objective):
+    """The model and the guide that an objective is tried on."""
+    return (scored_model, scored_guide) if isinstance(objective, ScoreKL) else (model, guide)
 
 
 def parameters(dtype=jnp.float32):
@@ -77,21 +102,23 @@ def parameters(dtype=jnp.float32):
     return {"spread": jnp.asarray(0.9, dtype), "q": q}
 
 
-def started(objective, model=model, guide=guide, data=DATA):
+def started(objective, model=None, guide=None, data=DATA):
     """What the objective carries from step to step, before the first."""
+    model, guide = model or programs(objective)[0], guide or programs(objective)[1]
     params = jax.tree.map(lambda x: x.astype(data.dtype), parameters())
     return objective.initial_state(jax.random.key(5), params, model, guide, data)
 
 
-def eager(objective, model=model, guide=guide, data=DATA):
+def eager(objective, model=None, guide=None, data=DATA):
     """``(rng_key, params)`` to the loss and its gradient."""
+    model, guide = model or programs(objective)[0], guide or programs(objective)[1]
     state = started(objective, model, guide, data)
     return lambda rng_key, params: jax.value_and_grad(
         lambda p: objective.loss(rng_key, p | state, model, guide, data)
     )(params)
 
 
-def compiled(objective, model=model, guide=guide, data=DATA):
+def compiled(objective, model=None, guide=None, data=DATA):
     """The same, compiled."""
     return quick_jit(eager(objective, model, guide, data))
 
@@ -147,7 +174,7 @@ def test_a_second_call_does_not_retrace(objective, rng_key):
     def counted(y):
         nonlocal traces
         traces += 1
-        return model(y)
+        return programs(objective)[0](y)
 
     run = compiled(objective, model=counted)
     first, second = jax.random.split(rng_key)
@@ -226,6 +253,7 @@ def test_equal_keys_give_equal_results_and_others_do_not(objective):
 
 
 def test_svi_takes_it_as_its_loss(objective, rng_key):
+    model, guide = programs(objective)
     svi = SVI(model, objective.carried_by(guide, model), optax.adam(1e-2), loss=objective)
     result = svi.run(rng_key, 4, DATA, progress_bar=False)
     assert result.losses.shape == (4,)
@@ -237,13 +265,15 @@ def test_svi_takes_it_as_its_loss(objective, rng_key):
 
 def test_arguments_pass_through(objective, rng_key):
     """Positional or by keyword, to model and guide alike."""
-    state = started(objective)
+    state, (model, guide) = started(objective), programs(objective)
     by_position = quick_jit(lambda key, params: objective.loss(key, params | state, model, guide, DATA))
     by_keyword = quick_jit(lambda key, params: objective.loss(key, params | state, model, guide, y=DATA))
     assert_equal(by_position(rng_key, parameters()), by_keyword(rng_key, parameters()))
 
 
 def test_leaves_the_callers_parameters_alone(objective, rng_key):
+    model, guide = programs(objective)
+
     @quick_jit
     def run(rng_key, params):
         before = dict(params)
@@ -257,7 +287,8 @@ def test_leaves_the_callers_parameters_alone(objective, rng_key):
 
 @pytest.mark.parametrize("num_particles", [0, -1, 2.5])
 @pytest.mark.parametrize(
-    "make", [ELBO, IWELBO, Renyi, ForwardKL, Thermodynamic, Sleep, ReweightedWakeSleep, ChiUpperBound]
+    "make",
+    [ELBO, IWELBO, Renyi, ForwardKL, Thermodynamic, Sleep, ReweightedWakeSleep, ChiUpperBound, ScoreKL],
 )
 def test_a_number_of_particles_is_at_least_one(make, num_particles):
     with pytest.raises((ValueError, TypeError), match="num_particles"):

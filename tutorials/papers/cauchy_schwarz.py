@@ -52,7 +52,7 @@ def share_below_kl(num):
             laws.append(dist.MultivariateNormal(mean, root @ root.T + 0.1 * jnp.eye(3)))
         return cs_divergence(*laws) <= kl_divergence(*laws)
 
-    return float(jax.vmap(one)(jax.random.split(jax.random.key(0), num)).mean())
+    return float(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num)).mean())
 
 
 # %% [markdown]

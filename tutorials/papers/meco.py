@@ -48,10 +48,12 @@ def guide(x, loc, scale):
 
 
 # %%
+OPTIM = optax.sgd(optax.cosine_decay_schedule(0.1 / 2000, 1000))
+
+
 def error(objective, true_mean, noise):
     x = true_mean + dist.Normal(0.0, 1.0).sample(jax.random.key(1), (2000,))
-    optim = optax.sgd(optax.cosine_decay_schedule(0.1 / 2000, 1000))
-    run = (model, guide, objective, optim, 1000, x, *map(jnp.array, noise))
+    run = (model, guide, objective, OPTIM, 1000, x, *map(jnp.array, noise))
     fitted = fit(jax.random.key(0), *run, num_chains=8, progress_bar=False)
     away = jnp.asarray(fitted.params["mean"]) - x.mean()
     ess = fitted.params.get("x_normaliser", {"ess": jnp.ones(1)})["ess"]
