@@ -137,7 +137,7 @@ def sharpened(precision: jax.Array, slope: jax.Array) -> Sharp:
         return left, tilt - row * z, scale + jnp.abs(row * z), rows.at[k].set(row), data.at[k].set(z)
 
     begun = (precision, slope, jnp.abs(slope), jnp.zeros_like(precision), jnp.zeros_like(slope))
-    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun)
+    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun) if n else begun
     nothing = (jnp.abs(left) <= 4.0 * least * jnp.sqrt(size[:, None] * size)).all()
     tilt = jnp.where(jnp.abs(tilt) <= least * scale, 0.0, tilt)
     return Sharp(rows, data, tilt, jnp.where(nothing, 0.0, left))
