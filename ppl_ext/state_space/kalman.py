@@ -180,7 +180,7 @@ def _updated(mean, covariance, _precision, _slope, sharp, factor):
     rows, eye = product(sharp.rows, factor), jnp.eye(len(mean), dtype=mean.dtype)
     inner = cholesky(eye + product(factor.T, sharp.rest, factor))
     beside = solve_lower(inner, product(factor.T, sharp.tilt - product(sharp.rest, mean)))
-    inner, after = added(inner, beside, rows, sharp.data - product(sharp.rows, mean))
+    inner, after, _ = added(inner, beside, rows, sharp.data - product(sharp.rows, mean))
     step, half = solve_upper(inner.T, after), solve_lower(inner, factor.T)
     return mean + product(factor, step), product(half.T, half), -_log_determinant(inner) - 0.5 * step @ step
 
