@@ -11,6 +11,7 @@ and whether a functional is one is asked of its traced program, and then of its 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,13 +21,14 @@ from jax.flatten_util import ravel_pytree
 from ppl_ext.errors import ModelError
 from ppl_ext.smoothing.quantiles import weighted_quantiles
 from ppl_ext.smoothing.space import Functional
-from ppl_ext.state_space.compensated_sum import Sum, plus
+from ppl_ext.state_space.compensated_sum import Sum, plus, two_sum
 from ppl_ext.state_space.exact import Steps, exact_form, smooth_run
 from ppl_ext.state_space.extinction import lost
 from ppl_ext.state_space.forward_backward import joint_points
 from ppl_ext.state_space.kalman import root_of
 from ppl_ext.state_space.lagged import Lagged
 from ppl_ext.state_space.model import Particle, StateSpace
+from ppl_ext.state_space.prefixes import tree_sum
 from ppl_ext.state_space.smoothed import Smoothed
 from ppl_ext.tracing.depends import depends
 
@@ -37,8 +39,9 @@ METHODS = {"finite": "forward-backward", "gaussian": "Kalman"}
 class Exact:
     """One series, smoothed within one trace."""
 
-    def __init__(self, lowered: StateSpace):
-        self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES)
+    def __init__(self, lowered: StateSpace, parallel: bool = False):
+        self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES, parallel)
+        self.parallel = parallel
         self.lowered, self.kind = exact_form(lowered)
         self.space: StateSpace = self.lowered.space if isinstance(self.lowered, Lagged) else self.lowered
         self.steps = Steps(self.lowered)
@@ -83,7 +86,11 @@ class Exact:
             probs = smoothed.first_pairs.sum(1)  # type: ignore[union-attr]
             values = jax.vmap(functional.initial, axis_size=len(probs))(before)
             total = _added(total, jax.tree.map(lambda v: jnp.tensordot(probs, v, 1), values))
-        states = after(x0).carry
+        given = smoothed.pairs, jax.tree.map(lambda a: a[1:], ss.xs)
+        if self.parallel:
+            states = jax.vmap(lambda x: after(x).carry)(jax.tree.map(lambda a: a[:-1], ss.xs))
+            values = jax.vmap(lambda carry, probs, x: mean(probs, carry, after(x), x))(states, *given)
+            return _sums(_all_added(total, values)), {}
 
         def body(state, at):
             total, carry = state
@@ -91,9 +98,7 @@ class Exact:
             particles = after(x)
             return (_added(total, mean(probs, carry, particles, x)), particles.carry), None
 
-        (total, _), _ = jax.lax.scan(
-            body, (total, states), (smoothed.pairs, jax.tree.map(lambda a: a[1:], ss.xs))
-        )
+        (total, _), _ = jax.lax.scan(body, (total, after(x0).carry), given)
         return _sums(total), {}
 
     def _gaussian(self, functional: Functional):
@@ -126,6 +131,10 @@ class Exact:
             value, bad = _quadratic(of_initial, s.initial_mean, s.initial_covariance, None)
             total, wrong = _added(total, value), wrong | {name: wrong[name] | b for name, b in bad.items()}
         means, covs = jax.vmap(_joint)(s.mean[:-1], s.mean[1:], s.covariance[:-1], s.covariance[1:], s.cross)
+
+        if self.parallel:
+            values, bad = jax.vmap(partial(_quadratic, at))(means, covs, (x_before, x))
+            return _sums(_all_added(total, values)), {n: wrong[n] | bad[n].any() for n in wrong}
 
         def body(state, given):
             total, wrong = state
@@ -286,6 +295,15 @@ def _added(total: Any, values: Any) -> Any:
     leaves, tree = jax.tree.flatten(total, is_leaf=lambda x: isinstance(x, Sum))
     given = [None] * len(leaves) if values is None else jax.tree.leaves(values)
     return jax.tree.unflatten(tree, [_added(part, value) for part, value in zip(leaves, given, strict=True)])
+
+
+def _all_added(total: Any, values: Any) -> Any:
+    """Those of all later steps at once, stacked."""
+    if not len(jax.tree.leaves(values)[0]):
+        return total
+    return jax.tree.map(
+        lambda so_far, v: two_sum(so_far, tree_sum(v)), total, values, is_leaf=lambda x: isinstance(x, Sum)
+    )
 
 
 def _sums(total: Any) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ppl_ext.errors import ArgumentError, ModelError
-from ppl_ext.runtime.arguments import check_call, check_count, check_key
+from ppl_ext.runtime.arguments import check_call, check_count, check_flag, check_key
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 from ppl_ext.runtime.outside import Outside, reading
@@ -37,7 +37,10 @@ class smooth:
     ``backward="exact"`` takes no particles: finite states are smoothed by forward-backward sums (up to 4096
     joint states, any functional), linear-Gaussian ones by Kalman's recursions (functionals of degree two at
     most, such as scores, moments and lag covariances). Which it is, is read off the model; the result is of
-    the same type, without what only particles have (``ess`` and ``resampled`` are None).
+    the same type, without what only particles have (``ess`` and ``resampled`` are None). With
+    ``parallel=True`` all times are smoothed at once, as :class:`~ppl_ext.algorithms.ExactFilter` says: the
+    same numbers to rounding, faster on accelerators, slower on a CPU. Trajectories are drawn a step after the
+    other all the same.
 
     A scan with ``reverse=True`` is run from its last inputs to its first, and everything by time is returned
     in the order of the inputs, as NumPyro stacks it; a functional's ``t`` is the number of the input, and
@@ -76,12 +79,19 @@ class smooth:
         initial_proposal: Callable | None = None,
         look_ahead: Callable | None = None,
         mesh: Mesh | None = None,
+        parallel: bool = False,
     ):
-        self.exact = isinstance(backward, str) and backward == "exact"
+        self.exact, self.parallel = isinstance(backward, str) and backward == "exact", parallel
         kernel = "path" if self.exact else backward
         if self.exact and mesh is not None:
             raise ArgumentError(
                 "smooth: backward='exact' has no particles that a mesh could hold. Leave mesh out."
+            )
+        check_flag("smooth: parallel", parallel)
+        if parallel and not self.exact:
+            raise ArgumentError(
+                "smooth: parallel=True is for backward='exact'; particles move a step after the other. Leave "
+                "it out, or take backward='exact'."
             )
         moves = proposal, initial_proposal, look_ahead
         options = Options(
@@ -179,7 +189,7 @@ class smooth:
         return lower(self.how.model, args, kwargs, params, whole=whole)
 
     def _exactly(self, seen: Outside, rng_key, params, args, kwargs, whole: bool):
-        exact = _exact(self._lowered(params, args, kwargs, whole))
+        exact = _exact(self._lowered(params, args, kwargs, whole), self.parallel)
 
         def lowered(params):
             at = self._lowered(params, args, kwargs, whole)
@@ -221,7 +231,7 @@ class smooth:
 
     def _filtered(self, seen: Outside, filter_key, params, args, kwargs, levels, whole: bool):
         if self.exact:
-            return _exact(self._lowered(params, args, kwargs, whole)).quantiles(levels)
+            return _exact(self._lowered(params, args, kwargs, whole), self.parallel).quantiles(levels)
         space = self.how._replace(whole=whole).begin(params, args, kwargs)._replace(functional=None)
 
         def keep(before: SmootherState, after: SmootherState, info: Info) -> dict[str, jax.Array]:
@@ -242,7 +252,7 @@ class smooth:
         self, seen: Outside, keys, params, args, kwargs, num_samples: int, whole: bool
     ) -> tuple[dict[str, jax.Array], Tally]:
         if self.exact:
-            exact = _exact(self._lowered(params, args, kwargs, whole))
+            exact = _exact(self._lowered(params, args, kwargs, whole), self.parallel)
             return exact.draws(keys[0], num_samples), no_bound_needed(jnp.zeros((), jnp.int32))
         space = self.how._replace(whole=whole).begin(params, args, kwargs)
         rng_key, filter_key = keys
@@ -253,10 +263,10 @@ class smooth:
 # Exact answers are asked for by name: nobody who takes particles loads them.
 
 
-def _exact(space: StateSpace):
+def _exact(space: StateSpace, parallel: bool):
     from ppl_ext.smoothing.exact import Exact
 
-    return Exact(space)
+    return Exact(space, parallel)
 
 
 def _has_exact_answer(space: StateSpace) -> bool:

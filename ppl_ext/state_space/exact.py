@@ -23,6 +23,8 @@ from ppl_ext.state_space.kalman import Normal, behind, law_of, seen_of, smoothed
 from ppl_ext.state_space.lagged import ORDERS, Lagged, lagged
 from ppl_ext.state_space.lowering import Inputs
 from ppl_ext.state_space.model import Particle, StateSpace, Step
+from ppl_ext.state_space.parallel_kalman import filtered_laws, smoothed_laws
+from ppl_ext.state_space.prefixes import tree_sum
 from ppl_ext.state_space.smoothed import Smoothed
 from ppl_ext.tracing.depends import depends
 
@@ -62,16 +64,17 @@ def exact_form(ss: StateSpace) -> tuple[StateSpace | Lagged, str | None]:
     return ss.for_sums(), kind
 
 
-def smooth_exactly(ss: StateSpace, max_states: int = 4096) -> Smoothed:
+def smooth_exactly(ss: StateSpace, max_states: int = 4096, parallel: bool = False) -> Smoothed:
     """The exact evidence and the moments of the states given all data, by time in the order of the inputs.
 
     Of a chain whose steps read more than one state back the moments are those of the steps' own states, and
     the probabilities those of the joint states of as many steps.
 
+    :param parallel: all times at once, in log T rounds: the same numbers to rounding, with more work.
     :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than
         ``max_states``.
     """
-    found = smooth_run(ss, max_states)
+    found = smooth_run(ss, max_states, parallel)
     if isinstance(form := exact_form(ss)[0], Lagged):
         found = _of_steps(found, form.own_columns())
     by_time = (
@@ -97,7 +100,7 @@ def _of_steps(s: Smoothed, own: list[int]) -> Smoothed:
     return s._replace(**parts, first_cross=s.first_cross[:, jnp.array(own)])
 
 
-def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
+def smooth_run(ss: StateSpace, max_states: int, parallel: bool = False) -> Smoothed:
     """Smooth exactly, by time in the order of the run, which for a reversed scan is the other way."""
     if not ss.num_steps:
         raise ModelError(
@@ -106,9 +109,9 @@ def smooth_run(ss: StateSpace, max_states: int) -> Smoothed:
         )
     form, kind = exact_form(ss)
     if kind == "finite":
-        return _known(ss, form, smooth_finite(form, max_states))
+        return _known(ss, form, smooth_finite(form, max_states, parallel))
     if kind == "gaussian" and isinstance(form, StateSpace):
-        return _known(ss, form, _gaussian(form))
+        return _known(ss, form, _gaussian(form, parallel))
     if gone := [name for name, has in ss.imputed.items() if has]:
         raise ModelError(no_exact_answer(gone[0]))
     if ss.step_sites and all(site.fn.has_enumerate_support for site in ss.step_sites.values()):
@@ -153,13 +156,13 @@ def _told_where_lost(s: Smoothed) -> Smoothed:
     )
 
 
-def exact_evidence(ss: StateSpace, max_states: int = 4096) -> jax.Array:
+def exact_evidence(ss: StateSpace, max_states: int = 4096, parallel: bool = False) -> jax.Array:
     """The evidence alone, compiled as one: whoever asks outside of ``jit`` would wait for each operation to
     be compiled by itself.
 
     :raises ModelError: as :func:`smooth_exactly`.
     """
-    return jax.jit(lambda: smooth_run(ss, max_states).log_evidence)()
+    return jax.jit(lambda: smooth_run(ss, max_states, parallel).log_evidence)()
 
 
 def _is_real(fn) -> bool:
@@ -227,7 +230,7 @@ def _is_quadratic(ss: StateSpace) -> bool:
 # Linear-Gaussian
 
 
-def _gaussian(ss: StateSpace) -> Smoothed:
+def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
     steps, x0 = Steps(ss), ss.inputs(0)
     a0, a = steps.zero_initial, steps.zero_state
     pairs = jax.tree.map(lambda v: v[:-1], ss.xs), jax.tree.map(lambda v: v[1:], ss.xs)
@@ -259,7 +262,10 @@ def _gaussian(ss: StateSpace) -> Smoothed:
         new, rest, place = step(law, *given)
         return new, (new, rest, place)
 
-    _, (laws, rests, places) = lax.scan(forth, first, later)
+    if parallel:
+        _, (laws, rests, places) = jax.vmap(forth)(filtered_laws(first, later), later)
+    else:
+        _, (laws, rests, places) = lax.scan(forth, first, later)
 
     def observed(place, x, y):
         return steps.later_step(place[: len(a)], place[len(a) :], x, y).log_emission
@@ -270,7 +276,10 @@ def _gaussian(ss: StateSpace) -> Smoothed:
     def add(total, term):
         return plus(total, term), None
 
-    total, _ = lax.scan(add, plus(zero(), log_first), increments)
+    if parallel:
+        total = tree_sum(jnp.concatenate([log_first[None], increments]))
+    else:
+        total, _ = lax.scan(add, plus(zero(), log_first), increments)
     # Of data that are impossible there is no posterior, though each law is a normal one all the same.
     nothing = jnp.where(log_first + increments.min() > -jnp.inf, 0.0, jnp.nan)
     last = jax.tree.map(lambda x: x[-1] + nothing, filtered)
@@ -283,9 +292,12 @@ def _gaussian(ss: StateSpace) -> Smoothed:
     behind_first = behind(initial, *read_first)
     so_far = jax.tree.map(lambda x: x[:-1], filtered)
     behind_later = jax.vmap(behind)(so_far, *later)
-    state, (before, cross) = lax.scan(back, last, behind_later, reverse=True)
+    if parallel:
+        _, (before, cross) = jax.vmap(back)(smoothed_laws(last, behind_later), behind_later)
+    else:
+        _, (before, cross) = lax.scan(back, last, behind_later, reverse=True)
     states = jax.tree.map(lambda more, one: jnp.concatenate([more, one[None]]), before, last)
-    at_0, first_cross = smoothed(state, behind_first)
+    at_0, first_cross = smoothed(jax.tree.map(lambda x: x[0], states), behind_first)
     return Smoothed(
         total.value,
         at_0.mean,

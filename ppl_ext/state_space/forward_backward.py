@@ -19,6 +19,8 @@ from ppl_ext.gradients import finite_support
 from ppl_ext.state_space.compensated_sum import plus, zero
 from ppl_ext.state_space.lagged import Lagged
 from ppl_ext.state_space.model import Particle, StateSpace
+from ppl_ext.state_space.parallel_chain import backward_sums, forward_sums, log_sum
+from ppl_ext.state_space.prefixes import tree_sum
 from ppl_ext.state_space.smoothed import Smoothed
 
 
@@ -47,7 +49,7 @@ def joint_points(sites: dict, max_states: int) -> tuple[dict[str, jax.Array], ja
     return out, jnp.concatenate(flat, 1) if flat else jnp.zeros((total, 0))
 
 
-def smooth_finite(ss: StateSpace | Lagged, max_states: int) -> Smoothed:
+def smooth_finite(ss: StateSpace | Lagged, max_states: int, parallel: bool = False) -> Smoothed:
     """Smooth the finite states of a series of at least one step."""
     start_values, start_points = joint_points(ss.initial_sites, max_states)
     values, points = joint_points(ss.step_sites, max_states)
@@ -58,24 +60,36 @@ def smooth_finite(ss: StateSpace | Lagged, max_states: int) -> Smoothed:
         step = jax.vmap(lambda p: jax.vmap(lambda v: ss.step(p, v, x))(values))(particles)
         return step.log_transition + step.log_emission, jax.tree.map(lambda leaf: leaf[0], step.particle)
 
+    def summed(log_alpha, log_density):
+        alpha = log_sum(log_alpha[:, None] + log_density, 0)
+        norm = log_sum(alpha, 0)
+        lost = jnp.where(jnp.isfinite(norm), 0.0, -jnp.inf)
+        norm = jnp.where(jnp.isfinite(norm), norm, 0.0)
+        return alpha - norm, norm + lost
+
     def forth(state, x):
         particles, log_alpha, total = state
         log_density, new = densities(particles, x)
-        joint = log_alpha[:, None] + log_density
-        alpha = logsumexp(joint, axis=0)
-        norm = logsumexp(alpha)
-        lost = jnp.where(jnp.isfinite(norm), 0.0, -jnp.inf)
-        norm = jnp.where(jnp.isfinite(norm), norm, 0.0)
-        return (new, alpha - norm, plus(total, norm + lost)), (log_alpha, log_density, norm + lost)
+        alpha, norm = summed(log_alpha, log_density)
+        return (new, alpha, plus(total, norm)), (log_alpha, log_density, norm)
 
     log_alpha = start.log_initial + start.log_emission
     log_first = logsumexp(log_alpha)
     safe = jnp.where(jnp.isfinite(log_first), log_first, 0.0)
     state = (start.particle, log_alpha - safe, plus(zero(), log_first))
     state, (alpha_0, density_0, norm_0) = forth(state, ss.inputs(0))
-    (_, last, total), (alphas, log_densities, norms) = lax.scan(
-        forth, state, jax.tree.map(lambda a: a[1:], ss.xs)
-    )
+    later = jax.tree.map(lambda a: a[1:], ss.xs)
+    if parallel:
+        anything = jax.tree.map(lambda leaf: leaf[0], start.particle)
+        particles = jax.vmap(lambda x: jax.vmap(lambda v: ss.step(anything, v, x).particle)(values))(ss.xs)
+        before = jax.tree.map(lambda leaf: leaf[:-1], particles)
+        log_densities = jax.vmap(lambda p, x: densities(p, x)[0])(before, later)
+        alphas = forward_sums(state[1], log_densities)
+        sums, norms = jax.vmap(summed)(alphas, log_densities)
+        last = jnp.concatenate([state[1][None], sums])[-1]
+        total = tree_sum(jnp.concatenate([log_first[None], norm_0[None], norms]))
+    else:
+        (_, last, total), (alphas, log_densities, norms) = lax.scan(forth, state, later)
 
     def back(log_beta, inputs):
         alpha, density = inputs
@@ -84,7 +98,11 @@ def smooth_finite(ss: StateSpace | Lagged, max_states: int) -> Smoothed:
         beta = logsumexp(density + log_beta[None], axis=1)
         return beta - beta.max(), probs
 
-    behind, pairs = lax.scan(back, jnp.zeros_like(last), (alphas, log_densities), reverse=True)
+    if parallel:
+        betas = jnp.concatenate([backward_sums(log_densities), jnp.zeros_like(last)[None]])
+        behind, (_, pairs) = betas[0], jax.vmap(back)(betas[1:], (alphas, log_densities))
+    else:
+        behind, pairs = lax.scan(back, jnp.zeros_like(last), (alphas, log_densities), reverse=True)
     _, pair_0 = back(behind, (alpha_0, density_0))
     mean_0, covariance_0 = _moments(pair_0.sum(1), start_points)
     probs = jnp.concatenate([pair_0.sum(0)[None], pairs.sum(1)])

@@ -139,7 +139,7 @@ def sharpened(precision: jax.Array, slope: jax.Array) -> Sharp:
     if not n:
         return Sharp(precision, slope, slope, precision)
     begun = (precision, slope, jnp.abs(slope), jnp.zeros_like(precision), jnp.zeros_like(slope))
-    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun)
+    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun) if n else begun
     nothing = (jnp.abs(left) <= 4.0 * least * jnp.sqrt(size[:, None] * size)).all()
     tilt = jnp.where(jnp.abs(tilt) <= least * scale, 0.0, tilt)
     return Sharp(rows, data, tilt, jnp.where(nothing, 0.0, left))
@@ -186,7 +186,7 @@ def _updated(mean, covariance, _precision, _slope, sharp, factor):
     rows, eye = product(sharp.rows, factor), jnp.eye(len(mean), dtype=mean.dtype)
     inner = cholesky(eye + product(factor.T, sharp.rest, factor))
     beside = solve_lower(inner, product(factor.T, sharp.tilt - product(sharp.rest, mean)))
-    inner, after = added(inner, beside, rows, sharp.data - product(sharp.rows, mean))
+    inner, after, _ = added(inner, beside, rows, sharp.data - product(sharp.rows, mean))
     step, half = solve_upper(inner.T, after), solve_lower(inner, factor.T)
     return mean + product(factor, step), product(half.T, half), -_log_determinant(inner) - 0.5 * step @ step
 

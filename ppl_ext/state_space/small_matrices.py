@@ -90,29 +90,47 @@ def product(*factors: jax.Array) -> jax.Array:
     return found
 
 
-def added(root: jax.Array, z: jax.Array, rows: jax.Array, data: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The lower Cholesky factor L of ``root @ root.T + rows.T @ rows``, and L⁻¹ (root @ z + rows.T @ data).
+def added(
+    root: jax.Array, z: jax.Array, rows: jax.Array, data: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The lower Cholesky factor L of ``root @ root.T + rows.T @ rows``; y = L⁻¹ (root @ z + rows.T @ data);
+    and what these do not explain, ``left`` with zᵀz + dataᵀdata = yᵀy + leftᵀleft, which has at most as many
+    rows as the data.
 
-    By rotations, which form neither: half the digits are lost. Source: Bierman 1977, chapter 4.
+    By rotations, which form none of these sums: half the digits are lost. The data may have several columns.
+    The root is a lower triangle, which may have zeros on its diagonal. Source: Bierman 1977, chapter 4.
 
-    >>> factor, z = added(jnp.eye(2), jnp.zeros(2), jnp.array([[3.0, 3.0]]), jnp.array([1.0]))
-    >>> np.round(factor, 2).tolist(), np.round(z, 2).tolist()  # of ((10, 9), (9, 10)), and of (3, 3)
-    ([[3.162, 0.0], [2.846, 1.378]], [0.949, 0.218])
+    >>> seen = jnp.array([[3.0, 3.0]]), jnp.array([1.0])
+    >>> factor, y, left = added(jnp.eye(2), jnp.zeros(2), *seen)
+    >>> jnp.allclose(factor @ factor.T, jnp.array([[10.0, 9.0], [9.0, 10.0]])), jnp.allclose(factor @ y, 3.0)
+    (Array(True, dtype=bool), Array(True, dtype=bool))
+    >>> round(float(y @ y + left @ left), 4)
+    1.0
     """
     n = len(root)
     if not 0 < n <= SMALL:
-        # Large rows first, or reflections would lose the small ones.
-        upper = jnp.linalg.qr(jnp.block([[rows, data[:, None]], [root.T, z[:, None]]]), mode="r")[:n]
-        upper = upper * jnp.where(jnp.diagonal(upper) < 0.0, -1.0, 1.0)[:, None]
-        return upper[:, :n].T, upper[:, n]
+        whole = _reflected(root, z.reshape(n, -1), rows, data.reshape(len(data), -1))
+        return whole if data.ndim == 2 else (whole[0], *(x[:, 0] for x in whole[1:]))
     columns = [[*(root[i, k] for i in range(k, n)), z[k]] for k in range(n)]
+    left = []
     for row, seen in zip(rows, data, strict=True):
         rest = [*row, seen]
         for k, column in enumerate(columns):
             length = jnp.hypot(column[0], rest[0])
-            c, s = column[0] / length, rest[0] / length
+            some = jnp.where(length > 0.0, length, 1.0)
+            c, s = jnp.where(length > 0.0, column[0] / some, 1.0), rest[0] / some
             columns[k] = [length, *(c * a + s * b for a, b in zip(column[1:], rest[1:], strict=True))]
             rest = [c * b - s * a for a, b in zip(column[1:], rest[1:], strict=True)]
+        left.append(rest[0])
     zero = jnp.zeros((), root.dtype)
     factor = jnp.stack([jnp.stack([*[zero] * k, *column[:-1]]) for k, column in enumerate(columns)], 1)
-    return factor, jnp.stack([column[-1] for column in columns])
+    return factor, jnp.stack([column[-1] for column in columns]), jnp.stack(left) if left else data
+
+
+def _reflected(root, z, rows, data):
+    n = len(root)
+    whole = jnp.concatenate([jnp.concatenate([rows, data], 1), jnp.concatenate([root.T, z], 1)])
+    order = jnp.argsort(-jnp.abs(whole[:, :n]).max(1))  # large rows first, or the small ones would be lost
+    upper = jnp.linalg.qr(whole[order], mode="r")
+    top = upper[:n] * jnp.where(jnp.diagonal(upper) < 0.0, -1.0, 1.0)[:n, None]
+    return top[:, :n].T, top[:, n:], upper[n:, n:]

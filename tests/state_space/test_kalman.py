@@ -249,6 +249,12 @@ def test_rows_stand_for_all_that_observations_say():
     np.testing.assert_allclose(found.tilt, tilt, atol=1e-5)
 
 
+def test_of_no_state_nothing_is_seen():
+    """As before a scan that begins in a known state."""
+    seen = seen_of(lambda x: (), jnp.zeros(0))
+    assert seen.sharp.rows.shape == (0, 0) and seen.slope.shape == (0,)
+
+
 def test_rows_of_several_observations_in_any_units():
     rng = np.random.default_rng(0)
     for _ in range(40):
