@@ -108,11 +108,13 @@ def seen_of(log_densities: Callable, *states: jax.Array) -> Seen:
     if len(wide) > n:
         order = jnp.argsort(-jnp.abs(wide[:, :n]).max(1))  # or reflections would lose the small ones
         wide = jnp.linalg.qr(wide[order], mode="r")[:n]
-    sharp = Sharp(wide[:, :n], wide[:, n], tilts.sum(0), jnp.zeros((n, n), slopes.dtype))
-    # A convex factor may be a law's only together with the others, so that they stay one.
     precision, slope = precisions.sum(0), slopes.sum(0)
-    none = jax.lax.stop_gradient(Sharp(0.0 * sharp.rows, 0.0 * sharp.data, slope, precision))
+    # A convex factor may be a law's only together with the others, so that they stay one; and what is zero
+    # has the derivatives of all, as A is its rows' part, which is held fixed, and the rest.
     whole = (rests == 0.0).all()
+    tilt, rest = (x - jax.lax.stop_gradient(x) for x in (slope, precision))
+    sharp = Sharp(wide[:, :n], wide[:, n], tilts.sum(0) + tilt, rest)
+    none = Sharp(0.0 * sharp.rows, 0.0 * sharp.data, slope, precision)
     return Seen(precision, slope, Sharp(*(jnp.where(whole, x, y) for x, y in zip(sharp, none, strict=True))))
 
 
@@ -139,7 +141,7 @@ def sharpened(precision: jax.Array, slope: jax.Array) -> Sharp:
     if not n:
         return Sharp(precision, slope, slope, precision)
     begun = (precision, slope, jnp.abs(slope), jnp.zeros_like(precision), jnp.zeros_like(slope))
-    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun) if n else begun
+    left, tilt, scale, rows, data = jax.lax.fori_loop(0, n, pivot, begun)
     nothing = (jnp.abs(left) <= 4.0 * least * jnp.sqrt(size[:, None] * size)).all()
     tilt = jnp.where(jnp.abs(tilt) <= least * scale, 0.0, tilt)
     return Sharp(rows, data, tilt, jnp.where(nothing, 0.0, left))

@@ -75,7 +75,16 @@ def meeting(offset, covariance, precision, slope, root, sharp: Sharp) -> tuple[M
         mean + product(root, after[:, -1]),
         tilt + product(rows.T, data),
     )
-    return met, Roots(root, rows, data, tilt, rest)
+    given = offset.sum() + covariance.sum() + precision.sum() + slope.sum()
+    return jax.tree.map(lambda x: _by_the_rule_alone(x, given), met), Roots(root, rows, data, tilt, rest)
+
+
+def _by_the_rule_alone(x: jax.Array, given: jax.Array) -> jax.Array:
+    """x, with NaN for derivatives by what is given: those of the roots would not be all.
+
+    JAX forgets the rule below in second derivatives that go backwards through a loop.
+    """
+    return x + jnp.sqrt(0.0 * given)  # which is zero, and has an infinite slope there
 
 
 @meeting.defjvp

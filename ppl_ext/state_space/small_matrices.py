@@ -131,6 +131,8 @@ def _reflected(root, z, rows, data):
     n = len(root)
     whole = jnp.concatenate([jnp.concatenate([rows, data], 1), jnp.concatenate([root.T, z], 1)])
     order = jnp.argsort(-jnp.abs(whole[:, :n]).max(1))  # large rows first, or the small ones would be lost
-    upper = jnp.linalg.qr(whole[order], mode="r")
-    top = upper[:n] * jnp.where(jnp.diagonal(upper) < 0.0, -1.0, 1.0)[:n, None]
-    return top[:, :n].T, top[:, n:], upper[n:, n:]
+    turned, upper = jnp.linalg.qr(whole[order, :n])
+    sign = jnp.where(jnp.diagonal(upper) < 0.0, -1.0, 1.0)[:, None]
+    # What is left may be zero, where the derivatives of a factor with it would be none.
+    left = jnp.linalg.qr(whole[order], mode="r")[n:, n:]
+    return (sign * upper).T, sign * (turned.T @ whole[order, n:]), left

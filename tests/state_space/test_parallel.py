@@ -20,7 +20,7 @@ from ppl_ext.state_space.prefixes import prefixes, tree_sum
 from ppl_ext.state_space.small_matrices import added
 from tests.algorithms.state_spaces import FINITE, LINEAR, finite, linear
 from tests.state_space.test_exact import vector
-from tests.state_space.test_kalman import CASES, change, joint_law, level, trend
+from tests.state_space.test_kalman import CASES, change, hessian, joint_law, level, trend
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -323,3 +323,10 @@ def test_rotations_explain_what_they_can(n):
         np.testing.assert_allclose(factor @ factor.T, root @ root.T + rows.T @ rows, atol=1e-12)
         np.testing.assert_allclose(factor @ y, root @ z + rows.T @ data, atol=1e-12)
         np.testing.assert_allclose(y.T @ y + left.T @ left, z.T @ z + data.T @ data, atol=1e-12)
+
+
+def test_second_derivatives_are_right_or_none():
+    """NaN where JAX forgets the rule, and never a number that is wrong."""
+    right, backwards, forwards = hessian(level, 0.7, 0.5, parallel=True)
+    np.testing.assert_allclose(forwards, right, rtol=5e-3, atol=5e-3)
+    assert jnp.isnan(backwards).all()
