@@ -126,7 +126,7 @@ class Conditioned(GaussianTarget):
         gram = _gram(self.base, self.operator, self.operator)
         raise ArgumentError(
             f"Conditioned: what the operator '{name_of(self.operator)}' gives has no law under this base: "
-            f"its covariance would be {jnp.array_str(gram, precision=3)}. A rough process, as with the "
+            f"its covariance would be {gram.round(3).tolist()}. A rough process, as with the "
             "kernels Exp and Brownian motion, has no derivative; and of what is certain anyway nothing can "
             "be learned, unless noise > 0 is given."
         )
