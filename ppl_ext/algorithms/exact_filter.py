@@ -28,7 +28,7 @@ class ExactFilter(Algorithm):
         for accelerators and long series, most of an accelerator being idle in one step. On a CPU it is
         slower: several times the operations, with K states K times as many, and a compilation that takes
         three times as long. Second derivatives of a linear-Gaussian model are those of ``jax.jacfwd`` twice
-        then; by way of ``jax.grad`` they are NaN.
+        then; by way of ``jax.grad`` they may be NaN.
     :raises ModelError: when run: the model is neither finite nor linear-Gaussian, or ``normalize`` asks for a
         draw.
 

@@ -329,4 +329,5 @@ def test_second_derivatives_are_right_or_none():
     """NaN where JAX forgets the rule, and never a number that is wrong."""
     right, backwards, forwards = hessian(level, 0.7, 0.5, parallel=True)
     np.testing.assert_allclose(forwards, right, rtol=5e-3, atol=5e-3)
-    assert jnp.isnan(backwards).all()
+    seen = np.where(np.isnan(backwards), right, backwards)  # by the version of JAX
+    np.testing.assert_allclose(seen, right, rtol=5e-3, atol=5e-3)
