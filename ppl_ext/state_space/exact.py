@@ -22,6 +22,7 @@ from ppl_ext.state_space.gaps import no_exact_answer
 from ppl_ext.state_space.kalman import Normal, behind, law_of, seen_of, smoothed, step, updated
 from ppl_ext.state_space.lagged import ORDERS, Lagged, lagged
 from ppl_ext.state_space.lowering import Inputs
+from ppl_ext.state_space.many_solves import mapped
 from ppl_ext.state_space.model import Particle, StateSpace, Step
 from ppl_ext.state_space.parallel_kalman import filtered_laws, smoothed_laws
 from ppl_ext.state_space.prefixes import tree_sum
@@ -256,14 +257,14 @@ def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
     read_first = read(of_first, a0, a)
     first, rest_first, place = step(initial, *read_first)
     increment = rest_first + of_first(place[: len(a0)], place[len(a0) :]).log_emission
-    later = jax.vmap(lambda x, y: read(lambda b, z: steps.later_step(b, z, x, y), a, a))(*pairs)
+    later = mapped(lambda x, y: read(lambda b, z: steps.later_step(b, z, x, y), a, a), 2 * len(a))(*pairs)
 
     def forth(law, given):
         new, rest, place = step(law, *given)
         return new, (new, rest, place)
 
     if parallel:
-        _, (laws, rests, places) = jax.vmap(forth)(filtered_laws(first, later), later)
+        _, (laws, rests, places) = mapped(forth, 2 * len(a))(filtered_laws(first, later), later)
     else:
         _, (laws, rests, places) = lax.scan(forth, first, later)
 
@@ -291,7 +292,7 @@ def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
     # all at once, and not at all where nobody asks for more than the evidence
     behind_first = behind(initial, *read_first)
     so_far = jax.tree.map(lambda x: x[:-1], filtered)
-    behind_later = jax.vmap(behind)(so_far, *later)
+    behind_later = mapped(behind, 2 * len(a))(so_far, *later)
     if parallel:
         _, (before, cross) = jax.vmap(back)(smoothed_laws(last, behind_later), behind_later)
     else:

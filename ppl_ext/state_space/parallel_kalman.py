@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ppl_ext.state_space.kalman import Behind, Law, Normal, Seen, Sharp, root_of
+from ppl_ext.state_space.many_solves import mapped
 from ppl_ext.state_space.meeting import meeting
 from ppl_ext.state_space.prefixes import prefixes
 from ppl_ext.state_space.small_matrices import added, product
@@ -89,11 +90,11 @@ def filtered_laws(first: Normal, steps: tuple[Law, Seen]) -> Normal:
     """
     nothing = jnp.zeros_like(first.covariance)
     begun = Operator(nothing, *first, root_of(first.covariance), _unseen(first.mean))
-    each = jax.vmap(of_step)(*steps)
+    each = mapped(of_step, 2 * len(nothing))(*steps)
     every = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more])[: len(more)], begun, each)
     eye = jnp.eye(len(nothing), dtype=nothing.dtype)
     one = Operator(eye, jnp.zeros_like(first.mean), nothing, nothing, _unseen(first.mean))
-    until = prefixes(joined, every, one)
+    until = prefixes(joined, every, one, rows=2 * len(nothing))
     return Normal(until.offset, until.covariance)
 
 

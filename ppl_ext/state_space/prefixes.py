@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ppl_ext.state_space.compensated_sum import Sum, two_sum
+from ppl_ext.state_space.many_solves import mapped
 
 
-def prefixes(join: Callable, elements: Any, one: Any, reverse: bool = False) -> Any:
+def prefixes(join: Callable, elements: Any, one: Any, reverse: bool = False, rows: int = 0) -> Any:
     """The products of the first element, the first two, and so on to all n: ``join(earlier, later)`` must be
     associative, with ``one`` as its unit.
 
@@ -24,6 +25,7 @@ def prefixes(join: Callable, elements: Any, one: Any, reverse: bool = False) -> 
     :param elements: a tree of arrays (n, ...).
     :param one: a tree of arrays (...).
     :param reverse: the products of the last element, the last two, and so on, the earlier one first.
+    :param rows: of the matrices that a join solves with, if any (:mod:`~ppl_ext.state_space.many_solves`).
     :return: a tree as of the elements; with ``reverse`` entry i is the product from i to the last.
 
     >>> prefixes(jnp.multiply, jnp.arange(1.0, 8.0), jnp.float32(1.0)).tolist()
@@ -31,7 +33,7 @@ def prefixes(join: Callable, elements: Any, one: Any, reverse: bool = False) -> 
     """
     if reverse:
         turned = jax.tree.map(lambda x: x[::-1], elements)
-        found = prefixes(lambda later, earlier: join(earlier, later), turned, one)
+        found = prefixes(lambda later, earlier: join(earlier, later), turned, one, rows=rows)
         return jax.tree.map(lambda x: x[::-1], found)
     num = len(jax.tree.leaves(elements)[0])
     length = max(1, math.ceil(math.log2(num + 1)))
@@ -45,7 +47,7 @@ def prefixes(join: Callable, elements: Any, one: Any, reverse: bool = False) -> 
     def filled(x, y):
         return jnp.swapaxes(jnp.concatenate([x, y]).reshape(blocks, length, *x.shape[1:]), 0, 1)
 
-    many, index = jax.vmap(join), jnp.arange(blocks)
+    many, index = mapped(join, rows), jnp.arange(blocks)
 
     def within(so_far, new):
         so_far = many(so_far, new)
@@ -62,8 +64,9 @@ def prefixes(join: Callable, elements: Any, one: Any, reverse: bool = False) -> 
     totals, inside = lax.scan(within, ones(blocks), laid)
     totals, _ = lax.scan(across, totals, 2 ** jnp.arange(math.ceil(math.log2(blocks))))
     before = jax.tree.map(lambda x, y: jnp.concatenate([x, y[:-1]]), ones(1), totals)
-    whole = jax.vmap(many, (None, 0))(before, inside)
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:num], whole)
+    before = jax.tree.map(lambda x: jnp.repeat(x, length, 0), before)
+    inside = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), inside)
+    return jax.tree.map(lambda x: x[:num], many(before, inside))
 
 
 def tree_sum(terms: jax.Array) -> Sum:

@@ -20,6 +20,7 @@ from ppl_ext.priors import markov
 from ppl_ext.smoothing import smooth
 from ppl_ext.state_space.exact import smooth_exactly
 from ppl_ext.state_space.model import lower
+from tests.on_devices import run_on
 
 RNG = np.random.default_rng(0)
 TIMES = np.sort(np.concatenate([RNG.uniform(0.0, 6.0, 20), [2.0, 2.0, 2.0001]]))
@@ -214,3 +215,8 @@ def test_what_is_no_process_is_refused_by_name(change, error, words):
     } | change
     with pytest.raises(error, match=words), numpyro.handlers.seed(rng_seed=0):
         markov("f", **given)
+
+
+def test_a_long_series_comes_to_an_end():
+    """Before jax 0.12, large solves side by side wait for each other for ever: they are taken in parts."""
+    run_on(1, "tests.priors.long_series", timeout=200.0)

@@ -14,6 +14,7 @@ from numpyro.contrib.control_flow import scan
 from ppl_ext import expectation, log_density, marginal, normalize, simulate
 from ppl_ext.algorithms import ExactFilter
 from ppl_ext.errors import ModelError
+from ppl_ext.state_space import many_solves
 from ppl_ext.state_space.exact import kind_of, smooth_exactly
 from ppl_ext.state_space.model import lower
 from tests.algorithms.state_spaces import (
@@ -226,3 +227,26 @@ def test_as_an_algorithm(model, parameters):
     assert float(inside) == pytest.approx(float(density.total), rel=1e-5)
     with pytest.raises(ModelError, match="does not draw"):
         simulate(normalize(model, dict(parameters), ExactFilter()), Y, rng_key=jax.random.key(0))
+
+
+def pairs(y, shapes, scale):
+    def step(x, at):
+        x = numpyro.sample("x", dist.MultivariateNormal(0.9 * x, scale_tril=scale * at[1] * jnp.eye(2)))
+        numpyro.sample("y", dist.Normal(x[0], 1.0), obs=at[0])
+        return x, None
+
+    scan(step, numpyro.sample("x0", dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))), (y, shapes))
+
+
+def test_a_long_series_is_read_in_parts(monkeypatch):
+    rng = np.random.default_rng(2)
+    y, shapes = rng.normal(size=11), rng.uniform(0.5, 1.0, size=11)  # ten pairs of steps, in parts of 3
+
+    def log_evidence(scale):
+        return smooth_exactly(lower(pairs, (y, shapes, scale), {})).log_evidence
+
+    whole = jax.jit(jax.value_and_grad(log_evidence))(0.7)
+    monkeypatch.setattr(many_solves, "AT_ONCE", 3 * 4**3)
+    monkeypatch.setattr(many_solves, "_wait", lambda: True)
+    parts = jax.jit(jax.value_and_grad(lambda x: log_evidence(x)))(0.7)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)

@@ -20,7 +20,15 @@ from ppl_ext.state_space.prefixes import prefixes, tree_sum
 from ppl_ext.state_space.small_matrices import added
 from tests.algorithms.state_spaces import FINITE, LINEAR, finite, linear
 from tests.state_space.test_exact import vector
-from tests.state_space.test_kalman import CASES, change, hessian, joint_law, level, trend
+from tests.state_space.test_kalman import (
+    CASES,
+    change,
+    check_against_the_joint_law,
+    hessian,
+    joint_law,
+    level,
+    trend,
+)
 
 DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
@@ -180,18 +188,8 @@ def test_states_that_cannot_be_have_no_derivative(parallel, double):
 def test_small_noise_in_single_precision(model, moves, noise):
     """As of one step after the other: see test_kalman.py."""
     y = RNG.normal(size=30).astype(np.float32)
-    log_p, mean, covariance = joint_law(model, y, moves, noise)
     found = jax.jit(lambda: smooth_exactly(lower(model, (y, moves, noise), {}), parallel=True))()
-    assert abs(float(found.log_evidence) - log_p) < 2e-3 + 3e-6 * abs(log_p)
-    d = mean.shape[1]
-    sd = np.sqrt(np.diag(covariance)).reshape(-1, d)
-    np.testing.assert_allclose(found.mean, mean[1:], atol=2e-5 + 5e-3 * sd.min())
-    np.testing.assert_allclose(found.initial_mean, mean[0], atol=2e-5 + 5e-3 * sd.min())
-    np.testing.assert_allclose(
-        np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2)), sd[1:], rtol=5e-3, atol=1e-6
-    )
-    blocks = [covariance[t * d : (t + 1) * d, (t + 1) * d : (t + 2) * d] for t in range(1, len(y))]
-    np.testing.assert_allclose(found.cross, blocks, rtol=2e-2, atol=5e-3 * (sd**2).max())
+    check_against_the_joint_law(found, model, y, moves, noise)
 
 
 @pytest.mark.parametrize(("moves", "noise"), [(1.0, 1e-3), (1e-3, 1.0)])
