@@ -7,7 +7,7 @@ are *constants* of the traced program: then the step is linear and Gaussian, wha
 written with, factors and missing observations included (:mod:`ppl_ext.state_space.kalman`).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from numpyro.distributions import constraints
 
 from ppl_ext.errors import ModelError
 from ppl_ext.state_space.compensated_sum import plus, zero
+from ppl_ext.state_space.exact_score import later_evidences
 from ppl_ext.state_space.forward_backward import smooth_finite
 from ppl_ext.state_space.gaps import no_exact_answer
-from ppl_ext.state_space.kalman import Normal, behind, law_of, seen_of, smoothed, step, updated
+from ppl_ext.state_space.kalman import Law, Normal, Seen, behind, law_of, seen_of, smoothed, step, updated
 from ppl_ext.state_space.lagged import ORDERS, Lagged, lagged
 from ppl_ext.state_space.lowering import Inputs
 from ppl_ext.state_space.many_solves import mapped
@@ -130,10 +131,14 @@ def smooth_run(ss: StateSpace, max_states: int, parallel: bool = False) -> Smoot
 
 def _known(given: StateSpace, served: StateSpace | Lagged, s: Smoothed) -> Smoothed:
     """NaN where a gap was not served, and where there is nothing to know."""
-    if given.imputed and not served.imputed:
-        unserved = given.has_gap()
-        s = jax.tree.map(lambda x: jnp.where(unserved, jnp.nan, x), s)
-    return _told_where_lost(s)
+    return _told_where_lost(_nan_if_unserved(given, served, s))
+
+
+def _nan_if_unserved(given: StateSpace, served: StateSpace | Lagged, found: Any) -> Any:
+    if not given.imputed or served.imputed:
+        return found
+    unserved = given.has_gap()
+    return jax.tree.map(lambda x: jnp.where(unserved, jnp.nan, x), found)
 
 
 def _told_where_lost(s: Smoothed) -> Smoothed:
@@ -163,7 +168,15 @@ def exact_evidence(ss: StateSpace, max_states: int = 4096, parallel: bool = Fals
 
     :raises ModelError: as :func:`smooth_exactly`.
     """
-    return jax.jit(lambda: smooth_run(ss, max_states, parallel).log_evidence)()
+
+    def evidence():
+        if ss.num_steps and not parallel:
+            form, kind = exact_form(ss)
+            if kind == "gaussian" and isinstance(form, StateSpace):
+                return _nan_if_unserved(ss, form, _gaussian_evidence(form))
+        return smooth_run(ss, max_states, parallel).log_evidence
+
+    return jax.jit(evidence)()
 
 
 def _is_real(fn) -> bool:
@@ -231,7 +244,31 @@ def _is_quadratic(ss: StateSpace) -> bool:
 # Linear-Gaussian
 
 
-def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
+class _Read(NamedTuple):
+    """A series as laws: of the initial sites given what is observed before the scan, the ``first`` step and
+    the ``later`` ones, with what is seen at each; ``after`` is the law of the first state given its own.
+    """
+
+    steps: Steps
+    pairs: tuple
+    initial: Normal
+    log_initial: jax.Array
+    first: tuple[Law, Seen]
+    later: tuple[Law, Seen]
+    after: Normal
+    increment: jax.Array
+
+    def log_emissions(self, places: jax.Array) -> jax.Array:
+        """Of the later steps, at states before and after each."""
+
+        def log_emission(place, x, y):
+            a, b = jnp.split(place, 2)
+            return self.steps.later_step(a, b, x, y).log_emission
+
+        return jax.vmap(log_emission)(places, *self.pairs)
+
+
+def _read(ss: StateSpace) -> _Read:
     steps, x0 = Steps(ss), ss.inputs(0)
     a0, a = steps.zero_initial, steps.zero_state
     pairs = jax.tree.map(lambda v: v[:-1], ss.xs), jax.tree.map(lambda v: v[1:], ss.xs)
@@ -252,12 +289,33 @@ def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
     seen = seen_of(lambda x: ss.initial(steps.unravel_initial(x)).each, a0)
     initial, rest = updated(Normal(start.offset, start.covariance), seen)
     at_start = ss.initial(steps.unravel_initial(initial.mean))
-    log_first = at_start.log_emission + start.excess + rest
+    log_initial = at_start.log_emission + start.excess + rest
 
-    read_first = read(of_first, a0, a)
-    first, rest_first, place = step(initial, *read_first)
+    first = read(of_first, a0, a)
+    after, rest_first, place = step(initial, *first)
     increment = rest_first + of_first(place[: len(a0)], place[len(a0) :]).log_emission
     later = mapped(lambda x, y: read(lambda b, z: steps.later_step(b, z, x, y), a, a), 2 * len(a))(*pairs)
+    return _Read(steps, pairs, initial, log_initial, first, later, after, increment)
+
+
+def _gaussian_evidence(ss: StateSpace) -> jax.Array:
+    """As :func:`_gaussian` has it, with derivatives that are several times as fast."""
+    of = _read(ss)
+    rests, places, slopes = later_evidences(of.after, *of.later)
+    increments = jnp.concatenate([of.increment[None], rests + of.log_emissions(places)])
+    return _summed(of.log_initial, increments) + slopes
+
+
+def _summed(log_initial: jax.Array, increments: jax.Array) -> jax.Array:
+    def add(total, term):
+        return plus(total, term), None
+
+    return lax.scan(add, plus(zero(), log_initial), increments)[0].value
+
+
+def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
+    of = _read(ss)
+    a, first, later, log_first = of.steps.zero_state, of.after, of.later, of.log_initial
 
     def forth(law, given):
         new, rest, place = step(law, *given)
@@ -268,19 +326,12 @@ def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
     else:
         _, (laws, rests, places) = lax.scan(forth, first, later)
 
-    def observed(place, x, y):
-        return steps.later_step(place[: len(a)], place[len(a) :], x, y).log_emission
-
-    increments = jnp.concatenate([increment[None], rests + jax.vmap(observed)(places, *pairs)])
+    increments = jnp.concatenate([of.increment[None], rests + of.log_emissions(places)])
     filtered = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, laws)
-
-    def add(total, term):
-        return plus(total, term), None
-
     if parallel:
-        total = tree_sum(jnp.concatenate([log_first[None], increments]))
+        total = tree_sum(jnp.concatenate([log_first[None], increments])).value
     else:
-        total, _ = lax.scan(add, plus(zero(), log_first), increments)
+        total = _summed(log_first, increments)
     # Of data that are impossible there is no posterior, though each law is a normal one all the same.
     nothing = jnp.where(log_first + increments.min() > -jnp.inf, 0.0, jnp.nan)
     last = jax.tree.map(lambda x: x[-1] + nothing, filtered)
@@ -290,7 +341,7 @@ def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
         return state, (state, cross)
 
     # all at once, and not at all where nobody asks for more than the evidence
-    behind_first = behind(initial, *read_first)
+    behind_first = behind(of.initial, *of.first)
     so_far = jax.tree.map(lambda x: x[:-1], filtered)
     behind_later = mapped(behind, 2 * len(a))(so_far, *later)
     if parallel:
@@ -300,7 +351,7 @@ def _gaussian(ss: StateSpace, parallel: bool) -> Smoothed:
     states = jax.tree.map(lambda more, one: jnp.concatenate([more, one[None]]), before, last)
     at_0, first_cross = smoothed(jax.tree.map(lambda x: x[0], states), behind_first)
     return Smoothed(
-        total.value,
+        total,
         at_0.mean,
         at_0.covariance,
         first_cross,

@@ -248,15 +248,37 @@ def _moved(before: Normal, law: Law) -> Normal:
     return Normal(product(law.slope, before.mean) + law.offset, _symmetric(spread))
 
 
-def _both(before: Normal, law: Law, seen: Seen) -> tuple[Normal, jax.Array]:
-    """The states before and after a step, given observations of both."""
+def _together(before: Normal, law: Law) -> tuple[Normal, jax.Array]:
+    """The states before and after a step, and a factor of their covariance."""
     n0, n = len(before.mean), len(law.offset)
     after = _moved(before, law)
     cross = product(before.covariance, law.slope.T)
     covariance = jnp.block([[before.covariance, cross], [cross.T, after.covariance]])
     half = root_of(before.covariance)
     factor = jnp.block([[half, jnp.zeros((n0, n))], [product(law.slope, half), root_of(law.covariance)]])
-    return updated(Normal(jnp.concatenate([before.mean, after.mean]), covariance), seen, factor)
+    return Normal(jnp.concatenate([before.mean, after.mean]), covariance), factor
+
+
+def _both(before: Normal, law: Law, seen: Seen) -> tuple[Normal, jax.Array]:
+    """The states before and after a step, given observations of both."""
+    prior, factor = _together(before, law)
+    return updated(prior, seen, factor)
+
+
+def after_step(
+    before: Normal, law: Law, seen: Seen, new: Normal
+) -> tuple[jax.Array, Normal, jax.Array, Normal]:
+    """What observations are of, the state after a step or both: the matrix that the state before is moved by,
+    its law before them, a factor of that covariance, and its law given them.
+
+    :param new: the law of the state after the step given the observations.
+    """
+    if len(seen.slope) == len(law.offset):
+        prior = _moved(before, law)
+        return law.slope, prior, root_of(prior.covariance), new
+    prior, factor = _together(before, law)
+    both = jnp.concatenate([jnp.eye(len(before.mean), dtype=law.slope.dtype), law.slope])
+    return both, prior, factor, updated(prior, seen, factor)[0]
 
 
 def smoothed(after: Normal, before: Behind) -> tuple[Normal, jax.Array]:

@@ -13,7 +13,7 @@ from numpyro.handlers import scale
 from scipy.stats import multivariate_normal
 
 from ppl_ext.smoothing import smooth
-from ppl_ext.state_space.exact import smooth_exactly
+from ppl_ext.state_space.exact import exact_evidence, smooth_exactly
 from ppl_ext.state_space.kalman import Normal, law_of, seen_of, sharpened, updated
 from ppl_ext.state_space.model import lower
 
@@ -128,10 +128,15 @@ def test_small_noise_in_single_precision(model, moves, noise):
     check_against_the_joint_law(found, model, Y, moves, noise)
 
 
+def through_the_filter(space):
+    return smooth_exactly(space).log_evidence
+
+
+@pytest.mark.parametrize("evidence", [through_the_filter, exact_evidence])
 @pytest.mark.parametrize(("moves", "noise"), [(1.0, 1e-3), (1e-3, 1.0)])
-def test_derivatives_where_noise_is_small(moves, noise):
+def test_derivatives_where_noise_is_small(moves, noise, evidence):
     def log_evidence(log_moves, log_noise):
-        return smooth_exactly(lower(level, (Y, jnp.exp(log_moves), jnp.exp(log_noise)), {})).log_evidence
+        return evidence(lower(level, (Y, jnp.exp(log_moves), jnp.exp(log_noise)), {}))
 
     at = (jnp.log(moves), jnp.log(noise))
     found = jax.grad(log_evidence, (0, 1))(*at)
