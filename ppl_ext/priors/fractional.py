@@ -67,7 +67,8 @@ class MarkovFBM(eqx.Module):
 
     The states are combinations of the Y whose noise is independent at each step and of which B is no small
     difference, beside, for type I, what the Y were at 0. So single precision serves: log evidences of 200
-    times are right to 0.01, with noise of a thousandth of B(T) too.
+    times are right to 0.03, with noise of a thousandth of B(T) too. Give ``finest`` and ``times`` of the
+    data as they are: of many more times than horizon / finest the shortest lags are not approximated.
 
     :param hurst: the Hurst index H, in (0, 1).
     :param horizon: T; times are in [0, T].

@@ -196,9 +196,10 @@ def test_single_precision(hurst, kind):
     def evidence(steps, y):
         return ppl_ext.log_density(of_hurst, {"hurst": hurst}, steps, y, kind, 1e-3, 10).total
 
+    most = 0.03 if kind == "I" else 5e-3
     found = evidence(MarkovFBM(hurst, HORIZON, kind=kind).steps(t), y)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(float(found), dense(hurst, y, kind, 1e-3, 10, t), atol=0.02)
+    np.testing.assert_allclose(float(found), dense(hurst, y, kind, 1e-3, 10, t), atol=most)
 
 
 @pytest.mark.parametrize("kind", ["I", "II"])
