@@ -22,6 +22,9 @@ match.
 ``match``                      tune a lifted prior to a target; gives an ordinary NumPyro model and a report
 ``ARD``                        a latent site with a precision for each axis, refreshed as a fit goes;
                                ``relevance`` says which axes a decoder uses
+``markov``                     a Gaussian process over time as a scan, in O(n)
+``MarkovFBM``                  fractional Brownian motion as a scan, in O(n)
+``excursion_times``            how long a Gaussian process over time stays on one side of its mean
 ``measurement_inputs``         where functions are compared: training inputs and points of their box
 ``posterior_functions``        any fit read in function space: predictions, their scores, R-hat on them
 ``student_t_posterior``        infinitely wide network with an inverse-gamma last-layer scale, given data:
@@ -41,10 +44,12 @@ if TYPE_CHECKING:
     from ppl_ext.priors.distances.gaussian_moments import GaussianKL, GaussianW2
     from ppl_ext.priors.distances.sinkhorn import Sinkhorn
     from ppl_ext.priors.distances.sliced import SlicedWasserstein
+    from ppl_ext.priors.excursions import excursion_times
     from ppl_ext.priors.families.family import Family
     from ppl_ext.priors.families.flow import Flow
     from ppl_ext.priors.families.gaussian import Gaussian
     from ppl_ext.priors.families.scale_mixture import ScaleMixture
+    from ppl_ext.priors.fractional import MarkovFBM
     from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
     from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
     from ppl_ext.priors.lifting import Lifted, lift_prior
@@ -76,10 +81,12 @@ _NAMES = {
     "distances.gaussian_moments": ("GaussianKL", "GaussianW2"),
     "distances.sinkhorn": ("Sinkhorn",),
     "distances.sliced": ("SlicedWasserstein",),
+    "excursions": ("excursion_times",),
     "families.family": ("Family",),
     "families.flow": ("Flow",),
     "families.gaussian": ("Gaussian",),
     "families.scale_mixture": ("ScaleMixture",),
+    "fractional": ("MarkovFBM",),
     "functions.posterior_functions": ("FunctionDraws", "posterior_functions"),
     "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
     "lifting": ("Lifted", "lift_prior"),
@@ -114,6 +121,7 @@ __all__ = [
     "GaussianW2",
     "Image",
     "Lifted",
+    "MarkovFBM",
     "Matched",
     "ModelTarget",
     "ScaleMixture",
@@ -122,6 +130,7 @@ __all__ = [
     "StudentTProcess",
     "Target",
     "derivative_at",
+    "excursion_times",
     "integral",
     "lift_prior",
     "markov",

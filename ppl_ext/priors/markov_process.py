@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask
 from tinygp.kernels.quasisep import Quasisep
 
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_array, check_function, described
+from ppl_ext.errors import ArgumentTypeError
+from ppl_ext.priors.times import as_times, check_one_each, check_order
+from ppl_ext.runtime.arguments import check_function, described
 
 
 def markov(
@@ -68,17 +68,13 @@ def markov(
     """
     kernels = _checked(name, kernel)
     check_function(f"markov '{name}': observe", observe)
-    times = _times(name, "times", times)
-    _check_order(name, times)
+    times = as_times(f"markov '{name}'", "times", times)
+    check_order(f"markov '{name}'", times)
     n = len(times)
-    for x in jax.tree.leaves(data):
-        if jnp.ndim(x) < 1 or len(x) != n:
-            raise ArgumentError(
-                f"markov '{name}': data must have one entry for each of the {n} times, got {described(x)}."
-            )
+    check_one_each(f"markov '{name}'", data, n)
     seen = None
     if also_at is not None:
-        others = _times(name, "also_at", also_at)
+        others = as_times(f"markov '{name}'", "also_at", also_at)
         order = jnp.argsort(jnp.concatenate([times, others]), stable=True)
         times, seen = jnp.concatenate([times, others])[order], order < n
         # what is not observed needs a value all the same: one that the law can have
@@ -142,24 +138,3 @@ def _checked(name: str, kernel: Any) -> tuple[Quasisep, ...]:
         f"sequence of such; got {described(kernel)}. Of other kernels take a GaussianProcess, whose cost "
         "grows with the cube of the times."
     )
-
-
-def _times(name: str, which: str, times: Any) -> jax.Array:
-    check_array(f"markov '{name}': {which}", times)
-    times = jnp.asarray(times)
-    if times.ndim != 1:
-        raise ArgumentError(f"markov '{name}': {which} must be a vector of times, got {described(times)}.")
-    if not len(times):
-        raise ArgumentError(f"markov '{name}': {which} is empty, and a process has at least one time.")
-    return times if jnp.issubdtype(times.dtype, jnp.floating) else times.astype(float)
-
-
-def _check_order(name: str, times: jax.Array) -> None:
-    if isinstance(times, jax.core.Tracer):
-        return
-    steps = np.diff(np.asarray(times))
-    if not (steps >= 0).all():
-        raise ArgumentError(
-            f"markov '{name}': times must not decrease (equal ones are fine), and must be numbers; at index "
-            f"{int(np.argmin(steps >= 0)) + 1} they do. Sort them, and the data with them."
-        )

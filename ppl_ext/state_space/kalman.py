@@ -294,8 +294,9 @@ def _symmetric(x: jax.Array) -> jax.Array:
 
 
 def root_of(covariance: jax.Array) -> jax.Array:
-    """The Cholesky factor, of a matrix that may be singular to rounding."""
-    little = 2.0 * jnp.finfo(covariance.dtype).eps * jnp.diagonal(covariance)
+    """The Cholesky factor, of a matrix that may be singular to rounding, whose errors grow with its rows."""
+    share = max(2.0, 0.5 * len(covariance)) * jnp.finfo(covariance.dtype).eps
+    little = share * jnp.diagonal(covariance)
     return cholesky(covariance + jnp.diag(little))
 
 

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 
 from ppl_ext.smoothing import smooth
 from ppl_ext.state_space.exact import exact_evidence, smooth_exactly
-from ppl_ext.state_space.kalman import Normal, law_of, seen_of, sharpened, updated
+from ppl_ext.state_space.kalman import Normal, law_of, root_of, seen_of, sharpened, updated
 from ppl_ext.state_space.model import lower
 
 Y = np.random.default_rng(0).normal(size=30).astype(np.float32)
@@ -330,3 +330,16 @@ def test_a_factor_that_is_convex_is_no_observation_and_counts_all_the_same():
     step = new - mean
     ratio = np.linalg.slogdet(prior)[1] - np.linalg.slogdet(right)[1]
     np.testing.assert_allclose(rest, -0.5 * step @ np.linalg.solve(prior, step) - 0.5 * ratio, rtol=1e-5)
+
+
+def test_a_singular_covariance_of_many_rows_has_a_factor():
+    """Its rounding errors grow with its rows, and what is added to its diagonal must with them."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(40, 20)) * np.exp(2 * rng.normal(size=(40, 1))) @ rng.normal(size=(20, 20))
+        rows = jnp.asarray(rows, jnp.float32)
+        spread = rows @ rows.T
+        spread = 0.5 * (spread + spread.T)
+        factor = root_of(spread)
+        scale = jnp.sqrt(jnp.diagonal(spread))
+        assert (abs(factor @ factor.T - spread) <= 1e-5 * scale[:, None] * scale).all()
