@@ -105,9 +105,14 @@ class BernoulliTargets(eqx.Module):
         return Bernoullis(*found, jnp.full(len(found[0]), -1))
 
 
+def times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product of matrices; of small ones as one sum, since many of them side by side are slow otherwise."""
+    return (a[:, :, None] * b[None]).sum(1) if b.shape[0] <= 6 else a @ b
+
+
 def moved(mean: jax.Array, covariance: jax.Array, law: Linear) -> tuple[jax.Array, jax.Array]:
     """Means (N, d) and covariances (N, d, d) one step later."""
-    spread = law.slope @ covariance @ law.slope.T + law.covariance
+    spread = jax.vmap(lambda p: times(times(law.slope, p), law.slope.T))(covariance) + law.covariance
     return mean @ law.slope.T + law.offset, 0.5 * (spread + jnp.swapaxes(spread, 1, 2))
 
 

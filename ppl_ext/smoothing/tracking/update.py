@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ppl_ext.smoothing.tracking.associations import Associations, association_marginals, log_of
 from ppl_ext.smoothing.tracking.linear_step import Linear
-from ppl_ext.smoothing.tracking.target_sets import Bernoullis, Intensity
+from ppl_ext.smoothing.tracking.target_sets import Bernoullis, Intensity, times
 from ppl_ext.state_space.small_matrices import cholesky, solve_lower, solve_root
 
 
@@ -48,11 +48,11 @@ def against(mean: jax.Array, covariance: jax.Array, law: Linear, values: jax.Arr
     surprise = values[None] - expected[:, None]
 
     def one(covariance, surprise):
-        cross = law.slope @ covariance
-        root = cholesky(cross @ law.slope.T + law.covariance)
+        cross = times(law.slope, covariance)
+        root = cholesky(times(cross, law.slope.T) + law.covariance)
         gain = solve_root(root, cross).T
-        rest = jnp.eye(len(covariance), dtype=covariance.dtype) - gain @ law.slope
-        after = rest @ covariance @ rest.T + gain @ law.covariance @ gain.T
+        rest = jnp.eye(len(covariance), dtype=covariance.dtype) - times(gain, law.slope)
+        after = times(times(rest, covariance), rest.T) + times(times(gain, law.covariance), gain.T)
         scaled = solve_lower(root, surprise.T)
         size = jnp.log(jnp.diagonal(root)).sum() + 0.5 * len(root) * math.log(2.0 * math.pi)
         return -0.5 * (scaled**2).sum(0) - size, gain, after
