@@ -159,6 +159,18 @@ def test_one_scan_of_one_target_unseen_ones_and_clutter(double):
     np.testing.assert_allclose(found.undetected[0], rate * (1 - d), atol=1e-10)
 
 
+def test_clutter_is_nowhere_outside_its_law(double):
+    """A measurement there is of a target for sure: of the known one, if nobody is born."""
+    law = PoissonTargets(0.0, born().law)
+    of = Tracker(step, law, 5.0, wherever(0.5), 0.8, 0.9, one(0.3), max_targets=3, max_measurements=2)
+    outside, inside = (of.run([[[z]]]) for z in (2.0, 0.2))
+    np.testing.assert_allclose(outside.existence[0, 0], 1.0, atol=1e-12)
+    assert float(inside.existence[0, 0]) < 0.5
+    m, P = predicted(np.array([1.0, -1.0]), np.array([[1.0, 0.2], [0.2, 0.5]]))
+    right = np.log(0.8 * 0.9 * 0.3) + kalman(m, P, 2.0)[2] - 5.0
+    np.testing.assert_allclose(outside.log_evidence, right, atol=1e-9)
+
+
 def test_the_evidence_of_a_scan_sums_to_one():
     """Over all sets of measurements: none, one, two ... by quadrature, of a target that may exist, unseen
     ones, and a little clutter. Sets of one have an intensity, of two half an integral over both.
