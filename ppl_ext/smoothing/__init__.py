@@ -17,10 +17,11 @@ the way.
 ``additive``                   functionals: score, sufficient statistics, moments, lag covariances, transition
                                counts
 ``backward``                   backward kernels: ``mcmc``, ``dense``, ``hybrid``, ``path``
+``tracking``                   many targets among missed and false measurements; ``Tracks`` is its result
 ============================== ===============================================================================
 """
 
-from ppl_ext.smoothing import additive, backward
+from ppl_ext.smoothing import additive, backward, tracking
 from ppl_ext.smoothing.conditional_sweep import ConditionalSweep, SweptParticleFilter
 from ppl_ext.smoothing.discriminative import (
     DiscriminativeResult,
@@ -33,6 +34,7 @@ from ppl_ext.smoothing.paris_particle_gibbs import ParisParticleGibbs, ParticleG
 from ppl_ext.smoothing.report import SmoothingResult
 from ppl_ext.smoothing.score_ascent import Learned, ScoreAscent
 from ppl_ext.smoothing.smooth import smooth
+from ppl_ext.smoothing.tracking import Tracks
 
 __all__ = [
     "ConditionalSweep",
@@ -49,9 +51,11 @@ __all__ = [
     "SmootherState",
     "SmoothingResult",
     "SweptParticleFilter",
+    "Tracks",
     "additive",
     "backward",
     "discriminative_factor",
     "discriminative_kalman",
     "smooth",
+    "tracking",
 ]

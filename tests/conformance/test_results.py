@@ -35,6 +35,7 @@ from ppl_ext.priors import Gaussian, lift_prior, match, posterior_functions
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 from ppl_ext.smoothing import OnlineSmoother, ParisParticleGibbs, ScoreAscent, discriminative_kalman, smooth
 from tests.priors.models import X, line, linear_target
+from tests.smoothing.tracking_problems import tracker
 
 KEY = jax.random.key(0)
 Y = jnp.array([1.0, 2.0, 3.0])
@@ -97,6 +98,10 @@ def functions():
     return posterior_functions(predicted, draws, jnp.array([0.0, 1.0]), y=jnp.array([0.1, 1.3]))
 
 
+def tracks():
+    return tracker().run([np.zeros((n, 1)) for n in (1, 0, 2)])
+
+
 def tuned():
     return match(
         KEY,
@@ -150,6 +155,7 @@ RESULTS = {
         ),
         {},
     ),
+    "Tracks": (tracks, {}),
     "Matched": (tuned, {"num_samples": 5}),
     "FunctionDraws": (functions, {}),
     "MetaFit": (meta_fit, {"episodes": EPISODES, "num_samples": 5}),
@@ -194,7 +200,16 @@ def test_its_summary_says_something_and_nothing_that_is_no_number(row, capsys):
 
 
 # No one draw, loss or score of these says how far they are off.
-UNKNOWN = {"OnlineResult", "DiscriminativeResult", "MetaFit", "Adapted", "Kinds", "Scores", "Learned"}
+UNKNOWN = {
+    "OnlineResult",
+    "DiscriminativeResult",
+    "MetaFit",
+    "Adapted",
+    "Kinds",
+    "Scores",
+    "Learned",
+    "Tracks",
+}
 
 
 def test_its_verdict_has_a_reason_and_ends_the_summary(row, capsys):
@@ -240,6 +255,7 @@ def test_draws_and_estimates_are_not_mixed_up(row):
     kind, result, needs = row
     groups = variables_of(result.to_arviz(**needs))
     without = {"Learned", "OnlineResult", "DiscriminativeResult", "Scores", "Calibration", "LeaveFutureOut"}
+    without |= {"Tracks"}
     assert ("posterior" in groups) == (kind not in without | {"Matched"})
     assert ("estimates" in groups) == (kind in without | {"Kinds"})
 
