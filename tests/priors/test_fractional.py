@@ -202,6 +202,20 @@ def test_single_precision(hurst, kind):
     np.testing.assert_allclose(float(found), dense(hurst, y, kind, 1e-3, 10, t), atol=most)
 
 
+@pytest.mark.parametrize(("kind", "most_alike"), [("I", 2), ("II", 0)])
+def test_coordinates_are_uncorrelated_at_the_horizon(kind, most_alike):
+    """Or B would be a small difference of large ones, which single precision does not have.
+
+    But for combinations of the slowest two of type I, whose variances are tiny: they count for nothing.
+    """
+    steps = MarkovFBM(0.8, HORIZON, kind=kind).steps(np.linspace(0.1, HORIZON, 20))
+    covariance = np.zeros((10, 10))
+    for slope, scale in zip(*map(np.float64, (steps.slope, steps.scale)), strict=True):
+        covariance = slope @ covariance @ slope.T + np.diag(scale**2)
+    variances = np.linalg.eigvalsh(covariance)
+    np.testing.assert_allclose(variances[most_alike:], 1.0, atol=0.02)
+
+
 @pytest.mark.parametrize("kind", ["I", "II"])
 def test_the_posterior_given_all_data(kind, double):
     noise = MarkovFBM(0.7, HORIZON, kind=kind, num_terms=6)
