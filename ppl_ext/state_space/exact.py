@@ -259,7 +259,7 @@ class _Read(NamedTuple):
     increment: jax.Array
 
     def log_emissions(self, places: jax.Array) -> jax.Array:
-        """Of the later steps, at states before and after each."""
+        """Log densities of what the later steps observe, at states before and after each."""
 
         def log_emission(place, x, y):
             a, b = jnp.split(place, 2)
@@ -299,7 +299,7 @@ def _read(ss: StateSpace) -> _Read:
 
 
 def _gaussian_evidence(ss: StateSpace) -> jax.Array:
-    """As :func:`_gaussian` has it, with derivatives that are several times as fast."""
+    """The evidence that :func:`_gaussian` has, with derivatives that take less time."""
     of = _read(ss)
     rests, places, slopes = later_evidences(of.after, *of.later)
     increments = jnp.concatenate([of.increment[None], rests + of.log_emissions(places)])

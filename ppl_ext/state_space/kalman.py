@@ -78,9 +78,15 @@ class Behind(NamedTuple):
 
 def law_of(log_density: Callable, a: jax.Array, b: jax.Array) -> Law:
     """The law of b given a, from its log density at vectors of their sizes."""
-    precision, slope = _quadratic(log_density, a, b)
-    root = cholesky(precision[len(a) :, len(a) :])
-    right = [-precision[len(a) :, : len(a)], slope[len(a) :, None], jnp.eye(len(b), dtype=b.dtype)]
+    n0 = len(a)
+
+    def slope(x):
+        found = jax.grad(log_density, 1)(x[:n0], x[n0:])
+        return found, found
+
+    curvature, at_zero = jax.jacfwd(slope, has_aux=True)(jnp.zeros_like(jnp.concatenate([a, b])))
+    root = cholesky(-curvature[:, n0:])
+    right = [curvature[:, :n0], at_zero[:, None], jnp.eye(len(b), dtype=b.dtype)]
     solved = solve_root(root, jnp.concatenate(right, 1))
     offset = solved[:, len(a)]
     normal = _log_determinant(root) - 0.5 * len(b) * math.log(2.0 * math.pi)
