@@ -70,6 +70,16 @@ def test_the_covariance_is_the_kernel_summed_around_the_circle(case, double):
     assert off < 7e-4 * variance
 
 
+def test_coefficients_are_those_of_the_constant_then_cosines_then_sines(double):
+    phase = 2 * np.pi / 14.0 * np.outer(np.arange(6), np.arange(1, 7))
+    heights = np.sqrt(np.sqrt(2 * np.pi) * 2.0 / 14.0) * np.exp(
+        -((np.pi / 7.0 * np.arange(7) * 2.0) ** 2) / 4
+    )
+    harmonics = np.sqrt(2.0) * heights[1:]
+    right = [np.full((6, 1), heights[0]), harmonics * np.cos(phase), harmonics * np.sin(phase)]
+    np.testing.assert_allclose(columns(6, 2.0), np.concatenate(right, 1), atol=1e-12)
+
+
 def test_the_published_figure(double):
     """27 coefficients, and an error of 2e-4: that of the ends of the series, which are 41 steps apart."""
     basis = columns(100, 10.0)
