@@ -148,7 +148,7 @@ def _bounds(where: str, given: Any, shortest: Any, longest: Any) -> tuple[float,
 
 
 def _check_all_positive(where: str, value: Any) -> None:
-    """Of a number or an array whose values are known."""
+    """Whether a number, or every entry of an array, is positive and finite; a tracer passes."""
     check_array(where, value)
     if isinstance(value, jax.core.Tracer):
         return
