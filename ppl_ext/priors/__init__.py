@@ -24,6 +24,7 @@ match.
                                ``relevance`` says which axes a decoder uses
 ``markov``                     a Gaussian process over time as a scan, in O(n)
 ``MarkovFBM``                  fractional Brownian motion as a scan, in O(n)
+``fourier_gp``                 a smooth Gaussian process on a regular grid, by few Fourier coefficients
 ``excursion_times``            how long a Gaussian process over time stays on one side of its mean
 ``measurement_inputs``         where functions are compared: training inputs and points of their box
 ``posterior_functions``        any fit read in function space: predictions, their scores, R-hat on them
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.families.flow import Flow
     from ppl_ext.priors.families.gaussian import Gaussian
     from ppl_ext.priors.families.scale_mixture import ScaleMixture
+    from ppl_ext.priors.fourier import fourier_gp
     from ppl_ext.priors.fractional import MarkovFBM
     from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
     from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
@@ -86,6 +88,7 @@ _NAMES = {
     "families.flow": ("Flow",),
     "families.gaussian": ("Gaussian",),
     "families.scale_mixture": ("ScaleMixture",),
+    "fourier": ("fourier_gp",),
     "fractional": ("MarkovFBM",),
     "functions.posterior_functions": ("FunctionDraws", "posterior_functions"),
     "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
@@ -131,6 +134,7 @@ __all__ = [
     "Target",
     "derivative_at",
     "excursion_times",
+    "fourier_gp",
     "integral",
     "lift_prior",
     "markov",
