@@ -70,7 +70,7 @@ class NumPyroMoves(Moves):
             )
 
     @property
-    def alone(self) -> bool:  # type: ignore[override]
+    def alone(self) -> bool:  # type: ignore[override]  # a field of other moves, here as the kernel is
         return self.kernel is not SA
 
     @property
