@@ -79,7 +79,7 @@ def excursion_times(kernel: Any) -> Excursions:
     >>> round(found.mean / np.pi, 4), round(found.exponent, 4)
     (2.0, 0.2057)
     >>> found.survival([0.0, 5.0]).round(3).tolist()
-    [1.0, 0.613]
+    [1.0, 0.481]
 
     Source: Bengtsson, Podgórski 2024, "The Slepian model based independent interval approximation of
     persistency and zero-level excursion distributions".
