@@ -85,6 +85,11 @@ def excursion_times(kernel: Any) -> Excursions:
     persistency and zero-level excursion distributions".
     """
     where = f"excursion_times: {described(kernel)}"
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(kernel)):
+        raise ArgumentError(
+            f"{where} has a traced parameter, and lengths of excursions are found on the host, without "
+            "derivatives. Call it outside of jit, grad and models, with numbers."
+        )
     target = kernel if isinstance(kernel, GaussianTarget) else GaussianProcess(kernel)
     with jax.enable_x64(True):
         wide = jax.tree.map(_wide, target)

@@ -9,7 +9,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.errors import ArgumentError
+from ppl_ext.priors.times import check_name
 from ppl_ext.runtime.arguments import check_array, check_count, check_positive, described
 
 LEAST = 1e-8
@@ -83,8 +84,7 @@ def fourier_gp(
     Autoencoders for Neural and Behavioral Data", for latents in the Fourier domain; the covariance is
     Poisson's summation formula.
     """
-    if not isinstance(name, str):
-        raise ArgumentTypeError(f"fourier_gp: name must be a string, got {described(name)}.")
+    check_name("fourier_gp", name)
     where = f"fourier_gp '{name}'"
     check_count(f"{where}: num_times", num_times)
     if num_times < 2:
@@ -96,6 +96,13 @@ def fourier_gp(
     circle = around * step
     top = math.sqrt(-2.0 * math.log(LEAST))  # the largest ωℓ
     num = math.ceil(top * circle / (2.0 * math.pi * shortest)) - 1
+    try:
+        jnp.broadcast_shapes(jnp.shape(length_scale), jnp.shape(variance))
+    except ValueError:
+        raise ArgumentError(
+            f"{where}: length_scale and variance have shapes {jnp.shape(length_scale)} and "
+            f"{jnp.shape(variance)}, which do not broadcast: give one of each for a process, or one for all."
+        ) from None
     length = jnp.asarray(length_scale, float)[..., None]
     amplitudes = _amplitudes(length, jnp.asarray(variance, float)[..., None], circle, num, top)
     # a bound itself may be off by its rounding

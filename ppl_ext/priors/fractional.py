@@ -13,7 +13,7 @@ from numpyro.contrib.control_flow import scan
 
 from ppl_ext.errors import ArgumentError
 from ppl_ext.priors import fractional_weights as weights
-from ppl_ext.priors.times import as_times, check_one_each, check_order
+from ppl_ext.priors.times import as_times, check_name, check_one_each, check_order
 from ppl_ext.runtime.arguments import check_array, check_count, check_function, check_positive, described
 
 SLOWEST = {"I": 1e-3, "II": 0.1}
@@ -22,8 +22,10 @@ FASTEST = 20.0
 """Fastest rate times the shortest lag."""
 
 
-class Steps(NamedTuple):
-    """What :meth:`MarkovFBM.step` takes of each time: arrays (n, ...), computed in double precision."""
+class Steps(eqx.Module):
+    """What :meth:`MarkovFBM.step` takes of each time: arrays (n, ...), computed in double precision. They are
+    of one choice of horizon and rates, and serve every Hurst index.
+    """
 
     slope: jax.Array
     """(n, K, K), of the coordinates."""
@@ -37,6 +39,8 @@ class Steps(NamedTuple):
     """(n, K), what a control of one adds to the coordinates."""
     length: jax.Array
     """(n,), since the time before."""
+    horizon: float = eqx.field(static=True)
+    rates: tuple[float, ...] = eqx.field(static=True)
 
 
 class NoiseState(NamedTuple):
@@ -160,6 +164,7 @@ class MarkovFBM(eqx.Module):
         :param control: u, for guides: dW becomes dW + u dt during the step. That costs at most ½ u² times
             its length in nats.
         """
+        self._check_own(f"MarkovFBM '{name}'", step)
         x, before = jnp.split(state.coordinates, [len(self.rates)])
         mean = jnp.concatenate([step.slope @ x + control * step.pull, before])
         scale = jnp.append(step.scale, jnp.full_like(before, weights.LEAST_NOISE**0.5))
@@ -183,10 +188,12 @@ class MarkovFBM(eqx.Module):
         :raises ArgumentError: for times outside [0, T] or backwards, or data of another length; the message
             names the site.
         """
+        check_name("MarkovFBM.path", name)
         where = f"MarkovFBM '{name}'"
         if observe is not None:
             check_function(f"{where}: observe", observe)
         steps = times if isinstance(times, Steps) else self._steps(where, times)
+        self._check_own(where, steps)
         check_one_each(where, data, len(steps.length))
 
         def body(state, inputs):
@@ -205,16 +212,31 @@ class MarkovFBM(eqx.Module):
                 f"{where}: times are traced, and transitions are computed in double precision before any "
                 "jit. Call noise.steps(times) outside, and pass what it returns to the model as an argument."
             )
+        at = self._known_times(where, times, in_order=True)
+        found = weights.transitions(self.horizon, np.array(self.rates), at)
+        slope, scale, turn, lost, pull, length = (jnp.asarray(x, float) for x in found)
+        return Steps(slope, scale, turn, lost, pull, length, self.horizon, self.rates)
+
+    def _check_own(self, where: str, steps: Steps) -> None:
+        if (steps.horizon, steps.rates) != (self.horizon, self.rates):
+            raise ArgumentError(
+                f"{where}: the steps are those of a MarkovFBM of another horizon, finest, num_terms or kind. "
+                "Only its hurst may differ: call steps(times) of one that agrees in the others."
+            )
+
+    def _known_times(self, where: str, times: Any, in_order: bool = False) -> np.ndarray:
+        """Times in [0, T], in double precision whatever the model's."""
         as_times(where, "times", times)
-        at = np.asarray(times, float)  # in double precision, whatever the model's
-        check_order(where, at)
-        if not (at[0] >= 0.0 and at[-1] <= self.horizon * (1.0 + 1e-6)):
+        at = np.asarray(times, float)
+        if in_order:
+            check_order(where, at)
+        if not (at.min() >= 0.0 and at.max() <= self.horizon * (1.0 + 1e-6)):
             raise ArgumentError(
                 f"{where}: times must lie between 0, where the process is 0, and the horizon "
-                f"{self.horizon:g}; they go from {at[0]:g} to {at[-1]:g}. Shift them, or raise the horizon."
+                f"{self.horizon:g}; they go from {at.min():g} to {at.max():g}. Shift them, or raise the "
+                "horizon."
             )
-        found = weights.transitions(self.horizon, np.array(self.rates), at)
-        return Steps(*(jnp.asarray(x, float) for x in found))
+        return at
 
     def covariance(self, times: Any) -> np.ndarray:
         """The covariance (n, n) of what approximates B, in double precision, to be laid beside that of
@@ -224,13 +246,13 @@ class MarkovFBM(eqx.Module):
         >>> bool(abs(noise.covariance(t) - noise.exact_covariance(t)).max() < 0.02)
         True
         """
-        return weights.covariance(
-            self._known(), self.horizon, np.asarray(times, float), np.array(self.rates), self.kind
-        )
+        at = self._known_times("MarkovFBM.covariance", times)
+        return weights.covariance(self._known(), self.horizon, at, np.array(self.rates), self.kind)
 
     def exact_covariance(self, times: Any) -> np.ndarray:
         """The covariance (n, n) of fractional Brownian motion itself."""
-        return weights.exact_covariance(self._known(), np.asarray(times, float), self.kind)
+        at = self._known_times("MarkovFBM.exact_covariance", times)
+        return weights.exact_covariance(self._known(), at, self.kind)
 
     def missed(self) -> float:
         """The share of the variance, integrated over [0, T], that the approximation misses.

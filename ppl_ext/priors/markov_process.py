@@ -12,7 +12,7 @@ from numpyro.handlers import mask
 from tinygp.kernels.quasisep import Quasisep
 
 from ppl_ext.errors import ArgumentTypeError
-from ppl_ext.priors.times import as_times, check_one_each, check_order
+from ppl_ext.priors.times import as_times, check_name, check_one_each, check_order
 from ppl_ext.runtime.arguments import check_function, described
 
 
@@ -66,6 +66,7 @@ def markov(
     Sources: Hartikainen and Särkkä 2010, "Kalman filtering and smoothing solutions to temporal Gaussian
     process regression models"; Foreman-Mackey et al. 2017 for ``Celerite`` and ``SHO``.
     """
+    check_name("markov", name)
     kernels = _checked(name, kernel)
     check_function(f"markov '{name}': observe", observe)
     times = as_times(f"markov '{name}'", "times", times)

@@ -1,4 +1,4 @@
-"""Times that a process is asked for: checked once, for all processes over time."""
+"""What a process over time is given, its name, times and data: checked once, for all of them."""
 
 from typing import Any
 
@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.errors import ArgumentError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_array, described
+
+
+def check_name(where: str, name: Any) -> None:
+    """Whether the name of a process is a string, as names of sites are."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"{where}: name must be a string, got {described(name)}.")
 
 
 def as_times(where: str, which: str, times: Any) -> jax.Array:

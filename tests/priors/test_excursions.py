@@ -108,3 +108,8 @@ def test_what_has_no_excursions_is_refused_by_name(kernel, error, words):
 def test_times_that_are_none(times):
     with pytest.raises(ArgumentError, match="survival: times must be between 0 and"):
         excursion_times(kernels.ExpSquared()).survival(times)
+
+
+def test_what_is_traced_is_refused():
+    with pytest.raises(ArgumentError, match="has a traced parameter.*outside of jit"):
+        jax.jit(lambda scale: excursion_times(kernels.ExpSquared(scale=scale)).mean)(1.0)

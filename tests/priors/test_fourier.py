@@ -222,6 +222,11 @@ BOUNDS = {"shortest": 1.0, "longest": 9.0}
     ("change", "error", "words"),
     [
         ({"name": 3}, ArgumentTypeError, "fourier_gp: name must be a string, got 3"),
+        (
+            {"length_scale": np.full(3, 2.0), "variance": np.ones(2)},
+            ArgumentError,
+            r"'f': length_scale and variance have shapes \(3,\) and \(2,\)",
+        ),
         ({"num_times": 1}, ArgumentError, "'f': num_times must be at least 2"),
         ({"num_times": 2.5}, ArgumentError, "'f': num_times must be a positive integer"),
         ({"length_scale": 0.0}, ArgumentError, "'f': length_scale must be positive and finite, got 0.0"),

@@ -335,6 +335,42 @@ def test_what_is_no_path_is_refused_by_name(times, data, words):
         MarkovFBM(0.3, 1.0).path("b", times, None, data)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"horizon": 2.0},
+        {"kind": "I"},
+        {"num_terms": 4},
+        {"finest": 0.1},
+        {"horizon": 0.01, "kind": "I"},  # of the same rates
+    ],
+    ids=str,
+)
+def test_steps_of_another_noise_are_refused(change):
+    given = {"horizon": 1.0, "kind": "II", "finest": 0.005}
+    steps = MarkovFBM(0.4, **given | change).steps([0.005, 0.01])
+    noise = MarkovFBM(0.7, **given)
+    with pytest.raises(ArgumentError, match="'b': the steps are those of a MarkovFBM of another"):
+        numpyro.handlers.seed(lambda: noise.path("b", steps), 0)()
+    row = jax.tree.map(lambda x: x[0], steps)
+    with pytest.raises(ArgumentError, match="'b': the steps are those of a MarkovFBM of another"):
+        numpyro.handlers.seed(lambda: noise.step("b", noise.start("b0"), row), 0)()
+    own = MarkovFBM(0.4, **given).steps([0.5, 1.0])  # only the index differs
+    assert numpyro.handlers.seed(lambda: noise.path("b", own), 0)().shape == (2,)
+
+
+@pytest.mark.parametrize("which", ["covariance", "exact_covariance"])
+@pytest.mark.parametrize("times", [[-0.1, 0.2], [0.1, np.nan], [0.1, 1.2], [[0.1]], []])
+def test_a_covariance_is_of_times_of_the_process(which, times):
+    with pytest.raises(ArgumentError, match=f"MarkovFBM.{which}: times (must|is)"):
+        getattr(MarkovFBM(0.3, 1.0), which)(times)
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(ArgumentTypeError, match="MarkovFBM.path: name must be a string, got 3"):
+        numpyro.handlers.seed(lambda: MarkovFBM(0.3, 1.0).path(3, [0.5]), 0)()
+
+
 def test_what_is_traced_is_refused_with_the_remedy():
     noise = MarkovFBM(0.3, 1.0, kind="II")
     with pytest.raises(ArgumentError, match=r"'b': times are traced.*noise.steps\(times\) outside"):

@@ -204,17 +204,19 @@ def test_other_likelihoods_by_particles_and_by_a_guide():
         ({"data": np.zeros(4)}, ArgumentError, "'f': data must have one entry for each of the 3 times"),
         ({"also_at": np.zeros((2, 2))}, ArgumentError, "'f': also_at must be a vector"),
         ({"observe": 3}, ArgumentTypeError, "'f': observe"),
+        ({"name": 3}, ArgumentTypeError, "markov: name must be a string, got 3"),
     ],
 )
 def test_what_is_no_process_is_refused_by_name(change, error, words):
     given = {
+        "name": "f",
         "kernel": quasisep.Exp(scale=1.0),
         "times": np.arange(3.0),
         "observe": lambda f, y: None,
         "data": np.zeros(3),
     } | change
     with pytest.raises(error, match=words), numpyro.handlers.seed(rng_seed=0):
-        markov("f", **given)
+        markov(**given)
 
 
 def test_a_long_series_comes_to_an_end():
