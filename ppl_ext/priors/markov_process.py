@@ -89,11 +89,11 @@ def markov(
 
 def _scanned(name, kernels, times, observe, data, seen, single: bool):
     parts = [_transitions(times, k) for k in kernels]
-    slope, root, readout = (_beside([p[i] for p in parts]) for i in range(3))
+    slope, noise, readout = (_beside([p[i] for p in parts]) for i in range(3))
 
     def step(state, inputs):
-        slope, root, readout, now, is_seen = inputs
-        law = dist.MultivariateNormal(slope @ state, scale_tril=root)
+        slope, noise, readout, now, is_seen = inputs
+        law = dist.MultivariateNormal(slope @ state, noise)
         state = numpyro.sample(f"{name}_state", law)
         f = numpyro.deterministic(name, (readout @ state)[0] if single else readout @ state)
         if is_seen is None:
@@ -103,20 +103,23 @@ def _scanned(name, kernels, times, observe, data, seen, single: bool):
                 observe(f, now)
         return state, f
 
-    _, f = scan(step, jnp.zeros(root.shape[-1], root.dtype), (slope, root, readout, data, seen))
+    _, f = scan(step, jnp.zeros(noise.shape[-1], noise.dtype), (slope, noise, readout, data, seen))
     return f
 
 
 def _transitions(times: jax.Array, kernel: Quasisep) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A (n, D, D), the Cholesky factor of the noise, and the readout (n, 1, D)."""
+    """A and the noise's covariance, (n, D, D), and the readout (n, 1, D)."""
     spread = _dense(kernel.stationary_covariance())
     before = jnp.concatenate([times[:1], times[:-1]])
     slope = jax.vmap(lambda s, t: _dense(kernel.transition_matrix(s, t)).T)(before, times)
     slope = slope.at[0].set(0.0)  # the first is the stationary law, whatever was before
     noise = spread - slope @ spread @ jnp.swapaxes(slope, 1, 2)
     little = 8.0 * jnp.finfo(noise.dtype).eps * jnp.diag(jnp.diagonal(spread))
-    root = jnp.linalg.cholesky(0.5 * (noise + jnp.swapaxes(noise, 1, 2)) + little)
-    return slope, root, jax.vmap(lambda t: kernel.observation_model(t)[None])(times)
+    return (
+        slope,
+        0.5 * (noise + jnp.swapaxes(noise, 1, 2)) + little,
+        jax.vmap(lambda t: kernel.observation_model(t)[None])(times),
+    )
 
 
 def _beside(parts: Sequence[jax.Array]) -> jax.Array:

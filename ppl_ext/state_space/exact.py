@@ -7,6 +7,7 @@ are *constants* of the traced program: then the step is linear and Gaussian, wha
 written with, factors and missing observations included (:mod:`ppl_ext.state_space.kalman`).
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +21,16 @@ from ppl_ext.state_space.compensated_sum import plus, zero
 from ppl_ext.state_space.exact_score import later_evidences
 from ppl_ext.state_space.forward_backward import smooth_finite
 from ppl_ext.state_space.gaps import no_exact_answer
-from ppl_ext.state_space.kalman import Law, Normal, Seen, behind, law_of, seen_of, smoothed, step, updated
+from ppl_ext.state_space.kalman import Law, Normal, Seen, behind, smoothed, step, updated
 from ppl_ext.state_space.lagged import ORDERS, Lagged, lagged
 from ppl_ext.state_space.lowering import Inputs
 from ppl_ext.state_space.many_solves import mapped
 from ppl_ext.state_space.model import Particle, StateSpace, Step
 from ppl_ext.state_space.parallel_kalman import filtered_laws, smoothed_laws
 from ppl_ext.state_space.prefixes import tree_sum
+from ppl_ext.state_space.site_runs import SiteRun
 from ppl_ext.state_space.smoothed import Smoothed
+from ppl_ext.state_space.stated import law_and_seen
 from ppl_ext.tracing.depends import depends
 
 
@@ -218,8 +221,12 @@ class Steps:
 
     def particle(self, a, x: Inputs) -> Particle:
         """The particle whose last step drew a: the carry before that step does not matter."""
-        anything = self.ss.initial(self.unravel_initial(self.zero_initial)).particle
-        return self.ss.step(anything, self.unravel_state(a), x).particle
+        return self.ss.step(self.ss.anywhere(), self.unravel_state(a), x).particle
+
+
+def _counted(record: SiteRun, latent: Iterable[str]) -> dict[str, dict]:
+    """The sites of a run that have a term in its density: no parameters."""
+    return {n: site for n, site in record.sites.items() if n in latent or n not in record.latent}
 
 
 def _log_joint(step: Step) -> jax.Array:
@@ -273,28 +280,40 @@ def _read(ss: StateSpace) -> _Read:
     a0, a = steps.zero_initial, steps.zero_state
     pairs = jax.tree.map(lambda v: v[:-1], ss.xs), jax.tree.map(lambda v: v[1:], ss.xs)
 
+    def read(step, sites_of, before, after):
+        sites_of = None if ss.is_scaled or ss.imputed else sites_of
+        return law_and_seen(step, sites_of, sorted(ss.step_sites), before, after)
+
     def of_first(before, after):
         return steps.first_step(before, after, x0)
 
-    def read(step, before, after):
-        """The law of a step and what its observations say of its state, or of the one before too."""
-        observed = jax.make_jaxpr(lambda b, x: step(b, x).log_emission)(before, after)
-        of_both = any(depends(observed, [True, False]))
-        law = law_of(lambda b, x: step(b, x).log_transition, before, after)
-        if of_both:
-            return law, seen_of(lambda b, x: step(b, x).each, before, after)
-        return law, seen_of(lambda x: step(before, x).each, after)
+    def of_start(_, x):
+        start = ss.initial(steps.unravel_initial(x))
+        return Step(start.particle, start.log_initial, start.log_emission, start.each)
 
-    start = law_of(lambda _, x: ss.initial(steps.unravel_initial(x)).log_initial, a0[:0], a0)
-    seen = seen_of(lambda x: ss.initial(steps.unravel_initial(x)).each, a0)
+    start, seen = law_and_seen(
+        of_start,
+        lambda _, x: _counted(ss.run_initial(steps.unravel_initial(x), None), ss.initial_sites),
+        sorted(ss.initial_sites),
+        a0[:0],
+        a0,
+    )
     initial, rest = updated(Normal(start.offset, start.covariance), seen)
-    at_start = ss.initial(steps.unravel_initial(initial.mean))
-    log_initial = at_start.log_emission + start.excess + rest
+    log_initial = of_start(None, initial.mean).log_emission + start.excess + rest
 
-    first = read(of_first, a0, a)
+    def sites(particle, after, x):
+        return _counted(ss.run_step(particle, steps.unravel_state(after), x, None), ss.step_sites)
+
+    first = read(of_first, lambda b, z: sites(ss.initial(steps.unravel_initial(b)).particle, z, x0), a0, a)
     after, rest_first, place = step(initial, *first)
     increment = rest_first + of_first(place[: len(a0)], place[len(a0) :]).log_emission
-    later = mapped(lambda x, y: read(lambda b, z: steps.later_step(b, z, x, y), a, a), 2 * len(a))(*pairs)
+
+    def of_later(x, y):
+        return read(
+            lambda b, z: steps.later_step(b, z, x, y), lambda b, z: sites(steps.particle(b, x), z, y), a, a
+        )
+
+    later = mapped(of_later, 2 * len(a))(*pairs)
     return _Read(steps, pairs, initial, log_initial, first, later, after, increment)
 
 

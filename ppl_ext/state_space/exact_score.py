@@ -41,11 +41,16 @@ def later_evidences(first: Normal, laws: Law, seen: Seen) -> tuple[jax.Array, ja
 
 
 def _run(first: Normal, laws: Law, seen: Seen):
+    of_both = seen.slope.shape[1] > first.mean.shape[0]
+
     def forth(law, given):
         new, rest, place = step(law, *given)
-        return new, (rest, place, law, new)
+        return new, (rest, new, place if of_both else None)
 
-    _, (rests, places, before, after) = lax.scan(forth, first, (laws, seen))
+    _, (rests, after, places) = lax.scan(forth, first, (laws, seen))
+    before = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more[:-1]]), first, after)
+    if not of_both:
+        places = jnp.concatenate([before.mean, after.mean], 1)
     fixed = lax.stop_gradient(places)
     # A first derivative's values have derivatives of their own, when there is a second one.
     whole = rests + jax.vmap(_said)(places, seen) - jax.vmap(_said)(fixed, seen)

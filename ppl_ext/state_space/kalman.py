@@ -28,7 +28,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_ext.state_space.small_matrices import added, cholesky, product, solve_lower, solve_root, solve_upper
+from ppl_ext.state_space.small_matrices import (
+    added,
+    cholesky,
+    product,
+    solve_lower,
+    solve_root,
+    solve_upper,
+    unit_given,
+)
 
 
 class Law(NamedTuple):
@@ -49,12 +57,19 @@ class Seen(NamedTuple):
 
     precision: jax.Array
     slope: jax.Array
-    sharp: "Sharp"
+    sharp: "Data | Sharp"
+
+
+class Data(NamedTuple):
+    """Observations as ``data``, of ``rows @ x``, with noise of variance one."""
+
+    rows: jax.Array
+    data: jax.Array
 
 
 class Sharp(NamedTuple):
-    """Observations as ``data``, of ``rows @ x``, with noise of variance one; beside them is what is none:
-    ``tilt · x − ½ xᵀ rest x``, zero unless a factor rises without end or is convex in the states.
+    """Observations as :class:`Data`, and beside it what is none: ``tilt · x − ½ xᵀ rest x``, zero unless a
+    factor rises without end or is convex in the states.
     """
 
     rows: jax.Array
@@ -98,30 +113,60 @@ def law_of(log_density: Callable, a: jax.Array, b: jax.Array) -> Law:
     )
 
 
-def seen_of(log_densities: Callable, *states: jax.Array) -> Seen:
+def seen_of(log_densities: Callable, *states: jax.Array, stated: jax.Array | None = None) -> Seen:
     """What observations say of these states together, from their log densities: a pytree of arrays.
 
     Each is taken by itself, since of the sum of a sharp one and a vague one the vague one is lost.
+
+    :param stated: rows of others, with their data in the last column.
     """
 
     def terms(*x):
         parts = [jnp.ravel(p) for p in jax.tree.leaves(log_densities(*x))]
         return jnp.concatenate([jnp.zeros(0, x[0].dtype), *parts])
 
+    n = sum(len(x) for x in states)
     precisions, slopes = _quadratic(terms, *states)
     rows, data, tilts, rests = jax.vmap(sharpened)(*map(jax.lax.stop_gradient, (precisions, slopes)))
-    wide, n = jnp.concatenate([rows, data[..., None]], 2).reshape(-1, slopes.shape[1] + 1), slopes.shape[1]
-    if len(wide) > n:
-        order = jnp.argsort(-jnp.abs(wide[:, :n]).max(1))  # or reflections would lose the small ones
-        wide = jnp.linalg.qr(wide[order], mode="r")[:n]
-    precision, slope = precisions.sum(0), slopes.sum(0)
-    # A convex factor may be a law's only together with the others, so that they stay one; and what is zero
-    # has the derivatives of all, as A is its rows' part, which is held fixed, and the rest.
+    stated = jnp.zeros((0, n + 1), slopes.dtype) if stated is None else stated
+    wide = jnp.concatenate([rows, data[..., None]], 2).reshape(-1, n + 1)
+    wide = _fewer(jnp.concatenate([wide, jax.lax.stop_gradient(stated)]))
+    precision, slope = (
+        x.sum(0) + y for x, y in zip((precisions, slopes), seen_as_data(stated)[:2], strict=True)
+    )
+    # A convex factor may be a law's only together with the others, so that they stay one.
     whole = (rests == 0.0).all()
-    tilt, rest = (x - jax.lax.stop_gradient(x) for x in (slope, precision))
+    tilt, rest = _slopes_alone(slope, precision)
     sharp = Sharp(wide[:, :n], wide[:, n], tilts.sum(0) + tilt, rest)
     none = Sharp(0.0 * sharp.rows, 0.0 * sharp.data, slope, precision)
     return Seen(precision, slope, Sharp(*(jnp.where(whole, x, y) for x, y in zip(sharp, none, strict=True))))
+
+
+def seen_as_data(wide: jax.Array) -> Seen:
+    """What is seen of states where all of it is data: ``rows``, and the data in the last column.
+
+    >>> seen_as_data(jnp.array([[2.0, 6.0]])).precision.tolist()
+    [[4.0]]
+    """
+    precision, slope = product(wide[:, :-1].T, wide[:, :-1]), product(wide[:, :-1].T, wide[:, -1])
+    if len(wide) < wide.shape[1]:
+        return Seen(precision, slope, Data(wide[:, :-1], wide[:, -1]))
+    fixed = _fewer(jax.lax.stop_gradient(wide))
+    return Seen(precision, slope, Sharp(fixed[:, :-1], fixed[:, -1], *_slopes_alone(slope, precision)))
+
+
+def _slopes_alone(*xs: jax.Array) -> list[jax.Array]:
+    """Zeros with the derivatives of these. A is its rows' part, which is held fixed, and the rest."""
+    return [x - jax.lax.stop_gradient(x) for x in xs]
+
+
+def _fewer(wide: jax.Array) -> jax.Array:
+    """Rows that say the same of the states, and are not more than these."""
+    n = wide.shape[1] - 1
+    if len(wide) <= n:
+        return wide
+    order = jnp.argsort(-jnp.abs(wide[:, :n]).max(1))  # or reflections would lose the small ones
+    return jnp.linalg.qr(wide[order], mode="r")[:n]
 
 
 def sharpened(precision: jax.Array, slope: jax.Array) -> Sharp:
@@ -191,10 +236,14 @@ def updated(prior: Normal, seen: Seen, factor: jax.Array | None = None) -> tuple
 @jax.custom_jvp
 def _updated(mean, covariance, _precision, _slope, sharp, factor):
     # In units of the prior's factor: the rows, and the Cholesky factor of the precision after them.
-    rows, eye = product(sharp.rows, factor), jnp.eye(len(mean), dtype=mean.dtype)
-    inner = cholesky(eye + product(factor.T, sharp.rest, factor))
+    rows, left = product(sharp.rows, factor), sharp.data - product(sharp.rows, mean)
+    if isinstance(sharp, Data):
+        step, inner, half = unit_given(rows, left)
+        root = product(factor, inner)
+        return mean + product(factor, step), product(root, root.T), -half - 0.5 * step @ step
+    inner = cholesky(jnp.eye(len(mean), dtype=mean.dtype) + product(factor.T, sharp.rest, factor))
     beside = solve_lower(inner, product(factor.T, sharp.tilt - product(sharp.rest, mean)))
-    inner, after, _ = added(inner, beside, rows, sharp.data - product(sharp.rows, mean))
+    inner, after, _ = added(inner, beside, rows, left)
     step, half = solve_upper(inner.T, after), solve_lower(inner, factor.T)
     return mean + product(factor, step), product(half.T, half), -_log_determinant(inner) - 0.5 * step @ step
 
@@ -302,8 +351,7 @@ def _symmetric(x: jax.Array) -> jax.Array:
 def root_of(covariance: jax.Array) -> jax.Array:
     """The Cholesky factor, of a matrix that may be singular to rounding, whose errors grow with its rows."""
     share = max(2.0, 0.5 * len(covariance)) * jnp.finfo(covariance.dtype).eps
-    little = share * jnp.diagonal(covariance)
-    return cholesky(covariance + jnp.diag(little))
+    return cholesky(covariance * (1.0 + share * jnp.eye(len(covariance), dtype=covariance.dtype)))
 
 
 def _log_determinant(root: jax.Array) -> jax.Array:

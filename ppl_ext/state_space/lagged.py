@@ -65,6 +65,10 @@ class Lagged:
         }
         return start._replace(particle=Particle(start.particle.carry, sites))
 
+    def anywhere(self) -> Particle:
+        """A particle of the right shapes."""
+        return self.initial({}).particle
+
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Any) -> Step:
         """A step to these values, whose copies must be the states that the particle has."""
         own = self.own(values)

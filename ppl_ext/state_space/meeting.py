@@ -64,7 +64,8 @@ def meeting(offset, covariance, precision, slope, root, sharp: Sharp) -> tuple[M
     wide = jnp.concatenate(
         [product(sharp.rows, shrunk), (sharp.data - product(sharp.rows, mean))[:, None]], 1
     )
-    inner, after, left = added(eye, jnp.zeros_like(wide[: len(eye)]), product(sharp.rows, root), wide)
+    nothing = jnp.zeros((len(eye), wide.shape[1]), wide.dtype)
+    inner, after, left = added(eye, nothing, product(sharp.rows, root), wide)
     root = solve_lower(inner, root.T).T
     rows, data = left[:, :-1], left[:, -1]
     tilt = product(shrunk.T, tilt)

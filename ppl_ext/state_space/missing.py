@@ -72,7 +72,7 @@ def filled(fn: Distribution, value: jax.Array, drawn: jax.Array) -> jax.Array:
     what was seen of the rest (Matheron's rule): the draw given that."""
     missing, law = jnp.isnan(value), _innermost(fn)
     if isinstance(law, dist.MultivariateNormal):
-        root, _ = _seen_root(law, value, missing)
+        root, _ = seen_root(law.scale_tril, missing)
         off = jnp.where(missing, 0.0, jnp.where(missing, 0.0, value) - drawn)
         pull = cho_solve((jnp.broadcast_to(root, (*off.shape[:-1], *root.shape[-2:])), True), off[..., None])
         drawn = drawn + jnp.matmul(law.covariance_matrix, pull)[..., 0]
@@ -159,7 +159,7 @@ def _seen_normal(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Arr
     """The marginal density of the seen coordinates: missing ones become independent standard normals at their
     mean.
     """
-    root, seen = _seen_root(fn, value, missing)
+    root, seen = seen_root(fn.scale_tril, missing)
     rest = jnp.where(missing, 0.0, jnp.where(missing, 0.0, value) - fn.loc)
     root = jnp.broadcast_to(root, (*rest.shape[:-1], *root.shape[-2:]))
     white = solve_triangular(root, rest[..., None], lower=True)[..., 0]
@@ -167,13 +167,11 @@ def _seen_normal(fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Arr
     return -0.5 * (white**2).sum(-1) - half_log_det - 0.5 * jnp.log(2 * jnp.pi) * seen.sum(-1)
 
 
-def _seen_root(
-    fn: dist.MultivariateNormal, value: jax.Array, missing: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """A Cholesky factor of the covariance, where missing coordinates are independent of variance 1; and which
-    are not.
+def seen_root(root: jax.Array, missing: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A Cholesky factor of the covariance whose own factor is ``root``, where missing coordinates are
+    independent of variance 1; and which are not.
     """
     seen = ~missing
     keep = seen[..., :, None] & seen[..., None, :]
-    covariance = jnp.where(keep, fn.covariance_matrix, jnp.eye(value.shape[-1], dtype=value.dtype))
-    return jnp.linalg.cholesky(covariance), seen
+    whole, alone = jnp.matmul(root, jnp.swapaxes(root, -1, -2)), jnp.eye(missing.shape[-1], dtype=root.dtype)
+    return jnp.linalg.cholesky(jnp.where(keep, whole, alone)), seen

@@ -160,6 +160,10 @@ class StateSpace:
             if n not in self.imputed
         }
 
+    def anywhere(self) -> Particle:
+        """A particle of the right shapes: its values are those of the first run."""
+        return Particle(self._scan.init, {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()})
+
     def draw_initial(self, key) -> dict[str, jax.Array]:
         """The initial sites of one particle, from their laws."""
         before = self._rerun({}, key)
@@ -194,8 +198,10 @@ class StateSpace:
     def _start(self, before: RunUpToScan) -> tuple[Start, Terms]:
         assert before.scan is not None
         terms = before.terms(frozenset(self.initial_sites), {})
-        sites = {n: jnp.zeros(s.shape, s.dtype) for n, s in self.step_sites.items()}
-        return Start(Particle(before.scan.init, sites), terms.latent, terms.observed, terms.each), terms
+        return (
+            Start(self.anywhere()._replace(carry=before.scan.init), terms.latent, terms.observed, terms.each),
+            terms,
+        )
 
     def propagate(self, key, particle: Particle, x_t: Inputs) -> tuple[Particle, jax.Array]:
         """One step with the latent sites drawn from their laws, and the log weight g. (Where

@@ -44,9 +44,9 @@ class Operator(NamedTuple):
 def joined(first: Operator, second: Operator) -> Operator:
     """One operator for two that are neighbours, the earlier one first."""
     seen = second.seen
-    met, roots = meeting(first.offset, first.covariance, seen.precision, seen.slope, first.root, seen.sharp)
+    met, roots = meeting(first.offset, first.covariance, seen.precision, seen.slope, first.root, _whole(seen))
     covariance = product(second.slope, met.covariance, second.slope.T) + second.covariance
-    earlier, later, before = lax.stop_gradient((first.slope, second.slope, first.seen.sharp))
+    earlier, later, before = lax.stop_gradient((first.slope, second.slope, _whole(first.seen)))
     nothing = jnp.zeros_like(second.offset)
     spread = product(later, roots.factor).T
     root, *_ = added(lax.stop_gradient(second.root), nothing, spread, jnp.zeros_like(spread[:, 0]))
@@ -79,6 +79,7 @@ def of_step(law: Law, seen: Seen) -> Operator:
         )
         one = jnp.concatenate([jnp.zeros((n, n0), one.dtype), one], 1)
     moved = Operator(slope, offset, covariance, root, _unseen(law.slope[0]))
+    seen = seen._replace(sharp=_whole(seen))
     return joined(moved, Operator(one, jnp.zeros_like(law.offset), nothing, nothing, seen))
 
 
@@ -114,6 +115,13 @@ def smoothed_laws(last: Normal, behind: Behind) -> Normal:
     every = jax.tree.map(lambda x, end: jnp.concatenate([x, end[None]])[1:], each, (nothing, *last))
     one = jnp.eye(len(nothing), dtype=nothing.dtype), jnp.zeros_like(last.mean), nothing
     return Normal(*prefixes(through, every, one, reverse=True)[1:])
+
+
+def _whole(seen: Seen) -> Sharp:
+    """With what is not data of it, which is nothing where all is."""
+    if isinstance(seen.sharp, Sharp):
+        return seen.sharp
+    return Sharp(*seen.sharp, jnp.zeros_like(seen.slope), jnp.zeros_like(seen.precision))
 
 
 def _unseen(state: jax.Array) -> Seen:

@@ -4,8 +4,12 @@ A call of LAPACK in every step of a loop costs more than the few operations of a
 Larger ones go to JAX's.
 """
 
+from itertools import zip_longest
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 SMALL = 3
@@ -68,7 +72,7 @@ def solve_upper(root: jax.Array, b: jax.Array) -> jax.Array:
     return solve_lower(root[::-1, ::-1], b[::-1])[::-1]
 
 
-def _dot(x: list[jax.Array], y: list[jax.Array]) -> jax.Array | float:
+def _dot(x: list[Any], y: list[Any]) -> Any:
     return sum((a * b for a, b in zip(x, y, strict=False)), 0.0)
 
 
@@ -125,6 +129,48 @@ def added(
     zero = jnp.zeros((), root.dtype)
     factor = jnp.stack([jnp.stack([*[zero] * k, *column[:-1]]) for k, column in enumerate(columns)], 1)
     return factor, jnp.stack([column[-1] for column in columns]), jnp.stack(left) if left else data
+
+
+def unit_given(rows: jax.Array, data: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""What ``data`` of ``rows @ e``, with noise of variance one, say of e ~ N(0, I): its mean, a factor of
+    its covariance, and half the logarithm of the determinant of ``I + rows.T @ rows``.
+
+    Row by row: with :math:`\rho_i` the row times the factor's column :math:`t_i` so far, and
+    :math:`s_i = 1 + \rho_0^2 + \dots + \rho_i^2`, the new column is
+
+    .. math:: \frac{s_{i-1} t_i - \rho_i (\rho_0 t_0 + \dots + \rho_{i-1} t_{i-1})}{\sqrt{s_{i-1} s_i}}
+
+    and the mean moves by :math:`\sum_i \rho_i t_i` times what it leaves of the data, over the last s. Source:
+    Carlson 1973, "Fast triangular formulation of the square root filter".
+
+    >>> mean, factor, half = unit_given(jnp.array([[2.0, 1.0]]), jnp.array([3.0]))
+    >>> mean.tolist(), round(float(half), 3)  # the last s is 6
+    ([1.0, 0.5], 0.896)
+    >>> (6.0 * factor @ factor.T).round(3).tolist()
+    [[2.0, -2.0], [-2.0, 5.0]]
+    """
+    n = rows.shape[1]
+    if not 0 < n <= SMALL:
+        inner, after, _ = added(jnp.eye(n, dtype=rows.dtype), jnp.zeros(n, rows.dtype), rows, data)
+        factor = solve_upper(inner.T, jnp.eye(n, dtype=rows.dtype))
+        return factor @ after, factor, jnp.log(jnp.diagonal(inner)).sum()
+    columns: list[list[Any]] = [[*[0.0] * i, 1.0] for i in range(n)]  # an upper triangle
+    nothing: list[Any] = [0.0] * n
+    mean, half = nothing, jnp.zeros((), rows.dtype)
+    for row, seen in zip(rows, data, strict=True):
+        entries, before, so_far = list(row), jnp.ones((), rows.dtype), nothing
+        left = seen - _dot(entries, mean)
+        for i, column in enumerate(columns):
+            rho = _dot(entries, column)
+            after = before + rho * rho
+            scale = lax.rsqrt(before) * lax.rsqrt(after)
+            columns[i] = [scale * (before * x - rho * y) for x, y in zip(column, so_far, strict=False)]
+            so_far = [y + rho * x for x, y in zip_longest(column, so_far, fillvalue=0.0)]
+            before = after
+        mean = [x + y * left / before for x, y in zip(mean, so_far, strict=True)]
+        half = half + 0.5 * jnp.log(before)
+    padded = [jnp.stack([jnp.asarray(x, rows.dtype) for x in [*c, *[0.0] * (n - len(c))]]) for c in columns]
+    return jnp.stack([jnp.asarray(x, rows.dtype) for x in mean]), jnp.stack(padded, 1), half
 
 
 def _reflected(root, z, rows, data):

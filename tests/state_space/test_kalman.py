@@ -16,6 +16,7 @@ from ppl_ext.smoothing import smooth
 from ppl_ext.state_space.exact import exact_evidence, smooth_exactly
 from ppl_ext.state_space.kalman import Normal, law_of, root_of, seen_of, sharpened, updated
 from ppl_ext.state_space.model import lower
+from ppl_ext.state_space.small_matrices import unit_given
 
 Y = np.random.default_rng(0).normal(size=30).astype(np.float32)
 
@@ -163,6 +164,18 @@ def four(y, moves, noise):
     scan(step, numpyro.sample("x0", first), y)
 
 
+def sensors(y, moves, noise):
+    """One state, seen by more sensors than it has entries."""
+
+    def step(x, y_t):
+        new = numpyro.sample("x", dist.Normal(0.8 * x, moves))
+        law = dist.Normal(new, noise * jnp.array([1.0, 2.0, 1.0])).to_event(1)
+        numpyro.sample("y", law, obs=y_t * jnp.ones(3))
+        return new, None
+
+    scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+
 def hessian(model, moves, noise, **options):
     """By differences of gradients, backwards through the loop, and by the way that options say."""
 
@@ -175,7 +188,7 @@ def hessian(model, moves, noise, **options):
     return by_differences, *(jax.jit(way)(at) for way in ways)
 
 
-@pytest.mark.parametrize("model", [level, trend, change, four])
+@pytest.mark.parametrize("model", [level, trend, change, four, sensors])
 def test_second_derivatives(model):
     """JAX forgets custom rules in second derivatives that go backwards through a loop."""
     right, *found = hessian(model, 0.7, 0.5)
@@ -343,3 +356,27 @@ def test_a_singular_covariance_of_many_rows_has_a_factor():
         factor = root_of(spread)
         scale = jnp.sqrt(jnp.diagonal(spread))
         assert (abs(factor @ factor.T - spread) <= 1e-5 * scale[:, None] * scale).all()
+
+
+@pytest.mark.parametrize(("n", "num"), [(1, 1), (2, 1), (2, 3), (3, 2), (4, 2)])
+def test_a_unit_given_data(n, num):
+    """Row by row the posterior of a standard normal vector."""
+    rng = np.random.default_rng(n + num)
+    rows, data = 3.0 * rng.normal(size=(num, n)), rng.normal(size=num)
+    precision = np.eye(n) + rows.T @ rows
+    with jax.enable_x64(True):
+        mean, factor, half = map(np.asarray, unit_given(jnp.asarray(rows), jnp.asarray(data)))
+    np.testing.assert_allclose(factor @ factor.T, np.linalg.inv(precision), rtol=1e-10)
+    np.testing.assert_allclose(mean, np.linalg.solve(precision, rows.T @ data), rtol=1e-10)
+    assert half == pytest.approx(0.5 * np.linalg.slogdet(precision)[1], rel=1e-12)
+
+
+def test_a_unit_given_sharp_data():
+    """In single precision no digit is lost of a variance of 1e-10, in whatever direction it is seen."""
+    rows = np.array([[0.6e5, 0.8e5], [0.1, 0.3]])
+    _, factor, half = unit_given(jnp.asarray(rows, jnp.float32), jnp.asarray([1e5, 0.0], jnp.float32))
+    right = np.linalg.inv(np.eye(2) + rows.T @ rows)
+    along = rows[0] / 1e5 @ np.asarray(factor, float)
+    assert along @ along == pytest.approx(rows[0] / 1e5 @ right @ rows[0] / 1e5, rel=0.05)
+    np.testing.assert_allclose(factor @ factor.T, right, rtol=1e-4)
+    assert float(half) == pytest.approx(0.5 * np.linalg.slogdet(np.linalg.inv(right))[1], rel=1e-6)
