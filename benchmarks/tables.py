@@ -240,6 +240,42 @@ def first_number(report):
     return table([*head, "by the processor (quartiles)", "aim", "called again"], rows)
 
 
+def markov(report):
+    rows = []
+    for name, case in report["cases"].items():
+        seconds = {what: case["median_seconds"][what] for what in ("run", "compile")}
+        ratios = {r["what"]: f"{r['median']:.2f}, {r['verdict']}" for r in case["ratios"]}
+        times = f"{seconds['run']['ppl_ext'] * 1e3:.2f} ms, {seconds['run']['tinygp'] * 1e3:.2f} ms"
+        first = f"{seconds['compile']['ppl_ext']:.1f} s, {seconds['compile']['tinygp']:.1f} s"
+        rows.append([name, times, ratios["run"], first, ratios["compile"]])
+    head = ["", "ours and tinygp's", "ratio (aim 1)", "to compile", "ratio (aim 1)"]
+    dense, held = report["dense"], report["bytes_a_time"]
+    return (
+        table(head, rows)
+        + f"\n\nBeside a process with a dense covariance, {dense['case']}: {dense['ratio']:.5f} of its time "
+        f"(aim {dense['aim']:g}, {dense['verdict']}). Bytes held for each of "
+        + " and ".join(f"{num} times: {size:.0f}" for num, size in held.items())
+        + "."
+    )
+
+
+def tracking(report):
+    rows = [
+        [
+            name,
+            f"{r['ratio']:.2f}",
+            f"at {'least' if r['aim'] < 0 else 'most'} {abs(r['aim']):g}, {r['verdict']}",
+        ]
+        for name, r in report["ratios"].items()
+    ]
+    first, *later = report["compilations"]
+    return (
+        table(["times as long", "ratio", "aim"], rows)
+        + f"\n\nThe first series compiles {first} programs, later ones of other lengths and other numbers of "
+        f"measurements {', '.join(map(str, later))}."
+    )
+
+
 def smc(report):
     rows = []
     for name, case in report["cases"].items():
@@ -399,6 +435,18 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "The first number",
         "Calls that find nothing compiled: traced, compiled and run from nothing.",
         first_number,
+    ),
+    "markov": (
+        "Gaussian processes over time",
+        "`priors.markov`, whose `scan` the exact filter sums out, beside tinygp's `QuasisepSolver`: log "
+        "evidence and its gradient, compiled once.",
+        markov,
+    ),
+    "tracking": (
+        "Many targets",
+        "The Poisson multi-Bernoulli filter beside two of NumPy with the same numbers: lists and loops, and "
+        "arrays of the size that is needed.",
+        tracking,
     ),
     "scaling": (
         "Scaling over host devices",

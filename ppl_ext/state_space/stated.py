@@ -66,7 +66,7 @@ def linear(
     ...     return {"b": {"fn": dist.Normal(0.5 * a[0] + 1.0, 2.0), "value": b[0], "scale": None}}
     >>> found = linear(sites_of, ["b"], jnp.zeros(1), jnp.zeros(1))
     >>> found.moves["b"].tolist(), found.at["b"].tolist(), float(found.noise["b"].scale)
-    ([[0.5, 0.0]], [1.0], 2.0)
+    ([0.5, 0.0], 1.0, 2.0)
     """
     names: list[str] = []
 
