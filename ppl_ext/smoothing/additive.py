@@ -26,14 +26,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from numpyro.distributions import biject_to
 
-from ppl_ext.errors import ArgumentTypeError, ModelError, ProgramError
+from ppl_ext.errors import ArgumentTypeError, ProgramError
 from ppl_ext.runtime.arguments import check_call, check_count, check_function, check_mapping, described
 from ppl_ext.runtime.explain import in_one_line, is_foreign
 from ppl_ext.smoothing.space import Functional
-from ppl_ext.state_space.model import Particle, StateSpace
-from ppl_ext.tracing.jaxprs import uses
+from ppl_ext.state_space.model import StateSpace
 
 __all__ = ["Additive", "lag_covariances", "moments", "score", "sufficient_statistics", "transition_counts"]
 
@@ -80,27 +78,9 @@ class Score(Additive):
     """The functional that :func:`score` makes."""
 
     def bind(self, context: Context) -> Functional:
-        free = unconstrained(context.lowered)
-        refuse_moving_carries(context, free)
+        from ppl_ext.smoothing.fisher_score import of_parameters
 
-        def at(theta):
-            return context.lower(constrained(context.lowered, theta))
-
-        def initial(particle):
-            def term(theta):
-                start = at(theta).initial(particle.sites)
-                return start.log_initial + start.log_emission
-
-            return jax.grad(term)(free)
-
-        def step(inputs, carry, particle):
-            def term(theta):
-                step = at(theta).step(Particle(carry, {}), particle.sites, inputs)
-                return step.log_transition + step.log_emission
-
-            return jax.grad(term)(free)
-
-        return Functional(initial, step)
+        return of_parameters(*context)
 
 
 def score() -> Additive:
@@ -290,45 +270,3 @@ def _is_real(x: Any) -> bool:
 
 def _floating(values: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), values)
-
-
-def unconstrained(lowered: StateSpace) -> dict[str, jax.Array]:
-    """The parameters on the whole real line, as NumPyro's samplers see them."""
-    supports = {name: site.fn.support for name, site in lowered.parameter_sites.items()}
-    if finite := [name for name, support in supports.items() if support.is_discrete]:
-        raise ModelError(
-            f"Parameter '{finite[0]}' is finite, so it has no gradient. Sum it out, or give it as an "
-            "argument of the model."
-        )
-    return {name: biject_to(supports[name]).inv(jnp.asarray(x)) for name, x in lowered.parameters.items()}
-
-
-def constrained(lowered: StateSpace, theta: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Back from the real line."""
-    return {name: biject_to(lowered.parameter_sites[name].fn.support)(x) for name, x in theta.items()}
-
-
-def refuse_moving_carries(context: Context, free: Mapping[str, jax.Array]) -> None:
-    """Whether the sites of a step, whatever the parameters, say which state it leads to."""
-    lowered = context.lowered
-    x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), lowered.xs)
-    values = {n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.step_sites.items()}
-    first = {n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}
-
-    def carries(theta, first, values):
-        at = context.lower(constrained(lowered, theta))
-        start = at.initial(first).particle
-        # The carry before a step counts as given: for a Markov model it does not reach the new one.
-        return start.carry, at.step(
-            Particle(lowered.initial(first).particle.carry, {}), values, x
-        ).particle.carry
-
-    traced, out = jax.make_jaxpr(carries, return_shape=True)(dict(free), first, values)
-    used = uses(traced, [True] * len(jax.tree.leaves(out)))
-    names = [name for name in sorted(free) for _ in jax.tree.leaves(free[name])]
-    if moving := [name for name, is_used in zip(names, used, strict=False) if is_used]:
-        raise ModelError(
-            f"The state depends on parameter '{moving[0]}' beyond the sites that are sampled (a non-centred "
-            "model), so the score of given states is not the score of given sites. Sample the state itself: "
-            "dist.Normal(loc, scale) instead of loc + scale * noise."
-        )

@@ -24,8 +24,9 @@ from ppl_ext.runtime.arguments import (
 )
 from ppl_ext.runtime.constants import compiled, odd_data_blamed
 from ppl_ext.runtime.outside import Outside, reading, seen_by, still_there
-from ppl_ext.smoothing.additive import constrained, score, sufficient_statistics, unconstrained
+from ppl_ext.smoothing.additive import score, sufficient_statistics
 from ppl_ext.smoothing.backward import BackwardKernel
+from ppl_ext.smoothing.fisher_score import constrained, unconstrained
 from ppl_ext.smoothing.online import SmootherState, begin, numbered, step
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.settings import Options, settings

@@ -21,9 +21,10 @@ from ppl_ext.runtime.renamed import old_arguments
 from ppl_ext.runtime.results import Summarised, number
 from ppl_ext.runtime.training import Saver, check_checkpoint, chunk_of, progress, train
 from ppl_ext.runtime.verdict import Verdict
-from ppl_ext.smoothing.additive import constrained, score, unconstrained
+from ppl_ext.smoothing.additive import score
 from ppl_ext.smoothing.backward import BackwardKernel
 from ppl_ext.smoothing.conditional_paris import conditional_paris
+from ppl_ext.smoothing.fisher_score import constrained, unconstrained
 from ppl_ext.smoothing.parameters import check_inside, outside, parameters
 from ppl_ext.smoothing.settings import Options, settings
 from ppl_ext.smoothing.trajectories import trajectories
