@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,3 +53,71 @@ def test_the_error_of_the_next_symbol_is_a_u_in_the_meta_prior():
     for end in (0, -1):  # of one series, so that the two go together
         assert off[end] - off[best] > 2 * errors[end]
     assert (off > -4.5 * errors).all()
+
+
+def dense_factor(t, h, y, grid, noise, scale=0.5):
+    """Mean and second moments of the functions at t and on the grid, of the dense law."""
+    every = np.concatenate([t, grid])
+    far = np.abs(np.subtract.outer(every, every)) * 3**0.5 / scale
+    kernel = (1 + far) * np.exp(-far)
+    n, rank = h.shape[0], h.shape[2]
+    prior = np.kron(kernel, np.eye(rank))
+    reading = np.zeros((n, rank, len(every), rank))
+    reading[np.arange(n), :, np.arange(n)] = h
+    reading = reading.reshape(n * rank, -1)
+    gain = prior @ reading.T @ np.linalg.inv(reading @ prior @ reading.T + noise**2 * np.eye(n * rank))
+    mean = (gain @ y.ravel()).reshape(-1, rank)
+    spread = (prior - gain @ reading @ prior).reshape(len(every), rank, len(every), rank)
+    return mean, spread[np.arange(len(every)), :, np.arange(len(every))] + np.einsum("ni,nj->nij", mean, mean)
+
+
+def test_a_factor_given_the_rest_is_the_dense_process():
+    program, rng = module("funbat"), np.random.default_rng(0)
+    t, h = rng.random(12), rng.normal(size=(12, 2))
+    hh = np.einsum("ni,nj->nij", h, h) + np.array([[0.5, 0.1], [0.1, 0.2]])
+    y = rng.normal(size=12)
+    roots = np.linalg.cholesky(hh)
+    right = dense_factor(
+        t, roots.swapaxes(1, 2), np.linalg.solve(roots, (h * y[:, None])[..., None])[..., 0],
+        np.asarray(program.GRID), program.NOISE,
+    )  # fmt: skip
+    given = (jnp.asarray(x, jnp.float32) for x in (t, h, hh, y))
+    step = jax.jit(jax.vmap(program.of_factor, in_axes=(0, *[None] * 5)))
+    given = tuple(given)
+    keys = jax.random.split(jax.random.key(0), 1000)
+    mean, second = (np.asarray(x[0]) for x in step(keys, *given, 0.0))
+    np.testing.assert_allclose(mean, right[0], atol=2e-3)
+    np.testing.assert_allclose(second, right[1], atol=5e-3)
+    draws = np.asarray(step(keys, *given, 1.0)[0])
+    variance = np.einsum("nii->ni", right[1]) - right[0] ** 2
+    assert (np.abs(draws.mean(0) - right[0]) < 5 * (variance / 1000) ** 0.5 + 2e-3).all()
+    assert (np.abs(draws.var(0) / variance - 1) < 5 * (2 / 1000) ** 0.5).all()
+
+
+def test_a_core_given_the_factors_is_a_regression():
+    program, rng = module("funbat"), np.random.default_rng(1)
+    one, other, y = rng.normal(size=(9, 2)), rng.normal(size=(9, 2)), rng.normal(size=9)
+    pairs = [(jnp.asarray(f), jnp.einsum("ni,nj->nij", f, f)) for f in (one, other)]
+    w, ww = program.of_core(jax.random.key(0), *pairs, jnp.asarray(y), 0.0)
+    x = np.stack([np.outer(a, b).ravel() for a, b in zip(one, other, strict=True)])
+    spread = np.eye(4) - x.T @ np.linalg.solve(x @ x.T + program.NOISE**2 * np.eye(9), x)
+    mean = x.T @ np.linalg.solve(x @ x.T + program.NOISE**2 * np.eye(9), y)
+    np.testing.assert_allclose(w.ravel(), mean, atol=1e-3)
+    np.testing.assert_allclose(ww.reshape(4, 4), spread + np.outer(mean, mean), atol=1e-3)
+
+
+def assert_factors_are_found(rows, largest, off):
+    error, share = rows
+    floor, drawn, bound = numbers(error.known)[:1] + numbers(error.ours)
+    assert floor < drawn < largest * floor and floor < bound < (largest + 0.03) * floor
+    assert abs(numbers(share.ours)[0] - 90) < off
+
+
+def test_functions_of_continuous_indices_are_found():
+    # 100 values of some 20 independent ones a set, two sets: 90 ± 5
+    assert_factors_are_found(claims("funbat"), 1.25, 4.5 * 5)
+
+
+@pytest.mark.slow
+def test_functions_of_continuous_indices_are_found_at_full_size():
+    assert_factors_are_found(whole("funbat"), 1.05, 5)

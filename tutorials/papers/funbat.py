@@ -31,7 +31,7 @@ PAPER = (
     "Fang, Yu, Wang, Li, Kirby, Zhe (2024). Functional Bayesian Tucker Decomposition for Continuous-indexed "
     "Tensor Data. ICLR."
 )
-RANK, NOISE, GRID = 2, 0.3, jnp.linspace(0.02, 0.98, 25)
+RANK, NOISE, GRID, FIRST = 2, 0.3, jnp.linspace(0.02, 0.98, 25), 60
 
 
 # Functions of one index, (RANK,), of which y is a linear reading with noise.
@@ -39,7 +39,7 @@ def factor(t, h, y=None):
     def observe(f, at):
         numpyro.sample("y", dist.Normal(at[0] @ f, NOISE).to_event(1), obs=at[1])
 
-    markov("f", [Matern32(scale=0.3)] * RANK, t, observe, (h, y), also_at=GRID)
+    markov("f", [Matern32(scale=0.5)] * RANK, t, observe, (h, y), also_at=GRID)
 
 
 # A draw of states and readings at t and on the grid, and how these are sorted.
@@ -66,17 +66,17 @@ def of_factor(key, t, h, hh, y, drawn):
     miss = y - drawn * reading[: len(t)]
     smoothed = smooth_exactly(lower(factor, (t[order], h[order], miss[order])))
     f = (smoothed.mean[back] + drawn * state)[:, ::2]
-    return f, f[:, :, None] * f[:, None] + (not drawn) * smoothed.covariance[back][:, ::2, ::2]
+    return f, f[:, :, None] * f[:, None] + (1 - drawn) * smoothed.covariance[back][:, ::2, ::2]
 
 
 def of_core(key, one, other, y, drawn):
     x = jnp.einsum("ni,nj->nij", one[0][: len(y)], other[0][: len(y)]).reshape(len(y), -1)
     xx = jnp.einsum("nik,njl->ijkl", one[1][: len(y)], other[1][: len(y)]).reshape(RANK**2, RANK**2)
     spread = jnp.linalg.inv(jnp.eye(RANK**2) + xx / NOISE**2)
-    noise = jnp.linalg.cholesky(spread) @ jax.random.normal(key, (RANK**2,))
-    w = spread @ x.T @ y / NOISE**2 + drawn * noise
-    ww = jnp.outer(w, w) + (not drawn) * spread
-    return w.reshape(RANK, RANK), ww.reshape((RANK,) * 4)
+    w = spread @ x.T @ y / NOISE**2 + drawn * jnp.linalg.cholesky(spread) @ jax.random.normal(
+        key, x.shape[1:]
+    )
+    return w.reshape(RANK, RANK), (jnp.outer(w, w) + (1 - drawn) * spread).reshape((RANK,) * 4)
 
 
 # %% [markdown]
@@ -84,26 +84,24 @@ def of_core(key, one, other, y, drawn):
 
 
 # %%
-def turned(state):
-    one, other, (w, ww) = state
-    return other, one, (w.T, ww.transpose(1, 0, 3, 2))
-
-
-def update(y, drawn, state, key):
-    (t, _), (s, other), (w, ww) = state
+def update(y, state, at):
+    ((t, _), (s, other), (w, ww)), (drawn, key) = state, at
     keys, n = jax.random.split(key), len(y)
     hh = jnp.einsum("iajb,nab->nij", ww, other[1][:n])
     one = of_factor(keys[0], t, other[0][:n] @ w.T, hh, y, drawn)
     w, ww = of_core(keys[1], one, other, y, drawn)
-    return turned(((t, one), (s, other), (w, ww))), one[0][n:] @ w @ other[0][n:].T
+    return ((s, other), (t, one), (w.T, ww.transpose(1, 0, 3, 2))), one[0][n:] @ w @ other[0][n:].T
 
 
 # %% [markdown]
 # ## A data set that is drawn from the model, and what is found of it
+#
+# The bound is raised for some turns; from where that ends, the draws begin.
 
 
 # %%
 @partial(jax.jit, static_argnums=(1, 2))
+@partial(jax.vmap, in_axes=(0, None, None))
 def found(key, n, num_sweeps):
     keys = jax.random.split(key, 8)
     ts, zeros = jax.random.uniform(keys[0], (2, n)), jnp.zeros((n, RANK, RANK))
@@ -111,9 +109,10 @@ def found(key, n, num_sweeps):
     right, w = jax.random.normal(keys[5], (2, RANK, RANK))
     y = ((f[:n] @ right) * g[:n]).sum(1) + NOISE * jax.random.normal(keys[6], (n,))
     one, other = ((t, (x, x[:, :, None] * x[:, None])) for t, x in zip(ts, start, strict=True))
-    first, turns = (one, other, (w, w[:, :, None, None] * w)), jax.random.split(keys[7], 2 * num_sweeps)
-    gibbs, bound = (jax.lax.scan(partial(update, y, drawn), first, turns)[1] for drawn in (True, False))
-    return f[n:] @ right @ g[n:].T, gibbs[num_sweeps // 2 :: 2], bound[-2]
+    first, num = (one, other, (w, w[:, :, None, None] * w)), FIRST + 2 * num_sweeps
+    turns = jnp.where(jnp.arange(num) < FIRST, 0.0, 1.0), jax.random.split(keys[7], num)
+    surfaces = jax.lax.scan(partial(update, y), first, turns)[1]
+    return f[n:] @ right @ g[n:].T, surfaces[FIRST + 20 :: 2], surfaces[FIRST - 2]
 
 
 # %% [markdown]
@@ -133,17 +132,14 @@ def held(truth, draws):
 
 # %%
 def claims(small=False):
-    num_sets, *size = (1, 150, 100) if small else (10, 500, 150)
-    sets = [found(key, *size) for key in jax.random.split(jax.random.key(0), num_sets)]
-    off = np.array([[((x - truth) ** 2).mean() for x in (draws.mean(0), q)] for truth, draws, q in sets])
-    gibbs, bound = (NOISE**2 + off.mean(0)) ** 0.5
-    shares = np.array([held(*x[:2]) for x in sets])
+    num_sets, *size = (2, 150, 60) if small else (20, 500, 170)
+    truth, draws, bound = found(jax.random.split(jax.random.key(0), num_sets), *size)
+    off = [float((NOISE**2 + ((x - truth) ** 2).mean()) ** 0.5) for x in (draws.mean(1), bound)]
+    shares = np.array([*map(held, truth, draws)])
     told = f"{shares.mean():.0f} ± {shares.std() / num_sets**0.5:.0f}"
-    known = f"{NOISE:.3f} with the true factors"
-    return [
-        ("RMSE of new points", known, f"{gibbs:.3f} by draws, {bound:.3f} by the bound"),
-        ("percent of singular functions within bands of 90 %", "90 ± 5", told),
-    ]
+    known, ours = f"{NOISE:.3f} with the true factors", "{:.3f} by draws, {:.3f} by the bound".format(*off)
+    rows = [("RMSE of new points", known, ours)]
+    return [*rows, ("percent of singular functions within bands of 90 %", "90 ± 5", told)]
 
 
 if __name__ == "__main__":
