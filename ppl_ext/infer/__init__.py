@@ -16,6 +16,8 @@ from ppl_ext.infer.smc2.result import SMC2Result
 from ppl_ext.infer.smc2.smc2 import SMC2
 from ppl_ext.infer.svi.fit import Progress, fit
 from ppl_ext.infer.svi.stopping import Plateau
+from ppl_ext.infer.windows.state import WindowResult, WindowState
+from ppl_ext.infer.windows.windowed import windowed
 from ppl_ext.result import Fit
 from ppl_ext.runtime.checkpoint import Checkpoint
 
@@ -35,8 +37,11 @@ __all__ = [
     "Progress",
     "SMC2Result",
     "SMCResult",
+    "WindowResult",
+    "WindowState",
     "chains_over",
     "fit",
+    "windowed",
 ]
 
 Fit.refiner = staticmethod(refined)  # what a fit is handed on to

@@ -28,7 +28,7 @@ from ppl_ext.algorithms import ParticleFilter
 from ppl_ext.diagnostics import Calibration, LeaveFutureOut, Verdict, verdict
 from ppl_ext.diagnostics.report.arviz_export import variables_of, write_report
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.infer import SMC, SMC2, fit
+from ppl_ext.infer import SMC, SMC2, fit, windowed
 from ppl_ext.meta import ExactLinearGaussian, evaluate, kinds, lift
 from ppl_ext.objectives import ELBO
 from ppl_ext.priors import Gaussian, lift_prior, match, posterior_functions
@@ -93,6 +93,21 @@ def stream():
     return smoother.result(state)
 
 
+def window():
+    def step(x_prev, y_t):
+        x = numpyro.sample("x", dist.Normal(0.5 * x_prev, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+        return x, None
+
+    run = windowed(
+        step, lambda free, *_: numpyro.sample("x", dist.Normal(free, 1.0)), 0.0, 2, optax.adam(0.1), 5
+    )
+    state = run.init(KEY, 0.0, 0.0)
+    for y in Y:
+        state = run.step(state, y)
+    return run.result(state)
+
+
 def functions():
     draws = {"slope": np.linspace(0.8, 1.2, 8).reshape(2, 4)}
     return posterior_functions(predicted, draws, jnp.array([0.0, 1.0]), y=jnp.array([0.1, 1.3]))
@@ -149,6 +164,7 @@ RESULTS = {
         {},
     ),
     "OnlineResult": (stream, {}),
+    "WindowResult": (window, {}),
     "DiscriminativeResult": (
         lambda: discriminative_kalman(
             jnp.ones((3, 2)), 0.5 * jnp.eye(2), 0.9 * jnp.eye(2), 0.19 * jnp.eye(2)
@@ -209,6 +225,7 @@ UNKNOWN = {
     "Scores",
     "Learned",
     "Tracks",
+    "WindowResult",
 }
 
 

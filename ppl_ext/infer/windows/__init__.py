@@ -1,0 +1,1 @@
+"""Variational inference on a stream, in a window that slides along."""
