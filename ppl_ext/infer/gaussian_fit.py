@@ -46,7 +46,7 @@ class GaussianFit(NamedTuple):
             if (known := np.shape(fit.params[f"{name}_{guide.prefix}_loc"])[1:]) != part.shape(name):
                 raise ModelError(
                     f"merge: site '{name}' of {where} lies in a plate that was subsampled: the guide has "
-                    f"shape {known} and a step saw {part.shape(name)}. The rows' own latent sites cannot be merged."
+                    f"shape {known} and a step saw {part.shape(name)}. Latent sites of rows cannot be merged."
                 )
         prefixes = tuple(f"{name}_{guide.prefix}_" for name in part.sites)
         learned = [n for n in fit.params if not n.startswith((f"{guide.prefix}_", *prefixes))]

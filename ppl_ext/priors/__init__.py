@@ -22,6 +22,8 @@ match.
 ``match``                      tune a lifted prior to a target; gives an ordinary NumPyro model and a report
 ``ARD``                        a latent site with a precision for each axis, refreshed as a fit goes;
                                ``relevance`` says which axes a decoder uses
+``KroneckerARD``               normals over an array whose variances are products of one factor an axis;
+                               ``type2_em`` finds the factors of a sparse one
 ``markov``                     a Gaussian process over time as a scan, in O(n)
 ``MarkovFBM``                  fractional Brownian motion as a scan, in O(n)
 ``fourier_gp``                 a smooth Gaussian process on a regular grid, by few Fourier coefficients
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.fractional import MarkovFBM
     from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
     from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
+    from ppl_ext.priors.kronecker_ard import KroneckerARD
     from ppl_ext.priors.lifting import Lifted, lift_prior
     from ppl_ext.priors.markov_process import markov
     from ppl_ext.priors.matching.inputs import measurement_inputs
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.targets.nngp import nngp_kernel
     from ppl_ext.priors.targets.student_t_process import StudentTProcess
     from ppl_ext.priors.targets.target import Target
+    from ppl_ext.priors.type2 import type2_em
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
@@ -92,6 +96,7 @@ _NAMES = {
     "fractional": ("MarkovFBM",),
     "functions.posterior_functions": ("FunctionDraws", "posterior_functions"),
     "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
+    "kronecker_ard": ("KroneckerARD",),
     "lifting": ("Lifted", "lift_prior"),
     "matching.inputs": ("measurement_inputs",),
     "markov_process": ("markov",),
@@ -104,6 +109,7 @@ _NAMES = {
     "targets.nngp": ("nngp_kernel",),
     "targets.student_t_process": ("StudentTProcess",),
     "targets.target": ("Target",),
+    "type2": ("type2_em",),
 }
 
 __all__ = [
@@ -123,6 +129,7 @@ __all__ = [
     "GaussianProcess",
     "GaussianW2",
     "Image",
+    "KroneckerARD",
     "Lifted",
     "MarkovFBM",
     "Matched",
@@ -146,6 +153,7 @@ __all__ = [
     "scale_mixture_posterior",
     "stacked",
     "student_t_posterior",
+    "type2_em",
     "values_at",
 ]
 

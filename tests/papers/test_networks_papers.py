@@ -15,3 +15,10 @@ def test_merged_halves_are_the_joint_posterior_and_beat_the_plain_average():
     assert float(exact.ours) < 1e-6
     (plain, together), (merged, *halves) = numbers(digits.known), numbers(digits.ours)
     assert max(plain, *halves) + 0.02 < merged < together + 0.02
+
+
+def test_products_of_factors_find_a_sparse_array():
+    """Three draws at each noise; the oracle's error is that of least squares with eight unknowns."""
+    for row in claims("kronecker_sparse"):
+        (_, best, plain), (ours, *_) = numbers(row.known.replace("oracle", "0")), numbers(row.ours)
+        assert best < ours < min(8 * best, 0.2 * plain)
