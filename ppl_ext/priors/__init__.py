@@ -6,6 +6,8 @@ match.
 ``Gaussian``                   a family: Gaussians with tuned scales
 ``ScaleMixture``               a family: Gaussians with a random variance, inverse-gamma with tuned shape and
                                scale
+``ThreeLayer``                 a family: weights that are on or off, alone, in rows or in runs; ``Support`` is
+                               the law over what is on, ``SupportedPrecision`` that of the precisions
 ``Flow``                       a family: planar flows over all of a layer
 ``GaussianProcess``            a target, with a kernel of tinygp or any other, its hyperparameters fixed or
                                random
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from ppl_ext.priors.families.flow import Flow
     from ppl_ext.priors.families.gaussian import Gaussian
     from ppl_ext.priors.families.scale_mixture import ScaleMixture
+    from ppl_ext.priors.families.support import Support, SupportedPrecision
+    from ppl_ext.priors.families.three_layer import ThreeLayer
     from ppl_ext.priors.fourier import fourier_gp
     from ppl_ext.priors.fractional import MarkovFBM
     from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
@@ -92,6 +96,8 @@ _NAMES = {
     "families.flow": ("Flow",),
     "families.gaussian": ("Gaussian",),
     "families.scale_mixture": ("ScaleMixture",),
+    "families.support": ("Support", "SupportedPrecision"),
+    "families.three_layer": ("ThreeLayer",),
     "fourier": ("fourier_gp",),
     "fractional": ("MarkovFBM",),
     "functions.posterior_functions": ("FunctionDraws", "posterior_functions"),
@@ -138,7 +144,10 @@ __all__ = [
     "Sinkhorn",
     "SlicedWasserstein",
     "StudentTProcess",
+    "Support",
+    "SupportedPrecision",
     "Target",
+    "ThreeLayer",
     "derivative_at",
     "excursion_times",
     "fourier_gp",

@@ -22,3 +22,11 @@ def test_products_of_factors_find_a_sparse_array():
     for row in claims("kronecker_sparse"):
         (_, best, plain), (ours, *_) = numbers(row.known.replace("oracle", "0")), numbers(row.ours)
         assert best < ours < min(8 * best, 0.2 * plain)
+
+
+def test_a_chain_of_switches_finds_runs():
+    """Four data sets, the same for all three priors."""
+    exact, support, weights = claims("turbo_vbi")
+    assert float(exact.ours) < 1e-5
+    assert float(support.ours) > max(numbers(support.known.replace("F1", ""))) + 0.05
+    assert float(weights.ours) < 0.8 * min(numbers(weights.known))
