@@ -12,6 +12,7 @@ match.
 ``GaussianProcess``            a target, with a kernel of tinygp or any other, its hyperparameters fixed or
                                random
 ``NNGP``                       a target: the limit of wide networks; ``nngp_kernel`` is its covariance
+``DeepKernelMachine``          the same with layers that follow the data: a target and a predictor
 ``StudentTProcess``            a target: a Gaussian one with a random scale
 ``ModelTarget``                a target: any NumPyro model
 ``Conditioned``, ``Image``     a Gaussian target given, or seen through, a linear operator: ``values_at``,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         stacked,
         values_at,
     )
+    from ppl_ext.priors.targets.deep_kernel_machine import DeepKernelMachine
     from ppl_ext.priors.targets.gaussian_process import NNGP, GaussianProcess
     from ppl_ext.priors.targets.model_target import ModelTarget
     from ppl_ext.priors.targets.nngp import nngp_kernel
@@ -110,6 +112,7 @@ _NAMES = {
     "matching.matched": ("Matched",),
     "relevant_axes": ("relevance",),
     "targets.conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
+    "targets.deep_kernel_machine": ("DeepKernelMachine",),
     "targets.gaussian_process": ("GaussianProcess", "NNGP"),
     "targets.model_target": ("ModelTarget",),
     "targets.nngp": ("nngp_kernel",),
@@ -124,6 +127,7 @@ __all__ = [
     "NNGP",
     "Conditioned",
     "CriticW1",
+    "DeepKernelMachine",
     "Distance",
     "Energy",
     "Family",

@@ -30,3 +30,10 @@ def test_a_chain_of_switches_finds_runs():
     assert float(exact.ours) < 1e-5
     assert float(support.ours) > max(numbers(support.known.replace("F1", ""))) + 0.05
     assert float(weights.ours) < 0.8 * min(numbers(weights.known))
+
+
+def test_gram_matrices_that_move_find_the_direction_of_a_wave():
+    """The NNGP and the machine see the same 60 rows of eight numbers."""
+    limit, linear, wave = claims("deep_kernel_machine")
+    assert float(limit.ours) < 1e-3 and float(linear.ours) < 1e-3
+    assert float(wave.ours) > numbers(wave.known)[0] + 0.1
