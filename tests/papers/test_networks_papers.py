@@ -2,7 +2,11 @@
 
 import re
 
-from tests.papers.programs import claims
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+
+from tests.papers.programs import claims, module
 
 
 def numbers(text):
@@ -37,3 +41,31 @@ def test_gram_matrices_that_move_find_the_direction_of_a_wave():
     limit, linear, wave = claims("deep_kernel_machine")
     assert float(limit.ours) < 1e-3 and float(linear.ours) < 1e-3
     assert float(wave.ours) > numbers(wave.known)[0] + 0.1
+
+
+def test_the_divergence_from_the_first_task_keeps_it():
+    """A teacher of 200 signs; errors are exact, and no weights are near both teachers."""
+    exact, before, without, kept, weighed = claims("binary_weights")
+    assert float(exact.ours) < 1e-5
+    first, _ = numbers(kept.ours)
+    nearer, second = numbers(weighed.ours)
+    assert float(before.ours) < nearer < first < float(without.ours) - 0.05 and float(without.ours) > 0.4
+    assert second > first
+
+
+def test_sums_of_many_signs_are_nearly_normal():
+    """The probability of a label under drawn weights: within the noise of 20,000 draws, and 1/sqrt(200)."""
+    program = module("binary_weights")
+    rng = np.random.default_rng(0)
+    field = rng.normal(size=200)
+    x, y, _ = program.task(rng, 200, 0.05)
+    weights = np.where(rng.uniform(size=(20_000, 200)) < 1.0 / (1.0 + np.exp(-2.0 * field)), 1.0, -1.0)
+    margins = weights @ x.T * y
+    seen = (margins > 0).mean(0) + 0.5 * (margins == 0).mean(0)  # sums of 200 signs are even
+    with numpyro.handlers.substitute(data={"field": jnp.asarray(field)}), numpyro.handlers.trace() as record:
+        program.model(x, y, jnp.zeros(200), 1.0)
+    assert abs(float(record["signs"]["fn"].log_factor) - np.log(seen).sum()) < 0.02 * len(y)
+    kept = float(record["kept"]["fn"].log_factor)
+    np.testing.assert_allclose(
+        kept, -float(program.divergence(jnp.asarray(field), jnp.zeros(200))), rtol=1e-5
+    )
