@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 
 class Eigen(NamedTuple):
-    r"""Of each :math:`H_k \Gamma_k H_k^\top = U \Lambda U^\top`: :math:`U^\top H_k`, :math:`U^\top` and
-    :math:`\Lambda`.
+    r"""Eigenvectors and eigenvalues of each :math:`H_k \Gamma_k H_k^\top = U \Lambda U^\top`: ``seen`` is
+    :math:`U^\top H_k`, ``vectors`` :math:`U^\top`, ``values`` :math:`\Lambda`.
     """
 
     seen: tuple[jax.Array, ...]

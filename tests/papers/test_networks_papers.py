@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import pytest
 
 from tests.papers.programs import claims, module
 
@@ -108,3 +109,45 @@ def test_the_law_of_the_cap_is_a_density_whose_masses_are_integrals():
     np.testing.assert_allclose(density.sum() * step, 1.0, atol=1e-3)
     within = np.abs(np.asarray(said) - 1.0) < 0.8
     np.testing.assert_allclose(density[within].sum() * step, program.covered(0.8, 0.7, 1.4), atol=1e-3)
+
+
+def test_a_machine_that_iterates_comes_near_the_posterior_mean():
+    """600 steps of training; the operators are new."""
+    for row in claims("recurrent_inference"):
+        last, _, _, _, two, four, six = numbers(row.ours)
+        assert last < 0.1 and last < six < max(two, four)
+
+
+def test_the_gains_of_gradient_ascent_are_gradient_ascent():
+    """A constant step on the log posterior leaves (I - step · precision)^t of the posterior mean."""
+    program, rng = module("recurrent_inference"), np.random.default_rng(0)
+    operator = rng.normal(size=(60, 20)) / 60**0.5
+    y = rng.normal(size=60)
+    precision = operator.T @ operator / program.NOISE**2 + np.eye(20)
+    mean = np.linalg.solve(precision, operator.T @ y / program.NOISE**2)
+    gains = jnp.tile(jnp.array([0.03, -0.03, 0.0]), (8, 1))
+    with numpyro.handlers.substitute(data={"gains": gains}):
+        found = program.machine(jnp.asarray(operator), jnp.asarray(y))
+    for t in (1, 8):
+        left = np.linalg.matrix_power(np.eye(20) - 0.03 * precision, t) @ mean
+        np.testing.assert_allclose(found[t - 1], mean - left, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_machine_comes_within_two_percent():
+    for _, _, ours in module("recurrent_inference").claims():
+        assert numbers(ours)[0] < 0.02
+
+
+@pytest.mark.slow
+def test_networks_at_full_size():
+    rows = module("kronecker_sparse").claims()
+    assert all(float(ours.split()[0]) < 0.1 * float(known.split()[-1]) for _, known, ours in rows)
+    _, support, weights = module("turbo_vbi").claims()
+    assert float(support[2]) > 0.75 and float(weights[2]) < 0.1
+    *_, ten, three = module("deep_kernel_machine").claims()
+    assert float(three[2]) > float(ten[2]) > numbers(ten[1])[0] + 0.5
+    calibration, mean, _ = module("bayescap").claims()
+    assert float(calibration[2]) < 0.25 * numbers(calibration[1])[0] and float(mean[2]) < 0.01
+    _, before, without, kept, weighed = module("binary_weights").claims()
+    assert numbers(weighed[2])[0] < 0.2 < numbers(kept[2])[0] < float(without[2]) and float(before[2]) < 0.1

@@ -105,7 +105,7 @@ class DeepKernelMachine(eqx.Module):
         return DeepKernelPosterior(self, _factors(self, raw), z, x, y, float(noise), trace)
 
     def covariances(self, factors: Any, z: jax.Array, x: jax.Array, whole: bool = True) -> tuple:
-        """Of the outputs: among the inducing rows, between these and x, and among x (or their variances)."""
+        """Covariances of outputs among the inducing rows, between these and x, and among x (or variances)."""
         weights, biases = layer_scales("", self.depth, self.weight_scale, self.bias_scale)
 
         def features(rows):
