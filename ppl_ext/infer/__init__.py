@@ -3,6 +3,7 @@ restarts and a report.
 """
 
 from ppl_ext.infer.chain_method import chains_over
+from ppl_ext.infer.merging import merge
 from ppl_ext.infer.particle_mcmc.particle_gibbs import ParticleGibbs, PathSweep
 from ppl_ext.infer.particle_mcmc.pmmh import PMMH
 from ppl_ext.infer.sgmcmc.schedule import Cyclical, Decay
@@ -41,6 +42,7 @@ __all__ = [
     "WindowState",
     "chains_over",
     "fit",
+    "merge",
     "windowed",
 ]
 

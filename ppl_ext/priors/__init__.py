@@ -6,10 +6,13 @@ match.
 ``Gaussian``                   a family: Gaussians with tuned scales
 ``ScaleMixture``               a family: Gaussians with a random variance, inverse-gamma with tuned shape and
                                scale
+``ThreeLayer``                 a family: weights that are on or off, alone, in rows or in runs; ``Support`` is
+                               the law over what is on, ``SupportedPrecision`` that of the precisions
 ``Flow``                       a family: planar flows over all of a layer
 ``GaussianProcess``            a target, with a kernel of tinygp or any other, its hyperparameters fixed or
                                random
 ``NNGP``                       a target: the limit of wide networks; ``nngp_kernel`` is its covariance
+``DeepKernelMachine``          the same with layers that follow the data: a target and a predictor
 ``StudentTProcess``            a target: a Gaussian one with a random scale
 ``ModelTarget``                a target: any NumPyro model
 ``Conditioned``, ``Image``     a Gaussian target given, or seen through, a linear operator: ``values_at``,
@@ -22,6 +25,8 @@ match.
 ``match``                      tune a lifted prior to a target; gives an ordinary NumPyro model and a report
 ``ARD``                        a latent site with a precision for each axis, refreshed as a fit goes;
                                ``relevance`` says which axes a decoder uses
+``KroneckerARD``               normals over an array whose variances are products of one factor an axis;
+                               ``type2_em`` finds the factors of a sparse one
 ``markov``                     a Gaussian process over time as a scan, in O(n)
 ``MarkovFBM``                  fractional Brownian motion as a scan, in O(n)
 ``fourier_gp``                 a smooth Gaussian process on a regular grid, by few Fourier coefficients
@@ -50,10 +55,13 @@ if TYPE_CHECKING:
     from ppl_ext.priors.families.flow import Flow
     from ppl_ext.priors.families.gaussian import Gaussian
     from ppl_ext.priors.families.scale_mixture import ScaleMixture
+    from ppl_ext.priors.families.support import Support, SupportedPrecision
+    from ppl_ext.priors.families.three_layer import ThreeLayer
     from ppl_ext.priors.fourier import fourier_gp
     from ppl_ext.priors.fractional import MarkovFBM
     from ppl_ext.priors.functions.posterior_functions import FunctionDraws, posterior_functions
     from ppl_ext.priors.infinite_width import scale_mixture_posterior, student_t_posterior
+    from ppl_ext.priors.kronecker_ard import KroneckerARD
     from ppl_ext.priors.lifting import Lifted, lift_prior
     from ppl_ext.priors.markov_process import markov
     from ppl_ext.priors.matching.inputs import measurement_inputs
@@ -68,11 +76,13 @@ if TYPE_CHECKING:
         stacked,
         values_at,
     )
+    from ppl_ext.priors.targets.deep_kernel_machine import DeepKernelMachine
     from ppl_ext.priors.targets.gaussian_process import NNGP, GaussianProcess
     from ppl_ext.priors.targets.model_target import ModelTarget
     from ppl_ext.priors.targets.nngp import nngp_kernel
     from ppl_ext.priors.targets.student_t_process import StudentTProcess
     from ppl_ext.priors.targets.target import Target
+    from ppl_ext.priors.type2 import type2_em
 
 # By module, so that nobody pays for importing what is not used.
 _NAMES = {
@@ -88,10 +98,13 @@ _NAMES = {
     "families.flow": ("Flow",),
     "families.gaussian": ("Gaussian",),
     "families.scale_mixture": ("ScaleMixture",),
+    "families.support": ("Support", "SupportedPrecision"),
+    "families.three_layer": ("ThreeLayer",),
     "fourier": ("fourier_gp",),
     "fractional": ("MarkovFBM",),
     "functions.posterior_functions": ("FunctionDraws", "posterior_functions"),
     "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
+    "kronecker_ard": ("KroneckerARD",),
     "lifting": ("Lifted", "lift_prior"),
     "matching.inputs": ("measurement_inputs",),
     "markov_process": ("markov",),
@@ -99,11 +112,13 @@ _NAMES = {
     "matching.matched": ("Matched",),
     "relevant_axes": ("relevance",),
     "targets.conditioned": ("Conditioned", "Image", "derivative_at", "integral", "stacked", "values_at"),
+    "targets.deep_kernel_machine": ("DeepKernelMachine",),
     "targets.gaussian_process": ("GaussianProcess", "NNGP"),
     "targets.model_target": ("ModelTarget",),
     "targets.nngp": ("nngp_kernel",),
     "targets.student_t_process": ("StudentTProcess",),
     "targets.target": ("Target",),
+    "type2": ("type2_em",),
 }
 
 __all__ = [
@@ -112,6 +127,7 @@ __all__ = [
     "NNGP",
     "Conditioned",
     "CriticW1",
+    "DeepKernelMachine",
     "Distance",
     "Energy",
     "Family",
@@ -123,6 +139,7 @@ __all__ = [
     "GaussianProcess",
     "GaussianW2",
     "Image",
+    "KroneckerARD",
     "Lifted",
     "MarkovFBM",
     "Matched",
@@ -131,7 +148,10 @@ __all__ = [
     "Sinkhorn",
     "SlicedWasserstein",
     "StudentTProcess",
+    "Support",
+    "SupportedPrecision",
     "Target",
+    "ThreeLayer",
     "derivative_at",
     "excursion_times",
     "fourier_gp",
@@ -146,6 +166,7 @@ __all__ = [
     "scale_mixture_posterior",
     "stacked",
     "student_t_posterior",
+    "type2_em",
     "values_at",
 ]
 

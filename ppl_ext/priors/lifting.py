@@ -19,6 +19,9 @@ from ppl_ext.runtime.arguments import check_mapping, check_program, described
 Raw = dict[str, dict[str, dict[str, jax.Array]]]
 """Unconstrained parameters by pattern, unit and name."""
 
+_ENDINGS = ("_base", "_variance", "_precision", "_support")
+"""Of the sites that families add."""
+
 
 class Layout(NamedTuple):
     """What a lifted prior looks like at some arguments: by pattern, the family and its units."""
@@ -113,9 +116,9 @@ class Lifted:
             units = []
             for unit in family.units(pattern, sites):
                 prefix, count = unit.prefix, 2
-                while any(f"{prefix}{end}" in taken for end in ("_base", "_variance")):
+                while any(f"{prefix}{end}" in taken for end in _ENDINGS):
                     prefix, count = f"{unit.prefix}_{count}", count + 1
-                taken |= {f"{prefix}_base", f"{prefix}_variance"}
+                taken |= {f"{prefix}{end}" for end in _ENDINGS}
                 units.append(unit._replace(prefix=prefix))
             rules.append((pattern, family, tuple(units)))
         return Layout(tuple(rules))
@@ -133,8 +136,8 @@ class Tuned:
     """A NumPyro model whose tuned priors are constants of it: same arguments, same sites, and nothing that
     SVI could train.
 
-    A scale mixture adds the latent sites of its variances, a flow the latent ``_base`` with the weights
-    deterministic.
+    A scale mixture adds the latent sites of its variances, three layers those of their precisions, a flow the
+    latent ``_base`` with the weights deterministic.
     """
 
     # A plain object, compared and hashed by identity: compiled runners keep one per model, and its arrays are
