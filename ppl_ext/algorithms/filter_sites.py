@@ -50,7 +50,8 @@ class Ancestors(Distribution):
             raise NotImplementedError("Ancestors are drawn once for each time.")
         weights = weights_of(self.log_weights)
         sums = jnp.cumsum(weights)
-        points = sums[-1] * random.uniform(key, (self.num,), sums.dtype)
+        half = 0.5 * jnp.finfo(sums.dtype).eps  # or 0 would take the first of all weights, however small
+        points = sums[-1] * (random.uniform(key, (self.num,), sums.dtype) + half)
         last = len(weights) - 1 - jnp.argmax(weights[::-1] > 0)
         return jnp.minimum(jnp.searchsorted(sums, points, side="right"), last).astype(jnp.int32)
 

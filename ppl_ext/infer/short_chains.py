@@ -152,7 +152,7 @@ def hmc(rng_key: jax.Array, log_density: Callable, begun: jax.Array) -> jax.Arra
             jnp.isfinite(gain) & jnp.isfinite(x).all(-1) & jnp.isfinite(g).all(-1), gain, -jnp.inf
         )
         accepted = jnp.exp(jnp.minimum(gain, 0.0))
-        take = random.uniform(for_choice, accepted.shape) < accepted
+        take = 1.0 - random.uniform(for_choice, accepted.shape) <= accepted  # never of what is 0
         at, grad = (jnp.where(take[:, None], new, old) for new, old in ((x, at), (g, grad)))
         log_size = log_size + adapting * (accepted.mean() - ACCEPTED)
         return (at, jnp.where(take, v, value), grad, log_size), at

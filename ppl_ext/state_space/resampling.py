@@ -109,10 +109,12 @@ def independent(key, log_weights: jax.Array, num: int) -> jax.Array:
 
 def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never
-    one of weight 0.
+    one of weight 0. Each stands for the middle of what rounds to it, or 0 would take the first of all
+    weights, however small.
     """
     sums = running_sum(weights)
-    found = jnp.searchsorted(sums, uniforms * sums[-1], side="right")
+    middle = uniforms + 0.5 * jnp.finfo(uniforms.dtype).eps
+    found = jnp.searchsorted(sums, middle * sums[-1], side="right")
     found = jnp.minimum(found, len(weights) - 1).astype(jnp.int32)
     # By rounding the sum may pass where there is no weight: at its end, and where a block begins.
     return jnp.where(weights[found] > 0, found, jnp.argmax(weights).astype(jnp.int32))

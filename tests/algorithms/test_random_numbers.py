@@ -10,7 +10,16 @@ import pytest
 from jax import random
 from jax.extend.random import threefry_2x32
 
-from ppl_ext.runtime.random_bits import normals, random_words, sampled, split, threefry, to_index, to_unit
+from ppl_ext.runtime.random_bits import (
+    normals,
+    random_words,
+    sampled,
+    split,
+    threefry,
+    to_index,
+    to_log_unit,
+    to_unit,
+)
 from ppl_ext.state_space.particle_keys import LaneKeys, _of_lane
 from ppl_ext.state_space.running_sums import running_count, running_sum
 
@@ -72,6 +81,16 @@ def test_words_become_indices_and_uniforms_by_scaling():
             to_index(jnp.asarray(words, jnp.uint32), num), words * np.uint64(num) >> np.uint64(32)
         )
     np.testing.assert_array_equal(to_unit(jnp.asarray(words, jnp.uint32)), (words >> np.uint64(9)) / 2.0**23)
+
+
+def test_logarithms_of_uniforms_are_of_all_bits_and_finite():
+    words = np.append(
+        np.random.default_rng(0).integers(0, 2**32, 2000, np.uint64), np.array([0, 1, 2**32 - 1])
+    )
+    found = np.asarray(to_log_unit(jnp.asarray(words, jnp.uint32)), float)
+    right = np.log((words.astype(float) + 0.5) / 2.0**32)
+    np.testing.assert_allclose(found, right, rtol=1e-6, atol=2e-7)
+    assert found.max() < 0.0  # so that what is certain is always taken
 
 
 COVARIANCE = jnp.array([[2.0, 0.5], [0.5, 1.0]])

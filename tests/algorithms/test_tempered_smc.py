@@ -153,13 +153,13 @@ def test_a_given_draw_is_scored_without_bias(name, algorithm):
 
 
 def proposal_taken(key, shape):
-    return jnp.zeros(shape)
+    return jnp.full(shape, -jnp.inf)
 
 
 BROKEN = {
     "weights": lambda m: m.setattr(stages, "log_gain", lambda path, points, *_: jnp.zeros(len(points.base))),
     "resampling": lambda m: m.setattr(tempered_smc, "multinomial", lambda key, weights, num: jnp.arange(num)),
-    "acceptance": lambda m: m.setattr(moves, "uniforms", proposal_taken),
+    "acceptance": lambda m: m.setattr(moves, "log_uniforms", proposal_taken),
     "temperature": lambda m: m.setattr(
         moves, "log_density_at", lambda path, points, tau: points.base + points.parts.sum(-1)
     ),

@@ -225,3 +225,20 @@ def test_what_cannot_work_is_refused():
         Metropolis(0)
     with pytest.raises(ArgumentError, match="'mcmc', 'dense'"):
         backward_kernel("smooth: backward", "exact")
+
+
+@pytest.mark.parametrize("kernel", [Metropolis(), Metropolis(8), Hybrid(2), Dense()])
+def test_what_is_as_good_as_impossible_is_never_drawn(kernel, monkeypatch):
+    """Not even by the smallest of all uniform numbers, which one draw in millions has: a pair of which the
+    density is e^-60 would count with e^60 in what a long series sums."""
+
+    def zeros(rng_key, num, block=0):
+        return (jnp.zeros(num, jnp.uint32),) * 2
+
+    monkeypatch.setattr("ppl_ext.smoothing.backward.proposals.random_words", zeros)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), dtype=float: jnp.zeros(shape, dtype))
+    for num in (3, 20):  # from many, few are offered in another way
+        table = jnp.full((num, 1), -60.0).at[-1].set(0.0)  # the ancestor alone
+        given = Pairs(jnp.zeros(num), jnp.array([num - 1]), lambda j, i, of=table: of[j, i], jnp.zeros(()))
+        drawn, _ = kernel.draw(jax.random.key(0), given, jnp.arange(1), 3)
+        np.testing.assert_array_equal(drawn, num - 1)

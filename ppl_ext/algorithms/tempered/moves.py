@@ -13,7 +13,7 @@ from jax import lax
 from ppl_ext.algorithms.tempered.points import Path, Points, chosen, log_density_at, points_at
 from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import check_array, check_count, check_positive, described
-from ppl_ext.runtime.random_bits import normals, random_words, split, to_unit
+from ppl_ext.runtime.random_bits import normals, random_words, split, to_log_unit
 
 DENSE = 64  # positions of more numbers are fitted by variances alone, unless asked for more
 ROOM = 1e-6  # of a variance, so that no direction is lost
@@ -168,7 +168,7 @@ class _Metropolis(Moves):
             position, log_ratio = self.propose(noise_key, points.position, fitted)
             new, broken = points_at(path, position)
             log_ratio = log_ratio + log_density_at(path, new, tau) - log_density_at(path, points, tau)
-            is_taken = jnp.log(uniforms(coin_key, log_ratio.shape)) < log_ratio
+            is_taken = log_uniforms(coin_key, log_ratio.shape) < log_ratio
             points = chosen(is_taken, new, points)
             return (points, accepted + is_taken.mean(), num_nan + broken), points if keep else None
 
@@ -208,10 +208,10 @@ def spread(noise: jax.Array, factor: jax.Array) -> jax.Array:
     return noise * factor if factor.ndim == 1 else noise @ factor.T
 
 
-def uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Numbers in [0, 1)."""
+def log_uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Logarithms of numbers in (0, 1)."""
     first, second = random_words(key, math.prod(shape))
-    return to_unit(first ^ second).reshape(shape)
+    return to_log_unit(first ^ second).reshape(shape)
 
 
 class RandomWalk(_Metropolis):

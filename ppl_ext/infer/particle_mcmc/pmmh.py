@@ -155,7 +155,7 @@ class PMMH(MCMCKernel):
         log_density, _ = self._estimate(filter_key, proposed, model_args, dict(model_kwargs or {}))
         # From where the filter found no possible path, any place where it does is better.
         log_ratio = jnp.where(jnp.isneginf(state.log_density), jnp.inf, log_density - state.log_density)
-        accepted = (jnp.log(jax.random.uniform(choice_key)) < log_ratio) & ~jnp.isneginf(log_density)
+        accepted = (-jax.random.exponential(choice_key) < log_ratio) & ~jnp.isneginf(log_density)
         z = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposed, state.z)
         # The first covariance counts for a few steps, so that a chain that has not moved yet goes on
         # proposing.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from ppl_ext.algorithms.tempered.moves import Fitted, IndependentMoves, RandomWalk, uniforms
+from ppl_ext.algorithms.tempered.moves import Fitted, IndependentMoves, RandomWalk, log_uniforms
 from ppl_ext.algorithms.tempered.points import Points
 from ppl_ext.infer.smc2.parameters import Parameters
 from ppl_ext.state_space import filtering
@@ -194,7 +194,7 @@ def move(cloud: Cloud, key: jax.Array, parameters: Parameters, rules: Rules) -> 
     log_prior, filters = filtered(filter_key, proposed, cloud.time, parameters, rules)
     log_ratio = log_ratio + log_prior + filters.log_evidence.value
     log_ratio = _number(log_ratio - cloud.log_prior - cloud.filters.log_evidence.value)
-    accepted = jnp.log(uniforms(coin_key, log_ratio.shape)) < log_ratio
+    accepted = log_uniforms(coin_key, log_ratio.shape) < log_ratio
 
     def chosen(new, old):
         return jnp.where(accepted.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

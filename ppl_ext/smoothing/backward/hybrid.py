@@ -62,9 +62,9 @@ class Hybrid(BackwardKernel):
 
         def one_round(state, rng_key):
             index, waiting, excess = state
-            proposed, uniforms = proposals(rng_key, pairs.log_weights, num)
+            proposed, log_uniforms = proposals(rng_key, pairs.log_weights, num)
             log_ratio = known(pairs.log_pair(proposed, lane)) - log_bound
-            accept = waiting & (jnp.log(uniforms) < log_ratio)
+            accept = waiting & (log_uniforms < log_ratio)
             return (
                 jnp.where(accept, proposed, index),
                 waiting & ~accept,

@@ -63,10 +63,10 @@ class Metropolis(BackwardKernel):
 
         def step(chain, rng_key):
             index, score = chain
-            proposed, uniforms = proposals(rng_key, pairs.log_weights, len(lanes))
+            proposed, log_uniforms = proposals(rng_key, pairs.log_weights, len(lanes))
             proposed = proposed.astype(index.dtype)
             proposed_score = known(pairs.log_pair(proposed, lanes))
-            accept = jnp.log(uniforms) < log_acceptance(score, proposed_score)
+            accept = log_uniforms < log_acceptance(score, proposed_score)
             chain = jnp.where(accept, proposed, index), jnp.where(accept, proposed_score, score)
             return chain, chain
 

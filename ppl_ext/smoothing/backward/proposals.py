@@ -2,13 +2,13 @@
 
 import jax
 
-from ppl_ext.runtime.random_bits import random_words, to_index, to_unit
+from ppl_ext.runtime.random_bits import random_words, to_index, to_log_unit, to_unit
 from ppl_ext.state_space.resampling import invert, systematic, weights_of
 
 
 def proposals(rng_key: jax.Array, log_weights: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    r"""Indices (num,), each distributed as the weights, :math:`P(J = j) = \omega_j / \sum \omega`; and a
-    uniform number beside each.
+    r"""Indices (num,), each distributed as the weights, :math:`P(J = j) = \omega_j / \sum \omega`; and
+    the logarithm of a uniform number beside each.
 
     For many at once, a systematic sample of N is drawn and each index is a uniform choice from it. That
     choice is what makes them exchangeable: a systematic sample is sorted, ancestors are sorted as well, and a
@@ -19,6 +19,6 @@ def proposals(rng_key: jax.Array, log_weights: jax.Array, num: int) -> tuple[jax
     sample_key, choice_key = jax.random.split(rng_key)
     words, other_words = random_words(choice_key, num)
     if num < len(log_weights) // 4:
-        return invert(weights_of(log_weights), to_unit(words)), to_unit(other_words)
+        return invert(weights_of(log_weights), to_unit(words)), to_log_unit(other_words)
     sample = systematic(sample_key, log_weights, len(log_weights))
-    return sample[to_index(words, len(sample))], to_unit(other_words)
+    return sample[to_index(words, len(sample))], to_log_unit(other_words)
