@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         priors,
         scores,
         smoothing,
+        transport,
     )
     from ppl_ext.algorithms import marginal, normalize
     from ppl_ext.result import predict, to_arviz
@@ -61,6 +62,7 @@ __all__ = [
     "simulate",
     "smoothing",
     "to_arviz",
+    "transport",
     "upper_bound",
 ]
 

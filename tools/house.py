@@ -19,7 +19,7 @@ FLOORS = (
     ("densities",),
     ("program", "gradients"),
     ("expectations", "handlers", "diagnostics", "state_space"),
-    ("scores", "algorithms", "result"),
+    ("scores", "transport", "algorithms", "result"),
     ("objectives", "smoothing", "priors", "meta"),
     ("infer",),
 )

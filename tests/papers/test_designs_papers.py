@@ -1,0 +1,24 @@
+"""What programs on designs and couplings claim, at their small sizes."""
+
+import re
+
+from tests.papers.programs import claims
+
+
+def numbers(text):
+    return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
+
+
+def test_a_message_in_a_prescribed_law():
+    *by_size, least, bits, right = claims("minimum_entropy")
+    for row in by_size:
+        mean, most, off = numbers(row.ours)
+        assert 0.1 < mean < 0.35 and most < 0.6 and off < 1e-6
+    means = [numbers(row.ours)[0] for row in by_size]
+    assert means == sorted(means, reverse=True) and means[-1] < 0.24
+    mean, most, none = numbers(least.ours)
+    assert -1e-5 < mean < 0.05 and most < 0.531 and none > 60
+    # the information of any coupling, a product law aside, is between none and the entropy
+    assert 0.85 * numbers(bits.known)[0] < float(bits.ours) < numbers(bits.known)[0]
+    best = numbers(right.known)[0]
+    assert abs(float(right.ours) - best) < 4.5 * (best * (1 - best) / 200) ** 0.5
