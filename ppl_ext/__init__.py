@@ -16,6 +16,7 @@ from ppl_ext.runtime.results import Result
 if TYPE_CHECKING:
     from ppl_ext import (
         algorithms,
+        designs,
         diagnostics,
         errors,
         gradients,
@@ -40,6 +41,7 @@ __all__ = [
     "Result",
     "algorithms",
     "carried",
+    "designs",
     "diagnostics",
     "errors",
     "expectation",

@@ -18,7 +18,7 @@ FLOORS = (
     ("tracing", "runtime"),
     ("densities",),
     ("program", "gradients"),
-    ("expectations", "handlers", "diagnostics", "state_space"),
+    ("designs", "expectations", "handlers", "diagnostics", "state_space"),
     ("scores", "transport", "algorithms", "result"),
     ("objectives", "smoothing", "priors", "meta"),
     ("infer",),

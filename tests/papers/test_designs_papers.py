@@ -22,3 +22,17 @@ def test_a_message_in_a_prescribed_law():
     assert 0.85 * numbers(bits.known)[0] < float(bits.ours) < numbers(bits.known)[0]
     best = numbers(right.known)[0]
     assert abs(float(right.ours) - best) < 4.5 * (best * (1 - best) / 200) ** 0.5
+
+
+def test_points_that_repel_each_other():
+    *errors, once, off = claims("projection_dpp")
+    found = [numbers(row.ours) for row in errors]
+    for uniform, independent, volume, repeated in (found[:4], found[4:]):
+        assert uniform[0] > 2 * independent[0] > 2 * volume[0] > 2 * repeated[0] > 2
+    for (ours, half), known in zip(
+        (found[2], found[3], found[6], found[7]), (1.76, 1.29, 1.21, 1.09), strict=True
+    ):
+        assert abs(ours - known) < 4.5 * half + 0.03  # the figures are of another run
+    mean, error = numbers(once.ours)
+    assert abs(mean - numbers(once.known)[0]) < 4.5 * error and error < 3
+    assert max(numbers(off.ours)) < 4.5
