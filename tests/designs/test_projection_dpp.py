@@ -1,5 +1,6 @@
 """Designs, exactly: every tuple of few candidates is enumerated; draws of more against the kernel."""
 
+import copy
 import itertools
 import math
 
@@ -218,5 +219,8 @@ def test_more_points_than_that_are_refused_by_name():
 @pytest.mark.parametrize("rows", [[0, 1, 7], [0, 1, -1]])
 def test_rows_that_are_not_there_have_no_mass(rows):
     for law in (ProjectionDPP(FEATURES), volume_rescaled(ProjectionDPP(FEATURES), 3)):
+        unchecked = copy.copy(law)
+        unchecked._validate_args = False
+        assert np.isneginf(unchecked.log_prob(jnp.array(rows)))
         with pytest.warns(UserWarning, match="support"):
             assert np.isneginf(law.log_prob(jnp.array(rows)))

@@ -36,3 +36,14 @@ def test_points_that_repel_each_other():
     mean, error = numbers(once.ours)
     assert abs(mean - numbers(once.known)[0]) < 4.5 * error and error < 3
     assert max(numbers(off.ours)) < 4.5
+
+
+def test_a_few_draws_to_look_at():
+    plain, *chosen = claims("diverse_subset")
+    missed, half = numbers(plain.known)
+    assert abs(numbers(plain.ours)[0] - missed) < 4.5 * half
+    assert len(chosen) == 3
+    _, mean, most = numbers(plain.ours)
+    for row in chosen:
+        missed, mean_of_it, most_of_it = numbers(row.ours)
+        assert missed == 0.0 and mean_of_it < mean and most_of_it < 0.4 * most
