@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ppl_ext.diagnostics import diverse_subset
+from ppl_ext.diagnostics import diverse, diverse_subset
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(0)
@@ -83,6 +83,13 @@ def test_units_sites_and_repetitions_play_no_part(method):
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_all_of_few_draws(method, num):
     assert set(diverse_subset(np.arange(num) ** 2, num, method, rng_key=KEY)) == set(range(num))
+
+
+def test_a_mean_without_draws_takes_the_nearest_that_is_left(monkeypatch):
+    """Of means that start at one place some have no draws of their own."""
+    monkeypatch.setattr(diverse, "_farthest", lambda points, k: np.zeros(k, int))
+    chosen = diverse_subset(np.array([0.0, 1.0, 2.1, 3.3, 4.6]), 4, "kmeans")
+    assert len(set(chosen.tolist())) == 4
 
 
 @pytest.mark.parametrize(
