@@ -16,6 +16,7 @@ from ppl_ext.runtime.results import Result
 if TYPE_CHECKING:
     from ppl_ext import (
         algorithms,
+        designs,
         diagnostics,
         errors,
         gradients,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         priors,
         scores,
         smoothing,
+        transport,
     )
     from ppl_ext.algorithms import marginal, normalize
     from ppl_ext.result import predict, to_arviz
@@ -39,6 +41,7 @@ __all__ = [
     "Result",
     "algorithms",
     "carried",
+    "designs",
     "diagnostics",
     "errors",
     "expectation",
@@ -61,6 +64,7 @@ __all__ = [
     "simulate",
     "smoothing",
     "to_arviz",
+    "transport",
     "upper_bound",
 ]
 

@@ -18,8 +18,8 @@ FLOORS = (
     ("tracing", "runtime"),
     ("densities",),
     ("program", "gradients"),
-    ("expectations", "handlers", "diagnostics", "state_space"),
-    ("scores", "algorithms", "result"),
+    ("designs", "expectations", "handlers", "diagnostics", "state_space"),
+    ("scores", "transport", "algorithms", "result"),
     ("objectives", "smoothing", "priors", "meta"),
     ("infer",),
 )

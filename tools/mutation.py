@@ -58,6 +58,8 @@ TESTS = {
     "ppl_ext/algorithms": "tests/algorithms tests/state_space tests/smoothing "
     "tests/infer/test_particle_gibbs.py tests/test_composition.py",
     "ppl_ext/scores": "tests/scores",
+    "ppl_ext/transport": "tests/transport",
+    "ppl_ext/designs": "tests/designs",
     "ppl_ext/smoothing": "tests/smoothing tests/algorithms/test_contract.py tests/fuzz tests/test_fuzz.py",
     "ppl_ext/meta": "tests/meta tests/fuzz tests/test_fuzz.py",
     "ppl_ext/priors": "tests/priors tests/fuzz tests/test_fuzz.py",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ppl_ext.diagnostics.calibration.calibrate import Calibration, calibrate
     from ppl_ext.diagnostics.capacity.collapse import Collapse, collapse
     from ppl_ext.diagnostics.capacity.units import Units
+    from ppl_ext.diagnostics.diverse import diverse_subset
     from ppl_ext.diagnostics.forward_validation import LeaveFutureOut, leave_future_out
     from ppl_ext.diagnostics.leave_one_out import loo
     from ppl_ext.diagnostics.plots import (
@@ -39,6 +40,7 @@ __all__ = [
     "WeightRegime",
     "calibrate",
     "collapse",
+    "diverse_subset",
     "importance_ess",
     "judged",
     "leave_future_out",
@@ -64,6 +66,7 @@ _ASKED_FOR = {
     "calibration.calibrate": ("Calibration", "calibrate"),
     "capacity.collapse": ("Collapse", "collapse"),
     "capacity.units": ("Units",),
+    "diverse": ("diverse_subset",),
     "forward_validation": ("LeaveFutureOut", "leave_future_out"),
     "leave_one_out": ("loo",),
     "plots": tuple(name for name in __all__ if name.startswith("plot_")),

@@ -1,0 +1,5 @@
+"""Couplings: joint laws whose margins are given, each a conditional distribution that a model can sample."""
+
+from ppl_ext.transport.minimum_entropy import DiscreteCoupling, minimum_entropy_coupling
+
+__all__ = ["DiscreteCoupling", "minimum_entropy_coupling"]
