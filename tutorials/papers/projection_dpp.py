@@ -81,15 +81,15 @@ def off_the_kernel(key, num):
 
 # %%
 def claims(small=False):
-    planned = {20: (82.6, 23.6, 1.76, 1.29), 40: (8.8, 1.37, 1.21, 1.09)}
+    aims = {20: (82.6, 23.6, 1.76, 1.29), 40: (8.8, 1.37, 1.21, 1.09)}
     rows = []
-    for n, known in planned.items():
+    for n, known in aims.items():
         found = errors(jax.random.key(n), n, 300 if small else 3000)
         for (name, squares), figure in zip(found.items(), known, strict=True):
             error = np.sqrt(squares.mean())
             half = squares.std() / len(squares) ** 0.5 / error / 2
             told = f"{error:.3g} ± {half:.1g}"
-            rows.append((f"error over the best, {n} points, {name}", f"{figure:g} (planned)", told))
+            rows.append((f"error over the best, {n} points, {name}", f"{figure:g} (aim)", told))
     squares = errors(jax.random.key(1), M, 300 if small else 3000)["repeated"]
     told = f"{squares.mean():.2f} ± {squares.std() / len(squares) ** 0.5:.1g}"
     rows.append((f"its mean square, {M} points, once", f"{M + 1} (exact)", told))
