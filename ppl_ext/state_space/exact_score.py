@@ -48,7 +48,7 @@ def _run(first: Normal, laws: Law, seen: Seen):
         return new, (rest, new, place if of_both else None)
 
     _, (rests, after, places) = lax.scan(forth, first, (laws, seen))
-    before = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more[:-1]]), first, after)
+    before = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more])[: len(more)], first, after)
     if not of_both:
         places = jnp.concatenate([before.mean, after.mean], 1)
     fixed = lax.stop_gradient(places)
@@ -65,7 +65,7 @@ def _said(place: jax.Array, seen: Seen) -> jax.Array:
 
 @later_evidences.defjvp
 def _with_slopes(primals, slopes):
-    _, laws, seen = primals
+    first, laws, seen = primals
     found, before, after = _run(*primals)
     updates = mapped(_update, 2 * after.mean.shape[1])(before, laws, seen, after)
 
@@ -79,7 +79,7 @@ def _with_slopes(primals, slopes):
             lost,
         )
 
-    end = jnp.zeros_like(after.mean[0]), jnp.zeros_like(after.covariance[0])
+    end = jax.tree.map(jnp.zeros_like, tuple(first))
     (pull, lost), adjoints = lax.scan(back, end, updates, reverse=True)
     d_first, d_laws, d_seen = slopes
     total = pull @ d_first.mean + 0.5 * ((jnp.outer(pull, pull) - lost) * d_first.covariance).sum()

@@ -60,6 +60,14 @@ def test_every_part_of_a_step_has_its_derivative(of_both, steep):
             np.testing.assert_allclose(found[name], right[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.parametrize("of_both", [False, True])
+def test_a_series_of_one_step(of_both):
+    """After the first step there is none."""
+    one = {name: jnp.asarray(x if name == "start" else x[:1], jnp.float32) for name, x in GIVEN.items()}
+    ours, right = (jax.jit(jax.value_and_grad(fn))(one) for fn in evidences(of_both, False))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), ours, right)
+
+
 WAYS = {
     "backwards once": jax.hessian,
     "forwards": lambda fn: jax.jacfwd(jax.jacfwd(fn)),
