@@ -106,10 +106,7 @@ def small_batch(logits_of):
 # %%
 def claims(small=False):
     logits_of, rows = classifier(100 if small else 300), []
-    for name, concentration, known in (
-        ("imbalanced", 0.3, "0.663, 0.769 (aim)"),
-        ("even", 1e4, "no gain"),
-    ):
+    for name, concentration, known in (("imbalanced", 0.3, "0.663, 0.769 (aim)"), ("even", 1e4, "no gain")):
         found, least = accuracies(logits_of, 10 if small else 60, concentration)
         (before, after), gain = found.mean(0), found[:, 1] - found[:, 0]
         told = f"{before:.3f}, {after:.3f}; gain {gain.mean():.3f} ± {gain.std() / len(gain) ** 0.5:.3f}"
