@@ -20,7 +20,7 @@ from ppl_ext.densities.distributions import unmasked
 from ppl_ext.errors import StrategyError
 from ppl_ext.gradients import Constant, Reparameterize, ScoreFunction, as_strategy
 from ppl_ext.state_space.missing import missing_term
-from ppl_ext.state_space.resampling import weights_of
+from ppl_ext.state_space.resampling import independent
 from ppl_ext.state_space.site_runs import drawn_law
 
 _stop = lax.stop_gradient
@@ -48,12 +48,7 @@ class Ancestors(Distribution):
         if sample_shape or self.log_weights.ndim > 1:
             # The error by which NumPyro's own laws refuse a draw; callers of theirs catch it.
             raise NotImplementedError("Ancestors are drawn once for each time.")
-        weights = weights_of(self.log_weights)
-        sums = jnp.cumsum(weights)
-        half = 0.5 * jnp.finfo(sums.dtype).eps  # or 0 would take the first of all weights, however small
-        points = sums[-1] * (random.uniform(key, (self.num,), sums.dtype) + half)
-        last = len(weights) - 1 - jnp.argmax(weights[::-1] > 0)
-        return jnp.minimum(jnp.searchsorted(sums, points, side="right"), last).astype(jnp.int32)
+        return independent(key, self.log_weights, self.num)
 
     def log_prob(self, value, intermediates=None):
         possible = self.log_weights.max(-1, keepdims=True) > -jnp.inf

@@ -21,6 +21,7 @@ from ppl_ext.program import Program
 from ppl_ext.result import Fit
 from ppl_ext.runtime.constants import compiled
 from ppl_ext.runtime.outside import reading
+from ppl_ext.runtime.random_choices import log_uniforms
 from ppl_ext.runtime.verdict import Reason
 
 NUM_CHAINS, MOST_LEAPS, ACCEPTED = 1024, 16, 0.8
@@ -152,7 +153,7 @@ def hmc(rng_key: jax.Array, log_density: Callable, begun: jax.Array) -> jax.Arra
             jnp.isfinite(gain) & jnp.isfinite(x).all(-1) & jnp.isfinite(g).all(-1), gain, -jnp.inf
         )
         accepted = jnp.exp(jnp.minimum(gain, 0.0))
-        take = 1.0 - random.uniform(for_choice, accepted.shape) <= accepted  # never of what is 0
+        take = log_uniforms(for_choice, gain.shape) < jnp.minimum(gain, 0.0)
         at, grad = (jnp.where(take[:, None], new, old) for new, old in ((x, at), (g, grad)))
         log_size = log_size + adapting * (accepted.mean() - ACCEPTED)
         return (at, jnp.where(take, v, value), grad, log_size), at

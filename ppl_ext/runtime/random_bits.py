@@ -26,10 +26,8 @@ def threefry(key: jax.Array, first: jax.Array, second: jax.Array) -> tuple[jax.A
         for by in _ROTATIONS[group % 2]:
             first = first + second
             second = first ^ ((second << by) | (second >> (32 - by)))
-        first, second = (
-            first + keys[(group + 1) % 3],
-            second + keys[(group + 2) % 3] + jnp.uint32(group + 1),
-        )
+        first = first + keys[(group + 1) % 3]
+        second = second + keys[(group + 2) % 3] + jnp.uint32(group + 1)
     return first, second
 
 
@@ -77,8 +75,8 @@ def sampled(law: dist.Distribution, rng_key: jax.Array, sample_shape: tuple[int,
     if not coins or _threefry_words(rng_key) is None:
         return law(rng_key=rng_key, sample_shape=sample_shape)
     shape = sample_shape + law.batch_shape
-    u = to_unit(lax.bitwise_xor(*random_words(rng_key, math.prod(shape)))).reshape(shape)
-    return (u < law.probs).astype(int)
+    first, second = random_words(rng_key, math.prod(shape))
+    return (to_unit(first ^ second).reshape(shape) < law.probs).astype(int)
 
 
 def normals(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -90,9 +88,9 @@ def normals(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     if jnp.result_type(float) != jnp.float32 or _threefry_words(rng_key) is None:
         return random.normal(rng_key, shape)
-    u = to_unit(lax.bitwise_xor(*random_words(rng_key, math.prod(shape))))
+    first, second = random_words(rng_key, math.prod(shape))
     # The rounding of jax.random.uniform between the float above -1 and 1.
-    u = jnp.maximum(_LOWEST, u * (np.float32(1.0) - _LOWEST) + _LOWEST)
+    u = jnp.maximum(_LOWEST, to_unit(first ^ second) * (np.float32(1.0) - _LOWEST) + _LOWEST)
     return (np.float32(math.sqrt(2.0)) * lax.erf_inv(u)).reshape(shape)
 
 
@@ -103,33 +101,3 @@ def to_unit(words: jax.Array) -> jax.Array:
     [0.0, 0.5]
     """
     return lax.bitcast_convert_type((words >> 9) | jnp.uint32(0x3F800000), jnp.float32) - np.float32(1.0)
-
-
-def to_log_unit(words: jax.Array) -> jax.Array:
-    """The logarithm of a uniform number, from all bits. It is never minus infinity, by which one chance in
-    millions would take what is as good as impossible: what is less likely than 2⁻³³ is not taken.
-
-    >>> [round(float(x), 2) for x in to_log_unit(jnp.array([0, 2**31, 2**32 - 1], jnp.uint32))]
-    [-22.87, -0.69, -0.0]
-    """
-    return jnp.minimum(
-        jnp.log((words.astype(jnp.float32) + np.float32(0.5)) * np.float32(2.0**-32)), np.float32(-(2.0**-24))
-    )
-
-
-def to_index(words: jax.Array, num: int) -> jax.Array:
-    """In 0, ..., num - 1: the upper word of the product with ``num``, put together from halves. Indices
-    differ in probability by 2⁻³².
-
-    >>> [int(i) for i in to_index(jnp.array([0, 2**31, 2**32 - 1], jnp.uint32), 100_000)]
-    [0, 50000, 99999]
-    """
-    high, low, num_high, num_low = (
-        words >> 16,
-        words & jnp.uint32(0xFFFF),
-        jnp.uint32(num >> 16),
-        jnp.uint32(num & 0xFFFF),
-    )
-    middle = high * num_low + (low * num_low >> 16)
-    other = low * num_high + (middle & jnp.uint32(0xFFFF))
-    return (high * num_high + (middle >> 16) + (other >> 16)).astype(jnp.int32)

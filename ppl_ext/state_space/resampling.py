@@ -29,6 +29,7 @@ from jax import lax, random
 
 from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import described
+from ppl_ext.runtime.random_choices import middle
 from ppl_ext.state_space.compensated_sum import Sum, two_sum
 from ppl_ext.state_space.running_sums import BLOCK, running_count, running_sum
 
@@ -77,21 +78,21 @@ def systematic(key, log_weights: jax.Array, num: int) -> jax.Array:
     """
     weights = weights_of(log_weights)
     at = _cumulated(weights, num)
-    return _offspring(at.whole + (at.rest > random.uniform(key, (), weights.dtype)), weights, num)
+    return _offspring(at.whole + (at.rest > middle(random.uniform(key, (), weights.dtype))), weights, num)
 
 
 def stratified(key, log_weights: jax.Array, num: int) -> jax.Array:
     """``num`` ancestors, sorted: one uniform in each of ``num`` strata."""
     weights = weights_of(log_weights)
     at = _cumulated(weights, num)
-    uniforms = random.uniform(key, (num + 1,), weights.dtype)
+    uniforms = middle(random.uniform(key, (num + 1,), weights.dtype))
     return _offspring(at.whole + (at.rest > uniforms[jnp.minimum(at.whole, num)]), weights, num)
 
 
 def multinomial(key, log_weights: jax.Array, num: int) -> jax.Array:
     """``num`` independent ancestors, sorted."""
     weights = weights_of(log_weights)
-    gaps = random.exponential(key, (num + 1,), weights.dtype)
+    gaps = middle(random.exponential(key, (num + 1,), weights.dtype))
     points = jax.tree.map(lambda x: x[:-1], _cumulated(gaps, num))
     return _read(_cumulated(weights, num), points, weights, num)
 
@@ -109,12 +110,10 @@ def independent(key, log_weights: jax.Array, num: int) -> jax.Array:
 
 def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """For weights (N,) and uniforms in [0, 1) of any shape, the index at which the running sum passes; never
-    one of weight 0. Each stands for the middle of what rounds to it, or 0 would take the first of all
-    weights, however small.
+    one of weight 0.
     """
     sums = running_sum(weights)
-    middle = uniforms + 0.5 * jnp.finfo(uniforms.dtype).eps
-    found = jnp.searchsorted(sums, middle * sums[-1], side="right")
+    found = jnp.searchsorted(sums, middle(uniforms) * sums[-1], side="right")
     found = jnp.minimum(found, len(weights) - 1).astype(jnp.int32)
     # By rounding the sum may pass where there is no weight: at its end, and where a block begins.
     return jnp.where(weights[found] > 0, found, jnp.argmax(weights).astype(jnp.int32))
@@ -130,7 +129,8 @@ def residual(key, log_weights: jax.Array, num: int) -> jax.Array:
     left = jnp.maximum(num - certain.sum(dtype=jnp.int32), 0)
     rest = expected - certain
     # The first `left` of the sorted uniforms: gaps beyond them count for nothing.
-    gaps = jnp.where(jnp.arange(num + 1) <= left, random.exponential(key, (num + 1,), weights.dtype), 0.0)
+    gaps = middle(random.exponential(key, (num + 1,), weights.dtype))
+    gaps = jnp.where(jnp.arange(num + 1) <= left, gaps, 0.0)
     points = jax.tree.map(lambda x: x[:-1], _cumulated(gaps, num))
     drawn = _read(
         _cumulated(jnp.where(rest.max() > 0, rest, 1.0), num),

@@ -10,16 +10,8 @@ import pytest
 from jax import random
 from jax.extend.random import threefry_2x32
 
-from ppl_ext.runtime.random_bits import (
-    normals,
-    random_words,
-    sampled,
-    split,
-    threefry,
-    to_index,
-    to_log_unit,
-    to_unit,
-)
+from ppl_ext.runtime.random_bits import normals, random_words, sampled, split, threefry, to_unit
+from ppl_ext.runtime.random_choices import log_uniforms, middle, to_index, to_log_unit
 from ppl_ext.state_space.particle_keys import LaneKeys, _of_lane
 from ppl_ext.state_space.running_sums import running_count, running_sum
 
@@ -81,6 +73,15 @@ def test_words_become_indices_and_uniforms_by_scaling():
             to_index(jnp.asarray(words, jnp.uint32), num), words * np.uint64(num) >> np.uint64(32)
         )
     np.testing.assert_array_equal(to_unit(jnp.asarray(words, jnp.uint32)), (words >> np.uint64(9)) / 2.0**23)
+
+
+def test_the_least_of_uniforms_is_not_zero(monkeypatch):
+    monkeypatch.setattr(
+        "ppl_ext.runtime.random_choices.random_words", lambda key, num: (jnp.zeros(num, jnp.uint32),) * 2
+    )
+    np.testing.assert_allclose(log_uniforms(KEY, (2, 3)), np.full((2, 3), -33.0 * np.log(2.0)), rtol=1e-6)
+    for kind in (jnp.float32, jnp.float16):
+        assert 0.0 < middle(jnp.zeros((), kind)) and middle(1.0 - jnp.finfo(kind).eps) < 1.0
 
 
 def test_logarithms_of_uniforms_are_of_all_bits_and_finite():

@@ -110,6 +110,16 @@ def test_degenerate_weights(scheme, monkeypatch):
         assert set(np.asarray(fresh(random.key(0), jnp.array([-jnp.inf, 0.0, -0.3, -jnp.inf]), 4))) <= {1, 2}
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_least_of_uniforms_takes_nothing_that_is_as_good_as_impossible(scheme, monkeypatch):
+    """One in eight million is 0."""
+    exponential = random.exponential
+    monkeypatch.setattr(resampling.random, "uniform", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    monkeypatch.setattr(resampling.random, "exponential", lambda *args: exponential(*args).at[0].set(0.0))
+    log_weights = jnp.array([-60.0, 0.0, -60.0, 0.3, -60.0])
+    assert set(np.asarray(SCHEMES[scheme](random.key(0), log_weights, 8)).tolist()) <= {1, 3}
+
+
 def misplaced(size=1_000_000):
     """The share of systematic ancestors, and of offspring of all schemes by stretches, that float64 would
     give otherwise.

@@ -1,6 +1,5 @@
 """Moves of particles that leave a density unchanged, and how they are fitted to the particles."""
 
-import math
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +12,8 @@ from jax import lax
 from ppl_ext.algorithms.tempered.points import Path, Points, chosen, log_density_at, points_at
 from ppl_ext.errors import ArgumentError
 from ppl_ext.runtime.arguments import check_array, check_count, check_positive, described
-from ppl_ext.runtime.random_bits import normals, random_words, split, to_log_unit
+from ppl_ext.runtime.random_bits import normals, split
+from ppl_ext.runtime.random_choices import log_uniforms
 
 DENSE = 64  # positions of more numbers are fitted by variances alone, unless asked for more
 ROOM = 1e-6  # of a variance, so that no direction is lost
@@ -206,12 +206,6 @@ def normal_fit(position: jax.Array, shares: jax.Array, dense: bool) -> tuple[jax
 def spread(noise: jax.Array, factor: jax.Array) -> jax.Array:
     """Standard normal numbers (N, D) with this factor of a covariance."""
     return noise * factor if factor.ndim == 1 else noise @ factor.T
-
-
-def log_uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Logarithms of numbers in (0, 1)."""
-    first, second = random_words(key, math.prod(shape))
-    return to_log_unit(first ^ second).reshape(shape)
 
 
 class RandomWalk(_Metropolis):

@@ -18,6 +18,7 @@ from ppl_ext.infer.particle_mcmc.particle_gibbs import initial_names, path_sites
 from ppl_ext.infer.svi.checks import begun, check_init_params, check_one_key
 from ppl_ext.runtime.arguments import check_count, check_program
 from ppl_ext.runtime.outside import Outside
+from ppl_ext.runtime.random_choices import log_uniforms
 from ppl_ext.runtime.sharding import check_mesh
 from ppl_ext.state_space import filtering
 from ppl_ext.state_space.extinction import is_extinct, warn_extinct
@@ -155,7 +156,7 @@ class PMMH(MCMCKernel):
         log_density, _ = self._estimate(filter_key, proposed, model_args, dict(model_kwargs or {}))
         # From where the filter found no possible path, any place where it does is better.
         log_ratio = jnp.where(jnp.isneginf(state.log_density), jnp.inf, log_density - state.log_density)
-        accepted = (-jax.random.exponential(choice_key) < log_ratio) & ~jnp.isneginf(log_density)
+        accepted = (log_uniforms(choice_key, ()) < log_ratio) & ~jnp.isneginf(log_density)
         z = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposed, state.z)
         # The first covariance counts for a few steps, so that a chain that has not moved yet goes on
         # proposing.

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from ppl_ext.algorithms.tempered.moves import Fitted, IndependentMoves, RandomWalk, log_uniforms
+from ppl_ext.algorithms.tempered.moves import Fitted, IndependentMoves, RandomWalk
 from ppl_ext.algorithms.tempered.points import Points
 from ppl_ext.infer.smc2.parameters import Parameters
+from ppl_ext.runtime.random_choices import log_uniforms
 from ppl_ext.state_space import filtering
 from ppl_ext.state_space.compensated_sum import Sum, plus, zero
 from ppl_ext.state_space.resampling import Scheme, shares

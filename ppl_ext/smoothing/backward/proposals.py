@@ -2,7 +2,8 @@
 
 import jax
 
-from ppl_ext.runtime.random_bits import random_words, to_index, to_log_unit, to_unit
+from ppl_ext.runtime.random_bits import random_words, to_unit
+from ppl_ext.runtime.random_choices import to_index, to_log_unit
 from ppl_ext.state_space.resampling import invert, systematic, weights_of
 
 
