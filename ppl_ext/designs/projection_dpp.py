@@ -9,6 +9,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from ppl_ext.designs.orthonormal import orthonormal
+from ppl_ext.errors import ArgumentError
 
 
 class ProjectionDPP(Distribution):
@@ -64,9 +65,17 @@ class ProjectionDPP(Distribution):
         .. math:: \mathbb{E} \, \frac{1}{n} \sum_i w(x_i) g(x_i) = \int g \, d\mu
 
         for every g that is zero where all features are. They are those of least squares too.
+
+        :raises ArgumentError: for a row that is not there; where rows are traced its weight is NaN.
         """
         rows = jnp.asarray(rows)
-        return self.basis.shape[1] * self.measure[rows] / self.inclusion[rows]
+        there = (rows >= 0) & (rows < len(self.basis))
+        if not isinstance(rows, jax.core.Tracer) and not bool(there.all()):
+            raise ArgumentError(
+                f"ProjectionDPP.weights: there are the rows 0 to {len(self.basis) - 1}, got "
+                f"{int(rows.ravel()[jnp.argmin(there.ravel())])}."
+            )
+        return jnp.where(there, self.basis.shape[1] * self.measure[rows] / self.inclusion[rows], jnp.nan)
 
     def sample(self, key, sample_shape=()):
         keys = jax.random.split(key, sample_shape)

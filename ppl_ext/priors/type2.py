@@ -194,6 +194,10 @@ def _checked(prior, y, matrices, noise, m_step):
         if not 0.0 < noise < np.inf:
             raise ArgumentError(f"type2_em: noise must be a positive variance, got {noise}.")
     check_array("type2_em: y", y)
+    if not isinstance(matrices, list | tuple):
+        raise ArgumentTypeError(
+            f"type2_em: matrices must be a list of one matrix an axis, got {described(matrices)}."
+        )
     if len(matrices) != len(prior.shape):
         raise ArgumentError(
             f"type2_em: matrices must be {len(prior.shape)}, one an axis of the prior, got {len(matrices)}."
@@ -214,6 +218,8 @@ def _checked(prior, y, matrices, noise, m_step):
     for name, x in (("y", y), *((f"matrices[{k}]", h) for k, h in enumerate(seen))):
         if not bool(jnp.isfinite(x).all()):
             raise ArgumentError(f"type2_em: {name} holds numbers that are not finite.")
+    if not y.size:
+        raise ArgumentError("type2_em: y is empty; give at least one equation.")
     power = jnp.mean(y**2)
     if not float(power) > 0.0:
         raise ArgumentError("type2_em: y is all zero, which every factor of zero explains.")

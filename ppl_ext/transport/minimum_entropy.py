@@ -35,13 +35,13 @@ class DiscreteCoupling(eqx.Module):
         """The law of Y given X = x, a Categorical with the batch shape of x. Where X never is x, the law of
         Y.
         """
-        return dist.Categorical(probs=_conditional(self.joint)[jnp.asarray(x)])
+        return dist.Categorical(probs=_row("given_first", _conditional(self.joint), x))
 
     def given_second(self, y: Any) -> dist.Distribution:
         """The law of X given Y = y, a Categorical with the batch shape of y. Where Y never is y, the law of
         X.
         """
-        return dist.Categorical(probs=_conditional(self.joint.T)[jnp.asarray(y)])
+        return dist.Categorical(probs=_row("given_second", _conditional(self.joint.T), y))
 
     @property
     def entropy(self) -> jax.Array:
@@ -77,6 +77,18 @@ def _conditional(joint: jax.Array) -> jax.Array:
     of_rows = joint.sum(1, keepdims=True)
     some = of_rows > 0
     return jnp.where(some, joint / jnp.where(some, of_rows, 1.0), joint.sum(0))
+
+
+def _row(which: str, table: jax.Array, value: Any) -> jax.Array:
+    """The rows of these values: NaN for what is none, where the value is traced."""
+    value = jnp.asarray(value)
+    there = (value >= 0) & (value < len(table))
+    if not isinstance(value, jax.core.Tracer) and not bool(there.all()):
+        raise ArgumentError(
+            f"DiscreteCoupling.{which}: the variable has the values 0 to {len(table) - 1}, got "
+            f"{int(value.ravel()[jnp.argmin(there.ravel())])}."
+        )
+    return jnp.where(there[..., None], table[value], jnp.nan)
 
 
 def minimum_entropy_coupling(p: Any, q: Any) -> DiscreteCoupling:

@@ -216,6 +216,15 @@ def test_more_points_than_that_are_refused_by_name():
         repeated(dpp, 0)
 
 
+@pytest.mark.parametrize("row", [7, -1])
+def test_rows_that_are_not_there_have_no_weight(row):
+    dpp = ProjectionDPP(FEATURES)
+    with pytest.raises(ArgumentError, match=f"weights: there are the rows 0 to 6, got {row}"):
+        dpp.weights([0, row])
+    traced = jax.jit(dpp.weights)(jnp.array([0, row]))
+    assert np.isfinite(traced[0]) and np.isnan(traced[1])
+
+
 @pytest.mark.parametrize("rows", [[0, 1, 7], [0, 1, -1]])
 def test_rows_that_are_not_there_have_no_mass(rows):
     for law in (ProjectionDPP(FEATURES), volume_rescaled(ProjectionDPP(FEATURES), 3)):

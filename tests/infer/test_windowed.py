@@ -1,5 +1,7 @@
 """Windowed inference: against Kalman's smoother, sums over states, and optima worked out by hand."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,9 +154,9 @@ def test_the_result_says_what_it_is(whole):
     assert "steps 1 to 4 of 4, 10 draws" in found.summary() and found.verdict().level == "unknown"
     report = ppl_ext.to_arviz(found)
     assert report.posterior["x"].dims == ("chain", "draw", "time")
-    slow = found._replace(losses=np.linspace(9.0, 7.0, 100))
+    slow = replace(found, losses=np.linspace(9.0, 7.0, 100))
     assert slow.verdict().level == "doubtful" and "raise num_steps" in str(slow.verdict())
-    odd = found._replace(losses=np.where(np.arange(400) == 3, np.nan, found.losses))
+    odd = replace(found, losses=np.where(np.arange(400) == 3, np.nan, found.losses))
     assert "1 gradient steps" in str(odd.verdict())
 
 
@@ -237,6 +239,14 @@ def test_bad_arguments(name):
     }
     with pytest.raises(error, match=words):
         windowed(**(given | more))
+
+
+@pytest.mark.parametrize("which", ["free", "carry"])
+def test_a_start_that_is_not_finite(which):
+    free = FREE | {"at": jnp.array(jnp.nan)} if which == "free" else FREE
+    run = windowed(body, guide, free, 2, optax.adam(0.1), 2)
+    with pytest.raises(ArgumentError, match=f"windowed: {which} holds numbers that are not finite"):
+        run.init(jax.random.key(0), ZERO + (jnp.inf if which == "carry" else 0.0), 0.0)
 
 
 def other(free, x, y):

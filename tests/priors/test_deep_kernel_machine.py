@@ -182,6 +182,12 @@ MISTAKES = {
     "inducing": (lambda: ONE.fit(X, Y, noise=0.1, inducing=X[:, :2]), ArgumentError, "inducing"),
     "words": (lambda: ONE.fit(X, "y", noise=0.1), ArgumentTypeError, "y must be an array"),
     "NaN": (lambda: ONE.fit(X * np.nan, Y, noise=0.1), ArgumentError, "x holds numbers that are not finite"),
+    "empty": (lambda: ONE.fit(X[:0], Y[:0], noise=0.1), ArgumentError, "x is empty"),
+    "columns": (
+        lambda: ONE.fit(X, Y, noise=0.1, num_steps=1).predict(X[:, :2]),
+        ArgumentError,
+        "inputs must be rows of 3 columns",
+    ),
     "overflow": (
         lambda: ONE.fit(1e200 * X, Y, noise=0.1, num_steps=2),
         NonFiniteError,

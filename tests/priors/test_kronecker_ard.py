@@ -159,6 +159,8 @@ MISTAKES = {
         ArgumentError,
         r"matrices\[1\] must have shape",
     ),
+    "no list": (lambda: type2_em(PRIOR, Y, 3), ArgumentTypeError, "matrices must be a list"),
+    "no data": (lambda: type2_em(PRIOR, Y[:0], [H[0][:0], *H[1:]]), ArgumentError, "y is empty"),
     "zero": (lambda: type2_em(PRIOR, 0 * Y, H), ArgumentError, "y is all zero"),
     "NaN": (lambda: type2_em(PRIOR, np.nan * Y, H), ArgumentError, "y holds numbers that are not finite"),
     "steps": (lambda: type2_em(PRIOR, Y, H, num_steps=0), ArgumentError, "num_steps must be a positive"),

@@ -144,3 +144,12 @@ def test_derivatives_are_those_of_the_order_of_masses():
 def test_what_is_no_law_is_refused_by_name(change, error, words):
     with pytest.raises(error, match=f"minimum_entropy_coupling: {words}"):
         minimum_entropy_coupling(**{"p": [0.5, 0.5], "q": [0.5, 0.5]} | change)
+
+
+@pytest.mark.parametrize("value", [2, -1])
+def test_values_that_there_are_not(value):
+    coupling = minimum_entropy_coupling([0.5, 0.5], [0.25, 0.75])
+    with pytest.raises(ArgumentError, match=f"given_first: the variable has the values 0 to 1, got {value}"):
+        coupling.given_first([0, value])
+    traced = jax.jit(lambda y: coupling.given_second(y).probs)(jnp.array([1, value]))
+    assert np.isfinite(traced[0]).all() and np.isnan(traced[1]).all()

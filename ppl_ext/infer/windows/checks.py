@@ -45,6 +45,12 @@ def check_state(where: str, state: Any) -> None:
 
 def check_pair(pair: Pair, carry: Any, x: Any, free: Any) -> None:
     """Whether a step of the model and one of the guide have the same latent sites, and the carry stays."""
+    for what, tree in (("free", free), ("carry", carry)):
+        real = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
+        if not all(bool(jnp.isfinite(a).all()) for a in real):
+            raise ArgumentError(
+                f"windowed: {what} holds numbers that are not finite, and every step begins with it."
+            )
     key = random.key(0)
     with block():
         records = [

@@ -1,5 +1,6 @@
 """What windowed inference carries along a stream, and what it tells of it."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from ppl_ext.diagnostics.report.arviz_export import arviz_version, build_report
 from ppl_ext.diagnostics.report.run_record import versions
 from ppl_ext.runtime.outside import Outside
-from ppl_ext.runtime.results import as_html
+from ppl_ext.runtime.results import Summarised
 from ppl_ext.runtime.verdict import Reason, Verdict, judged
 
 
@@ -45,7 +46,8 @@ class WindowState(NamedTuple):
     seen: Outside
 
 
-class WindowResult(NamedTuple):
+@dataclass(frozen=True, eq=False, repr=False)
+class WindowResult(Summarised):
     """What the guide says now: P draws of the window's steps, given P of what came before it.
 
     :param draws: latent sites, (P, steps, ...), oldest first.
@@ -102,13 +104,6 @@ class WindowResult(NamedTuple):
                 words = f"the loss still fell by {fall:.2g} at the last time; raise num_steps"
                 found.append(Reason("doubtful", words))
         return judged(found)
-
-    def print_summary(self) -> None:
-        """Print the summary."""
-        print(f"{self.summary()}\n{self.verdict()}")
-
-    def _repr_html_(self) -> str:
-        return as_html(f"{self.summary()}\n{self.verdict()}")
 
     def to_arviz(self) -> Any:
         """The ArviZ report: ``posterior`` with the draws of the window's steps, by their ``time`` in the

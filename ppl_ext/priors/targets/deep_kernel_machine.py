@@ -1,20 +1,20 @@
 """Wide networks that learn features: Gram matrices as parameters (Yang et al. 2023)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import optax
 from jax.scipy.linalg import solve_triangular
 
 from ppl_ext.errors import ArgumentError, NonFiniteError
 from ppl_ext.priors.linear_algebra import as_rows
+from ppl_ext.priors.targets.deep_kernel_posterior import DeepKernelPosterior, rounded_cholesky, solved
 from ppl_ext.priors.targets.nngp import check_activation, expected_product, expected_square, layer_scales
-from ppl_ext.runtime.arguments import check_array, check_count, check_key, check_positive
+from ppl_ext.runtime.arguments import check_array, check_count, check_positive
 
 
 class DeepKernelMachine(eqx.Module):
@@ -67,7 +67,7 @@ class DeepKernelMachine(eqx.Module):
 
     def fit(
         self, x: Any, y: Any, *, noise: float, inducing: Any = None, num_steps: int = 200
-    ) -> "DeepKernelPosterior":
+    ) -> DeepKernelPosterior:
         r"""Maximise the objective over the Gram matrices, by L-BFGS from those of the NNGP.
 
         With inducing rows Z only their Gram matrices are parameters: other rows follow by the conditionals
@@ -84,6 +84,8 @@ class DeepKernelMachine(eqx.Module):
         check_count(f"{here}: num_steps", num_steps)
         for name, value in (("x", x), ("y", y), *(() if inducing is None else (("inducing", inducing),))):
             check_array(f"{here}: {name}", value)
+            if not np.size(value):
+                raise ArgumentError(f"{here}: {name} is empty; give at least one row.")
             if not bool(jnp.isfinite(jnp.asarray(value)).all()):
                 raise ArgumentError(f"{here}: {name} holds numbers that are not finite.")
         x, y = as_rows(x), jnp.asarray(y, jnp.result_type(float))
@@ -121,7 +123,7 @@ class DeepKernelMachine(eqx.Module):
             xx = expected_product(act, v[:, None], v, xx) if whole else expected_square(act, v)
             uu, ux, xx = (biases[layer] ** 2 + weights[layer] ** 2 * k for k in (uu, ux, xx))
             if layer < self.depth:
-                root = _cholesky(uu)
+                root = rounded_cholesky(uu)
                 half = solve_triangular(root, ux, lower=True)
                 moved = factors[layer].T @ half
                 uu = root @ factors[layer]
@@ -130,71 +132,10 @@ class DeepKernelMachine(eqx.Module):
         return uu, ux, xx
 
 
-class DeepKernelPosterior(NamedTuple):
-    """What :meth:`DeepKernelMachine.fit` returns: a Gaussian process given the data, and a target of
-    :func:`~ppl_ext.priors.match`.
-
-    ``factors``: T of each layer, with :math:`G_l = R T T^\\top R^\\top`; R is the Cholesky factor of
-    :math:`K(G_{l-1})`, (m, m), and in the first layer the inputs and a one, each times its scale, (m, d + 1),
-    since a Gram matrix of inputs has no more than their rank. ``objective`` (steps,), in nats.
-    """
-
-    machine: DeepKernelMachine
-    factors: tuple[jax.Array, ...]
-    inducing: jax.Array
-    x: jax.Array
-    y: jax.Array
-    noise: float
-    objective: jax.Array
-
-    def predict(self, x: Any, observed: bool = False) -> dist.MultivariateNormal:
-        """The function at rows (k, d), or with ``observed`` new data there: one law, or one an output."""
-        extra = self.noise if observed else 0.0
-        covariance = self._covariance(as_rows(x))
-        covariance = covariance + extra * jnp.eye(len(covariance), dtype=covariance.dtype)
-        return dist.MultivariateNormal(self.mean(x).T, scale_tril=_cholesky(covariance))
-
-    def mean(self, inputs: Any) -> jax.Array:
-        """(k,), or (k, P)."""
-        _, root, factor, inner = self._solved()
-        _, cross, _ = self.machine.covariances(self.factors, self.inducing, as_rows(inputs), whole=False)
-        half = solve_triangular(factor, solve_triangular(root, cross, lower=True), lower=True)
-        return (half.T @ inner).reshape(-1, *self.y.shape[1:])
-
-    def cov(self, inputs: Any) -> jax.Array:
-        """(k, k); of P outputs, which are independent, (k P, k P)."""
-        covariance = self._covariance(as_rows(inputs))
-        return jnp.kron(covariance, jnp.eye(self.y.shape[1])) if self.y.ndim == 2 else covariance
-
-    def sample(self, rng_key: jax.Array, inputs: Any, num_draws: int) -> jax.Array:
-        """Functions (num_draws, k), or (num_draws, k, P)."""
-        check_key("sample: rng_key", rng_key)
-        return jnp.moveaxis(self.predict(inputs).sample(rng_key, (num_draws,)), 1, -1)
-
-    def _covariance(self, x):
-        _, root, factor, _ = self._solved()
-        _, cross, whole = self.machine.covariances(self.factors, self.inducing, x)
-        half = solve_triangular(root, cross, lower=True)
-        left = solve_triangular(factor, half, lower=True)
-        return whole - half.T @ half + left.T @ left
-
-    def _solved(self):
-        uu, ux, _ = self.machine.covariances(self.factors, self.inducing, self.x, whole=False)
-        return _solved(uu, ux, self.y.reshape(len(self.y), -1), self.noise)
-
-
-def _solved(uu, ux, y, noise):
-    """A = R⁻¹ K_ux / σ, R, the Cholesky factor of I + A Aᵀ, and its inverse times A y / σ."""
-    root = _cholesky(uu)
-    a = solve_triangular(root, ux, lower=True) / noise**0.5
-    factor = jnp.linalg.cholesky(jnp.eye(len(a), dtype=a.dtype) + a @ a.T)
-    return a, root, factor, solve_triangular(factor, a @ y, lower=True) / noise**0.5
-
-
 def _bound(machine, raw, x, y, z, noise):
     factors = _factors(machine, raw)
     uu, ux, xx = machine.covariances(factors, z, x, whole=False)
-    a, _, factor, inner = _solved(uu, ux, y, noise)
+    a, _, factor, inner = solved(uu, ux, y, noise)
     n, outputs = y.shape
     value = -0.5 * (jnp.sum(y**2) / noise - jnp.sum(inner**2))
     value -= outputs * jnp.sum(jnp.log(jnp.diagonal(factor)))
@@ -238,9 +179,3 @@ def _factors(machine, raw):
         return jnp.tril(x, -1) + jnp.diag(jnp.exp(jnp.diagonal(x)))
 
     return tuple(factor(x, nu) for x, nu in zip(raw, machine.weights, strict=True))
-
-
-def _cholesky(matrix):
-    """With the rounding errors of the matrix on its diagonal, however large these are."""
-    size = len(matrix) * jnp.finfo(matrix.dtype).eps * jnp.mean(jnp.diagonal(matrix))
-    return jnp.linalg.cholesky(matrix + size * jnp.eye(len(matrix), dtype=matrix.dtype))
