@@ -4,7 +4,8 @@ linear-Gaussian ones.
 Which of the two it is, is read off the model. Every latent site has a finite support: sums over the joint
 states (forward-backward). Every latent site is real, and the second derivatives of the log density of a step
 are *constants* of the traced program: then the step is linear and Gaussian, whatever distributions it was
-written with, factors and missing observations included (:mod:`ppl_ext.state_space.kalman`).
+written with, factors and missing observations included (:mod:`ppl_ext.state_space.kalman`); of normal
+distributions it is taken as it is written (:mod:`ppl_ext.state_space.stated`).
 """
 
 from collections.abc import Iterable

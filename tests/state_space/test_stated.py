@@ -168,7 +168,7 @@ def test_which_are_taken_as_stated(monkeypatch):
         return read(site)
 
     monkeypatch.setattr(stated_module, "_stated", noted)
-    smooth_exactly(lower(series, (beside_others, jnp.asarray(Y, jnp.float32), 0.9), {}))
+    jax.eval_shape(lambda y: smooth_exactly(lower(series, (beside_others, y, 0.9), {})), Y)
     assert taken == {"x0": True, "y0": True, "x": True, "y": True, "more": False, "z": False, "w": False}
 
 
