@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 import tinygp
 from numpyro.infer import MCMC
 
+from ppl_ext.designs import ExpectedImprovement, next_measurements
 from ppl_ext.infer import SGHMC
 from ppl_ext.priors import Gaussian, GaussianProcess, lift_prior, match
 
@@ -130,14 +131,12 @@ def process(key, x, y, seen):
 # ## The search
 #
 # Expected improvement is the mean, over the drawn functions, of how far each lies below the best value so
-# far. Measure where that is largest, and start again.
+# far. Measure where that is largest, and start again. Acquisitions look for a maximum, and take the negated
+# functions. They know draws alone, so that one line serves the process and the networks;
+# `KnowledgeGradient`, `EntropySearch` and `NoisyExpectedImprovement` stand in the same place.
 
 
 # %%
-def expected_improvement(functions, best):
-    return jax.vmap(lambda f: jnp.maximum(best - f, 0.0))(functions).mean(0)
-
-
 def search(draw_functions):
     x = jax.random.uniform(jax.random.key(8), (MOST, 2), minval=-1.0, maxval=1.0)
     found = []
@@ -147,9 +146,9 @@ def search(draw_functions):
         found.append(float(y[:n].min() - LOWEST))
         if n < MOST:
             functions = draw_functions(jax.random.key(n), x, y, seen)
-            gain = expected_improvement(functions, y[:n].min())
-            x = x.at[n].set(grid[jnp.argmax(gain)])
-    return np.array(found), np.asarray(x), np.asarray(functions), np.asarray(gain)
+            improvement = ExpectedImprovement(best=-y[:n].min())
+            x = x.at[n].set(grid[next_measurements(improvement, -functions)[0]])
+    return np.array(found), np.asarray(x), np.asarray(functions)
 
 
 models = {
@@ -172,7 +171,7 @@ assert all(found[-1] < found[0] for found, *_ in searches.values())
 
 # %%
 figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-for ax, (name, (_, x, functions, _)) in zip(axes[0], searches.items(), strict=True):
+for ax, (name, (_, x, functions)) in zip(axes[0], searches.items(), strict=True):
     shades = ax.contourf(
         side,
         side,

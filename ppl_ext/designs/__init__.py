@@ -1,9 +1,31 @@
 """Designs: where to measure. A design is a distribution over rows of a table of candidates, given by features
-of them.
+of them; an acquisition tells how much each candidate would say, by what is believed of the function so far.
 """
 
+from ppl_ext.designs.acquisitions import (
+    EntropySearch,
+    ExpectedImprovement,
+    KnowledgeGradient,
+    NoisyExpectedImprovement,
+    PredictiveEntropy,
+    condition,
+    next_measurements,
+)
 from ppl_ext.designs.projection_dpp import ProjectionDPP
 from ppl_ext.designs.repeated import Repeated, repeated
 from ppl_ext.designs.volume_rescaled import VolumeRescaled, volume_rescaled
 
-__all__ = ["ProjectionDPP", "Repeated", "VolumeRescaled", "repeated", "volume_rescaled"]
+__all__ = [
+    "EntropySearch",
+    "ExpectedImprovement",
+    "KnowledgeGradient",
+    "NoisyExpectedImprovement",
+    "PredictiveEntropy",
+    "ProjectionDPP",
+    "Repeated",
+    "VolumeRescaled",
+    "condition",
+    "next_measurements",
+    "repeated",
+    "volume_rescaled",
+]

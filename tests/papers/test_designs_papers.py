@@ -44,6 +44,26 @@ def test_points_that_repel_each_other():
     assert max(numbers(off.ours)) < 4.5
 
 
+def test_where_to_measure_next():
+    *found, off = claims("acquisitions")
+    regrets = np.array([numbers(row.ours) for row in found]).reshape(3, 3, 2)  # kind, noise, mean and error
+    gradient, improvement, random = regrets
+    assert (regrets[..., 0] > -1e-6).all() and (np.diff(regrets[..., 0], axis=1) > 0).all()
+    error = np.hypot(gradient[:, 1], np.maximum(improvement, random)[:, 1])
+    best = np.minimum(improvement, random)[:, 0]
+    assert (gradient[:, 0] < best + 3 * error).all() and gradient[0, 0] < 0.7 * best[0]
+    error, most = numbers(off.ours)
+    assert error < 0.25 * most
+
+
+def test_measuring_what_is_least_certain():
+    orders, entropy, variance, random = claims("active_measurement")
+    assert orders.ours == orders.known
+    left = np.array([numbers(row.ours) for row in (entropy, random, variance)])
+    assert (np.diff(left, axis=0) > 0).all()  # after 3, 6 and 8 measurements
+    assert left[0, 0] >= 2.07 and left[0, 2] < 0.3
+
+
 def test_a_few_draws_to_look_at():
     plain, *chosen = claims("diverse_subset")
     missed, half = numbers(plain.known)
