@@ -31,6 +31,7 @@ match.
 ``MarkovFBM``                  fractional Brownian motion as a scan, in O(n)
 ``fourier_gp``                 a smooth Gaussian process on a regular grid, by few Fourier coefficients
 ``excursion_times``            how long a Gaussian process over time stays on one side of its mean
+``designed_inputs``            the same by a design: rows of candidates, drawn anew at every step
 ``measurement_inputs``         where functions are compared: training inputs and points of their box
 ``posterior_functions``        any fit read in function space: predictions, their scores, R-hat on them
 ``student_t_posterior``        infinitely wide network with an inverse-gamma last-layer scale, given data:
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from ppl_ext.priors.kronecker_ard import KroneckerARD
     from ppl_ext.priors.lifting import Lifted, lift_prior
     from ppl_ext.priors.markov_process import markov
-    from ppl_ext.priors.matching.inputs import measurement_inputs
+    from ppl_ext.priors.matching.inputs import designed_inputs, measurement_inputs
     from ppl_ext.priors.matching.match import match
     from ppl_ext.priors.matching.matched import Matched
     from ppl_ext.priors.relevant_axes import relevance
@@ -106,7 +107,7 @@ _NAMES = {
     "infinite_width": ("scale_mixture_posterior", "student_t_posterior"),
     "kronecker_ard": ("KroneckerARD",),
     "lifting": ("Lifted", "lift_prior"),
-    "matching.inputs": ("measurement_inputs",),
+    "matching.inputs": ("designed_inputs", "measurement_inputs"),
     "markov_process": ("markov",),
     "matching.match": ("match",),
     "matching.matched": ("Matched",),
@@ -153,6 +154,7 @@ __all__ = [
     "Target",
     "ThreeLayer",
     "derivative_at",
+    "designed_inputs",
     "excursion_times",
     "fourier_gp",
     "integral",

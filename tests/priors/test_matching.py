@@ -14,6 +14,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
+from ppl_ext.designs import ProjectionDPP
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
 from ppl_ext.infer import SGHMC
 from ppl_ext.priors import (
@@ -22,6 +23,7 @@ from ppl_ext.priors import (
     GaussianProcess,
     ScaleMixture,
     SlicedWasserstein,
+    designed_inputs,
     lift_prior,
     match,
     measurement_inputs,
@@ -196,6 +198,34 @@ def test_functions_of_one_output_lose_its_axis_and_those_of_two_keep_it():
         )
         assert found.shape == shape
         np.testing.assert_array_equal(found.reshape(len(X), width)[:, 0], X)
+
+
+def test_a_design_says_where_functions_are_compared():
+    x = np.linspace(-1.0, 1.0, 30)
+    design = ProjectionDPP(x[:, None] ** np.arange(4))
+    inputs = designed_inputs(x, design)
+    key = jax.random.key(4)
+    np.testing.assert_allclose(inputs(key), x[np.asarray(design.sample(key))], rtol=1e-6)
+    assert not np.array_equal(inputs(key), inputs(jax.random.key(5)))
+    # a line's kernel is found from four points a step
+    found = tune(inputs=inputs, num_draws=256).hyperparameters
+    assert float(found["slope"]["slope"]["scale"]) == pytest.approx(SLOPE, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "design, error, told",
+    [
+        (np.arange(3), ArgumentTypeError, "design must be one distribution"),
+        (dist.Normal(0.0, 1.0).expand([4]), ArgumentTypeError, "over numbers of candidates"),
+        (dist.Categorical(probs=jnp.ones((2, 3, 5)) / 5), ArgumentTypeError, "one distribution"),
+        (dist.Categorical(logits=jnp.zeros(5)).expand([3]), ArgumentError, "the 6 candidates .* or fewer"),
+        (dist.Categorical(logits=jnp.zeros(7)).expand([3]), ArgumentError, "the 6 candidates .* or fewer"),
+        (ProjectionDPP(np.eye(7)[:, :2]), ArgumentError, "the 6 candidates"),
+    ],
+)
+def test_a_design_over_other_candidates_is_named(design, error, told):
+    with pytest.raises(error, match=told):
+        designed_inputs(np.arange(6.0), design)
 
 
 def test_measurement_sets_are_training_inputs_and_points_of_their_box():

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_count, check_number, described
@@ -58,6 +59,51 @@ class Measurements(eqx.Module):
         return jnp.concatenate(
             [rows, jax.random.uniform(of_box, shape, self.rows.dtype, self.low, self.high)]
         )
+
+
+def designed_inputs(inputs: Any, design: dist.Distribution) -> Callable[[jax.Array], jax.Array]:
+    """A sampler of measurement sets: the rows that a design draws, anew at every step.
+
+    Points that repel each other say more of a function than as many that are drawn alone; for inducing rows,
+    which stay where they are, draw once: ``inputs[design.sample(rng_key)]``.
+
+    :param inputs: (N, d) or (N,), the candidates.
+    :param design: a law over numbers of candidates (M,), such as :class:`~ppl_ext.designs.ProjectionDPP`.
+    :return: a function from a key to (M, d), or (M,).
+    :raises ArgumentTypeError: for a design that is no distribution over integers.
+    :raises ArgumentError: for inputs that are not (N, d) or (N,), or not finite; for a design over more or
+        fewer candidates.
+
+    >>> from ppl_ext.designs import ProjectionDPP
+    >>> x = np.linspace(-1.0, 1.0, 50)
+    >>> draw = designed_inputs(x, ProjectionDPP(x[:, None] ** np.arange(4)))
+    >>> draw(jax.random.key(0)).shape
+    (4,)
+    """
+    x = check_inputs("designed_inputs: inputs", inputs)
+    law = isinstance(design, dist.Distribution) and design.support
+    if not law or not law.is_discrete or len(design.shape()) != 1:
+        raise ArgumentTypeError(
+            "designed_inputs: design must be one distribution over numbers of candidates (M,), such as "
+            f"ProjectionDPP(features), got {described(design)}."
+        )
+    last = jnp.full(design.shape(), len(x) - 1)
+    if not bool(jnp.all(law(last))) or bool(jnp.all(law(last + 1))):
+        raise ArgumentError(
+            f"designed_inputs: design must be over the {len(x)} candidates of inputs, and is over more or "
+            "fewer. Make it from features of the same rows."
+        )
+    return Designed(x, design)
+
+
+class Designed(eqx.Module):
+    """What :func:`designed_inputs` returns."""
+
+    rows: jax.Array
+    design: dist.Distribution
+
+    def __call__(self, rng_key: jax.Array) -> jax.Array:
+        return self.rows[self.design.sample(rng_key)]
 
 
 class Fixed(eqx.Module):

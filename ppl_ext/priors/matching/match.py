@@ -62,8 +62,8 @@ def match(
         whose location is taken; a function from a dict of all sites' values to an array; by default what the
         model returns. It is (M,), or (M, P) for P outputs.
     :param inputs: an array (M, d) or (M,), the same at every step, or a function from a key to one, such as
-        :func:`~ppl_ext.priors.measurement_inputs`. It is the model's first argument; ``args`` and ``kwargs``
-        are the others.
+        :func:`~ppl_ext.priors.measurement_inputs` or :func:`~ppl_ext.priors.designed_inputs`. It is the
+        model's first argument; ``args`` and ``kwargs`` follow it.
     :param target: anything with ``sample(key, inputs, num_draws)``: see
         :class:`~ppl_ext.priors.targets.target.Target`.
     :param distance: by default :class:`~ppl_ext.priors.SlicedWasserstein`.
