@@ -442,6 +442,11 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "evidence and its gradient, compiled once.",
         markov,
     ),
+    "light_bridge": (
+        "Schrödinger bridges",
+        "`fit` of `light_sb` beside the same steps written out in JAX and optax, as one compiled loop.",
+        runner,
+    ),
     "tracking": (
         "Many targets",
         "The Poisson multi-Bernoulli filter beside two of NumPy with the same numbers: lists and loops, and "

@@ -64,6 +64,15 @@ def test_measuring_what_is_least_certain():
     assert left[0, 0] >= 2.07 and left[0, 2] < 0.3
 
 
+def test_a_bridge_between_samples():
+    *normals, moons = claims("light_bridge")
+    means, covariances = ([numbers(row.ours)[0] for row in normals[k::2]] for k in (0, 1))
+    # two thousand rows: a coefficient's standard error is .02, and there are d of them for each
+    assert max(means) < 0.02 and max(covariances) < 0.1
+    ends, starts = numbers(moons.ours)
+    assert ends < 3 * numbers(moons.known)[0] + 0.003 < 0.5 * starts
+
+
 def test_a_few_draws_to_look_at():
     plain, *chosen = claims("diverse_subset")
     missed, half = numbers(plain.known)
