@@ -35,6 +35,9 @@ def main() -> None:
         metavar="PATH",
         help="for smc: the interpreter of an environment with particles 0.4",
     )
+    parser.add_argument(
+        "--dppy-python", metavar="PATH", help="for dpp: the interpreter of an environment with dppy 0.3.3"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(available()))
     if unknown:
@@ -42,6 +45,7 @@ def main() -> None:
     for name in options.names or available():
         peers = {
             "chains": {"genjax_python": options.genjax_python},
+            "dpp": {"dppy_python": options.dppy_python},
             "smc": {"particles_python": options.particles_python},
         }
         quick = options.quick or (not options.names and name in _LONG)

@@ -259,6 +259,14 @@ def markov(report):
     )
 
 
+def dpp(report):
+    rows = [
+        [name, f"{1e3 * seconds:.0f}", f"{report['ratios'][name]:.3f}" if name in report["ratios"] else ""]
+        for name, seconds in report["median_seconds"].items()
+    ]
+    return table(["", "milliseconds a draw", "ours over it"], rows)
+
+
 def tracking(report):
     rows = [
         [
@@ -441,6 +449,12 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "`priors.markov`, whose `scan` the exact filter sums out, beside tinygp's `QuasisepSolver`: log "
         "evidence and its gradient, compiled once.",
         markov,
+    ),
+    "dpp": (
+        "Projection DPPs",
+        "`ProjectionDPP` beside DPPy and a NumPy loop by hand, all by the chain rule; the head of "
+        "`benchmarks/peers/dppy_draws.py` describes the environment of DPPy.",
+        dpp,
     ),
     "light_bridge": (
         "Schrödinger bridges",

@@ -1,5 +1,6 @@
 """Points that repel each other: the determinantal process that projects on the span of given features."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,22 @@ from numpyro.distributions.util import validate_sample
 
 from ppl_ext.designs.orthonormal import orthonormal
 from ppl_ext.errors import ArgumentError
+
+
+def one_of(rng_key: jax.Array, masses: jax.Array) -> jax.Array:
+    r"""A number drawn with probability proportional to its mass, of (N,).
+
+    First which of :math:`\sqrt N` blocks, then which within: few random numbers, and no sum over all whose
+    rounding would count against a single mass.
+
+    >>> int(one_of(jax.random.key(0), jnp.array([0.0, 0.0, 3.0, 0.0, 0.0])))
+    2
+    """
+    width = math.ceil(len(masses) ** 0.5)
+    blocks = jnp.pad(masses, (0, -len(masses) % width)).reshape(-1, width)
+    of_block, of_row = jax.random.split(rng_key)
+    block = jax.random.categorical(of_block, jnp.log(blocks.sum(1)))
+    return block * width + jax.random.categorical(of_row, jnp.log(blocks[block]))
 
 
 class ProjectionDPP(Distribution):
@@ -91,7 +108,7 @@ class ProjectionDPP(Distribution):
         def step(state, key_and_place):
             left, taken = state
             key, k = key_and_place
-            row = jax.random.categorical(key, jnp.log(left))
+            row = one_of(key, left)
             rest = basis[row]
             for _ in range(2):  # once more, for what rounding leaves
                 rest = rest - taken.T @ (taken @ rest)

@@ -13,6 +13,7 @@ import pytest
 
 import ppl_ext
 from ppl_ext.designs import ProjectionDPP, VolumeRescaled, repeated, volume_rescaled
+from ppl_ext.designs.projection_dpp import one_of
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(0)
@@ -47,6 +48,18 @@ def best_of(f, measure):
     mu = measure / measure.sum()
     scaled = FEATURES * np.sqrt(mu)[:, None]
     return np.linalg.lstsq(scaled, f * np.sqrt(mu), rcond=None)[0], mu
+
+
+@pytest.mark.parametrize("num", [1, 2, 9, 11])
+def test_one_of_several_masses(num):
+    """Whole blocks without mass, and a last one that is not full."""
+    masses = np.arange(num) % 4 * (np.arange(num) > 2) + 1e-3 * (np.arange(num) == 0)
+    keys = jax.random.split(jax.random.key(num), 20_000)
+    drawn = np.asarray(jax.vmap(lambda key: one_of(key, jnp.asarray(masses)))(keys))
+    counts = np.bincount(drawn, minlength=num) / 20_000
+    p = masses / masses.sum()
+    assert len(counts) == num and (counts[p == 0] == 0).all()
+    np.testing.assert_array_less(np.abs(counts - p), 4.5 * np.sqrt(p * (1 - p) / 20_000) + 1e-9)
 
 
 @pytest.mark.parametrize("measure", [np.ones(7), MEASURE])
