@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tools.papers import PAGE, lines_of_code, programs
+from tools.papers import PAGE, counted, kept, lines_of_code, programs
 
 MOST_LINES = 80
 PROGRAMS = [pytest.param(path, id=path.stem) for path in programs()]
@@ -38,6 +38,13 @@ def test_a_program_says_whose_it_is_and_what_it_claims(path):
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_a_program_has_its_section_on_the_page(path):
     assert f"`tutorials/papers/{path.name}`" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_counts_what_it_holds():
+    page = PAGE.read_text(encoding="utf-8")
+    assert counted(list(kept().values())) in page
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "not reproduced" in line]
+    assert f"of which {len(rows)} " in page
 
 
 @pytest.mark.parametrize("path", PROGRAMS)

@@ -105,13 +105,28 @@ def kept() -> dict[str, str]:
     return {part.split("tutorials/papers/")[1].split("`")[0]: f"## {part.rstrip()}\n" for part in parts}
 
 
+def counted(sections: list[str]) -> str:
+    """How many claims the sections hold, and how many of them did not come out.
+
+    >>> rows = ["| claim | exact or published | ours |", "|---|---|---|", "| a | 1 | 1 |",
+    ...         "| b | 2 | not reproduced: 3 |"]
+    >>> counted([chr(10).join(rows)]).splitlines()[0]
+    '1 programs and 2 claims, of which 1 is not reproduced and says so.'
+    """
+    rows = [line for text in sections for line in text.splitlines() if line.startswith("| ")]
+    claims = [row for row in rows if not row.startswith("| claim | ")]
+    missed = sum("not reproduced" in row for row in claims)
+    verb = "is not reproduced and says" if missed == 1 else "are not reproduced and say"
+    return f"{len(sections)} programs and {len(claims)} claims, of which {missed} {verb} so.\n\n"
+
+
 def main(only: list[str] | None = None) -> None:
     sections = kept()
     for path in programs():
         if not only or path.stem in only:
             sections[path.name] = ran(path)
     here = [sections[path.name] for path in programs() if path.name in sections]
-    PAGE.write_text(HEAD + "\n".join(here), encoding="utf-8")
+    PAGE.write_text(HEAD + counted(here) + "\n".join(here), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ppl_ext.infer.smc.smc import SMC
 from ppl_ext.infer.smc2.result import SMC2Result
 from ppl_ext.infer.smc2.smc2 import SMC2
 from ppl_ext.infer.svi.fit import Progress, fit
+from ppl_ext.infer.svi.regularized_newton import RegularizedNewton
 from ppl_ext.infer.svi.stopping import Plateau
 from ppl_ext.infer.windows.state import WindowResult, WindowState
 from ppl_ext.infer.windows.windowed import windowed
@@ -36,6 +37,7 @@ __all__ = [
     "PathSweep",
     "Plateau",
     "Progress",
+    "RegularizedNewton",
     "SMC2Result",
     "SMCResult",
     "WindowResult",
