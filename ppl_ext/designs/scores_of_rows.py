@@ -72,15 +72,16 @@ def lewis(features: Any, p: float) -> jax.Array:
     there = (rows != 0).any(1)  # a row of zeros weighs nothing
     rows = rows[there]
     w = np.full(len(rows), rows.shape[1] / len(rows))
-    for _ in range(5000):
-        before = w
-        gram = rows.T @ (w[:, None] ** (1 - 2 / p) * rows)
-        quadratic = np.einsum("ij,ji->i", rows, np.linalg.solve(gram, rows.T))
-        w = quadratic ** (p / 2) if p < 2 else w ** (1 - 2 / p) * quadratic
-        if np.abs(np.log(w / before)).max() < 1e-9:
-            full = np.zeros(len(there))
-            full[there] = w
-            return jnp.asarray(full, float)
+    with np.errstate(all="ignore"):  # weights that vanish do not settle
+        for _ in range(5000):
+            before = w
+            gram = rows.T @ (w[:, None] ** (1 - 2 / p) * rows)
+            quadratic = np.einsum("ij,ji->i", rows, np.linalg.solve(gram, rows.T))
+            w = quadratic ** (p / 2) if p < 2 else w ** (1 - 2 / p) * quadratic
+            if np.abs(np.log(w / before)).max() < 1e-9:
+                full = np.zeros(len(there))
+                full[there] = w
+                return jnp.asarray(full, float)
     raise ArgumentError(f"lewis: the weights do not settle for p={p:g}. Take a p nearer to 2.")
 
 
