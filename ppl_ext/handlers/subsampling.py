@@ -27,10 +27,10 @@ class subsample(Handler):
         \hat\ell = \sum_{i \in S} \frac{1}{m p_i} \log p(y_i \mid z)
 
     Whoever takes rows keeps taking them uniformly, but of a longer plate: row i stands in it
-    :math:`k_i = \lceil 4 n p_i \rceil` times, as cells that each weigh :math:`1 / k_i` of its log density. So
-    the estimate is unbiased whoever draws, with replacement (NumPyro's ``HMCECS``, with a proxy or without) or
-    not (``SVI``, ``fit``, ``SGLD``), and the sum over all cells is the log likelihood. Rounding takes off a
-    probability at most a fifth of it; ``probabilities`` are those that hold.
+    :math:`k_i = \lceil 4 n p_i \rceil` times, as cells that each weigh :math:`1 / k_i` of its log density.
+    So the estimate is unbiased whoever draws, with replacement (NumPyro's ``HMCECS``, with a proxy or
+    without) or not (``SVI``, ``fit``, ``SGLD``), and the sum over all cells is the log likelihood. Rounding
+    takes off a probability at most a fifth of it; ``probabilities`` are those that hold.
 
     Outside, the plate is called ``<plate>_cells``: under that name a chain keeps its indices and
     :func:`~ppl_ext.simulate` returns them. Who asks for all of it, as diagnostics and a proxy's sums do, gets
@@ -40,15 +40,15 @@ class subsample(Handler):
     posterior, many standard deviations of it when n/m is large; NUTS, which would keep one, refuses.
 
     :param program: the model.
-    :param plate: the name of a plate with ``subsample_size=m``, whose data go through ``numpyro.subsample`` or
-        are indexed by what the plate gives.
+    :param plate: the name of a plate with ``subsample_size=m``, whose data go through ``numpyro.subsample``
+        or are indexed by what the plate gives.
     :param scores: (n,), at least 0: :func:`ppl_ext.designs.leverage`, :func:`ppl_ext.designs.lewis`,
         :func:`ppl_ext.designs.gradient_scores`, or your own.
     :param mix: how much of a uniform draw is mixed in, in [0, 1]. It bounds weights by 5/(4 mix) of uniform
         ones.
     :raises ArgumentTypeError: for scores that are no array of numbers.
-    :raises ArgumentError: for a mix outside [0, 1], scores that are negative, not finite or all zero, or a mix
-        of 0 with a score of 0.
+    :raises ArgumentError: for a mix outside [0, 1], scores that are negative, not finite or all zero, or a
+        mix of 0 with a score of 0.
     :raises ModelError: when run, if the plate is not there, is not subsampled, has not as many rows as there
         are scores, holds a latent site, or lies in or around another subsampled plate.
 
@@ -162,8 +162,8 @@ class _Cells(Messenger):
             others = sorted({f.name for f in frames} & self.subsampled)
             if others:
                 raise ModelError(
-                    f"subsample: site '{msg['name']}' lies in plate '{self.plate}' and in plate '{others[0]}', "
-                    "which is subsampled too. Leave the subsample_size of one of them away."
+                    f"subsample: site '{msg['name']}' lies in plate '{self.plate}' and in plate "
+                    f"'{others[0]}', which is subsampled too. Leave the subsample_size of one of them away."
                 )
             # scopes inside have the same list
             frames[:] = [f._replace(name=self._outside) if f.name == self.plate else f for f in frames]
@@ -200,7 +200,7 @@ class _Cells(Messenger):
         msg["name"], msg["args"] = self._outside, (len(self.rows), taken)
 
     def postprocess_message(self, msg):
-        if msg is not self.met:
+        if self.met is None or msg is not self.met:
             return
         size, cells = len(self.counts), msg["value"]
         msg["name"] = self.plate
@@ -215,9 +215,9 @@ class _Cells(Messenger):
     def _weigh(self, msg, dim: int) -> None:
         if not msg["is_observed"]:
             raise ModelError(
-                f"subsample: site '{msg['name']}' in plate '{self.plate}' has no data. If it is latent, sum it "
-                "out or leave the handler away: a guide would draw it for cells and not for rows. For draws "
-                "of new data use the model without the handler."
+                f"subsample: site '{msg['name']}' in plate '{self.plate}' has no data. If it is latent, sum "
+                "it out or leave the handler away: a guide would draw it for cells and not for rows. For "
+                "draws of new data use the model without the handler."
             )
         if self.weights is None:
             return

@@ -20,3 +20,10 @@ def test_rows_by_their_sensitivity():
     assert abs(ratio - 1) < 4.5 * 300**-0.5 and shift < 4.5 * (2 / 150) ** 0.5
     least, most = numbers(kept.ours)
     assert least > 2 and most < 100
+
+
+def test_a_regression_on_private_moments():
+    *errors, alone, public = claims("private_regression")
+    naive, with_public, aware, both = (numbers(row.ours)[0] for row in errors)
+    assert aware < naive and both < with_public and both < 1.1
+    assert all(0.8 <= numbers(row.ours)[0] <= 1 for row in (alone, public))
