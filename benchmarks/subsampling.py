@@ -2,8 +2,10 @@
 
 A regression with Student-t noise in which a hundred of 30,000 rows lie far out. Both chains see the same
 number of rows a step and have the same proxy, of the first or of the second order; they differ in which rows.
-Seconds are those of a run that is compiled. What a chain's posterior is worth is its standard deviation over
-that of a chain on all rows: with few rows the estimate's own spread blurs or narrows it.
+Seconds are those of a run that is compiled, its warm-up apart. Where the estimate of the log likelihood is
+noisy, the chain's own target is wider than the posterior, and its draws are effective for that. So they are
+counted twice: as they are, and by what they say of the posterior's mean, times the posterior's variance, of a
+chain on all rows, over the chain's own, at most one.
 """
 
 import json
@@ -68,21 +70,30 @@ class Chain:
         seconds, draws = self._timed(jax.random.key(100 + seed))
         self.runs.append((seconds, float(effective_sample_size(draws[None]).min()), draws.std(0)))
 
+    def rates(self, whole: np.ndarray | None = None) -> np.ndarray:
+        """Effective draws a second, of each run: of the chain's target, or for the mean of all rows'."""
+        worth = [
+            1.0 if whole is None else min(1.0, float(((whole / deviation) ** 2).mean()))
+            for _, _, deviation in self.runs
+        ]
+        return np.array([w * e / s for w, (s, e, _) in zip(worth, self.runs, strict=True)])
+
     def report(self, whole: np.ndarray) -> dict[str, float]:
-        """Medians over runs, and the posterior's deviations over those of all rows."""
+        """Medians over runs, and the chain's deviations over those of all rows."""
         seconds, effective, deviations = zip(*self.runs, strict=True)
         return {
             "first_run_seconds": self.first,
             "seconds": float(np.median(seconds)),
             "effective_draws": float(np.median(effective)),
-            "effective_a_second": float(np.median(np.divide(effective, seconds))),
+            "effective_a_second": float(np.median(self.rates())),
+            "effective_for_the_posterior_a_second": float(np.median(self.rates(whole))),
             "deviation_over_all_rows": float((np.mean(deviations, 0) / whole).mean()),
         }
 
 
 def main(quick: bool = False) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
-    num, draws, seeds = (6_000, 300, 1) if quick else (30_000, 2000, 7)
+    num, draws, seeds = (6_000, 300, 1) if quick else (30_000, 1500, 5)
     x, y = data(num)
     reference = {"b": mode(x, y)}
     uneven = subsample(model, "rows", leverage(x))
@@ -112,12 +123,24 @@ def main(quick: bool = False) -> None:
                 f"compiling, {found['first_run_seconds']:.1f} s; sd over that of all rows "
                 f"{found['deviation_over_all_rows']:.2f}"
             )
-        rates = {name: np.array([e / s for s, e, _ in chain.runs]) for name, chain in chains.items()}
-        ratio = float(np.median(rates["uneven"] / rates["uniform"]))
-        report["ratios"][f"order {degree}"] = ratio
-        print(f"order {degree}: effective draws a second over uniform's {ratio:.2f}")
-    aim = f"proxy of order 1: effective draws a second at least {AIM:g} times uniform's"
-    report["aims"] = harness.verdicts({aim: report["ratios"]["order 1"] >= AIM})
+        of_chain, of_posterior = (
+            float(np.median(chains["uneven"].rates(to) / chains["uniform"].rates(to)))
+            for to in (None, every.runs[0][2])
+        )
+        report["ratios"][f"order {degree}"] = {"as they are": of_chain, "for the posterior": of_posterior}
+        print(
+            f"order {degree}: effective draws a second over uniform's {of_chain:.2f}, for the posterior "
+            f"{of_posterior:.2f}"
+        )
+    found = report["ratios"]["order 1"]
+    report["aims"] = harness.verdicts(
+        {
+            f"proxy of order 1: effective draws a second, {how}, at least {AIM:g} times uniform's": (
+                found[how] >= AIM
+            )
+            for how in found
+        }
+    )
     if not quick:
         harness.RESULTS.mkdir(exist_ok=True)
         (harness.RESULTS / "subsampling.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -56,7 +56,7 @@ def posterior(mcmc, seed, moments, public=None):
 
 # %%
 def claims(small=False):
-    num, seeds, draws = (100_000, 2, 200) if small else (1_000_000, 8, 500)
+    num, seeds, draws = (300_000, 2, 150) if small else (1_000_000, 8, 500)
     x, y = people(num)
     others, _ = people(num // 10)
     public = others.T @ others / len(others)
