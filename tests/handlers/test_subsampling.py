@@ -60,6 +60,7 @@ def in_a_corner(y, taken=2):
             numpyro.sample("y", law, obs=here[..., None] * jnp.ones((1, 3, 2)))
     with rows:
         numpyro.factor("more", jnp.cos(z * here))
+        numpyro.factor("same", jnp.sin(z))  # as often as there are rows
 
 
 PROGRAMS = [model, by_index, in_a_corner]
