@@ -12,12 +12,11 @@ from numpyro.primitives import Messenger
 
 from ppl_ext.densities.distributions import log_prob
 from ppl_ext.densities.recording import listed
-from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.errors import ArgumentTypeError, ModelError
+from ppl_ext.handlers.cells import cells_of_rows
 from ppl_ext.handlers.handler import Handler
-from ppl_ext.runtime.arguments import check_array, check_number, check_program, described
+from ppl_ext.runtime.arguments import check_program, described
 from ppl_ext.tracing.scan_bodies import run_in_scan_body
-
-FINENESS = 4  # cells for each row on average, before every row has at least one
 
 
 class subsample(Handler):
@@ -80,7 +79,7 @@ class subsample(Handler):
         if not isinstance(plate, str):
             raise ArgumentTypeError(f"subsample: plate must be the name of a plate, got {described(plate)}.")
         self.program, self.plate = program, plate
-        self.counts = _counts(f"subsample '{plate}'", scores, mix)
+        self.counts = cells_of_rows(f"subsample '{plate}'", scores, mix)
         self.rows = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
 
     @property
@@ -100,45 +99,6 @@ class subsample(Handler):
                 f"subsample: the model has no plate '{self.plate}'. There are: {listed(messenger.plates)}."
             )
         return output
-
-
-def _counts(where: str, scores: Any, mix: Any) -> np.ndarray:
-    """How many cells each row has: (n,)."""
-    check_number(f"{where}: mix", mix, at_least=0.0)
-    if mix > 1:
-        raise ArgumentError(f"{where}: mix must be in [0, 1], got {described(mix)}.")
-    if isinstance(scores, str):
-        raise ArgumentTypeError(
-            f"{where}: scores must be an array with one score a row, got '{scores}'. "
-            "ppl_ext.designs.leverage, lewis and gradient_scores make them."
-        )
-    check_array(f"{where}: scores", scores)
-    if isinstance(scores, jax.core.Tracer):
-        raise ArgumentTypeError(
-            f"{where}: how often a row stands in the plate is fixed before tracing, and the scores are "
-            "traced. Make the handler outside of jit, grad and vmap."
-        )
-    scores = np.asarray(scores, np.float64)
-    if scores.ndim != 1 or not scores.size:
-        raise ArgumentError(f"{where}: scores must have shape (rows,), got {described(scores)}.")
-    if not (fine := np.isfinite(scores) & (scores >= 0)).all():
-        row = int(np.argmin(fine))
-        raise ArgumentError(
-            f"{where}: scores must be finite and at least 0; that of row {row} is {scores[row]}."
-        )
-    if mix < 1 and not scores.any():
-        raise ArgumentError(f"{where}: all scores are 0, so nothing tells rows apart. Take mix=1, or none.")
-    if mix == 0 and not scores.all():
-        row = int(np.argmin(scores))
-        raise ArgumentError(
-            f"{where}: {int((scores == 0).sum())} of {len(scores)} rows, the first {row}, have a score of 0 "
-            "and would never be taken with mix=0: the log likelihood would be without them. Take mix above 0."
-        )
-    share = scores / scores.max() if mix < 1 else np.ones(len(scores))
-    probabilities = mix / len(scores) + (1 - mix) * share / share.sum()
-    wanted = FINENESS * len(scores) * probabilities
-    counts = np.maximum(np.ceil(wanted * (1 - 1e-9)), 1).astype(np.int64)
-    return counts // np.gcd.reduce(counts)
 
 
 class _Cells(Messenger):
