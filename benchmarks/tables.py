@@ -334,6 +334,35 @@ def functional_priors(report):
     return table(head, rows) + f"\n\n{about}\n\n" + table(["", "found", "aim", ""], aims)
 
 
+def subsampling(report):
+    rows = [
+        [
+            name,
+            f"{chain['effective_draws']:.0f}",
+            f"{chain['seconds']:.1f} s",
+            f"{chain['effective_a_second']:.0f}",
+            f"{chain['deviation_over_all_rows']:.2f}",
+            f"{chain['effective_for_the_posterior_a_second']:.0f}",
+            f"{chain['first_run_seconds']:.0f} s",
+        ]
+        for name, chain in report["chains"].items()
+    ]
+    head = [
+        "rows, proxy",
+        "effective draws",
+        "in",
+        "a second",
+        "sd over that of all rows",
+        "a second, for the posterior",
+        "first run",
+    ]
+    ratios = [
+        [order, *(f"{ratio:.2f}" for ratio in found.values())] for order, found in report["ratios"].items()
+    ]
+    columns = ["uneven over uniform, a second", *next(iter(report["ratios"].values()))]
+    return f"{table(head, rows)}\n\n{table(columns, ratios)}\n\n{aims(report)}"
+
+
 def scaling(report):
     cores, times = report["hardware"]["cores"], report["seconds"]
     rows = []
@@ -466,6 +495,12 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "The Poisson multi-Bernoulli filter beside two of NumPy with the same numbers: lists and loops, and "
         "arrays of the size that is needed.",
         tracking,
+    ),
+    "subsampling": (
+        "Uneven rows",
+        "`handlers.subsample` by leverage beside NumPyro's uniform rows, both in its `HMCECS`, on a "
+        "regression in which a hundred rows lie far out.",
+        subsampling,
     ),
     "scaling": (
         "Scaling over host devices",

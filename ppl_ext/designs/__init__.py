@@ -1,5 +1,6 @@
-"""Designs: where to measure. A design is a distribution over rows of a table of candidates, given by features
-of them; an acquisition tells how much each candidate would say, by what is believed of the function so far.
+"""Designs: where to measure, and which rows to take. A design is a distribution over rows of a table of
+candidates, given by features of them; an acquisition tells how much each candidate would say, by what is
+believed of the function so far.
 """
 
 from ppl_ext.designs.acquisitions import (
@@ -11,8 +12,10 @@ from ppl_ext.designs.acquisitions import (
     condition,
     next_measurements,
 )
+from ppl_ext.designs.private_moments import PrivateMoments, private_moments
 from ppl_ext.designs.projection_dpp import ProjectionDPP
 from ppl_ext.designs.repeated import Repeated, repeated
+from ppl_ext.designs.scores_of_rows import gradient_scores, leverage, lewis
 from ppl_ext.designs.volume_rescaled import VolumeRescaled, volume_rescaled
 
 __all__ = [
@@ -21,11 +24,16 @@ __all__ = [
     "KnowledgeGradient",
     "NoisyExpectedImprovement",
     "PredictiveEntropy",
+    "PrivateMoments",
     "ProjectionDPP",
     "Repeated",
     "VolumeRescaled",
     "condition",
+    "gradient_scores",
+    "leverage",
+    "lewis",
     "next_measurements",
+    "private_moments",
     "repeated",
     "volume_rescaled",
 ]

@@ -13,6 +13,7 @@ from ppl_ext.handlers.vmapped import vmapped
 
 if TYPE_CHECKING:
     from ppl_ext.handlers.noise_on_data import perturb
+    from ppl_ext.handlers.subsampling import subsample
 
 __all__ = [
     "Handler",
@@ -21,6 +22,7 @@ __all__ = [
     "gradient",
     "perturb",
     "reparameterized",
+    "subsample",
     "unobserved",
     "vmapped",
 ]
@@ -29,4 +31,6 @@ __all__ = [
 def __getattr__(name: str):
     if name == "perturb":  # few programs need it
         return import_module("ppl_ext.handlers.noise_on_data").perturb
+    if name == "subsample":
+        return import_module("ppl_ext.handlers.subsampling").subsample
     raise AttributeError(f"module 'ppl_ext.handlers' has no attribute '{name}'")
