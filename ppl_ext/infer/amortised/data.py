@@ -21,6 +21,7 @@ class Reach(NamedTuple):
     """Where the values of an observed site lie in simulations, element by element (rows pooled).
 
     :param support: of its law, or None where that depends on other sites.
+    :param example: a value that it can have.
     """
 
     center: np.ndarray
@@ -28,6 +29,7 @@ class Reach(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     support: Any
+    example: np.ndarray
 
 
 def scaled(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,28 +135,29 @@ class DataSets:
         x = jnp.asarray(x, jnp.result_type(like))
         if name not in self.rows or num == self.length:
             return x
-        least = jnp.broadcast_to(
-            jnp.asarray(self.reach[name].center, x.dtype), (self.length - num, *shape[1:])
-        )
-        return jnp.concatenate([x, least])
+        # values that the law can have: they are masked, but a density of NaN would spoil gradients
+        filling = jnp.asarray(self.reach[name].example, x.dtype)
+        return jnp.concatenate([x, jnp.broadcast_to(filling, (self.length - num, *shape[1:]))])
 
     def _check_values(self, given: Mapping[str, Any], num: int) -> None:
-        """Numbers at hand are finite, possible, and such as were simulated. The template itself is for shapes
-        alone."""
-        if any(isinstance(x, jax.core.Tracer) for x in given.values()):
-            return
+        """Numbers at hand are finite, possible, and such as were simulated."""
+        given = {name: x for name, x in given.items() if not isinstance(x, jax.core.Tracer)}
         if all(_same(x, self.template[name]) for name, x in given.items()):
-            return
-        if self.count is not None:
-            num = min(num, int(given[self.count]))
+            return  # the template is for shapes alone
+        if self.count in given:
+            if (said := int(given[self.count])) > num:
+                raise ArgumentError(f"amortise: {self.count}={said}, but there are {num} rows.")
+            num = said
         for name, x in given.items():
-            x = np.asarray(x)[:num] if name in self.rows else np.asarray(x)
-            reach = self.reach[name]
+            whole, reach = np.asarray(x), self.reach[name]
+            x = whole[:num] if name in self.rows else whole
             if not np.isfinite(x).all():
                 raise NonFiniteError(
                     f"amortise: '{name}' has {x[~np.isfinite(x)][0]} in it. Leave such rows out."
                 )
-            if reach.support is not None and not np.all(inside := np.asarray(reach.support(x))):
+            inside = np.ones(1, bool) if reach.support is None else np.asarray(reach.support(whole))
+            inside = inside[: len(x)] if name in self.rows else inside
+            if not inside.all():
                 raise ArgumentError(
                     f"amortise: site '{name}' is {_first(x, inside)}, where its law has no mass, so that the "
                     "network never saw such a data set. Train with a wider law."
@@ -164,8 +167,8 @@ class DataSets:
             if not inside.all():
                 warnings.warn(
                     f"amortise: site '{name}' is {_first(x, inside)}, beyond all of {PILOT} simulations of "
-                    "the model, so that the network extrapolates. Look at the Pareto k of the answer, or train "
-                    "with a wider law.",
+                    "the model, so that the network extrapolates. Look at the Pareto k of the answer, or "
+                    "train with a wider law.",
                     stacklevel=4,
                 )
 

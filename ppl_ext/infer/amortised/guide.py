@@ -90,8 +90,8 @@ def amortise(
     :param num_components: K.
     :raises ArgumentError: for names that are no such sites.
     :raises ModelError: for a model without observed or latent sites, discrete or masked latent sites,
-        factors, improper, scaled or subsampled sites, data that are no argument, or masks that are not those of
-        ``count``; the message names the site.
+        factors, improper, scaled or subsampled sites, data that are no argument, or masks that
+        are not those of ``count``; the message names the site.
 
     >>> import numpyro, optax, numpyro.distributions as dist, ppl_ext
     >>> from ppl_ext.infer import SetTransformer, fit
@@ -162,9 +162,13 @@ class Amortised:
 
     @property
     def size(self) -> int:
-        """How many numbers the network puts out: K (1 + d + d (d + 1) / 2)."""
+        """How many numbers the network puts out, K (d + d (d + 1) / 2), and K weights of more than one."""
         d = len(self.pilot.center)
-        return self.num_components * (1 + d + d * (d + 1) // 2)
+        return self._num_logits + self.num_components * (d + d * (d + 1) // 2)
+
+    @property
+    def _num_logits(self) -> int:
+        return self.num_components if self.num_components > 1 else 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         logits, loc, tril = self._mixture(args, kwargs)
@@ -253,8 +257,8 @@ class Amortised:
         if self.pilot.others:
             raise ModelError(
                 f"{what}: the guide answers for {listed(self.pilot.latent)} and leaves "
-                f"{listed(self.pilot.others)} out, so that the model's density is an integral. laws() does not need it; "
-                "answer(..., algorithm=...) takes what integrates, such as ImportanceSampling(100)."
+                f"{listed(self.pilot.others)} out, so that the model's density is an integral. laws() does "
+                "not need it; answer(..., algorithm=) takes what integrates, such as ImportanceSampling(100)."
             )
 
     def _mixture(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -264,10 +268,12 @@ class Amortised:
         k, d = self.num_components, len(self.pilot.center)
         if jnp.shape(out) != (self.size,):
             raise ModelError(
-                f"amortise: the network put out {described(out)}, and shape ({self.size},) is wanted: a "
-                f"weight, {d} means and {d * (d + 1) // 2} numbers of a Cholesky factor for each of {k} components."
+                f"amortise: the network put out {described(out)}, and shape ({self.size},) is wanted: "
+                f"{d} means and {d * (d + 1) // 2} numbers of a Cholesky factor for each of {k} components, "
+                "and their weights if there is more than one."
             )
-        logits, loc, rest = jnp.split(out, [k, k + k * d])
+        logits, loc, rest = jnp.split(out, [self._num_logits, self._num_logits + k * d])
+        logits = logits if k > 1 else jnp.zeros(1, out.dtype)
         apart = jnp.linspace(-1.0, 1.0, k) if k > 1 else jnp.zeros(1)  # alike they would stay alike
         diagonal, below = jnp.split(rest.reshape(k, -1), [d], axis=1)
         rows, columns = np.tril_indices(d, -1)

@@ -98,7 +98,8 @@ class SetTransformer:
         h, there = jnp.concatenate(tokens), jnp.concatenate([jnp.ones(1, bool), seen])
         for layer in params["layers"]:
             parts = _linear(layer["attend"], _normed(h)).reshape(len(h), 3, self.num_heads, -1)
-            mixed = jax.nn.dot_product_attention(*(parts[:, i] for i in range(3)), mask=there[None, None])
+            query, key, value = parts[:, 0], parts[:, 1], parts[:, 2]
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=there[None, None])
             h = h + _linear(layer["mix"], mixed.reshape(len(h), -1))
             h = h + _linear(layer["down"], jax.nn.gelu(_linear(layer["up"], _normed(h))))
         return _perceptron(params["out"], _normed(h[0]))

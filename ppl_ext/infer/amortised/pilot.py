@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import biject_to
-from numpyro.handlers import seed, trace
+from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ppl_ext.algorithms.target import is_plain
@@ -85,6 +85,10 @@ def piloted(
     template = dict(bound.arguments)
     latent = _checked_sites(runs[0], names, template, sites)
     rows, count = _checked_rows(rows, count, names, template)
+    for of_few in (1, len(template[rows[0]]) - 1) if count else ():
+        with trace() as run:
+            seed(substitute(program, data={count: jnp.asarray(of_few)}), random.key(0))(*args, **kwargs)
+        runs.append(run)
     _check_masks(runs, names, rows, count)
     keys = random.split(random.key(2), PILOT)
     drawn = jax.jit(jax.vmap(lambda key: dict(simulate(program, *args, rng_key=key, **kwargs).values)))(keys)
@@ -94,7 +98,7 @@ def piloted(
         x = x.reshape(-1, *x.shape[2:]) if name in rows else x
         moves = not _alike(runs[0][name]["fn"].support, runs[1][name]["fn"].support)
         support = None if moves else runs[0][name]["fn"].support
-        reach[name] = Reach(*scaled(x), x.min(0), x.max(0), support)
+        reach[name] = Reach(*scaled(x), x.min(0), x.max(0), support, x[0])
     placed, free, start = {}, [], 0
     for name in latent:
         support = runs[0][name]["fn"].support
@@ -207,7 +211,9 @@ def _check_masks(runs: list, names: set[str], rows: tuple[str, ...], count: str 
 
 
 def _alike(x: Any, y: Any) -> bool:
-    (a, first), (b, second) = jax.tree.flatten(x), jax.tree.flatten(y)
-    return first == second and all(
-        np.array_equal(jnp.asarray(p), jnp.asarray(q)) for p, q in zip(a, b, strict=True)
+    a, b = jax.tree.leaves(x), jax.tree.leaves(y)
+    return (
+        type(x) is type(y)
+        and len(a) == len(b)
+        and all(np.array_equal(jnp.asarray(p), jnp.asarray(q)) for p, q in zip(a, b, strict=True))
     )
