@@ -53,7 +53,7 @@ class SetTransformer:
     """
 
     width: int = 32
-    num_layers: int = 3
+    num_layers: int = 2
     num_heads: int = 4
 
     def __post_init__(self):
@@ -69,7 +69,7 @@ class SetTransformer:
     ) -> dict[str, Any]:
         """Random params for inputs of these shapes and ``size`` outputs."""
         width, others = self.width, rest.shape[0]
-        keys = iter(random.split(rng_key, 6 + 4 * self.num_layers))
+        keys = iter(random.split(rng_key, 6 + 5 * self.num_layers))
 
         def linear(before: int, after: int, gain: float = 1.0):
             scale = gain / max(before, 1) ** 0.5
@@ -77,7 +77,8 @@ class SetTransformer:
 
         def layer():
             return {
-                "attend": linear(width, 3 * width),
+                "ask": linear(width, width),
+                "read": linear(width, 2 * width),
                 "mix": linear(width, width, 0.5),
                 "up": linear(width, 2 * width),
                 "down": linear(2 * width, width, 0.5),
@@ -96,9 +97,11 @@ class SetTransformer:
         tokens = [_perceptron(params["rest"], rest)[None]]
         tokens.append(_perceptron(params["row"], jnp.concatenate([rows, beside], 1)))
         h, there = jnp.concatenate(tokens), jnp.concatenate([jnp.ones(1, bool), seen])
-        for layer in params["layers"]:
-            parts = _linear(layer["attend"], _normed(h)).reshape(len(h), 3, self.num_heads, -1)
-            query, key, value = parts[:, 0], parts[:, 1], parts[:, 2]
+        for number, layer in enumerate(params["layers"], start=1):
+            read = _linear(layer["read"], _normed(h)).reshape(len(h), 2, self.num_heads, -1)
+            h = h if number < self.num_layers else h[:1]  # of the last layer one vector is wanted
+            query = _linear(layer["ask"], _normed(h)).reshape(len(h), self.num_heads, -1)
+            key, value = read[:, 0], read[:, 1]
             mixed = jax.nn.dot_product_attention(query, key, value, mask=there[None, None])
             h = h + _linear(layer["mix"], mixed.reshape(len(h), -1))
             h = h + _linear(layer["down"], jax.nn.gelu(_linear(layer["up"], _normed(h))))
