@@ -274,9 +274,10 @@ def amortised(report):
     trained = max(found["training"] for found in ours)
     return table(["", "found", "aim", ""], rows) + (
         f"\n\nThe KL is a mean over {len(ours)} seeds, ± {report['kl_standard_error_over_seeds']:.4f}. The "
-        f"network takes {seconds:.3f} s for all data sets, after {trained:.0f} s of training at most; NUTS "
-        f"with {nuts['warmup']} + {nuts['draws']} steps (KL {nuts['kl']:.4f}) {nuts['seconds_at_once']:.1f} s "
-        f"at once under vmap, and {nuts['seconds_in_turn']:.0f} s one after the other, {nuts['measured_in_turn']} of "
+        f"network takes {seconds:.3f} s for all data sets, after {trained:.0f} s of training at most. NUTS "
+        f"with {nuts['warmup']} + {nuts['draws']} steps, whose KL is {nuts['kl']:.4f}, takes "
+        f"{nuts['seconds_at_once']:.1f} s at once under vmap, and {nuts['seconds_in_turn']:.0f} s one after "
+        f"the other, {nuts['measured_in_turn']} of "
         "them measured. Compilation is not in these."
     )
 

@@ -122,14 +122,14 @@ def said():
 
 
 def test_the_density_is_that_of_the_mixture_with_the_jacobian(said):
-    """Of all sites at once, though the guide draws one after the other."""
+    """Of all sites at once, though the guide draws one after the other; from one component to the other."""
     guide, (weights, means, covariances) = said
-    scale, place = 0.8, np.array([[0.5], [-1.5]])
-    free = np.array([np.log(scale), *place[:, 0]])
-    known = sum(w * normal(free, m, c) for w, m, c in zip(weights, means, covariances, strict=True)) / scale
-    values = {"scale": jnp.array(scale), "place": jnp.asarray(place)}
-    found = ppl_ext.log_density(guide, values, jnp.array(0.0), rng_key=jax.random.key(0)).total
-    np.testing.assert_allclose(found, np.log(known), rtol=1e-5)
+    for t in np.linspace(0.0, 1.0, 7):
+        free = (1.0 - t) * means[0] + t * means[1]
+        parts = [w * normal(free, m, c) for w, m, c in zip(weights, means, covariances, strict=True)]
+        values = {"scale": jnp.exp(free[0]), "place": jnp.asarray(free[1:, None], jnp.float32)}
+        found = ppl_ext.log_density(guide, values, jnp.array(0.0), rng_key=jax.random.key(0)).total
+        np.testing.assert_allclose(found, np.log(sum(parts)) - free[0], rtol=1e-4, atol=1e-4)
 
 
 def test_draws_have_the_moments_of_the_mixture(said):
@@ -322,6 +322,33 @@ def test_some_sites_are_answered_for_and_the_others_averaged_over():
     draws = guide.answer(run, y, algorithm=Enumeration()).sample(num_samples=4000)
     evidence = np.exp(draws.log_weights).mean()
     np.testing.assert_allclose(evidence, joint.sum() * 0.01, rtol=0.02)
+
+
+def of_three_levels(y):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    mu = numpyro.sample("mu", dist.Normal(z, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_what_is_not_answered_for_is_integrated_out_of_an_answer():
+    """The evidence is that of N(0, 3); the untrained guide has the prior's width; z by 400 draws each."""
+    guide = amortise(of_three_levels, SMALL, jnp.array(0.0), sites=["mu"])
+    assert guide.pilot.others == ("z",)
+    settings = Sleep(4), optax.adam(1e-4), 1, jnp.array(0.0)
+    run = fit(jax.random.key(0), guide.simulator, guide, *settings, progress_bar=False)
+    draws = guide.answer(run, 0.5, algorithm=ImportanceSampling(400)).sample(num_samples=4000)
+    weights = np.exp(draws.log_weights)
+    known = float(np.exp(dist.Normal(0.0, 3.0**0.5).log_prob(0.5)))
+    assert abs(weights.mean() - known) < 4.5 * weights.std() / 4000**0.5
+
+
+def test_rows_that_are_not_there_are_as_if_they_were_not_in_the_array():
+    rows, seen, rest = jnp.array([[1.0], [2.0], [5.0]]), jnp.array([True, True, False]), jnp.ones(2)
+    network = SetTransformer(8, num_layers=2, num_heads=2)
+    params = network.init(jax.random.key(0), 5, rows, seen, rest)
+    known = network.apply(params, rows[:2], seen[:2], rest)
+    np.testing.assert_allclose(network.apply(params, rows, seen, rest), known, atol=1e-5)
+    assert abs(network.apply(params, rows, jnp.ones(3, bool), rest) - known).max() > 1e-3
 
 
 class Layers(linen.Module):

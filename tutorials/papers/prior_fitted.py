@@ -54,7 +54,7 @@ def fitted(num_steps, network=None, seed=0):
     guide = amortise(process, network, *FULL, **reads)
     rate = optax.warmup_cosine_decay_schedule(0.0, 4e-3, 200, num_steps)
     optim = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    settings = Sleep(64), optim, num_steps, *FULL
+    settings = Sleep(128), optim, num_steps, *FULL
     return guide, fit(jax.random.key(seed), guide.simulator, guide, *settings, progress_bar=False)
 
 
