@@ -7,20 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from numpyro.distributions import biject_to
-from numpyro.distributions.transforms import IdentityTransform, ReshapeTransform
 from numpyro.handlers import block, infer_config, substitute
 
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.marginal import marginal
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.infer.amortised.law import mixture, mixture_size, site_law
 from ppl_ext.infer.amortised.network import PARAMS, bound_network, check_network
-from ppl_ext.infer.amortised.pilot import Latent, Piloted, piloted
+from ppl_ext.infer.amortised.pilot import Piloted, piloted
 from ppl_ext.program import log_density, simulate
 from ppl_ext.result import Fit
 from ppl_ext.runtime.arguments import (
@@ -33,12 +32,15 @@ from ppl_ext.runtime.arguments import (
 )
 from ppl_ext.runtime.open_handlers import refuse_open_handlers
 
-LEAST = 1e-3
-"""Least standard deviation, in those of the prior."""
-
 
 class Weighed(NamedTuple):
-    """Draws for one data set, by site (draw, ...), and their log importance weights, (draw,), in nats."""
+    """Draws for one data set, by site (draw, ...), and their log importance weights, (draw,), in nats.
+
+    >>> # of Amortised.weighed
+    >>> weighed = Weighed({"mu": jnp.array([0.1, 0.4])}, jnp.array([-3.0, -3.0]))
+    >>> float(jax.nn.softmax(weighed.log_weights) @ weighed.values["mu"])
+    0.25
+    """
 
     values: dict[str, jax.Array]
     log_weights: jax.Array
@@ -163,12 +165,7 @@ class Amortised:
     @property
     def size(self) -> int:
         """How many numbers the network puts out, K (d + d (d + 1) / 2), and K weights of more than one."""
-        d = len(self.pilot.center)
-        return self._num_logits + self.num_components * (d + d * (d + 1) // 2)
-
-    @property
-    def _num_logits(self) -> int:
-        return self.num_components if self.num_components > 1 else 0
+        return mixture_size(self.num_components, len(self.pilot.center))
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         logits, loc, tril = self._mixture(args, kwargs)
@@ -178,7 +175,7 @@ class Amortised:
             here, before = slice(site.start, site.end), slice(0, site.start)
             shift = loc[:, here] + jnp.einsum("kij,kj->ki", tril[:, here, before], whitened)
             own = tril[:, here, here]
-            value = numpyro.sample(name, _law(site, logits, shift, own))
+            value = numpyro.sample(name, site_law(site, logits, shift, own))
             if site.end < loc.shape[1]:
                 away = jnp.ravel(biject_to(site.support).inv(value)) - shift
                 e = solve_triangular(own, away[..., None], lower=True)[..., 0]
@@ -204,7 +201,7 @@ class Amortised:
         for name, site in self.pilot.latent.items():
             part = tril[:, site.start : site.end, : site.end]
             own = part if not site.start else jnp.linalg.cholesky(part @ jnp.swapaxes(part, 1, 2))
-            found[name] = _law(site, logits, loc[:, site.start : site.end], own)
+            found[name] = site_law(site, logits, loc[:, site.start : site.end], own)
         return found
 
     def weighed(self, rng_key: jax.Array, run: Any, num_samples: int, *args: Any, **kwargs: Any) -> Weighed:
@@ -272,31 +269,7 @@ class Amortised:
                 f"{d} means and {d * (d + 1) // 2} numbers of a Cholesky factor for each of {k} components, "
                 "and their weights if there is more than one."
             )
-        logits, loc, rest = jnp.split(out, [self._num_logits, self._num_logits + k * d])
-        logits = logits if k > 1 else jnp.zeros(1, out.dtype)
-        apart = jnp.linspace(-1.0, 1.0, k) if k > 1 else jnp.zeros(1)  # alike they would stay alike
-        diagonal, below = jnp.split(rest.reshape(k, -1), [d], axis=1)
-        rows, columns = np.tril_indices(d, -1)
-        factor = jnp.zeros((k, d, d), out.dtype).at[:, rows, columns].set(below)
-        factor = factor + jax.vmap(jnp.diag)(LEAST + jax.nn.softplus(diagonal + np.log(np.e - 1.0)))
-        center, scale = (jnp.asarray(x, out.dtype) for x in (self.pilot.center, self.pilot.scale))
-        return logits, center + scale * (loc.reshape(k, d) + apart[:, None]), scale[:, None] * factor
-
-
-def _law(site: Latent, logits: jax.Array, loc: jax.Array, tril: jax.Array) -> dist.Distribution:
-    """A mixture of normals, (K,), (K, m) and (K, m, m), on the site's support."""
-    if len(logits) == 1:
-        loc, tril = loc[0], tril[0]
-    alone = site.shape == ()
-    law: Any = (
-        dist.Normal(loc[..., 0], tril[..., 0, 0]) if alone else dist.MultivariateNormal(loc, scale_tril=tril)
-    )
-    if len(logits) > 1:
-        law = dist.MixtureSameFamily(dist.Categorical(logits=logits), law)
-    steps = [] if len(site.shape) < 2 else [ReshapeTransform(site.shape, (site.end - site.start,))]
-    if not isinstance(to := biject_to(site.support), IdentityTransform):
-        steps.append(to)
-    return dist.TransformedDistribution(law, steps) if steps else law
+        return mixture(out, k, self.pilot.center, self.pilot.scale)
 
 
 def _params(run: Any) -> Mapping[str, Any]:

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import biject_to
 from numpyro.handlers import seed, substitute, trace
-from numpyro.primitives import Messenger
 
-from ppl_ext.algorithms.target import is_plain
-from ppl_ext.densities.distributions import element_mask, unmasked
-from ppl_ext.densities.recording import listed
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ModelError
 from ppl_ext.handlers import unobserved
+from ppl_ext.infer.amortised.checks import (
+    RefuseImproper,
+    alike,
+    check_masks,
+    checked_rows,
+    checked_sites,
+    latent_sites,
+)
 from ppl_ext.infer.amortised.data import PILOT, DataSets, Reach, scaled
 from ppl_ext.program import simulate
 from ppl_ext.runtime.explain import explained
@@ -48,17 +51,6 @@ class Piloted(NamedTuple):
     others: tuple[str, ...]
 
 
-class _Refuse(Messenger):
-    """Stop at a law that has no draws, before NumPyro does."""
-
-    def process_message(self, msg):
-        if msg["type"] == "sample" and isinstance(unmasked(msg["fn"]), dist.ImproperUniform):
-            raise ModelError(
-                f"amortise: site '{msg['name']}' is improper, and a network learns from draws of the model. "
-                "Give it a law that can be drawn from."
-            )
-
-
 def piloted(
     model: Callable,
     args: tuple,
@@ -76,33 +68,33 @@ def piloted(
     program = unobserved(model, names)
     runs = []
     for number in range(2):
-        with explained(model), trace() as run, _Refuse():
+        with explained(model), trace() as run, RefuseImproper():
             seed(program, random.key(number))(*args, **kwargs)
         runs.append(run)
     signature = inspect.signature(model)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     template = dict(bound.arguments)
-    latent = _checked_sites(runs[0], names, template, sites)
-    rows, count = _checked_rows(rows, count, names, template)
+    latent = checked_sites(runs[0], names, template, sites)
+    rows, count = checked_rows(rows, count, names, template)
     for of_few in (1, len(template[rows[0]]) - 1) if count else ():
         with trace() as run:
             seed(substitute(program, data={count: jnp.asarray(of_few)}), random.key(0))(*args, **kwargs)
         runs.append(run)
-    _check_masks(runs, names, rows, count)
+    check_masks(runs, names, rows, count)
     keys = random.split(random.key(2), PILOT)
     drawn = jax.jit(jax.vmap(lambda key: dict(simulate(program, *args, rng_key=key, **kwargs).values)))(keys)
     reach = {}
     for name in (n for n in template if n in names):
         x = np.asarray(drawn[name], float)
         x = x.reshape(-1, *x.shape[2:]) if name in rows else x
-        moves = not _alike(runs[0][name]["fn"].support, runs[1][name]["fn"].support)
+        moves = not alike(runs[0][name]["fn"].support, runs[1][name]["fn"].support)
         support = None if moves else runs[0][name]["fn"].support
         reach[name] = Reach(*scaled(x), x.min(0), x.max(0), support, x[0])
     placed, free, start = {}, [], 0
     for name in latent:
         support = runs[0][name]["fn"].support
-        if not _alike(support, runs[1][name]["fn"].support):
+        if not alike(support, runs[1][name]["fn"].support):
             raise ModelError(
                 f"amortise: the support of site '{name}' depends on other sites, and the network's law has "
                 f"one support. Wrap the model: ppl_ext.handlers.fixed_support(model, '{name}')."
@@ -111,109 +103,5 @@ def piloted(
         placed[name] = Latent(support, x.shape[1:], start, start := start + int(np.prod(x.shape[1:])))
         free.append(x.reshape(PILOT, -1))
     center, scale = scaled(np.concatenate(free, 1))
-    others = tuple(n for n in _latent(runs[0], names) if n not in placed)
+    others = tuple(n for n in latent_sites(runs[0], names) if n not in placed)
     return Piloted(DataSets(signature, template, rows, count, reach), placed, center, scale, others)
-
-
-def _latent(run: Mapping[str, dict], names: set[str]) -> list[str]:
-    return [n for n, s in run.items() if s["type"] == "sample" and not s["is_observed"] and n not in names]
-
-
-def _checked_sites(
-    run: Mapping[str, dict], names: set[str], template: Mapping[str, Any], sites: Any
-) -> list[str]:
-    """The latent sites to answer for."""
-    for name, site in run.items():
-        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
-            raise ModelError(
-                f"amortise: plate '{name}' is subsampled, so that a simulation is no data set. Leave "
-                "subsample_size out."
-            )
-        if site["type"] != "sample":
-            continue
-        if isinstance(unmasked(site["fn"]), dist.Unit):
-            raise ModelError(
-                f"amortise: factor '{name}' weighs simulations, which a network that learns from them does "
-                "not feel. Write it as a site with a law."
-            )
-        if site["scale"] is not None:
-            raise ModelError(
-                f"amortise: site '{name}' is scaled, which simulations do not feel. Leave handlers.scale out."
-            )
-        if name in names and name not in template:
-            raise ModelError(
-                f"amortise: observed site '{name}' is no argument of the model, so that the network cannot "
-                f"read it. Name the argument as the site: the model takes {listed(template)}."
-            )
-    if not names:
-        raise ModelError("amortise: the model observes nothing, so that there is nothing to answer.")
-    latent = _latent(run, names)
-    if any(n not in latent for n in sites or ()):
-        raise ModelError(f"amortise: sites={list(sites)}, but the latent sites are {listed(latent)}.")
-    latent = latent if sites is None else [n for n in latent if n in sites]
-    if not latent:
-        raise ModelError("amortise: the model has no latent site to answer for.")
-    for name in latent:
-        law = run[name]["fn"]
-        if law.support.is_discrete:
-            raise ModelError(
-                f"amortise: site '{name}' ({type(law).__name__}) is discrete, and the network's law is "
-                "continuous. Sum it out with ppl_ext.marginal, or leave it out of sites=."
-            )
-        if not is_plain(run[name]):
-            raise ModelError(f"amortise: latent site '{name}' is masked. A network answers for whole sites.")
-    return latent
-
-
-def _checked_rows(
-    rows: Sequence[str], count: str | None, names: set[str], template: Mapping[str, Any]
-) -> tuple[tuple[str, ...], str | None]:
-    if isinstance(rows, str) or not all(n in names and np.ndim(template[n]) for n in rows):
-        raise ArgumentError(
-            f"amortise: rows must name observed sites that have one entry a row, of {listed(sorted(names))}, "
-            f"got {rows!r}."
-        )
-    if len({np.shape(template[n])[0] for n in rows}) > 1:
-        raise ArgumentError(f"amortise: the sites of rows={list(rows)} are not equally long.")
-    if count is not None and (count not in names or count in rows or np.ndim(template[count]) or not rows):
-        raise ArgumentError(
-            f"amortise: count must name the observed site that says how many rows there are, of "
-            f"{listed(sorted(names))}, got {count!r}."
-        )
-    return tuple(n for n in template if n in rows), count
-
-
-def _check_masks(runs: list, names: set[str], rows: tuple[str, ...], count: str | None) -> None:
-    """Whether exactly what the network sees is scored by the model."""
-    for run in runs:
-        for name in sorted(names):
-            mask, length = element_mask(run[name]["fn"]), np.shape(run[name]["value"])[:1]
-            if name in rows and count is not None:
-                seen = np.arange(length[0]) < np.asarray(run[count]["value"])
-                batch = (1,) if mask is None else np.shape(mask)
-                whole = np.ones(length) if mask is None else np.asarray(mask)
-                if batch[:1] == length:
-                    whole = whole.reshape(length[0], -1)
-                    if (whole == seen[:, None]).all():
-                        continue
-                elif seen.all() and whole.all():
-                    continue
-                raise ModelError(
-                    f"amortise: the rows of site '{name}' that count are not the first '{count}'. Draw it "
-                    f"under numpyro.handlers.mask(mask=jnp.arange({length[0]}) < {count}), with the rows as "
-                    "an axis of the batch."
-                )
-            if mask is not None and not np.all(mask):
-                raise ModelError(
-                    f"amortise: site '{name}' is masked, and the network would read what does not count. "
-                    "Only rows= beyond count= may be masked."
-                )
-
-
-def _alike(x: Any, y: Any) -> bool:
-    a, b = jax.tree.leaves(x), jax.tree.leaves(y)
-    return (
-        type(x) is type(y)
-        and len(a) == len(b)
-        and all(np.array_equal(jnp.asarray(p), jnp.asarray(q)) for p, q in zip(a, b, strict=True))
-    )
