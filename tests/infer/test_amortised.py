@@ -205,6 +205,7 @@ def test_weights_mend_a_guide_and_say_how_bad_it_is():
         jax.scipy.special.logsumexp(good.log_weights) - np.log(4000.0), law.log_prob(NEW), atol=0.01
     )
     assert float(psis(np.asarray(good.log_weights)).ess) > 3500
+    assert guide.answer(run, NEW).verdict().level == "unknown"  # one restart, and nothing worse
     moved = {"amortised$params": jnp.asarray(run.params["amortised$params"][0]).at[-1, 0].add(0.25)}
     poor = guide.weighed(key, moved, 4000, NEW)
     mean, _ = exact(1.0, NEW)
@@ -273,7 +274,6 @@ def test_an_answer_is_a_fit_of_the_new_data():
     np.testing.assert_allclose(draws.log_p[0], by_hand, rtol=1e-3, atol=1e-3)
     report = answer.to_arviz(num_samples=50)
     assert dict(report.posterior["slope"].sizes) == {"chain": 1, "draw": 50}
-    assert answer.verdict().level in ("good", "doubtful", "bad")
     refined = answer.refined(jax.random.key(3), TemperedSMC(500), from_prior=False)
     values = guide.weighed(jax.random.key(4), run, 20_000, x=X, y=Y)
     weights = np.exp(np.asarray(psis(np.asarray(values.log_weights)).log_weights))
@@ -531,6 +531,8 @@ def test_a_prior_outside_of_what_was_trained_for():
     params = params_of(guide, *MEAN)
     with pytest.raises(ArgumentError, match="site 'width' is 2.5, where its law has no mass"):
         guide.laws(params, 2.5, jnp.zeros(4))
+    with pytest.raises(ArgumentError, match="site 'width' is 0, where its law has no mass"):
+        amortise(of_mean, SMALL, jnp.array(0.0), jnp.zeros(4), rows=["y"])
     with pytest.raises(ArgumentError, match="no fewer.*count="):
         guide.laws(params, 1.0, jnp.zeros(3))
     with pytest.raises(ArgumentError, match=r"run has no 'amortised\$params'"):
@@ -546,6 +548,8 @@ def test_numbers_beyond_all_simulations_are_warned_of():
     with pytest.warns(UserWarning, match="site 'y' is 50, beyond"):
         draws = answer.sample(num_samples=500)
     assert not float(psis(draws.log_weights[0]).pareto_k) < 0.7
+    with pytest.warns(UserWarning, match="site 'y' is 50, beyond"):
+        assert answer.verdict().level in ("doubtful", "bad")
 
 
 def test_what_no_site_holds_is_a_constant():

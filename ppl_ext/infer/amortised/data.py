@@ -142,8 +142,7 @@ class DataSets:
     def _check_values(self, given: Mapping[str, Any], num: int) -> None:
         """Numbers at hand are finite, possible, and such as were simulated."""
         given = {name: x for name, x in given.items() if not isinstance(x, jax.core.Tracer)}
-        if all(_same(x, self.template[name]) for name, x in given.items()):
-            return  # the template is for shapes alone
+        expected = all(_same(x, self.template[name]) for name, x in given.items())  # the shapes' own values
         if self.count in given:
             if (said := int(given[self.count])) > num:
                 raise ArgumentError(f"amortise: {self.count}={said}, but there are {num} rows.")
@@ -164,7 +163,7 @@ class DataSets:
                 )
             little = 0.01 * (reach.high - reach.low)
             inside = (reach.low - little <= x) & (x <= reach.high + little)
-            if not inside.all():
+            if not inside.all() and not expected:
                 warnings.warn(
                     f"amortise: site '{name}' is {_first(x, inside)}, beyond all of {PILOT} simulations of "
                     "the model, so that the network extrapolates. Look at the Pareto k of the answer, or "

@@ -85,12 +85,12 @@ def amortise(
         (N, F), which of them are there, (N,), and all other numbers, (C,); it returns :attr:`Amortised.size`
         numbers. :class:`SetTransformer`, a module of flax (linen, nnx) or equinox, or what has ``init`` and
         ``apply``.
-    :param args: with ``kwargs``, a data set of the full length, for its shapes.
+    :param args: with ``kwargs``, any possible data set of the full length, for its shapes.
     :param rows: observed sites with one entry a row.
     :param count: the observed site that says how many rows there are; by default all, always.
     :param sites: latent sites to answer for; by default all.
     :param num_components: K.
-    :raises ArgumentError: for names that are no such sites.
+    :raises ArgumentError: for names that are no such sites, or a data set that the model cannot have.
     :raises ModelError: for a model without observed or latent sites, discrete or masked latent sites,
         factors, improper, scaled or subsampled sites, data that are no argument, or masks that
         are not those of ``count``; the message names the site.
@@ -122,6 +122,7 @@ def amortise(
     check_count("amortise: num_components", num_components)
     check_call("amortise: model", model, args, kwargs)
     pilot = piloted(model, args, kwargs, rows, count, sites)
+    pilot.data.bound(args, kwargs)  # which checks it
     simulator = model
     if pilot.others:
         simulator = infer_config(
@@ -242,13 +243,13 @@ class Amortised:
                 f"answer: run must be what fit returned for this guide, got {described(run)}. For params of "
                 "another run there is laws."
             )
-        model = self.model
-        if algorithm is not None and self.pilot.others:
-            model = marginal(model, [*self.pilot.latent], algorithm)
-        elif algorithm is None:
-            self._refuse_some("answer")
         full = self.pilot.data.bound(args, kwargs)
-        return replace(run, model=model, args=full.args, kwargs=full.kwargs, outside=None)
+        if algorithm is None:
+            self._refuse_some("answer")
+        run = replace(run, args=full.args, kwargs=full.kwargs)
+        if algorithm is None or not self.pilot.others:
+            return run
+        return replace(run, model=marginal(self.model, [*self.pilot.latent], algorithm), outside=None)
 
     def _refuse_some(self, what: str) -> None:
         if self.pilot.others:
