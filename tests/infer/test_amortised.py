@@ -351,6 +351,29 @@ def test_rows_that_are_not_there_are_as_if_they_were_not_in_the_array():
     assert abs(network.apply(params, rows, jnp.ones(3, bool), rest) - known).max() > 1e-3
 
 
+def of_counts(counts, rate=2.0):
+    p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))
+    with numpyro.plate("rows", 5):
+        size = numpyro.sample("size", dist.Gamma(2.0, rate))
+        numpyro.sample("counts", dist.Poisson(10.0 * size * p[0]), obs=counts)
+
+
+def test_sites_in_plates_and_on_simplices_in_several_chains():
+    full, counts = jnp.ones(5, int), jnp.array([1, 2, 0, 5, 3])
+    guide = amortise(of_counts, SMALL, full, rows=["counts"], num_components=2, rate=2.0)
+    settings = Sleep(4), optax.adam(0.01), 5, full
+    run = fit(jax.random.key(0), of_counts, guide, *settings, num_chains=2, progress_bar=False, rate=2.0)
+    draws = guide.answer(run, counts).sample(num_samples=20)
+    assert {n: x.shape for n, x in draws.values.items()} == {"p": (2, 20, 3), "size": (2, 20, 5)}
+    np.testing.assert_allclose(draws.values["p"].sum(-1), 1.0, rtol=1e-5)
+    assert (draws.values["size"] > 0.0).all() and np.isfinite(draws.log_weights).all()
+    assert guide.laws(run, counts)["p"].event_shape == (3,)
+    with pytest.raises(ArgumentError, match="site 'counts' is -3, where its law has no mass"):
+        guide.laws(run, counts.at[4].set(-3))
+    with pytest.raises(ArgumentError, match="'rate' is not what the network was trained for"):
+        guide.laws(run, counts, rate=3.0)
+
+
 class Layers(linen.Module):
     @linen.compact
     def __call__(self, rows, seen, rest):

@@ -9,7 +9,6 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
-from ppl_ext.algorithms.target import is_plain
 from ppl_ext.densities.distributions import element_mask, unmasked
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ModelError
@@ -71,7 +70,7 @@ def checked_sites(
                 f"amortise: site '{name}' ({type(law).__name__}) is discrete, and the network's law is "
                 "continuous. Sum it out with ppl_ext.marginal, or leave it out of sites=."
             )
-        if not is_plain(run[name]):
+        if (mask := element_mask(law)) is not None and not np.all(mask):
             raise ModelError(f"amortise: latent site '{name}' is masked. A network answers for whole sites.")
     return latent
 
