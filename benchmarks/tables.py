@@ -267,6 +267,29 @@ def dpp(report):
     return table(["", "milliseconds a draw", "ours over it"], rows)
 
 
+def amortised(report):
+    rows = [
+        [
+            name,
+            f"{r['ratio']:.3g}",
+            f"at {'least' if r['aim'] < 0 else 'most'} {abs(r['aim']):g}",
+            r["verdict"],
+        ]
+        for name, r in report["aims"].items()
+    ]
+    ours, nuts = report["networks"], report["nuts"]
+    seconds = sorted(found["seconds"] for found in ours)[len(ours) // 2]
+    trained = max(found["training"] for found in ours)
+    return table(["", "found", "aim", ""], rows) + (
+        f"\n\nThe KL is a mean over {len(ours)} seeds, ± {report['kl_standard_error_over_seeds']:.4f}. The "
+        f"network takes {seconds:.3f} s for all data sets, after {trained:.0f} s of training at most. NUTS "
+        f"with {nuts['warmup']} + {nuts['draws']} steps, whose KL is {nuts['kl']:.4f}, takes "
+        f"{nuts['seconds_at_once']:.1f} s at once under vmap, and {nuts['seconds_in_turn']:.0f} s one after "
+        f"the other, {nuts['measured_in_turn']} of "
+        "them measured. Compilation is not in these."
+    )
+
+
 def tracking(report):
     rows = [
         [
@@ -489,6 +512,11 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "Schrödinger bridges",
         "`fit` of `light_sb` beside the same steps written out in JAX and optax, as one compiled loop.",
         runner,
+    ),
+    "amortised": (
+        "A prior-fitted network",
+        "`infer.amortise` trained on a Gaussian process, beside NUTS: data sets whose predictive is known.",
+        amortised,
     ),
     "tracking": (
         "Many targets",

@@ -2,6 +2,8 @@
 restarts and a report.
 """
 
+from ppl_ext.infer.amortised.guide import Amortised, Weighed, amortise
+from ppl_ext.infer.amortised.network import SetTransformer
 from ppl_ext.infer.chain_method import chains_over
 from ppl_ext.infer.merging import merge
 from ppl_ext.infer.particle_mcmc.particle_gibbs import ParticleGibbs, PathSweep
@@ -29,6 +31,7 @@ __all__ = [
     "SGLD",
     "SMC",
     "SMC2",
+    "Amortised",
     "Checkpoint",
     "Cyclical",
     "Decay",
@@ -40,8 +43,11 @@ __all__ = [
     "RegularizedNewton",
     "SMC2Result",
     "SMCResult",
+    "SetTransformer",
+    "Weighed",
     "WindowResult",
     "WindowState",
+    "amortise",
     "chains_over",
     "fit",
     "merge",
