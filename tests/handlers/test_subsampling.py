@@ -220,6 +220,17 @@ def test_the_handler_is_a_value_and_nests():
     assert draw.values["rows_cells"].shape == (2,) and draw.values["rows_cells"].max() < len(uneven.rows)
 
 
+def test_it_keys_what_is_compiled():
+    """A verdict moves draws by a kernel that is compiled for the model."""
+    uneven = subsample(model, "rows", SCORES)
+    static = jax.jit(at, static_argnums=0)
+    cells = jnp.array([9, 3])
+    np.testing.assert_allclose(static(uneven, cells), at(uneven, cells), rtol=1e-12)
+    assert len({uneven, uneven, subsample(model, "rows", SCORES[::-1])}) == 2
+    run = fit(jax.random.key(0), uneven, guide, ELBO(), optax.sgd(0.0), 2, Y, progress_bar=False)
+    assert run.verdict(num_samples=100).reasons
+
+
 @pytest.mark.filterwarnings("ignore:Found plate statements")
 def test_a_guide_with_a_plate_of_its_own_does_not_choose_the_cells():
     def with_plate(y):
