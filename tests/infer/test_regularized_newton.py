@@ -85,6 +85,17 @@ def test_a_step_that_rises_is_shortened():
     assert loss(3.0 - g / (b + before * g**0.5)) > loss(3.0) - 1e-4 * g**2 / (b + before * g**0.5)
 
 
+def test_a_step_that_hardly_falls_is_shortened():
+    """From 1 a whole step reaches a shelf, a hundred-thousandth lower, and a quarter of it is well below."""
+
+    def loss(x):
+        return jnp.where(x < 0.5, 1.0 - 1e-5, x).sum()
+
+    there, state = one_step(RegularizedNewton(0.0, 1.0), loss, np.array([1.0]))
+    np.testing.assert_allclose(there, 0.75)
+    np.testing.assert_allclose(state[1][1], 1.0)
+
+
 @pytest.mark.parametrize("start", [0.0, 30.0])
 def test_a_mode_from_near_and_far(best, start):
     """Within thirty steps to rounding, and at the end the error is squared by each."""

@@ -96,10 +96,10 @@ class RegularizedNewton(_NumPyroOptim):
         k, regularization = jax.lax.while_loop(
             too_far, lambda trial: (trial[0] + 1, 4.0 * trial[1]), (0, regularization)
         )
-        found = (k < MOST_TRIALS) & (size > 0)
+        found = k < MOST_TRIALS
         x = jnp.where(found, moved(regularization)[0], x)
         tiny = jnp.finfo(x.dtype).tiny
-        after = jnp.where(k < MOST_TRIALS, jnp.maximum(regularization / 4.0, 1e3 * tiny), self.regularization)
+        after = jnp.where(found, jnp.maximum(regularization / 4.0, 1e3 * tiny), self.regularization)
         return (value, aux), (i + 1, (unravel(x), after))
 
     def eval_and_stable_update(
