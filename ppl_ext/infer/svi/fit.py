@@ -72,7 +72,7 @@ def fit(
     :param guide: a NumPyro guide, hand-written or from ``numpyro.infer.autoguide``.
     :param objective: any ``numpyro.infer.elbo.ELBO``: those of :mod:`ppl_ext.objectives`, NumPyro's, or your
         own.
-    :param optim: an optax or NumPyro optimiser.
+    :param optim: an optax or NumPyro optimiser; of optax those too that search along a line (``lbfgs``).
     :param num_steps: number of gradient steps.
     :param args: arguments of model and guide, as are all other keywords. Arrays may change between calls
         without compiling again; other values (plate sizes, flags) are constants of the compilation, and so is

@@ -6,10 +6,12 @@ import copy
 import warnings
 from collections import OrderedDict
 from functools import partial, reduce
+from importlib import import_module
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax, random
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
@@ -48,6 +50,8 @@ class Runner:
     """SVI for one (model, guide, objective, optimiser), compiled once per shape of the data."""
 
     def __init__(self, model, guide, objective, optim):
+        if isinstance(optim, optax.GradientTransformationExtraArgs):
+            optim = import_module("ppl_ext.infer.svi.line_searches").WithLoss(optim)
         self.svi = SVI(model, guide, optim, loss=objective)
         self.guide = guide
         self.unset = _unset(guide)
