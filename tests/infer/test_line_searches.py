@@ -79,6 +79,20 @@ def test_others_take_the_steps_that_numpyro_takes(optim, stable):
     )
 
 
+def test_what_is_handed_on():
+    """Loss, gradient and function, each itself; and steps are counted."""
+
+    def update(updates, state, params=None, *, value, grad, value_fn, **kwargs):
+        there = {"x": 2.0 * params["x"]}
+        return {"x": -grad["x"] - 10.0 * value - 100.0 * value_fn(there)}, state
+
+    optim = WithLoss(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    state = optim.init({"x": jnp.array(3.0)})
+    (value, aux), state = optim.eval_and_update(lambda p: (p["x"] ** 2, p["x"]), state)
+    assert value == 9.0 and aux == 3.0 and state[0] == 1
+    assert optim.get_params(state)["x"] == 3.0 - 6.0 - 90.0 - 3600.0
+
+
 def test_a_stable_step_goes_nowhere_from_a_loss_that_is_not_finite():
     optim = WithLoss(optax.lbfgs())
     state = optim.init({"x": jnp.array(-1.0)})

@@ -25,7 +25,7 @@ class WithLoss(_NumPyroOptim):
     """
 
     def __init__(self, transformation: optax.GradientTransformation):
-        vars(self).update(vars(optax_to_numpyro(transformation)))
+        self.__dict__.update(vars(optax_to_numpyro(transformation)))
         self.transformation = optax.with_extra_args_support(transformation)
 
     def eval_and_update(
