@@ -16,6 +16,16 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
 
 
+def test_a_start_for_a_mixture():
+    rows = [numbers(row.ours) for row in claims("likelihood_adjusted_sdp")]
+    assert len(rows) == 3
+    for _, sdp, fit, true_start, random, _, high, high_random in rows:
+        # one row in sixty is 0.017
+        assert high == 1.0 > high_random and fit < random - 0.03
+        assert abs(fit - true_start) < 0.02 and sdp < 0.07
+    assert rows[1][1] < 0.5 * rows[1][0]  # clusters of three sizes need the adjustment
+
+
 def normal_log_likelihood(x, y, covariances):
     """Of a partition at its own means, less the constant."""
     total = 0.0
@@ -85,3 +95,43 @@ def test_the_labels_of_the_mixture_are_summed_out_and_a_start_is_the_mode_given_
         np.testing.assert_allclose(mean[k], x[y == k].mean(0))
         square = np.cov(x[y == k].T, bias=True) * 4 + np.eye(2) / 9
         np.testing.assert_allclose(precision[k], (4 + 1) * np.linalg.inv(square), rtol=1e-10)
+
+
+def test_a_coupling_by_newton_steps():
+    large, small = claims("sinkhorn_newton")
+    steps, off, slow = numbers(large.ours)
+    assert steps < 100 and off <= 2.9e-11 and slow > 1e5 * off
+    steps, off, slow = numbers(small.ours)
+    assert steps < 40 and off <= 2.9e-11
+
+
+def test_the_sparse_hessian_is_the_hessian_where_all_entries_are_kept_and_the_slope_is_the_margins():
+    program, rng = module("sinkhorn_newton"), np.random.default_rng(0)
+    cost, at, eta, n, h = rng.uniform(size=(4, 4)), 0.1 * rng.normal(size=8), 7.0, 4, 1e-4
+
+    def value(x):
+        return program.objective(cost, eta, x[:n], x[n:])
+
+    eye = h * np.eye(8)
+    slope = np.array([value(at + e) - value(at - e) for e in eye]) / (2 * h)
+    p = program.plan(cost, eta, at[:n], at[n:])
+    np.testing.assert_allclose(slope, 1 / n - np.concatenate([p.sum(1), p.sum(0)]), rtol=1e-5, atol=1e-6)
+    curved = [
+        [value(at + d + e) - value(at + d - e) - value(at - d + e) + value(at - d - e) for e in eye]
+        for d in eye
+    ]
+    hessian = program.sparse_hessian(p, eta, n).toarray()
+    np.testing.assert_allclose(-np.array(curved) / (4 * h * h), hessian, atol=1e-4 * np.abs(hessian).max())
+    kept = program.sparse_hessian(p, eta, 2).toarray()
+    np.testing.assert_allclose(np.diag(kept), np.diag(hessian))
+    largest = np.sort(p.ravel())[-8:]
+    np.testing.assert_allclose(np.sort(kept[:n, n:][kept[:n, n:] > 0]), eta * largest)
+
+
+def test_newton_and_sinkhorn_come_to_the_same_coupling():
+    program, cost = module("sinkhorn_newton"), np.random.default_rng(1).uniform(size=(12, 12))
+    start = program.sinkhorn(cost, 20.0, np.zeros(12), np.zeros(12), 3)
+    f, g, steps = program.newton(cost, 20.0, *start)
+    slow = program.plan(cost, 20.0, *program.sinkhorn(cost, 20.0, *start, 2000))
+    np.testing.assert_allclose(program.plan(cost, 20.0, f, g), slow, atol=1e-9)
+    assert 0 < steps < 60

@@ -12,9 +12,8 @@
 # the partition from the covariances, in turn; the first covariance is one for all, which is K-means relaxed.
 #
 # The model sums the labels out. It is fitted from the SDP's partition, from random rows as means, and from
-# the true partition. Starts from the SDP are better where clusters are round or differ in size. The turns
-# can still come to rest in the wrong place: where clusters are long and thin, K-means cuts them, and the
-# covariances of the pieces confirm the cut. Random starts are better there.
+# the true partition. The turns need not end at the best partition: where K-means cuts clusters that are long
+# and thin, the covariances of the pieces may confirm the cut.
 
 # %%
 from itertools import permutations
