@@ -125,7 +125,7 @@ def claims(small=False):
         "errors: K-means relaxed, SDP, fits from SDP, truth, random; as high as truth: SDP, random",
     )
     for case, aim in zip(SCALES, (0.033, 0.017, 0.333), strict=True):
-        found = [compared(case, seed) for seed in range(2 if small else 10)]
+        found = [compared(case, seed) for seed in range(2 if small else 6)]
         losses, errors = map(np.array, zip(*found, strict=True))
         random, high = errors[:, 4:].mean(1), (losses < losses[:, 1:2] + 0.5).mean(0)
         told = ", ".join(f"{e:.3f}" for e in (*errors[:, :4].mean(0), random.mean()))
