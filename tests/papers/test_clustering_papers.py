@@ -48,7 +48,7 @@ def test_the_program_is_above_every_partition_and_meets_the_best_where_clusters_
     every = [np.array(y) for y in itertools.product(range(3), repeat=9) if len(set(y)) == 3]
     values = [normal_log_likelihood(x, y, COVARIANCES) for y in every]
     best = every[int(np.argmax(values))]
-    z = program.sdp(x, np.linalg.cholesky(np.linalg.inv(COVARIANCES)), steps=1500)
+    z = program.sdp(x, np.linalg.cholesky(np.linalg.inv(COVARIANCES)), steps=5000)
     # its constraints
     np.testing.assert_allclose(z.sum((0, 2)), 1.0, atol=1e-10)
     np.testing.assert_allclose(np.trace(z, axis1=1, axis2=2), 1.0, atol=1e-10)
