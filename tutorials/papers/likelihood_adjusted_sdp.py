@@ -12,8 +12,8 @@
 # the partition from the covariances, in turn; the first covariance is one for all, which is K-means relaxed.
 #
 # The model sums the labels out. It is fitted from the SDP's partition, from random rows as means, and from
-# the true partition. The turns need not end at the best partition: where K-means cuts clusters that are long
-# and thin, the covariances of the pieces may confirm the cut.
+# the true partition. The turns need not end at the best partition: in one set in three of round or long
+# clusters they end elsewhere, for round ones further off than K-means relaxed, from where they began.
 
 # %%
 from itertools import permutations
