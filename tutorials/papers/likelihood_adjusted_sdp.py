@@ -11,7 +11,7 @@
 # of all has rows that sum to one: a problem without local maxima. Covariances come from the partition, and
 # the partition from the covariances, in turn; the first covariance is one for all, which is K-means relaxed.
 #
-# The model sums the labels out. It is fitted from the SDP's partition, from random rows as means, and from
+# The model sums the labels out. It is fitted from the SDP's partition, from cells of random rows, and from
 # the true partition. The turns need not end at the best partition: in one set in three of round or long
 # clusters they end elsewhere, for round ones further off than K-means relaxed, from where they began.
 
