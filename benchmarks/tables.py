@@ -259,6 +259,14 @@ def markov(report):
     )
 
 
+def sparse_subspace(report):
+    rows = [
+        [name, f"{aim['ratio']:.2f}", f"at most {aim['aim']:g}", aim["verdict"]]
+        for name, aim in report["aims"].items()
+    ]
+    return table(["", "found", "aim", ""], rows)
+
+
 def dpp(report):
     rows = [
         [name, f"{1e3 * seconds:.0f}", f"{report['ratios'][name]:.3f}" if name in report["ratios"] else ""]
@@ -507,6 +515,11 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "`ProjectionDPP` beside DPPy and a NumPy loop by hand, all by the chain rule; the head of "
         "`benchmarks/peers/dppy_draws.py` describes the environment of DPPy.",
         dpp,
+    ),
+    "sparse_subspace": (
+        "Few of a network's weights",
+        "`SparseSubspace` with a twentieth of the weights beside NumPyro's `AutoNormal` with all, in `fit`.",
+        sparse_subspace,
     ),
     "light_bridge": (
         "Schrödinger bridges",

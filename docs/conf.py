@@ -64,6 +64,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", tidy)
     app.connect("config-inited", quiet)
     shutil.rmtree(HERE / "tutorials", ignore_errors=True)
-    shutil.copytree(
-        HERE.parent / "tutorials", HERE / "tutorials", ignore=shutil.ignore_patterns("__pycache__", "output")
-    )
+    # programs of papers are read in the repository; the page of papers has what they print
+    left_out = shutil.ignore_patterns("__pycache__", "output", "papers")
+    shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", ignore=left_out)

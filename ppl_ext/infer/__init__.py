@@ -19,6 +19,7 @@ from ppl_ext.infer.smc2.result import SMC2Result
 from ppl_ext.infer.smc2.smc2 import SMC2
 from ppl_ext.infer.svi.fit import Progress, fit
 from ppl_ext.infer.svi.regularized_newton import RegularizedNewton
+from ppl_ext.infer.svi.sparse_subspace import SparseSubspace
 from ppl_ext.infer.svi.stopping import Plateau
 from ppl_ext.infer.windows.state import WindowResult, WindowState
 from ppl_ext.infer.windows.windowed import windowed
@@ -44,6 +45,7 @@ __all__ = [
     "SMC2Result",
     "SMCResult",
     "SetTransformer",
+    "SparseSubspace",
     "Weighed",
     "WindowResult",
     "WindowState",

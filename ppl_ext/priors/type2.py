@@ -37,7 +37,7 @@ class KroneckerPosterior(NamedTuple):
     matrices: tuple[jax.Array, ...]
 
     def sample(self, rng_key: jax.Array, num_samples: int = NUM_SAMPLES) -> jax.Array:
-        """Draws of the array, (num_samples, *shape): those of the prior, moved by what the data say."""
+        """Draws of the array, ``(num_samples, *shape)``: those of the prior, moved by what the data say."""
         check_key("sample: rng_key", rng_key)
         check_count("sample: num_samples", num_samples)
         gamma, of = outer(self.factors), eigen(self.factors, self.matrices)

@@ -86,7 +86,7 @@ class GaussianScore(eqx.Module):
         return -0.5 * terms.sum(-1)
 
     def sample(self, rng_key, shape: tuple[int, ...] = (), sigma=0.0) -> jax.Array:
-        """Draws of :math:`X + \\sigma \\varepsilon`, (*shape, d)."""
+        """Draws of :math:`X + \\sigma \\varepsilon`, ``(*shape, d)``."""
         noise = jax.random.normal(rng_key, (*shape, len(self.loc)), self.values.dtype)
         return self.loc + (noise * jnp.sqrt(self.variances(sigma))) @ self.vectors.T
 

@@ -70,7 +70,7 @@ class MixtureScore(eqx.Module):
         return logsumexp(self._joint(x, sigma), axis=0)
 
     def sample(self, rng_key, shape: tuple[int, ...] = (), sigma=0.0) -> jax.Array:
-        """Draws of :math:`X + \\sigma \\varepsilon`, (*shape, d)."""
+        """Draws of :math:`X + \\sigma \\varepsilon`, ``(*shape, d)``."""
         which, noise = jax.random.split(rng_key)
         each = jax.vmap(lambda part: part.sample(noise, shape, sigma))(self.parts)
         k = jax.random.categorical(which, self.log_weights, shape=shape)

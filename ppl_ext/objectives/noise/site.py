@@ -62,8 +62,8 @@ def unnormalized(
     :class:`~ppl_ext.objectives.CompositionalNLL` or :class:`~ppl_ext.objectives.NCE` learn its parameters,
     which are ``numpyro.param`` sites.
 
-    :param log_prob_fn: :math:`\log \tilde p`, from values (..., *event) to (...); the same for all elements
-        of a plate.
+    :param log_prob_fn: :math:`\log \tilde p`, from values ``(..., *event)`` to (...); the same for all
+        elements of a plate.
     :param noise: q, a law of one value: without batch axes, positive wherever the model is.
     :param obs: the data.
     :param log_normaliser: log Z, once it is known: the site then has an ordinary density, for reports.

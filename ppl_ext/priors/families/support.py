@@ -80,7 +80,7 @@ class Support(eqx.Module):
         return jax.grad(lambda x: jnp.sum(self.log_normaliser(x)))(jnp.asarray(log_odds, float))
 
     def sample(self, rng_key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        """Patterns (*sample_shape, n) of 0 and 1."""
+        """Patterns of 0 and 1, ``(*sample_shape, n)``."""
         uniform = jax.random.uniform(rng_key, (self.size, *sample_shape))
         if self.stay is None:
             return jnp.moveaxis(uniform < self.activity, 0, -1).astype(float)
