@@ -126,32 +126,38 @@ def one_exchange(loc, scale, active, step, **options):
 class TestExchange:
     LOC, SCALE, ACTIVE = np.array([2.0, 0.1, 0.3]), np.array([0.1, 0.05, 0.2]), np.array([1, 3, 0])
 
-    def slopes(self):
-        w = np.zeros(SIZE)
-        w[self.ACTIVE] = self.LOC
-        slopes = np.asarray(MIXED).T @ (np.asarray(Y) - np.asarray(MIXED) @ w) / NOISE**2 - w / PRIOR**2
+    def expected(self, loc, num):
+        """By the rule, in NumPy: the weakest goes for the steepest, if that promises more, and so on."""
+        w, after = np.zeros(SIZE), self.ACTIVE.copy()
+        w[self.ACTIVE] = loc
+        x = np.asarray(MIXED, float)
+        slopes = np.abs(x.T @ (np.asarray(Y) - x @ w) / NOISE**2 - w / PRIOR**2)
         slopes[self.ACTIVE] = 0.0
-        return np.abs(slopes)
+        held = np.abs(loc) / self.SCALE
+        for slot, place in zip(np.argsort(held)[:num], np.argsort(-slopes)[:num], strict=True):
+            if slopes[place] * np.median(self.SCALE) > held[slot]:
+                after[slot] = place
+        return after.tolist()
 
-    def test_the_weakest_goes_and_the_steepest_comes(self):
-        """Signals to noise are 20, 2 and 1.5."""
-        after, step = one_exchange(self.LOC, self.SCALE, self.ACTIVE, 4, share=0.3)
-        assert after.tolist() == [1, 3, int(self.slopes().argmax())] and step == 5
-        after, _ = one_exchange(self.LOC, self.SCALE, self.ACTIVE, 4, share=0.7)
-        steepest = np.argsort(-self.slopes())[:2]
-        assert after.tolist() == [1, steepest[1], steepest[0]]
+    @pytest.mark.parametrize("share, num", [(0.01, 1), (0.3, 1), (0.7, 2)])
+    def test_the_weakest_go_and_the_steepest_come(self, share, num):
+        """Signals to noise are 20, 2 and 1.5, and newcomers promise more."""
+        after, step = one_exchange(self.LOC, self.SCALE, self.ACTIVE, 4, share=share)
+        assert after.tolist() == self.expected(self.LOC, num) and step == 5
+        assert (after != self.ACTIVE).sum() == num
 
     def test_only_if_more_is_promised(self):
-        promised = np.sort(self.slopes())[-2:] * np.median(self.SCALE)
-        # between what the two best newcomers promise: one of two places is exchanged
-        loc = np.array([2.0, 0.05 * promised.mean(), 0.3])
-        after, _ = one_exchange(loc, self.SCALE, self.ACTIVE, 4, share=0.7)
-        w = np.zeros(SIZE)
-        w[self.ACTIVE] = loc
-        assert after[1] == 3 and after[2] != 0
-        strong = np.array([2.0, 1e4, -1e4])
-        after, _ = one_exchange(strong, self.SCALE, self.ACTIVE, 4, share=1.0)
-        assert after[1] == 3 and after[2] == 0
+        changed = set()
+        for second in (0.1, 1.0, 3.0, 10.0, 1e3):
+            loc = np.array([2.0, second, 0.3])
+            after, _ = one_exchange(loc, self.SCALE, self.ACTIVE, 4, share=0.7)
+            assert after.tolist() == self.expected(loc, 2)
+            changed.add(int((after != self.ACTIVE).sum()))
+        assert {1, 2} <= changed
+        strong = np.array([2e4, 1e4, -1e4])
+        assert one_exchange(strong, self.SCALE, self.ACTIVE, 4, share=1.0)[0].tolist() == self.expected(
+            strong, 3
+        )
 
     @pytest.mark.parametrize(
         "step, due", [(0, False), (3, False), (4, True), (5, False), (19, True), (24, False)]
