@@ -267,6 +267,12 @@ def sparse_subspace(report):
     return table(["", "found", "aim", ""], rows)
 
 
+def chain_support(report):
+    rows = [[size, f"{milliseconds:.2f}"] for size, milliseconds in report["milliseconds"].items()]
+    (told,) = (f"{aim}: {verdict}" for aim, verdict in report["aims"].items())
+    return table(["switches", "milliseconds"], rows) + f"\n\nAim: {told}."
+
+
 def dpp(report):
     rows = [
         [name, f"{1e3 * seconds:.0f}", f"{report['ratios'][name]:.3f}" if name in report["ratios"] else ""]
@@ -515,6 +521,11 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "`ProjectionDPP` beside DPPy and a NumPy loop by hand, all by the chain rule; the head of "
         "`benchmarks/peers/dppy_draws.py` describes the environment of DPPy.",
         dpp,
+    ),
+    "chain_support": (
+        "Chains of switches",
+        "`priors.Support` with neighbours that are alike: marginals, summed over all patterns exactly.",
+        chain_support,
     ),
     "sparse_subspace": (
         "Few of a network's weights",

@@ -91,7 +91,9 @@ def private_moments(
     are the release; the noise of all is drawn here as the one sum that it is.
 
     A row longer than its bound is shortened, x and y alike, so that it still lies on the regression; then y
-    is cut at its own. Bounds must come from elsewhere than the data.
+    is cut at its own. Bounds must come from elsewhere than the data. The guarantee is that of exact numbers:
+    what the last bits of floating point tell of a row is not counted, so that a release that has to withstand
+    an adversary wants a library made for it.
 
     :param x: (n, d).
     :param y: (n,).
