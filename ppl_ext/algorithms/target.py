@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from numpyro.distributions import Distribution
+from numpyro.distributions import Delta, Distribution, ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import _PYRO_STACK
 
@@ -263,7 +263,20 @@ class Target:
                 f"free; it must draw {listed(self.free)}. Sum an auxiliary site out by "
                 "ppl_ext.marginal(proposal, keep=...)."
             )
+        if points := [n for n in self.free if is_point(proposed[n]) and not is_point(self.sites[n])]:
+            raise ModelError(
+                f"The proposal of {self.scope} draws {listed(points)} at a single point, in whole or in "
+                "part, which has no density to weigh by. Take one with a spread, such as a fitted AutoNormal."
+            )
         return proposed
+
+
+def is_point(site: dict) -> bool:
+    """Whether a site's law holds its value, or elements of it, at a point."""
+    fn = site["fn"]
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) or getattr(fn, "holds_points", False)
 
 
 def log_ratio(above: LogDensity, below: LogDensity) -> jax.Array:

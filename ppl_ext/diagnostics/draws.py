@@ -32,9 +32,9 @@ class Draws(NamedTuple):
     density, the guide's density, and their difference, all on the full plates.
     ``slices``: by plate in which the guide draws each slice by itself, (chain, draw, size): what each adds to
     the log weight (:func:`~ppl_ext.diagnostics.slices.slice_weights`).
-    ``points``: the continuous latent sites at which the guide is a single point (``AutoDelta``). A point has
-    no density: the weights are then those of the other sites given it, and if no other is left, they mean
-    nothing.
+    ``points``: the continuous latent sites at which the guide is a single point (``AutoDelta``), or says by
+    its attribute ``points`` that it is one in part (``SparseSubspace``). A point has no density: the weights
+    are then those of all else given it, and if nothing is left, they mean nothing.
     """
 
     values: dict[str, np.ndarray]
@@ -125,7 +125,11 @@ def guide_sampler(
         values, log_p, log_q, slices = map_draws(step, keys, shared, num_chains, num_samples, chunk)
         log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)
         points = [
-            n for n in continuous if num_samples > 1 and np.array_equal(values[n].min(1), values[n].max(1))
+            n
+            for n in continuous
+            if n in getattr(guide, "points", ())
+            or num_samples > 1
+            and np.array_equal(values[n].min(1), values[n].max(1))
         ]
         return Draws(values, log_p, log_q, log_p - log_q, tuple(points), slices)
 

@@ -347,6 +347,18 @@ def in_plate(program):
     return run
 
 
+def test_a_point_of_the_model_is_proposed_as_one():
+    """It is no point of the proposal's making: every draw has the weight of the data."""
+
+    def program():
+        u = numpyro.sample("u", dist.Delta(jnp.array(0.3)))
+        numpyro.sample("x", dist.Normal(u, 1.0))
+
+    proposed = ImportanceSampling(2, lambda given: numpyro.sample("u", dist.Delta(jnp.array(0.3))))
+    found = ppl_ext.log_density(marginal(program, ["x"], proposed), {"x": 1.0}, rng_key=jax.random.key(0))
+    np.testing.assert_allclose(found.total, dist.Normal(0.3, 1.0).log_prob(1.0), rtol=1e-6)
+
+
 BAD = {
     "unknown kept site": (
         marginal(pair, ["x", "w"], SAMPLER),
@@ -376,6 +388,11 @@ BAD = {
         "inside plate 'rows'",
     ),
     "proposal misses a site": (marginal(pair, ["x"], proposing()), ModelError, "misses 'u'"),
+    "proposal is a point": (
+        marginal(pair, ["x"], ImportanceSampling(2, lambda given: numpyro.sample("u", dist.Delta(0.3)))),
+        ModelError,
+        "draws 'u' at a single point.*fitted AutoNormal",
+    ),
     "proposal has an extra site": (
         marginal(pair, ["x"], proposing("u", "h")),
         ModelError,

@@ -24,7 +24,13 @@ from ppl_ext.diagnostics.verdicts.chains import (
 )
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_particles
 from ppl_ext.diagnostics.verdicts.stays import Ends, drift, reason_of_ends, reasons_of_ends
-from ppl_ext.diagnostics.verdicts.weights import moved, reason_of_shape, reason_of_weights, reasons_of_draws
+from ppl_ext.diagnostics.verdicts.weights import (
+    moved,
+    reason_of_shape,
+    reason_of_weights,
+    reasons_of_draws,
+    reasons_of_fit,
+)
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.infer import SMC, ParticleGibbs, fit
 from ppl_ext.infer.short_chains import reasons_of_moves
@@ -151,6 +157,18 @@ def test_points_are_named():
     assert reasons_of_draws(flat)[0].level == "unknown"
     found = reasons_of_draws(Draws({"a": x, "b": x}, x, x, 0.01 * x, ("a",)))[0]
     assert found.level == "good" and found.words.endswith("(given the point values of 'a')")
+
+
+def test_a_point_is_no_good_fit():
+    """Whatever weights say of all else, nothing is known around it."""
+    x = RNG.normal(size=(2, 200))
+    draws = Draws({"a": x, "b": x}, x, x, 0.01 * x, ("a",))
+    found = reasons_of_fit(draws, np.zeros((2, 3)))
+    assert judged(found).level == "unknown"
+    assert any("the guide is a point at 'a', in whole or in part" in r.words for r in found)
+    moved = reasons_of_fit(draws, np.zeros((2, 3)), lambda: [Reason("good", "chains stay")])
+    assert judged(moved).level == "unknown"
+    assert judged(reasons_of_fit(draws._replace(points=()), np.zeros((2, 3)))).level == "good"
 
 
 def pair(y):

@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 
 import ppl_ext
+from ppl_ext.algorithms import TemperedSMC
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer import SparseSubspace, fit
 from ppl_ext.infer.svi.subspace_law import OnSubspace
@@ -80,6 +81,16 @@ def test_it_stores_two_numbers_for_a_weight(found):
         "level_subspace_others_loc",
         "level_subspace_others_scale",
     }
+
+
+def test_nobody_weighs_by_its_density(found):
+    """A verdict is not good though weights, which know nothing of what is off, are; nor is it a start."""
+    before = jax.tree.map(np.array, found.params)
+    said = found.verdict(num_samples=300)
+    assert said.level != "good" and ("a point at 'a', 'b'" in str(said) or said.level == "bad")
+    with pytest.raises(ModelError, match="draws 'a', 'b' at a single point, in whole or in part"):
+        found.refined(jax.random.key(0), TemperedSMC(20))
+    jax.tree.map(np.testing.assert_array_equal, before, found.params)  # and no tracer is left in them
 
 
 def test_its_loss_is_that_of_the_subspace():

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from jax.flatten_util import ravel_pytree
-from numpyro.distributions import Delta, Distribution, ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.handlers import substitute
 from numpyro.infer.autoguide import AutoContinuous
 
@@ -77,19 +76,15 @@ def _by_sites(where: str, space: Unconstrained, initial: Callable, params: Mappi
     """A guide whose sites are those of the program."""
     target, names = space.target, space.free.continuous
     if params is not None:
-        fitted = substitute(initial, data=dict(params))
 
         def proposal(given, *args, **kwargs):
-            return fitted(*args, **kwargs)
+            # copied, since a guide writes to its mutable sites
+            own = jax.tree.map(lambda x: x, dict(params))
+            return substitute(initial, data=own)(*args, **kwargs)
     else:
         proposal = initial
     continuous = target.only(names)
-    proposed = continuous.admit(proposal)
-    if points := [n for n in names if _is_point(proposed[n]["fn"])]:
-        raise ModelError(
-            f"{where}: initial draws {listed(points)} at a single point, which has no density to temper "
-            "from. Fit a guide with a spread, such as AutoNormal."
-        )
+    continuous.admit(proposal)
 
     def draw(key):
         with target.apart(key):
@@ -101,12 +96,6 @@ def _by_sites(where: str, space: Unconstrained, initial: Callable, params: Mappi
             return continuous.log_proposal(proposal, space.values(position)).total + log_det
 
     return draw, log_q
-
-
-def _is_point(fn: Distribution) -> bool:
-    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
 
 
 def _by_latent(where: str, space: Unconstrained, guide: AutoContinuous, params: Mapping[str, Any]):

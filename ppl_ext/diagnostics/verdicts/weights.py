@@ -31,6 +31,7 @@ FEWEST = 25
 
 
 ALONE = "one restart: weights say nothing of a peak that no draw has seen; take num_chains=4"
+NO_SPREAD = "it says nothing of the posterior around it"
 REMEDY = "try a richer guide, a tighter objective, or NUTS"
 
 
@@ -92,15 +93,11 @@ def reasons_of_draws(draws: Draws) -> list[Reason]:
     num_chains = draws.log_weights.shape[0]
     for c in range(num_chains):
         log_weights = np.asarray(draws.log_weights[c], np.float64)
-        values = {n: x[c] for n, x in draws.values.items() if n not in draws.points}
+        values = {n: x[c] for n, x in draws.values.items()}  # where nothing moves, nothing is looked at
         whose = f"chain {c}: " if num_chains > 1 else ""
         if draws.points and np.ptp(log_weights) == 0.0:
             found.append(
-                Reason(
-                    "unknown",
-                    f"{whose}a point estimate: the guide has no spread, so it says nothing of the posterior "
-                    "around it",
-                )
+                Reason("unknown", f"{whose}a point estimate: the guide has no spread, so {NO_SPREAD}")
             )
             continue
         given = f" (given the point values of {', '.join(map(repr, draws.points))})" if draws.points else ""
@@ -121,6 +118,9 @@ def reasons_of_fit(
     count = importance_ess(draws.log_weights).min() >= FEW * draws.log_weights.shape[-1]
     if not count or any(r.level != "good" for r in found):
         found = moves() or found
+    if draws.points and any(r.level == "good" for r in found):
+        held = ", ".join(map(repr, draws.points))
+        found.append(Reason("unknown", f"the guide is a point at {held}, in whole or in part: {NO_SPREAD}"))
     if (worst := worst_r_hat(draws.values)) is not None:
         site, r = worst
         level: Level = "good" if r <= APART else "doubtful" if r <= FAR_APART else "bad"

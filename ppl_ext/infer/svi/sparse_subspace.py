@@ -34,8 +34,11 @@ class SparseSubspace:
     exchange the places stay, and are trained to the end. They are state of NumPyro's ``mutable`` kind, which
     ``SVI`` and :func:`~ppl_ext.infer.fit` carry from step to step.
 
-    The prior's density at zero counts for a weight that is off: a constant, if the prior's scale is one. All
-    other latent sites get a normal law of their own (``AutoNormal``).
+    The prior's density at zero counts for a weight that is off: a constant, if the prior's scale is one. The
+    loss is then that of the model in which all other weights are zero, up to it, and no bound of the
+    evidence. A law that is a point in part has no density to weigh by: a verdict says so, and importance
+    sampling and :meth:`Fit.refined` refuse it. All other latent sites get a normal law of their own
+    (``AutoNormal``).
 
     :param model: a NumPyro model without ``param`` sites.
     :param sites: the weights' latent sites: real, and in no plate. One budget is for all of them.
@@ -79,7 +82,7 @@ class SparseSubspace:
     ):
         where = "SparseSubspace"
         check_program(f"{where}: model", model)
-        self.sites = (sites,) if isinstance(sites, str) else tuple(sites)
+        self.sites = self.points = (sites,) if isinstance(sites, str) else tuple(sites)
         if not self.sites or not all(isinstance(name, str) for name in self.sites):
             raise ArgumentError(f"{where}: sites must be names of latent sites, got {described(sites)}.")
         for name, value in (("num_active", num_active), ("every", every), ("num_exchanges", num_exchanges)):

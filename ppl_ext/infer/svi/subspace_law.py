@@ -28,6 +28,7 @@ class OnSubspace(Distribution):
     }
     reparametrized_params = ["loc", "scale"]
     pytree_data_fields = ("loc", "scale", "rows")
+    holds_points = True  # so that nobody weighs by its density
 
     def __init__(self, loc: Any, scale: Any, rows: Any, shape: tuple[int, ...], *, validate_args=None):
         size = math.prod(shape)
