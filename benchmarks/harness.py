@@ -82,6 +82,19 @@ def paired_ratio(times: np.ndarray, reference: np.ndarray) -> Ratio:
     return Ratio(float(median), (float(lower), float(upper)), (float(low), float(high)))
 
 
+def by_turns(runs: dict[str, Callable[[jax.Array], tuple]], rounds: int) -> list[dict[str, np.ndarray]]:
+    """Each run once a round, in random order, with a key of the round; by number that a run returns, those of
+    all rounds by name.
+    """
+    found: dict[str, list] = {name: [] for name in runs}
+    rng = random.Random(0)
+    for r in range(rounds):
+        for name in rng.sample(list(runs), len(runs)):
+            found[name].append(runs[name](jax.random.key(2 + r)))
+    numbers = np.array(list(found.values()))
+    return [dict(zip(found, numbers[:, :, i], strict=True)) for i in range(numbers.shape[2])]
+
+
 def time_compilations(
     case: Case, repeats: int, rng: random.Random
 ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:

@@ -5,7 +5,6 @@ sample a step. "Call" is a whole second call, set-up and checks included; "steps
 """
 
 import json
-import random
 import time
 from collections.abc import Callable
 
@@ -106,19 +105,13 @@ def main(quick: bool = False) -> None:
     num_steps, rounds = (1000, 3) if quick else (4000, 9)
     description = f"{num_steps} Adam steps, d = {DIM}, {COMPONENTS} components, batches of {BATCH}"
     print(f"light_bridge: {description}\n")
-    runs, rng = contenders(num_steps), random.Random(0)
+    runs = contenders(num_steps)
     first = {}
     for name, run in runs.items():
         start = time.perf_counter()
         run(jax.random.key(0))
         first[name] = time.perf_counter() - start
-    times: dict[str, list] = {name: [] for name in runs}
-    for r in range(rounds):
-        for name in rng.sample(list(runs), len(runs)):
-            times[name].append(runs[name](jax.random.key(2 + r)))
-    call, loop, loss = (
-        dict(zip(times, np.array(list(times.values()))[:, :, i], strict=True)) for i in range(3)
-    )
+    call, loop, loss = harness.by_turns(runs, rounds)
     apart = abs(loss["ppl_ext"].mean() - loss["by hand"].mean())
     if apart > 0.1 + 5 * (loss["by hand"].std(ddof=1) + loss["ppl_ext"].std(ddof=1)):
         raise AssertionError(f"the contenders do not do the same work: losses {loss}")

@@ -9,7 +9,6 @@ call of ``fit`` are counted, not timed.
 """
 
 import json
-import random
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -116,18 +115,12 @@ def main(quick: bool = False) -> None:
         "progress bar on"
     )
     print(f"runner: {description}\n")
-    runs, rng = contenders(steps), random.Random(0)
+    runs = contenders(steps)
     for run in runs.values():
         run(jax.random.key(0))  # compiles
     with count_compilations() as compilations:
         runs["ppl_ext"](jax.random.key(1))
-    times: dict[str, list] = {name: [] for name in runs}
-    for r in range(rounds):
-        for name in rng.sample(list(runs), len(runs)):
-            times[name].append(runs[name](jax.random.key(2 + r)))
-    call, loop, loss = (
-        dict(zip(times, np.array(list(times.values()))[:, :, i], strict=True)) for i in range(3)
-    )
+    call, loop, loss = harness.by_turns(runs, rounds)
     if abs(loss["ppl_ext"].mean() - loss["bare scan"].mean()) > 5 * loss["bare scan"].std(ddof=1) + 0.5:
         raise AssertionError(f"the contenders do not do the same work: losses {loss}")
     ratios = {

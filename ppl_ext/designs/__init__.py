@@ -3,15 +3,11 @@ candidates, given by features of them; an acquisition tells how much each candid
 believed of the function so far.
 """
 
-from ppl_ext.designs.acquisitions import (
-    EntropySearch,
-    ExpectedImprovement,
-    KnowledgeGradient,
-    NoisyExpectedImprovement,
-    PredictiveEntropy,
-    condition,
-    next_measurements,
-)
+from ppl_ext.designs.acquisitions.conditioning import condition
+from ppl_ext.designs.acquisitions.entropy import EntropySearch, PredictiveEntropy
+from ppl_ext.designs.acquisitions.greedy import next_measurements
+from ppl_ext.designs.acquisitions.improvement import ExpectedImprovement, NoisyExpectedImprovement
+from ppl_ext.designs.acquisitions.knowledge_gradient import KnowledgeGradient
 from ppl_ext.designs.private_moments import PrivateMoments, private_moments
 from ppl_ext.designs.projection_dpp import ProjectionDPP
 from ppl_ext.designs.repeated import Repeated, repeated
