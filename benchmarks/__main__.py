@@ -7,7 +7,7 @@ import pkgutil
 import benchmarks
 
 _LONG = {"posteriors"}  # an hour or more: quick unless it is named
-_NOT_BENCHMARKS = {"__main__", "everywhere", "harness", "reference", "tables"}
+_NOT_BENCHMARKS = {"__main__", "everywhere", "harness", "reference", "rows", "tables"}
 
 
 def available() -> list[str]:

@@ -1,0 +1,1 @@
+"""Saved reports as rows of tables: one function for each benchmark."""
