@@ -263,6 +263,24 @@ def nested(algorithm):
     return ppl_ext.marginal(two, ["z"], algorithm)
 
 
+def test_a_guide_that_writes_to_its_state():
+    """Nothing of one trace is met in another, and the caller's state is as it was."""
+
+    def guide():
+        state = numpyro.primitives.mutable("seen", {"times": jnp.zeros((), int)})
+        state["times"] = state["times"] + 1
+        numpyro.sample("z", dist.Normal(0.3, 1.2))
+
+    params = {"seen": {"times": jnp.array(3)}}
+    before = params["seen"]["times"]
+    found = smc(lambda: normal(1.0), num_particles=200, initial=guide, params=params).run(KEY)
+    assert np.isfinite(found.log_evidence) and params["seen"]["times"] is before
+    algorithm = TemperedSMC(20, temperatures=[1.0], initial=guide, params=params)
+    program = normalize(lambda: normal(1.0), {}, algorithm)
+    assert np.isfinite(simulate(program, rng_key=KEY).log_density.total)
+    assert params["seen"]["times"] is before
+
+
 RUNS = {
     "discrete": (poisson, {}, ModelError, "cannot move site 'k' .Poisson.*Marginalise it"),
     "finite": (finite, {}, ModelError, "'k' are finite: use Enumeration"),

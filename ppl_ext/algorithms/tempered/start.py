@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from jax.flatten_util import ravel_pytree
-from numpyro.handlers import substitute
+from numpyro.handlers import block, substitute
 from numpyro.infer.autoguide import AutoContinuous
 
 from ppl_ext.algorithms.target import Target
@@ -62,7 +62,7 @@ def path_from_guide(where: str, target: Target, initial: Callable, params: Mappi
             raise ArgumentError(f"{where}: initial is a {type(initial).__name__}; give its params=, too.")
         draw, log_q = _by_latent(where, space, initial, params)
     else:
-        draw, log_q = _by_sites(where, space, initial, params)
+        draw, log_q = _by_sites(space, initial, params)
 
     def density(position):
         log_p, log_det = space.joint(position)
@@ -72,15 +72,15 @@ def path_from_guide(where: str, target: Target, initial: Callable, params: Mappi
     return Path(space.size, 1, draw, density, space.values)
 
 
-def _by_sites(where: str, space: Unconstrained, initial: Callable, params: Mapping[str, Any] | None):
+def _by_sites(space: Unconstrained, initial: Callable, params: Mapping[str, Any] | None):
     """A guide whose sites are those of the program."""
     target, names = space.target, space.free.continuous
     if params is not None:
+        # what a guide writes to its mutable sites, nobody is to carry from one trace to another
+        fitted = block(substitute(initial, data=dict(params)), hide_fn=lambda msg: msg["type"] == "mutable")
 
         def proposal(given, *args, **kwargs):
-            # copied, since a guide writes to its mutable sites
-            own = jax.tree.map(lambda x: x, dict(params))
-            return substitute(initial, data=own)(*args, **kwargs)
+            return fitted(*args, **kwargs)
     else:
         proposal = initial
     continuous = target.only(names)
