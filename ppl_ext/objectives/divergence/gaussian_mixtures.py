@@ -91,6 +91,7 @@ def cs_mutual_information(x: Any, y: Any, bandwidth: float, bandwidth_y: float |
     return joint + product - 2 * logsumexp(rows)
 
 
+@jax.jit  # a law's density is dozens of operations: one by one, each would be compiled for itself
 def _log_overlap(p: Mixture, q: Mixture) -> jax.Array:
     """log ∫ p q, over the batch."""
     (w, m, a), (v, n, b) = p, q
