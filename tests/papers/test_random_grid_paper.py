@@ -96,6 +96,21 @@ def test_bands_are_those_of_the_law_of_the_weights():
     np.testing.assert_allclose(abs(draws.mean(0) - truth) / draws.std(0), away, atol=0.2)
 
 
+def test_readings_are_of_what_the_solver_draws():
+    program = module("random_grid_processes")
+    first = numpyro.handlers.trace(numpyro.handlers.seed(program.guide, 0)).get_trace()
+    params = {name: site["value"] for name, site in first.items() if site["type"] == "param"}
+    x = jnp.linspace(0.02, 0.98, program.POINTS)
+    record = numpyro.handlers.trace(numpyro.handlers.seed(program.readings, 1)).get_trace(params, x, x)
+    assert all(site["type"] == "sample" for site in record.values())  # the solver is trained no more
+    w, y = record["w"], record["y"]
+    with numpyro.handlers.substitute(data=params):
+        law = program.solver(record["z"]["value"], program.NODES)
+    np.testing.assert_allclose(w["fn"].mean, law.mean, atol=1e-6)
+    np.testing.assert_allclose(y["fn"].base_dist.loc, program.terms(x) @ w["value"], atol=1e-6)
+    np.testing.assert_allclose(y["fn"].base_dist.scale, program.NOISE)
+
+
 @pytest.mark.slow
 def test_errors_and_bands_at_full_size():
     *errors, bands = module("random_grid_processes").claims()
