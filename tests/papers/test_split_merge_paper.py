@@ -63,7 +63,7 @@ def test_steps_keep_the_law_of_partitions(labels):
     sums = program.grouped(program.SIX[[0, 1, 3, 2]], np.array(labels))
     every = np.unique([[z.index(k) for k in z] for z in np.ndindex(4, 4, 4, 4)], axis=0)
     pi = np.asarray(jax.nn.softmax(program.log_weight(sums, every)), float)
-    states = np.random.default_rng(0).choice(len(every), 40_000, p=pi / pi.sum())
+    states = np.random.default_rng(0).choice(len(every), 20_000, p=pi / pi.sum())
     kernel, keys = program.SplitMerge(), jax.random.split(jax.random.key(0), len(states))
 
     @jax.jit
