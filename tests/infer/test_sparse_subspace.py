@@ -74,6 +74,15 @@ def test_draws_are_zero_elsewhere(found):
     assert draws["level"].std() > 0
 
 
+def test_numpyros_predictive_takes_its_parameters(found):
+    """A fit's are arrays of NumPy, of which the places of weights are an index."""
+    params = jax.tree.map(lambda p: p[1], found.params)
+    guide = SparseSubspace(model, ["a", "b"], 3, every=40, num_exchanges=12, share=0.4)
+    draws = Predictive(guide, params=params, num_samples=4)(jax.random.key(0), X, Y)
+    together = np.concatenate([draws["a"], draws["b"][..., 0]], -1)
+    assert (np.nonzero(together.any(0))[0] == np.sort(found.params["subspace"]["active"][1])).all()
+
+
 def test_it_stores_two_numbers_for_a_weight(found):
     stored = {name: np.size(jax.tree.leaves(p)[0][0]) for name, p in found.params.items()}
     assert stored["subspace_loc"] == stored["subspace_scale"] == 3

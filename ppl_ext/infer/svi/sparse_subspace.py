@@ -114,7 +114,7 @@ class SparseSubspace:
         )
         first = {"active": jax.random.choice(key, total, (k,), replace=False), "step": jnp.zeros((), int)}
         state = mutable(NAME, first)
-        start, active = 0, state["active"]
+        start, active = 0, jnp.asarray(state["active"])  # a fit's parameters are of NumPy
         for name, shape in shapes.items():
             law = OnSubspace(loc, scale, active - start, shape)
             values[name] = numpyro.sample(name, law)
