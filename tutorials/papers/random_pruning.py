@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Weights that are left out by lot
 #
-# A network that loses weights by lot, before it is trained, comes the nearer to the whole one the wider it is,
+# A network that loses weights by lot, before it is trained, is the nearer to the whole one the wider it is,
 # and if each layer loses what suits it: not the same share, but one that leaves the units about as many
 # weights (Erdős-Rényi: a layer of n by m keeps a share in proportion to (n + m) / (n m)). Here a Bayesian
 # network reads digits. The weights that are kept are sites of the model, and the guide is a mean field of
