@@ -171,6 +171,25 @@ def test_a_model_without_that_plate_takes_the_values_of_a_subsampling_guide():
     )
 
 
+def test_a_plate_that_is_entered_twice_has_one_set_of_rows():
+    """NumPyro draws other rows for the second block of one name, and keeps these alone."""
+    x = jnp.arange(1000.0)
+
+    def model():
+        with numpyro.plate("rows", 1000, subsample_size=4) as first:
+            numpyro.sample("a", dist.Normal(x[first], 1.0))
+        with numpyro.plate("rows", 1000, subsample_size=4) as second:
+            numpyro.sample("y", dist.Normal(x[second], 1.0), obs=x[first])
+        return first, second
+
+    draw = simulate(model, rng_key=jax.random.key(0))
+    np.testing.assert_array_equal(*draw.output)
+    np.testing.assert_allclose(draw.log_density.total, log_density(model, draw.values).total, rtol=1e-6)
+    scored = log_density(model, {"a": draw.values["a"]}, rng_key=jax.random.key(1))  # rows drawn here
+    y = dist.Normal(0.0, 1.0).log_prob(0.0) * 1000
+    assert scored.terms[1].sum() == pytest.approx(float(y), rel=1e-5)
+
+
 def test_over_all_subsets_the_subsampled_density_is_the_whole_one():
     subsets = jnp.array(list(itertools.combinations(range(4), 2)))
     each = quick_jit(jax.vmap(lambda index: log_density(minibatch, {"mu": 0.3, "n": index}).total))(subsets)

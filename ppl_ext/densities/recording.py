@@ -96,6 +96,9 @@ class Record(Messenger):
             self.stands = f"at {'plate' if msg['type'] == 'plate' else 'site'} '{msg['name']}'"
         if sent_out(self, self.state, msg):
             return
+        before = self.sites.get(msg.get("name"), {})
+        if msg["type"] == before.get("type") == "plate" and msg["args"] == before["args"]:
+            msg["value"] = before["value"]  # NumPyro would draw other rows under the one name
         keys = any(isinstance(h, seed) or getattr(h, "brings_keys", False) for h in _PYRO_STACK)
         if msg["type"] == "control_flow":
             run_in_scan_body(
