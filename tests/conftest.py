@@ -7,26 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
+from tests import compiling
 
-PLAIN_CODE = "--xla_cpu_use_fusion_emitters=false"
-"""XLA's older code generator: the code is slower, and made in half the time."""
+jax.config.update("jax_platforms", "cpu")
 
 
 def pytest_configure(config):
-    """Default tests compile without most of XLA's optimisations: nearly all their time is compiling. With
-    slow tests asked for, all are on.
+    """Default tests compile with little effort, see ``compiling``. With slow tests asked for, XLA makes all
+    its effort.
 
     The environment's ``JAX_DISABLE_MOST_OPTIMIZATIONS`` has the last word, so that either set can be run
     either way.
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-        light = "not slow" in config.getoption("markexpr")
-        jax.config.update("jax_disable_most_optimizations", light)
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(light))  # for the processes that tests start
-        # XLA ends the process at a flag that it does not know
-        if light and jax.__version__.startswith("0.10."):
-            os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), PLAIN_CODE]).strip()
+        compiling.light("not slow" in config.getoption("markexpr"))
+    compiling.keep()
+    compiling.share_contexts()
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from ppl_ext import log_density
 from ppl_ext.diagnostics import log_likelihood
 from ppl_ext.smoothing import OnlineSmoother, smooth
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
 KEY = jax.random.key(0)
 PROBS = jnp.array([0.1, 0.3, 0.6, 0.9])

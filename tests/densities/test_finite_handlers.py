@@ -22,7 +22,7 @@ from ppl_ext.diagnostics import log_likelihood
 from ppl_ext.objectives import ELBO, IWELBO
 from ppl_ext.result import Fit
 
-DEFAULT_ROWS = 7  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
 
 Y = jnp.array([0.4, -1.0, 2.0])
 PART = np.array([True, False, True])

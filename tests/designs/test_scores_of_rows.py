@@ -70,8 +70,13 @@ def mode(x, y):
     b = np.linalg.lstsq(x, y)[0]
     u = jnp.array([*b, np.log(np.std(y - x @ b))])
     for _ in range(20):
-        u = u - jnp.linalg.solve(jax.hessian(log_joint)(u, x, y), jax.grad(log_joint)(u, x, y))
+        u = newton(u, x, y)
     return u
+
+
+@jax.jit
+def newton(u, x, y):
+    return u - jnp.linalg.solve(jax.hessian(log_joint)(u, x, y), jax.grad(log_joint)(u, x, y))
 
 
 @pytest.mark.parametrize("taken", [None, 7])

@@ -33,7 +33,7 @@ from ppl_ext.objectives import (
 )
 from ppl_ext.result import Fit
 
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 KEY = jax.random.key(0)
 Y, REAL = jnp.array([1.0, 2.0, 0.0, 3.0, 0.0]), jnp.array([True, True, False, True, False])

@@ -20,7 +20,7 @@ from ppl_ext.meta import ArrivingStream, EpisodeStream, ExactLinearGaussian, Lap
 from ppl_ext.meta.distributions.low_rank import LowRank
 from ppl_ext.meta.modes import mass_elsewhere
 
-DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 LENGTHS = (2, 5, 1, 7, 5)

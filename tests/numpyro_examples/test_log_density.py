@@ -12,7 +12,7 @@ from tests.numpyro_examples.example import KEY, numpyro_log_density
 from tests.numpyro_examples.registry import EXAMPLES
 from tests.oracles import quick_jit
 
-DEFAULT_ROWS = 18  # the others are slow: see conftest.py
+DEFAULT_ROWS = 10  # the others are slow: see conftest.py
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)

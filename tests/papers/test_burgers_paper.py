@@ -15,6 +15,7 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_every_way_of_inference_says_how_often_it_covers():
     """Twelve problems, which have a standard error of .1 or so: the posterior's intervals are not far off."""
     viscosity, velocity, *others = claims("burgers_coverage")

@@ -16,6 +16,7 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_a_start_for_a_mixture():
     rows = [numbers(row.ours) for row in claims("likelihood_adjusted_sdp")]
     assert len(rows) == 3

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import ppl_ext
 from tests.papers.programs import claims, module
@@ -15,6 +16,7 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_a_message_in_a_prescribed_law():
     *by_size, least, bits, right = claims("minimum_entropy")
     for row in by_size:
@@ -30,6 +32,7 @@ def test_a_message_in_a_prescribed_law():
     assert abs(float(right.ours) - best) < 4.5 * (best * (1 - best) / 200) ** 0.5
 
 
+@pytest.mark.slow
 def test_points_that_repel_each_other():
     *errors, once, off = claims("projection_dpp")
     found = [numbers(row.ours) for row in errors]
@@ -64,6 +67,7 @@ def test_measuring_what_is_least_certain():
     assert left[0, 0] >= 2.07 and left[0, 2] < 0.3
 
 
+@pytest.mark.slow
 def test_a_bridge_between_samples():
     *normals, moons = claims("light_bridge")
     means, covariances = ([numbers(row.ours)[0] for row in normals[k::2]] for k in (0, 1))

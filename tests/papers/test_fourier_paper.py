@@ -26,6 +26,7 @@ def assert_recovered(rows, short, length_error):
         assert abs(ours / known - 1.0) < length_error
 
 
+@pytest.mark.slow
 def test_latents_are_recovered_with_the_prior_and_not_without():
     # 8 trials of 100 steps have some 50 lengths of the longest latent: its scale is known to a third, and a
     # correlation of the latents among each other by 1/7 can pass for a map

@@ -21,6 +21,7 @@ def assert_covered(rows, num_sets):
     assert len(shares) == 7 and (np.abs(shares - 95) < 3.5 * error).all()
 
 
+@pytest.mark.slow
 def test_intervals_of_a_growth_mixture():
     assert_covered(claims("growth_mixture"), 20)
 

@@ -5,11 +5,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import ppl_ext
 from tests.papers.programs import claims, module
 
 
+@pytest.mark.slow
 def test_one_network_for_any_part():
     constant, error, weighed = claims("marginalization")
     exact = float(constant.known)

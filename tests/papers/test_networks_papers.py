@@ -15,6 +15,7 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_merged_halves_are_the_joint_posterior_and_beat_the_plain_average():
     """Digits: 500 rows, an error of 0.013 at 0.9; the average and the merged fit see the same rows."""
     exact, digits = claims("fisher_merging")
@@ -38,6 +39,7 @@ def test_a_chain_of_switches_finds_runs():
     assert float(weights.ours) < 0.8 * min(numbers(weights.known))
 
 
+@pytest.mark.slow
 def test_gram_matrices_that_move_find_the_direction_of_a_wave():
     """The NNGP and the machine see the same 60 rows of eight numbers."""
     limit, linear, wave = claims("deep_kernel_machine")
@@ -111,6 +113,7 @@ def test_the_law_of_the_cap_is_a_density_whose_masses_are_integrals():
     np.testing.assert_allclose(density[within].sum() * step, program.covered(0.8, 0.7, 1.4), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_machine_that_iterates_comes_near_the_posterior_mean():
     """600 steps of training; the operators are new."""
     for row in claims("recurrent_inference"):
@@ -153,6 +156,7 @@ def test_networks_at_full_size():
     assert numbers(weighed[2])[0] < 0.2 < numbers(kept[2])[0] < float(without[2]) and float(before[2]) < 0.1
 
 
+@pytest.mark.slow
 def test_a_posterior_that_is_the_next_prior_forgets_and_prototypes_do_not():
     """Two tasks of 40 rows, and some 640 new rows: an error of 0.02 at most."""
     first, all_tasks, held = claims("sequential_bayes")

@@ -84,6 +84,7 @@ def test_a_conditional_vae_at_full_size():
     assert_conditional(rows)
 
 
+@pytest.mark.slow
 def test_the_likelihood_wins_with_noise_that_covers_and_contrast_with_noise_that_does_not():
     """Errors of eight restarts; the slow one is off by more than ten times the other's."""
     wide, beside = claims("meco")
@@ -109,6 +110,7 @@ def test_the_cauchy_schwarz_divergence_and_information():
     np.testing.assert_allclose(*numbers(slope), atol=0.15)
 
 
+@pytest.mark.slow
 def test_noise_on_singular_data_helps():
     """Samples of 200 leave a distance of about 0.03; without noise the curve is missed by far more."""
     without, some, best = claims("singular_data")
@@ -142,6 +144,7 @@ def test_straight_through_gradients_fall_behind():
     assert all(abs(float(ours)) < 0.5 for claim, ours in rows.items() if "cosine" in claim)
 
 
+@pytest.mark.slow
 def test_an_axis_counts_if_the_data_have_its_dimension():
     """Counts are of the construction; the variance of an axis without a use falls towards that of no data,
     1/1001.

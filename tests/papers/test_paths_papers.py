@@ -19,6 +19,7 @@ def whole(name):
     return [Claim(*row) for row in module(name).claims()]
 
 
+@pytest.mark.slow
 def test_a_meta_prior_that_is_too_large_ignores_the_data():
     middle, large = (numbers(row.ours) for row in claims("pv_rnn"))
     exact, coin = numbers(claims("pv_rnn")[0].known)

@@ -6,6 +6,7 @@ import pytest
 from tests.papers.programs import claims, module
 
 
+@pytest.mark.slow
 def test_shares_by_units_are_better_than_even_ones():
     """600 steps of a narrow network. Each is a share of 597 rows: standard error .02 at most."""
     [row] = claims("random_pruning")

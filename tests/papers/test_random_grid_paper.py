@@ -17,6 +17,7 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_a_solver_learns_from_the_equation_and_bands_cover():
     """Few steps: no solution at all is off by 1, and the bands are of a network that knows little yet."""
     *errors, bands = claims("random_grid_processes")

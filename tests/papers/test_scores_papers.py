@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 from tests.papers.programs import claims, module
 
@@ -23,6 +24,7 @@ def test_the_gaussian_part_of_a_score():
     assert found["jump, 12 steps"] < 1.05 * found["18 steps"] < 0.6 * found["12 steps over all"]
 
 
+@pytest.mark.slow
 def test_denoising_without_clean_data():
     """Draws are the same in all columns, so that the error of a difference is far below that of a figure."""
     for row in claims("noise2score"):

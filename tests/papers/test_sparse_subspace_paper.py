@@ -1,8 +1,11 @@
 """What the program on sparse subspaces claims, at its small size."""
 
+import pytest
+
 from tests.papers.programs import claims
 
 
+@pytest.mark.slow
 def test_a_twentieth_of_the_weights_is_enough():
     accuracy, calibration, held = claims("sparse_subspace")
     dense = [float(row.known.split()[1]) for row in (accuracy, calibration, held)]

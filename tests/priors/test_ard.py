@@ -118,8 +118,9 @@ def test_the_marginal_is_the_integral_over_precisions():
     density = ppl_ext.log_density(model, {"z": MEANS}).total
 
     def integrated(z, b):
-        def weighed(alpha):
-            return stats.norm(0, alpha**-0.5).pdf(z) * stats.gamma(3.0, scale=1 / b).pdf(alpha)
+        def weighed(alpha):  # Normal(0, alpha^-1/2) at z, Gamma(3, b) at alpha
+            gamma = b**3 * alpha**2 / 2 * np.exp(-b * alpha)
+            return np.sqrt(alpha / (2 * np.pi)) * np.exp(-alpha * z**2 / 2) * gamma
 
         return np.log(integrate.quad(weighed, 0, 60 / b, epsabs=1e-13, limit=200)[0])
 

@@ -9,6 +9,8 @@ import pytest
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.priors import DeepKernelMachine, Target, nngp_kernel
 
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+
 RNG = np.random.default_rng(0)
 X, NEW = RNG.normal(size=(7, 3)), RNG.normal(size=(4, 3))
 Y = np.sin(2.0 * X[:, :2])

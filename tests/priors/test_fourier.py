@@ -17,6 +17,8 @@ from ppl_ext.infer import fit
 from ppl_ext.objectives import ELBO
 from ppl_ext.priors import fourier_gp
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 NOISE = 0.3
 
 

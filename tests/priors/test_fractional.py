@@ -19,6 +19,8 @@ from ppl_ext.smoothing import smooth
 from ppl_ext.state_space.exact import smooth_exactly
 from ppl_ext.state_space.model import lower
 
+DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+
 RNG = np.random.default_rng(0)
 TIMES = np.sort(np.concatenate([RNG.uniform(0.0, 2.0, 12), [0.0, 0.5, 0.5, 0.501]]))
 HORIZON = 2.0

@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 TIMES = np.sort(np.concatenate([RNG.uniform(0.0, 6.0, 20), [2.0, 2.0, 2.0001]]))
 Y = np.sin(TIMES) + 0.3 * RNG.normal(size=len(TIMES))
 NOISE = 0.3
-DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 KERNELS = {
     "Matérn 1/2": lambda s: quasisep.Exp(scale=s),

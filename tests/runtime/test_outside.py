@@ -44,7 +44,7 @@ from ppl_ext.smoothing import (
 KEY = jax.random.key(0)
 assert_close = np.testing.assert_allclose
 THEN, NOW = jnp.full(20, 3.0), jnp.full(7, 8.0)
-DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 DATA = THEN
 TABLE = {"y": THEN}
 

@@ -13,7 +13,7 @@ from ppl_ext.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from ppl_ext.infer import Checkpoint
 from ppl_ext.smoothing import ScoreAscent
 
-DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 
 KEY, Y = jax.random.key(4), jnp.array([0.4, -0.3, 1.1])
 PARAMS = {"mean": 0.5, "noise": 1.0}

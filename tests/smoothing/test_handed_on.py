@@ -29,7 +29,7 @@ from ppl_ext.smoothing import (
 )
 from ppl_ext.state_space.model import lower
 
-DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
 KEY = jax.random.key(0)
 SLOW = pytest.mark.slow
 NAN = np.nan

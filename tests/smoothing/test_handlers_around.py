@@ -21,7 +21,7 @@ from ppl_ext.infer import PMMH, ParticleGibbs
 from ppl_ext.smoothing import OnlineSmoother, smooth
 from ppl_ext.tracing.scoped_scans import Reaching, as_written
 
-DEFAULT_ROWS = 6  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 
 KEY = jax.random.key(0)
 Y = np.array([0.4, -0.2, 1.0], np.float32)

@@ -23,7 +23,7 @@ from ppl_ext.smoothing import (
     smooth,
 )
 
-DEFAULT_ROWS = 4  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 2  # of each table; the others are slow: see conftest.py
 
 KEY = jax.random.key(0)
 Y = np.array([0.3, -0.5, 1.2, 0.1], np.float32)

@@ -24,7 +24,7 @@ from ppl_ext.state_space.model import lower
 
 KEY = jax.random.key(0)
 Y = jnp.array([0.3, 1.4, -0.2, 0.9])
-DEFAULT_ROWS = 5  # of each table; the others are slow: see conftest.py
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
 THIRD = jax.nn.softmax(jax.random.normal(jax.random.key(1), (3, 3, 3)), axis=-1)
 
 

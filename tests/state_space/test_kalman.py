@@ -18,6 +18,8 @@ from ppl_ext.state_space.kalman import Normal, law_of, root_of, seen_of, sharpen
 from ppl_ext.state_space.model import lower
 from ppl_ext.state_space.small_matrices import unit_given
 
+DEFAULT_ROWS = 3  # of each table; the others are slow: see conftest.py
+
 Y = np.random.default_rng(0).normal(size=30).astype(np.float32)
 
 

@@ -323,6 +323,7 @@ def test_rotations_explain_what_they_can(n):
         np.testing.assert_allclose(y.T @ y + left.T @ left, z.T @ z + data.T @ data, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_right_or_none():
     """NaN where JAX forgets the rule, and never a number that is wrong."""
     right, backwards, forwards = hessian(level, 0.7, 0.5, parallel=True)

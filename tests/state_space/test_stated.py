@@ -13,7 +13,7 @@ import ppl_ext.state_space.stated as stated_module
 from ppl_ext.state_space.exact import smooth_exactly
 from ppl_ext.state_space.model import lower
 
-DEFAULT_ROWS = 7
+DEFAULT_ROWS = 4
 T, D = 4, 2
 RNG = np.random.default_rng(0)
 MOVES = 0.5 * RNG.normal(size=(D, D))
