@@ -13,6 +13,7 @@ import optax
 import pytest
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from tinygp import kernels
 
 from ppl_ext.designs import ProjectionDPP
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, HandlerError, ModelError, NonFiniteError
@@ -30,6 +31,7 @@ from ppl_ext.priors import (
 )
 from ppl_ext.priors.functions.outputs import draw_function
 from ppl_ext.priors.matching.compiled_steps import Programs, programs_for
+from ppl_ext.priors.matching.report import crossings
 from tests.priors.models import LEVEL, SLOPE, X, line, linear_target, network
 
 DEFAULT_ROWS = 1  # of each table; the others are slow: see conftest.py
@@ -111,6 +113,30 @@ def test_the_report_tells_of_heavy_tails_and_of_a_match_that_got_worse(tuned):
 
 
 @pytest.mark.slow
+def test_crossings_are_counted_along_the_inputs_around_the_targets_mean():
+    inputs = np.array([[3.0], [0.0], [2.0], [1.0]])
+    target = np.array([[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]])  # around 2
+    after = np.array([[3.0, 0.0, 0.0, 3.0], [0.0, 3.0, 0.0, 0.0]])  # along the inputs: 0 3 0 3, 3 0 0 0
+    found = crossings(inputs, {"target": target, "after": after, "before": after[:1]})
+    assert found == {"target": 0.0, "after": 2.0, "before": 3.0}
+    assert crossings(np.ones((4, 2)), {"target": target}) is None
+    assert crossings(inputs, {"target": target[..., None]}) is None
+
+
+def test_the_report_tells_how_long_a_stationary_target_stays_on_one_side():
+    """Rice: a mean excursion of pi / sqrt(lambda_2), and a crossing at the end of each."""
+    inputs = jnp.linspace(0.0, 10.0, 201)
+    of = {"inputs": inputs, "num_steps": 2, "num_draws": 8}
+    smooth = tune(target=GaussianProcess(kernels.ExpSquared(scale=0.7)), **of)
+    assert smooth.report.crossings["target"] == pytest.approx(10.0 / (0.7 * np.pi), rel=0.08)
+    assert smooth.report.crossings["after"] < 1.0  # a line
+    text = smooth.summary()
+    assert f"{smooth.report.crossings['target']:.2f} of the target." in text
+    assert f"stays {0.7 * np.pi:.4g} on one side" in text and "falls as exp(-0.5879 t)" in text  # .4115 / .7
+    rough = tune(target=GaussianProcess(kernels.Exp(scale=0.7)), **of).summary()
+    assert "crossings" in rough and "one side" not in rough  # without derivative, there is no mean excursion
+
+
 def test_tuned_values_are_constants_under_svi(tuned):
     """Neither a param that SVI would train, nor a site of that name: the prior after training is the prior
     before.

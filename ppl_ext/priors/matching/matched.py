@@ -9,10 +9,13 @@ import jax
 import numpy as np
 from jax import random
 
+from ppl_ext.errors import ArgumentError
+from ppl_ext.priors.excursions import excursion_times
 from ppl_ext.priors.functions.outputs import run_once
 from ppl_ext.priors.lifting import Layout, Raw, Tuned
 from ppl_ext.priors.matching.inputs import check_inputs
 from ppl_ext.priors.matching.report import Report
+from ppl_ext.priors.targets.gaussian_process import GaussianTarget
 from ppl_ext.runtime.arguments import check_count, check_key, check_program
 from ppl_ext.runtime.results import NUM_SAMPLES, Summarised
 
@@ -121,10 +124,24 @@ class Matched(Summarised):
                             f"  {where:<40} {name:<6} {value.size} numbers, root mean square "
                             f"{_rms(was):.4g} -> {_rms(value):.4g}"
                         )
+        if self.report is None:
+            return [*lines, "", "The run broke down: no report."]
+        return [*lines, "", *self.report.words(), *self._excursions]
+
+    @cached_property
+    def _excursions(self) -> list[str]:
+        """How long the target stays on one side of its mean, of a target that this is known of."""
+        of = self.matching.target
+        if self.report is None or self.report.crossings is None or not isinstance(of, GaussianTarget):
+            return []
+        try:
+            found = excursion_times(of)
+        except ArgumentError:  # not stationary, without derivative, or oscillating
+            return []
+        falls = f"as exp(-{found.exponent:.4g} t)" if found.exponent else "slower than any exp(-t / a)"
         return [
-            *lines,
-            "",
-            *(self.report.words() if self.report is not None else ["The run broke down: no report."]),
+            f"The target stays {found.mean:.4g} on one side of its mean on average, and longer than t with a "
+            f"probability that falls {falls}."
         ]
 
     def to_arviz(

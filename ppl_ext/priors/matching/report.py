@@ -33,6 +33,8 @@ class Report(NamedTuple):
     target, on average 0 for an estimate without bias. ``judge``: the name of the one that was not optimised.
     ``inputs``: (M,) or (M, d). ``sd_ratio``: (M,), or (M, P), standard deviation of the tuned functions over
     the target's. ``kurtosis``: excess kurtosis, averaged over inputs, of "before", "after" and "target".
+    ``crossings``: of the same three, how often a function crosses the target's mean from the first input to
+    the last, on average; none where inputs or outputs are several.
     """
 
     distances: dict[str, tuple[float, float, float]]
@@ -40,6 +42,7 @@ class Report(NamedTuple):
     inputs: np.ndarray
     sd_ratio: np.ndarray
     kurtosis: dict[str, float]
+    crossings: dict[str, float] | None = None
 
     def words(self) -> list[str]:
         """The report in sentences, with what to do."""
@@ -58,6 +61,11 @@ class Report(NamedTuple):
             f"excess kurtosis: {k['before']:.2f} before, {k['after']:.2f} after, {k['target']:.2f} of the "
             "target."
         )
+        if (of := self.crossings) is not None:
+            out.append(
+                f"crossings of the target's mean: {of['before']:.2f} before, {of['after']:.2f} after, "
+                f"{of['target']:.2f} of the target."
+            )
         if k["target"] > HEAVY and k["after"] < 0.5 * k["target"]:
             out.append(
                 "The target's tails are heavier than this prior's: squared distances make its scale too "
@@ -134,7 +142,18 @@ def write_report(
         inputs=np.asarray(inputs),
         sd_ratio=ratio,
         kurtosis={which: excess_kurtosis(values[which]) for which in ("before", "after", "target")},
+        crossings=crossings(np.asarray(inputs), values),
     )
+
+
+def crossings(inputs: np.ndarray, draws: dict[str, np.ndarray]) -> dict[str, float] | None:
+    """How often draws (num_draws, M) cross the mean of those of the "target", going along the inputs."""
+    if inputs.size != len(inputs) or draws["target"].ndim != 2:
+        return None
+    along = np.argsort(inputs.ravel(), kind="stable")
+    mean = draws["target"].mean(0)
+    above = {which: (x - mean)[:, along] > 0.0 for which, x in draws.items()}
+    return {which: float((x[:, 1:] != x[:, :-1]).sum(1).mean()) for which, x in above.items()}
 
 
 def excess_kurtosis(draws: np.ndarray) -> float:
