@@ -112,7 +112,6 @@ def test_the_report_tells_of_heavy_tails_and_of_a_match_that_got_worse(tuned):
     assert not any("ScaleMixture" in w or "worse" in w for w in tuned.report.words())
 
 
-@pytest.mark.slow
 def test_crossings_are_counted_along_the_inputs_around_the_targets_mean():
     inputs = np.array([[3.0], [0.0], [2.0], [1.0]])
     target = np.array([[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]])  # around 2
@@ -137,6 +136,7 @@ def test_the_report_tells_how_long_a_stationary_target_stays_on_one_side():
     assert "crossings" in rough and "one side" not in rough  # without derivative, there is no mean excursion
 
 
+@pytest.mark.slow
 def test_tuned_values_are_constants_under_svi(tuned):
     """Neither a param that SVI would train, nor a site of that name: the prior after training is the prior
     before.
