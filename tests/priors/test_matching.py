@@ -115,7 +115,7 @@ def test_the_report_tells_of_heavy_tails_and_of_a_match_that_got_worse(tuned):
 def test_crossings_are_counted_along_the_inputs_around_the_targets_mean():
     inputs = np.array([[3.0], [0.0], [2.0], [1.0]])
     target = np.array([[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]])  # around 2
-    after = np.array([[3.0, 0.0, 0.0, 3.0], [0.0, 3.0, 0.0, 0.0]])  # along the inputs: 0 3 0 3, 3 0 0 0
+    after = np.array([[3.0, 1.0, 1.0, 3.0], [1.0, 3.0, 1.0, 1.0]])  # along the inputs: 1 3 1 3, 3 1 1 1
     found = crossings(inputs, {"target": target, "after": after, "before": after[:1]})
     assert found == {"target": 0.0, "after": 2.0, "before": 3.0}
     assert crossings(np.ones((4, 2)), {"target": target}) is None
