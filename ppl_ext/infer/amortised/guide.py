@@ -228,7 +228,8 @@ class Amortised:
 
     def answer(self, run: Fit, *args: Any, algorithm: Algorithm | None = None, **kwargs: Any) -> Fit:
         """The trained guide for one data set, as a :class:`Fit`: with draws and their weights, report,
-        verdict and :meth:`Fit.refined`.
+        verdict and :meth:`Fit.refined`. Each answer compiles its draws anew; for many data sets compile
+        :meth:`laws` or :meth:`weighed` once.
 
         :param algorithm: for a guide of some of the latent sites, what integrates out the others, as in
             :func:`ppl_ext.marginal`.
