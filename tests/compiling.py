@@ -6,6 +6,8 @@ compiled is kept, so that a program that another test had before is read back (`
 function, and every test has functions of its own). JAX makes a context of MLIR with all its dialects anew for
 each program, a tenth to a third of a test's time and two thirds of its memory; here programs share one
 (``share_contexts``).
+
+What runs runs on one thread of OpenBLAS (``one_thread``).
 """
 
 import atexit
@@ -29,6 +31,14 @@ def light(on):
     # XLA ends the process at a flag that it does not know
     if on and jax.__version__.startswith("0.10."):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), PLAIN_CODE]).strip()
+
+
+def one_thread():
+    """OpenBLAS on one thread in the processes that this one starts: the workers of pytest-xdist share the
+    cores, and threads that wait for each other spin. A test of small factorisations that takes 6 seconds took
+    241 beside another worker.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def keep():

@@ -21,6 +21,7 @@ def pytest_configure(config):
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
         compiling.light("not slow" in config.getoption("markexpr"))
+    compiling.one_thread()
     compiling.keep()
     compiling.share_contexts()
 

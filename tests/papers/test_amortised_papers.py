@@ -38,6 +38,7 @@ def test_the_predictive_that_it_is_held_to_is_that_of_the_process():
         np.testing.assert_allclose(variance**0.5, sd[k], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_pass_stands_beside_nuts():
     """Three data sets and a network that is hardly trained: near, and thousands of times faster in full."""
     gap, seconds = claims("prior_fitted_bnn")

@@ -10,6 +10,7 @@ import pytest
 from tests.papers.programs import claims, module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fast_equations", "equations_in_the_plane"])
 def test_fast_waves_are_found_and_the_equation_is_solved(name):
     """Few steps. A wave whose frequency is off by a tenth is wrong by a tenth of itself and more."""
