@@ -13,17 +13,19 @@ jax.config.update("jax_platforms", "cpu")
 
 
 def pytest_configure(config):
-    """Default tests compile with little effort, see ``compiling``. With slow tests asked for, XLA makes all
-    its effort.
+    """Default tests compile with little effort, see ``compiling``. With slow tests and benchmarks asked for,
+    JAX is as users have it.
 
     The environment's ``JAX_DISABLE_MOST_OPTIMIZATIONS`` has the last word, so that either set can be run
     either way.
     """
+    by_default = "not slow" in config.getoption("markexpr")
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-        compiling.light("not slow" in config.getoption("markexpr"))
+        compiling.light(by_default)
     compiling.one_thread()
-    compiling.keep()
-    compiling.share_contexts()
+    if by_default:
+        compiling.keep()
+        compiling.share_contexts()
 
 
 @pytest.fixture

@@ -133,12 +133,12 @@ class Matched(Summarised):
         """How long the target stays on one side of its mean, of a target that this is known of."""
         of = self.matching.target
         if self.report is None or self.report.crossings is None or not isinstance(of, GaussianTarget):
-            return []
+            return []  # several inputs, or no Gaussian process
         try:
             found = excursion_times(of)
         except ArgumentError:  # not stationary, without derivative, or oscillating
             return []
-        falls = f"as exp(-{found.exponent:.4g} t)" if found.exponent else "slower than any exp(-t / a)"
+        falls = f"about as exp(-{found.exponent:.4g} t)" if found.exponent else "slower than any exp(-t / a)"
         return [
             f"The target stays {found.mean:.4g} on one side of its mean on average, and longer than t with a "
             f"probability that falls {falls}."

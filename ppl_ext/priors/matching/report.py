@@ -33,8 +33,8 @@ class Report(NamedTuple):
     target, on average 0 for an estimate without bias. ``judge``: the name of the one that was not optimised.
     ``inputs``: (M,) or (M, d). ``sd_ratio``: (M,), or (M, P), standard deviation of the tuned functions over
     the target's. ``kurtosis``: excess kurtosis, averaged over inputs, of "before", "after" and "target".
-    ``crossings``: of the same three, how often a function crosses the target's mean from the first input to
-    the last, on average; none where inputs or outputs are several.
+    ``crossings``: of the same three, how often a function crosses the target's mean from the smallest input
+    to the largest, on average; none where inputs or outputs are several.
     """
 
     distances: dict[str, tuple[float, float, float]]
