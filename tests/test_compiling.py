@@ -33,11 +33,12 @@ def test_the_same_program_of_another_function_is_read_back():
 def test_programs_share_a_context_for_a_while(monkeypatch):
     from jax._src.interpreters import mlir
 
-    monkeypatch.setattr(mlir, "make_ir_context", object)
+    made = []
+    monkeypatch.setattr(mlir, "make_ir_context", lambda: made.append(object()) or made[-1])
     monkeypatch.setattr(compiling, "PROGRAMS_IN_A_CONTEXT", 3)
     compiling.share_contexts()
     first, second, third, fourth = (mlir.make_ir_context() for _ in range(4))
-    assert first is second is third is not fourth
+    assert first is second is third is not fourth and made == [first, fourth]
     monkeypatch.delattr(mlir, "make_ir_context")
     compiling.share_contexts()
     assert not hasattr(mlir, "make_ir_context")
