@@ -40,9 +40,9 @@ class Exact:
     """One series, smoothed within one trace."""
 
     def __init__(self, lowered: StateSpace, parallel: bool = False):
-        self.smoothed: Smoothed = smooth_run(lowered, MAX_STATES, parallel)
+        self.lowered, self.kind = form = exact_form(lowered)
+        self.smoothed: Smoothed = smooth_run(lowered, form, MAX_STATES, parallel)
         self.parallel = parallel
-        self.lowered, self.kind = exact_form(lowered)
         self.space: StateSpace = self.lowered.space if isinstance(self.lowered, Lagged) else self.lowered
         self.steps = Steps(self.lowered)
 

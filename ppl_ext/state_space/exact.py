@@ -80,9 +80,10 @@ def smooth_exactly(ss: StateSpace, max_states: int = 4096, parallel: bool = Fals
     :raises ModelError: if the model is neither finite nor linear-Gaussian, or its joint states are more than
         ``max_states``.
     """
-    found = smooth_run(ss, max_states, parallel)
-    if isinstance(form := exact_form(ss)[0], Lagged):
-        found = _of_steps(found, form.own_columns())
+    form = exact_form(ss)
+    found = smooth_run(ss, form, max_states, parallel)
+    if isinstance(form[0], Lagged):
+        found = _of_steps(found, form[0].own_columns())
     by_time = (
         "mean",
         "covariance",
@@ -106,14 +107,19 @@ def _of_steps(s: Smoothed, own: list[int]) -> Smoothed:
     return s._replace(**parts, first_cross=s.first_cross[:, jnp.array(own)])
 
 
-def smooth_run(ss: StateSpace, max_states: int, parallel: bool = False) -> Smoothed:
-    """Smooth exactly, by time in the order of the run, which for a reversed scan is the other way."""
+def smooth_run(
+    ss: StateSpace, of: tuple[StateSpace | Lagged, str | None], max_states: int, parallel: bool = False
+) -> Smoothed:
+    """Smooth exactly, by time in the order of the run, which for a reversed scan is the other way.
+
+    :param of: its :func:`exact_form`, which costs three second derivatives of the model to find.
+    """
     if not ss.num_steps:
         raise ModelError(
             "The series is empty, so there is nothing to smooth exactly. Use a particle method, which then "
             "says so much."
         )
-    form, kind = exact_form(ss)
+    form, kind = of
     if kind == "finite":
         return _known(ss, form, smooth_finite(form, max_states, parallel))
     if kind == "gaussian" and isinstance(form, StateSpace):
@@ -174,11 +180,10 @@ def exact_evidence(ss: StateSpace, max_states: int = 4096, parallel: bool = Fals
     """
 
     def evidence():
-        if ss.num_steps and not parallel:
-            form, kind = exact_form(ss)
-            if kind == "gaussian" and isinstance(form, StateSpace):
-                return _nan_if_unserved(ss, form, _gaussian_evidence(form))
-        return smooth_run(ss, max_states, parallel).log_evidence
+        form, kind = exact_form(ss)
+        if kind == "gaussian" and isinstance(form, StateSpace) and not parallel:
+            return _nan_if_unserved(ss, form, _gaussian_evidence(form))
+        return smooth_run(ss, (form, kind), max_states, parallel).log_evidence
 
     return jax.jit(evidence)()
 
