@@ -183,7 +183,8 @@ class Fit:
     def verdict(self, rng_key: jax.Array | None = None, num_samples: int = NUM_SAMPLES) -> Verdict:
         """Whether to believe the fit, with reasons: see :func:`ppl_ext.diagnostics.verdict`. More draws a
         chain can settle what is doubtful. Where the weights of the draws do not say good, short chains start
-        from some of them: some four hundred gradients of each of 1024, and compiling them.
+        from some of them: some four hundred gradients of each of 1024, and compiling them. If nothing moves,
+        200 particles from the prior are asked whether all restarts missed most of the evidence.
         """
         return self._judge(self.sample(rng_key, num_samples))
 

@@ -11,7 +11,7 @@ from ppl_ext.infer.particle_mcmc.pmmh import PMMH
 from ppl_ext.infer.sgmcmc.schedule import Cyclical, Decay
 from ppl_ext.infer.sgmcmc.sghmc import SGHMC
 from ppl_ext.infer.sgmcmc.sgld import SGLD
-from ppl_ext.infer.short_chains import reasons_of_moves
+from ppl_ext.infer.smc.missed import reasons_of_moves
 from ppl_ext.infer.smc.refine import refined
 from ppl_ext.infer.smc.result import SMCResult
 from ppl_ext.infer.smc.smc import SMC

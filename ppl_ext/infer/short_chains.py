@@ -13,12 +13,10 @@ from numpyro.handlers import seed, substitute, trace
 from ppl_ext.algorithms.hidden_sites import Inner, unused_run
 from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target
 from ppl_ext.algorithms.tempered.unconstrained import Unconstrained
-from ppl_ext.diagnostics.draws import Draws
 from ppl_ext.diagnostics.sites import FullPlates, given
-from ppl_ext.diagnostics.verdicts.stays import STEPS, Ends, reason_of_ends, reasons_of_ends
+from ppl_ext.diagnostics.verdicts.stays import STEPS, Ends, most_evidence, reason_of_ends
 from ppl_ext.errors import ModelError
 from ppl_ext.program import Program
-from ppl_ext.result import Fit
 from ppl_ext.runtime.constants import compiled
 from ppl_ext.runtime.outside import reading
 from ppl_ext.runtime.random_choices import log_uniforms
@@ -26,18 +24,6 @@ from ppl_ext.runtime.verdict import Reason
 
 NUM_CHAINS, MOST_LEAPS, ACCEPTED = 1024, 16, 0.8
 """Chains in all, leaps of a step at most (each takes one to so many), and the acceptance aimed at."""
-
-
-def reasons_of_moves(fit: Fit, draws: Draws) -> list[Reason]:
-    """What short chains from a guide's draws say of them; nothing where none can move: a density that is
-    estimated, a discrete site without a list of values, a site at a point.
-    """
-    if draws.points or not np.isfinite(draws.log_weights).all():
-        return []
-    num = max(2, NUM_CHAINS // fit.num_chains)
-    first = {n: x[:, :num] for n, x in draws.values.items()}
-    ends = moved_on(jax.random.key(0), fit.model, first, fit.args, fit.kwargs, fit.params)
-    return [] if ends is None else reasons_of_ends(draws, ends)
 
 
 def reasons_of_particles_moves(result: Any) -> list[Reason]:
@@ -69,6 +55,7 @@ def moved_on(
     :param params: of model, leaves (chain, ...).
     """
     ended: list[dict[str, np.ndarray]] = []
+    most: list[float] = []
     with reading(model) as outside:
         for c in range(len(next(iter(values.values())))):
             here, of_model = (
@@ -79,14 +66,16 @@ def moved_on(
                 found = _moving(outside, model, args, kwargs, key, here, of_model)
             except (ModelError, NotImplementedError):
                 return None
-            ended.append(jax.device_get(found))
+            at_end, log_p, positions = jax.device_get(found)
+            ended.append(at_end)
+            most.append(most_evidence(log_p.astype(np.float64), positions.astype(np.float64)))
     begun = {n: np.asarray(values[n]) for n in ended[0] if n in values}
-    return Ends(begun, {n: np.stack([x[n] for x in ended]) for n in begun})
+    return Ends(begun, {n: np.stack([x[n] for x in ended]) for n in begun}, np.array(most))
 
 
 def _run(outside, model, args, kwargs, rng_key, values, params):
     """The values (draw, step, ...) at the last steps of chains from values (draw, ...), by site, those of
-    deterministic ones among them.
+    deterministic ones among them; and log densities and positions without bounds at the very last.
     """
     whole = substitute(partial(FullPlates.around, model, args, kwargs), data=params)
     target = _target(Program(whole), jax.tree.map(lambda x: x[0], values))
@@ -105,7 +94,8 @@ def _run(outside, model, args, kwargs, rng_key, values, params):
             seed(given(whole, found), random.key(0))()
         return found | {n: record[n]["value"] for n in made}
 
-    return jax.vmap(jax.vmap(at))(jnp.swapaxes(hmc(rng_key, log_density, begun), 0, 1))
+    places = hmc(rng_key, log_density, begun)
+    return jax.vmap(jax.vmap(at))(jnp.swapaxes(places, 0, 1)), jax.vmap(log_density)(places[-1]), places[-1]
 
 
 _moving = compiled(_run, 2, static_argnums=(1,))

@@ -33,7 +33,7 @@ from ppl_ext.diagnostics.verdicts.weights import (
 )
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.infer import SMC, ParticleGibbs, fit
-from ppl_ext.infer.short_chains import reasons_of_moves
+from ppl_ext.infer.smc.missed import reasons_of_moves
 from ppl_ext.objectives import ELBO, ForwardKL
 from ppl_ext.smoothing import smooth
 

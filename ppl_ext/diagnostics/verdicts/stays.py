@@ -28,11 +28,55 @@ three off.
 
 class Ends(NamedTuple):
     """Where chains began, by site (restart, draw, ...), and where they were at their last steps, (restart,
-    draw, step, ...).
+    draw, step, ...). ``most``: what the log evidence of what they see is at most, (restart,).
     """
 
     begun: Mapping[str, np.ndarray]
     ended: Mapping[str, np.ndarray]
+    most: np.ndarray | None = None
+
+
+ODDS = 20.0
+"""An unbiased estimate is so many times too large once in as many runs at most (Markov)."""
+
+
+def most_evidence(log_p: np.ndarray, positions: np.ndarray) -> float:
+    r"""What the log evidence can be at most of a law whose log density, up to that, is ``log_p`` (draw,) at
+    draws of it, positions (draw, D).
+
+    .. math:: \log Z = \operatorname{E} \log \tilde p + H(p) \le \operatorname{E} \log \tilde p +
+        \tfrac12 \log\det(2 \pi e \Sigma)
+
+    since of all laws with a covariance :math:`\Sigma` the normal one has the largest entropy. For more than a
+    tenth as many dimensions as draws it is taken without correlations, which is larger still.
+
+    >>> x = np.random.default_rng(0).normal(size=(4000, 2))
+    >>> round(most_evidence(-0.5 * (x**2).sum(1), x), 1), round(math.log(2 * math.pi), 1)
+    (1.8, 1.8)
+    """
+    num, size = positions.shape
+    if size > num / 10:
+        log_det = np.log(positions.var(0)).sum()
+    else:
+        log_det = np.linalg.slogdet(np.cov(positions.T).reshape(size, size))[1]
+    return float(log_p.mean() + 0.5 * (size * math.log(2.0 * math.pi * math.e) + log_det))
+
+
+def reason_of_evidence(most: float, from_prior: float, num_particles: int) -> Reason | None:
+    """What the log evidence that particles from the prior find says of draws that are good as far as chains
+    from them see; None where it is not clearly more than what is there can have.
+
+    >>> reason_of_evidence(-180.0, -160.0, 200).level, reason_of_evidence(-180.0, -178.0, 200)
+    ('bad', None)
+    """
+    if not from_prior > most + math.log(ODDS):
+        return None
+    return Reason(
+        "bad",
+        f"{num_particles} particles from the prior find a log evidence of {from_prior:.1f}, and where the "
+        f"draws are there is at most {most:.1f}: nearly all of the posterior is elsewhere; go on with "
+        ".refined(rng_key, TemperedSMC(1000)), or start restarts further apart",
+    )
 
 
 class Drift(NamedTuple):

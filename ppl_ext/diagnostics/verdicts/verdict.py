@@ -21,8 +21,10 @@ def verdict(result: Any, **options: Any) -> Verdict:
       precision, how far these weights move its means and standard deviations, and whether restarts agree
       (one restart alone is "unknown": weights say nothing of a peak that no draw has seen). Where weights are
       not good, as in many dimensions they never are, short chains from the draws are asked where they go
-      (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`). If it is not good, the weights of single
-      slices of a plate say where;
+      (:func:`~ppl_ext.diagnostics.verdicts.stays.reasons_of_ends`), and where they stay, particles from the
+      prior whether all restarts missed most of the evidence
+      (:func:`~ppl_ext.diagnostics.verdicts.stays.reason_of_evidence`). If it is not good, the weights of
+      single slices of a plate say where;
     - of MCMC, and of sweeps of particle Gibbs, rank-normalised split R-hat and ESS (Vehtari et al. 2021), the
       standard error of each spread, divergences, and how often each step of a sampled path was renewed;
     - of a particle smoother, and of tempered particles, the ESS of each step, and the spread that these give

@@ -258,12 +258,16 @@ class SMC:
         return gathered(rules.mesh, jax.vmap(path.values)(state.points.position))
 
 
-def best_params(fit: Fit) -> dict[str, Any]:
-    """The parameters of the chain that ended lowest."""
+def best_chain(fit: Fit) -> int:
+    """The chain that ended lowest."""
     losses = np.asarray(fit.losses)
     last = np.nanmean(losses[:, -max(1, losses.shape[1] // 10) :], axis=1)
-    chain = int(np.nanargmin(last)) if np.isfinite(last).any() else 0
-    return jax.tree.map(lambda x: jnp.asarray(x)[chain], dict(fit.params))
+    return int(np.nanargmin(last)) if np.isfinite(last).any() else 0
+
+
+def best_params(fit: Fit) -> dict[str, Any]:
+    """The parameters of the chain that ended lowest."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[best_chain(fit)], dict(fit.params))
 
 
 def _shown(found: np.ndarray) -> str:
