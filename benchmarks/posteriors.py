@@ -42,7 +42,9 @@ RESTARTS, DRAWS = 4, 4000
 
 
 def by_nuts(problem: Problem, key: jax.Array):
-    mcmc = MCMC(NUTS(problem.model), num_warmup=500, num_samples=500, num_chains=4, **HOW)
+    mcmc = MCMC(
+        NUTS(problem.model, init_strategy=problem.start), num_warmup=500, num_samples=500, num_chains=4, **HOW
+    )
     mcmc.run(key, *problem.data(), extra_fields=("diverging", "energy"))
     return mcmc, mcmc.get_samples(group_by_chain=True)
 
@@ -67,17 +69,17 @@ def by_fit(guide: Callable, objective: Any, num_steps: int, rate: float, problem
     optim = optax.chain(optax.clip_by_global_norm(10.0), optim)
     options = {"num_chains": RESTARTS, "progress_bar": False, "stable_update": True}
     data = problem.data()
-    guide = guide(problem.model) if guide is not AutoIAFNormal else flow(problem.model, data)
+    guide = flow(problem, data) if guide is AutoIAFNormal else guide(problem.model, init_loc_fn=problem.start)
     result = fit(key, problem.model, guide, objective, optim, num_steps, *data, **options)
     return result, result.sample(num_samples=DRAWS).values
 
 
-def flow(model: Callable, data: tuple) -> AutoIAFNormal:
+def flow(problem: Problem, data: tuple) -> AutoIAFNormal:
     with trace() as record:
-        seed(model, jax.random.key(0))(*data)
+        seed(problem.model, jax.random.key(0))(*data)
     latent = [s for s in record.values() if s["type"] == "sample" and not s["is_observed"]]
     width = max(16, sum(s["value"].size for s in latent))
-    return AutoIAFNormal(model, num_flows=2, hidden_dims=[width, width])
+    return AutoIAFNormal(problem.model, num_flows=2, hidden_dims=[width, width], init_loc_fn=problem.start)
 
 
 METHODS: dict[str, Callable] = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpyro.infer import init_to_uniform
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Problem:
 
     ``of``: other models with the same law of the same sites, which NUTS explores better: the reference is
     theirs. ``scan``: the model is a state-space model, so that particle Gibbs takes it. ``steep``: directions
-    are strongly correlated, so that the reference takes a dense mass matrix.
+    are strongly correlated, so that the reference takes a dense mass matrix. ``start``: NumPyro's strategy by
+    which chains and guides begin.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Problem:
     of: Callable | None = None
     scan: bool = False
     steep: bool = False
+    start: Callable = init_to_uniform
 
 
 def columns(package: str, item: str, names: str, rows: slice = slice(None)) -> list[np.ndarray]:

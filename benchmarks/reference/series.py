@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from numpyro.contrib.control_flow import scan
+from numpyro.infer import init_to_median
 
 from benchmarks.reference.problem import Problem, as_arrays, columns, scaled
 
@@ -254,6 +255,39 @@ def influenza():
     return as_arrays([3, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4])
 
 
+YEARS = np.arange(1.0, 21.0, dtype=np.float32)
+
+
+def predation(t, z, rates):
+    growth, eaten, death, fed = rates
+    prey, hunters = jnp.exp(jnp.clip(z, -15.0, 10.0))  # logarithms, which no draw of the prior takes to zero
+    return jnp.stack([growth - eaten * hunters, fed * prey - death])
+
+
+def lotka_volterra(y):
+    """Pelts of hares and of lynxes by year, with errors that are log-normal; rates as Carpenter (2018) has
+    them in his case study.
+    """
+    growth = numpyro.sample("growth", dist.TruncatedNormal(1.0, 0.5, low=0.0))
+    eaten = numpyro.sample("eaten", dist.TruncatedNormal(0.05, 0.05, low=0.0))
+    death = numpyro.sample("death", dist.TruncatedNormal(1.0, 0.5, low=0.0))
+    fed = numpyro.sample("fed", dist.TruncatedNormal(0.05, 0.05, low=0.0))
+    first = numpyro.sample("first", dist.LogNormal(np.log(10.0), 1.0).expand([2]).to_event(1))
+    noise = numpyro.sample("noise", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
+    start = jnp.log(first)
+    later = solved(predation, YEARS, start, (growth, eaten, death, fed), 0.5)
+    numpyro.sample("y", dist.LogNormal(jnp.concatenate([start[None], later]), noise).to_event(2), obs=y)
+
+
+def pelts():
+    """Hares and lynxes in thousands, 1900 to 1920 (Hudson's Bay Company; Hewitt 1921)."""
+    both = (
+        "30 47.2 70.2 77.4 36.3 20.6 18.1 21.4 22 25.4 27.1 40.3 57 76.6 52.3 19.5 11.2 7.6 14.6 16.2 24.7",
+        "4 6.1 9.8 35.2 59.4 41.7 19 13 8.3 9.1 7.4 8 12.3 19.5 45.7 51.1 29.7 15.8 9.7 10.1 8.6",
+    )
+    return as_arrays(np.array([of.split() for of in both], float).T)
+
+
 PROBLEMS = [
     Problem("arK", autoregression, lake),
     Problem("arma11", arma, arma_series),
@@ -265,4 +299,5 @@ PROBLEMS = [
     Problem("nile_level", level(False), nile, of=level(True), scan=True),
     Problem("discoveries", events(False), discoveries, of=events(True), scan=True),
     Problem("sir", sir, influenza),
+    Problem("lotka_volterra", lotka_volterra, pelts, steep=True, start=init_to_median),
 ]

@@ -96,7 +96,7 @@ def make_reference(problem: Problem, num_samples: int = 2500, num_chains: int = 
     model = problem.of or problem.model
     for accept, longer in ((0.95 if problem.of else 0.8, 1), (0.95, 2), (0.99, 8)):
         mcmc = MCMC(
-            NUTS(model, target_accept_prob=accept, dense_mass=problem.steep),
+            NUTS(model, target_accept_prob=accept, dense_mass=problem.steep, init_strategy=problem.start),
             num_warmup=1000,
             num_samples=num_samples * longer,
             thinning=longer,
