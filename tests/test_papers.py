@@ -18,11 +18,16 @@ def test_a_program_is_short(path):
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
-def test_a_program_imports_no_private_name(path):
+def test_a_program_names_nothing_private(path):
+    """Neither in an import nor after a dot; `__doc__` and the like are not private."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-            assert not any(name.startswith("_") for name in names), ast.unparse(node)
+        names = []
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+            names += (getattr(node, "module", None) or "").split(".")
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr]
+        assert not any(n.startswith("_") and not n.endswith("__") for n in names), ast.unparse(node)
 
 
 @pytest.mark.parametrize("path", PROGRAMS)

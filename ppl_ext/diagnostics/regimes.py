@@ -58,7 +58,8 @@ def weight_regime(log_weights: Any) -> WeightRegime:
     >>> [weight_regime(t * x).regime for t in (1.0, 3.0, 6.0)]
     ['clt', 'heavy_tail', 'condensed']
 
-    The report of a fit has it by chain as the attribute ``weight_regime``.
+    The report of a fit has it by chain as the attribute ``weight_regime``, and that of
+    :class:`~ppl_ext.infer.SMC2` of the parameters' weights.
 
     Source: Biroli and Mézard 2024, for kernel estimators; Ben Arous, Bogachev, Molchanov 2005, "Limit
     theorems for sums of random exponentials", for the thresholds.

@@ -38,6 +38,7 @@ class Law(NamedTuple):
     prob: Any = None
     coefficients: Any = None  # of a local strategy, one array for each branch
     baseline: Any = None  # one that was known before the draw: given at the site, or learned
+    scale: Any = None  # of the site's log density, for a local strategy; None for one
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +68,7 @@ class ForkError(Exception):
         self.id, self.name, self.support = id, name, support
 
 
-def law_of(choice: Choice, law, value, baseline=None) -> Law:
+def law_of(choice: Choice, law, value, baseline=None, scale=None) -> Law:
     """What the gradient of a choice needs of the law (:func:`~ppl_ext.densities.distributions.elements`) that
     it was drawn from.
     """
@@ -84,4 +85,5 @@ def law_of(choice: Choice, law, value, baseline=None) -> Law:
         prob(law, value) if choice.support_size else None,
         None if local is None else local.coefficients(choice.name, law, value),
         baseline if isinstance(choice.baseline, LeaveOneOut) else None,
+        scale if isinstance(strategy, LocalStrategy) else None,
     )

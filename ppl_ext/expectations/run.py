@@ -225,17 +225,19 @@ class Run(Messenger):
             msg["infer"] = {**msg["infer"], "_ppl_ext_id": id}
         else:
             stated = msg["infer"].get("baseline")
-            self._keep(choice, law, value, None if stated is None else _stated(msg, stated, law, self.drawn))
+            self._keep(
+                choice, msg, law, value, None if stated is None else _stated(msg, stated, law, self.drawn)
+            )
 
-    def _keep(self, choice: Choice, law, value, baseline=None) -> None:
+    def _keep(self, choice: Choice, msg, law, value, baseline=None) -> None:
         self.choices.append(choice)
-        self.laws[choice.id] = law_of(choice, law, value, baseline)
+        self.laws[choice.id] = law_of(choice, law, value, baseline, _scale(msg, law))
 
     def _after_scan(self, msg) -> None:
         id = msg["infer"].get("_ppl_ext_id")
         if id in self.pending and not msg["is_observed"]:
             (choice,) = self.pending.pop(id)
-            self._keep(choice, elements(msg["fn"]), msg["value"], self.series.get(id))
+            self._keep(choice, msg, elements(msg["fn"]), msg["value"], self.series.get(id))
 
     def _control_flow(self, msg) -> None:
         prefix = self.unique("scan") + "/"
@@ -374,6 +376,16 @@ class _NothingToDraw(Messenger):
     def process_message(self, msg):
         if msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
             raise control_flow_inside()
+
+
+def _scale(msg, law) -> jax.Array | None:  # of each element of the site
+    return (
+        None
+        if (scale := msg["scale"]) is None
+        else jnp.broadcast_to(
+            jnp.expand_dims(scale, [*range(law.event_dim - msg["fn"].event_dim, 0)]), law.batch_shape
+        )
+    )
 
 
 def _stated(msg, baseline, law, drawn: dict[str, Any]) -> jax.Array:

@@ -275,14 +275,14 @@ def _local(run, terms, base: Run, credit: list[Deps], lanes: LocalLanes, weighed
     total = jnp.zeros(())
     for c in lanes.choices:
         if lanes.counts[c.id]:  # of the others nothing is felt
-            coefficients, particles = base.laws[c.id].coefficients, lanes.shapes[c.id][: c.num_nodes]
+            law, particles = base.laws[c.id], lanes.shapes[c.id][: c.num_nodes]
             num = (
                 None  # they are no average over particles, or parts of a cost
                 if forced or any(a < c.num_nodes and particles[a] > 1 for a in lanes.meets[c.id])
                 else math.prod(particles)
             )
-            values = c.strategy.worth(c.name, coefficients, [own[c.id], *others[c.id]], num)
-            total += charged(c.name, coefficients, values)
+            values = c.strategy.worth(c.name, law.coefficients, [own[c.id], *others[c.id]], num, law.scale)
+            total += charged(c.name, law.coefficients, values)
     return total
 
 

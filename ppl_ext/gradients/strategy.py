@@ -39,11 +39,12 @@ class Strategy(ABC):
                 f"{self!r} cannot serve site '{name}' ({kind}). Strategies that can: {others}."
             )
 
-    def worth(self, site, coefficients, values, num_particles):
+    def worth(self, site, coefficients, values, num_particles, scale=None):
         """What the branches of a local strategy are charged with: their values, unless it is biased.
 
         :param num_particles: over how many particles the values are averaged; ``None`` where they are no
             average, or only a part.
+        :param scale: of the site's log density, by element; ``None`` for one.
         """
         return values
 

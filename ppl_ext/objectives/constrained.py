@@ -3,8 +3,9 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def constrain(
     :param at_least: or as a bound from below.
     :param rate: η, how fast the multiplier learns.
     :param initial: its first value, at least 0.
-    :raises ArgumentError: for both bounds or none, or a rate or multiplier below 0.
+    :raises ArgumentError: for both bounds or none, a rate or multiplier below 0, or a bound below 0 on a
+        divergence :class:`kl`.
     :raises ArgumentTypeError: for an objective that is a class and no instance, or a quantity that is no
         function.
 
@@ -119,6 +121,11 @@ def constrain(
         raise ArgumentError("constrain takes either at_most=... or at_least=...")
     bound = at_most if at_most is not None else at_least
     check_number("constrain: at_most or at_least", bound)
+    if isinstance(quantity, kl) and bound is not None and bound < 0:
+        raise ArgumentError(
+            f"constrain: {quantity!r} is a divergence and never below 0, so that the bound {bound:g} has no "
+            "meaning. Give the nats that the site may carry, at least 0."
+        )
     check_number("constrain: rate", rate, at_least=0.0)
     check_number("constrain: initial", initial, at_least=0.0)
     return _Constrained(
@@ -137,6 +144,9 @@ class _Constrained(Objective):
         by = excess.total if isinstance(excess, LogDensity) else excess
         state["multiplier"] = jnp.maximum(0.0, multiplier + rate * jax.lax.stop_gradient(by))
         return objective(model, guide) - multiplier * excess
+
+    def refused(self, params: Mapping[str, Any]) -> str | None:
+        return getattr(self.options["objective"], "refused", lambda params: None)(params)
 
     def __repr__(self) -> str:
         shown = {

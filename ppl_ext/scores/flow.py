@@ -22,9 +22,9 @@ def probability_flow(score: Callable, x, sigmas) -> jax.Array:
     :param score: ``score(x, sigma)`` of one point (d,) and one level, as
         :class:`~ppl_ext.scores.GaussianScore` is.
     :param x: (..., d), at the first level.
-    :param sigmas: the levels, at least two, none negative.
+    :param sigmas: the levels, at least two, none negative, all the way down or all the way up.
     :return: (..., d), at the last level.
-    :raises ArgumentError: for fewer than two levels, or a negative one.
+    :raises ArgumentError: for fewer than two levels, a negative one, or levels that are not monotone.
 
     >>> from ppl_ext.scores import GaussianScore
     >>> x = probability_flow(GaussianScore(jnp.zeros(1), jnp.eye(1)), jnp.array([4.0]), jnp.linspace(7**0.5,
@@ -40,8 +40,17 @@ def probability_flow(score: Callable, x, sigmas) -> jax.Array:
     sigmas = jnp.asarray(sigmas, float)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ArgumentError(f"probability_flow: at least two levels are wanted, got {sigmas.shape}.")
-    if not isinstance(sigmas, jax.core.Tracer) and not (np.asarray(sigmas) >= 0).all():
-        raise ArgumentError("probability_flow: levels of noise are not negative.")
+    if not isinstance(sigmas, jax.core.Tracer):
+        levels = np.asarray(sigmas)
+        if not (levels >= 0).all():
+            raise ArgumentError("probability_flow: levels of noise are not negative.")
+        steps = np.diff(levels)
+        if (steps > 0).any() and (steps < 0).any():
+            turn = np.argmax(steps * steps[np.flatnonzero(steps)[0]] < 0)
+            raise ArgumentError(
+                f"probability_flow: sigmas must fall or rise all the way, and turn at {levels[turn]:g}. Sort "
+                "them; to go and come back, call it twice."
+            )
     slope = over_points(lambda x, sigma: -sigma * score(x, sigma), jnp.ndim(x) - 1)
 
     def step(x, levels):

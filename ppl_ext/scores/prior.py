@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpyro
 from numpyro.distributions import Distribution, constraints
 
-from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.runtime.arguments import check_count, check_function, described
+from ppl_ext.errors import ArgumentError
+from ppl_ext.runtime.arguments import check_count, check_function
 from ppl_ext.scores.density import carried_along, flow_log_density, levels_of
 from ppl_ext.scores.flow import over_points
-from ppl_ext.scores.schedule import VariancePreserving
+from ppl_ext.scores.schedule import VariancePreserving, check_schedule
 
 
 class _Held:
@@ -48,7 +48,7 @@ class ScoreLaw(Distribution):
     :param schedule: which levels of noise the flow passes.
     :param num_levels: how many steps it takes.
     :raises ArgumentTypeError: if ``score`` is no function or ``schedule`` none.
-    :raises ArgumentError: for counts below one.
+    :raises ArgumentError: for counts below one, or a schedule whose noise does not grow with time.
 
     >>> law = ScoreLaw(lambda x, sigma: -x / (1 + sigma**2), dim=2)  # a standard Gaussian
     >>> round(float(law.log_prob(jnp.array([1.0, -1.0]))), 3)
@@ -75,10 +75,7 @@ class ScoreLaw(Distribution):
         check_function("ScoreLaw: score", score)
         check_count("ScoreLaw: dim", dim)
         check_count("ScoreLaw: num_levels", num_levels)
-        if not isinstance(schedule, VariancePreserving):
-            raise ArgumentTypeError(
-                f"ScoreLaw: schedule must be a VariancePreserving(), got {described(schedule)}."
-            )
+        check_schedule("ScoreLaw", schedule)
         self.held = _Held(score)
         self.schedule, self.num_levels = schedule, num_levels
         super().__init__(tuple(batch_shape), (dim,), validate_args=validate_args)
@@ -133,8 +130,8 @@ def score_prior(
     :param dim: d; may be left out where the score has a ``dim``.
     :param num_levels: steps of the flow, where its density is wanted.
     :return: the site's value, (..., d).
-    :raises ArgumentError: if ``dim`` is neither given nor known, or the score is not one of points (d,); it
-        names the site.
+    :raises ArgumentError: if ``dim`` is neither given nor known, the score is not one of points (d,), or the
+        noise of the schedule does not grow with time; it names the site.
 
     >>> import numpyro
     >>> from ppl_ext import log_density
@@ -145,6 +142,7 @@ def score_prior(
     -1.8379
     """
     check_function(f"score_prior '{name}': score", score)
+    check_schedule(f"score_prior '{name}'", schedule)
     dim = getattr(score, "dim", None) if dim is None else dim
     if dim is None:
         raise ArgumentError(

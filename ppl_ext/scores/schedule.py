@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ppl_ext.errors import ArgumentError
-from ppl_ext.runtime.arguments import check_function, check_number, check_positive
+from ppl_ext.errors import ArgumentError, ArgumentTypeError
+from ppl_ext.runtime.arguments import check_function, check_number, check_positive, described
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,26 @@ class VariancePreserving:
             return self.alpha(t) * network(self.alpha(t) * x, t)
 
         return score
+
+
+def check_schedule(where: str, schedule: Any) -> None:
+    """A schedule whose noise grows with time, as that of a subclass may not.
+
+    :raises ArgumentTypeError: for what is no schedule.
+    :raises ArgumentError: for one that is not monotone.
+    """
+    if not isinstance(schedule, VariancePreserving):
+        raise ArgumentTypeError(
+            f"{where}: schedule must be a VariancePreserving(), got {described(schedule)}."
+        )
+    if type(schedule) is VariancePreserving:
+        return
+    with jax.ensure_compile_time_eval():
+        t = np.linspace(schedule.start, 1.0, 65)
+        ratios = np.asarray(schedule.ratio(jnp.asarray(t, float)))
+    if not (falls := ~(np.diff(ratios) > 0)).any():
+        return
+    raise ArgumentError(
+        f"{where}: the noise of schedule must grow with time, and ratio(t) does not from t = "
+        f"{t[np.argmax(falls)]:.3g} on. Make its rate beta(t) positive."
+    )

@@ -1,5 +1,7 @@
 """``ComponentFrequency``: exact where it is exact, and biased as its formula says, by quadrature."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +148,56 @@ def test_elements_of_a_plate_have_frequencies_of_their_own():
 
     exact = jnp.stack([alone(row) for row in range(3)])
     assert_unbiased((found, found), (exact, exact))
+
+
+@pytest.mark.parametrize("how", [{"subsample": 2}, {"scale": 3.0}], ids=str)
+def test_a_subsampled_plate_and_a_scale_count_rows_and_sharpen_nothing(how):
+    """Four rows with one target: the slope is four times that of one, and that times the scale."""
+    model, guide = rows_of_one_target, partial(guide_of_rows, strategy=ComponentFrequency())
+
+    def ascent(key):
+        return jax.grad(lambda p: -ELBO().loss(key, p, model, guide, **how))(START)
+
+    found = jax.jit(jax.vmap(ascent))(jax.random.split(KEY, 2000))
+    exact = jax.grad(exact_elbo)(START) | {"logits": expected_slope_of_one_draw(START)}
+    exact = jax.tree.map(lambda x: 4 * how.get("scale", 1.0) * x, exact)
+    assert_unbiased((found["loc"], found), (exact["loc"], exact))
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased((found["loc"], found), (exact["loc"], exact | {"logits": 0.8 * exact["logits"]}))
+
+
+def rows_of_one_target(subsample=None, scale=1.0):
+    with numpyro.plate("rows", 4, subsample_size=subsample), numpyro.handlers.scale(scale=scale):
+        numpyro.sample("z", mixture(TARGET))
+
+
+def guide_of_rows(subsample=None, scale=1.0, strategy=None):
+    params = {name: numpyro.param(name, value) for name, value in START.items()}
+    with numpyro.plate("rows", 4, subsample_size=subsample), numpyro.handlers.scale(scale=scale):
+        numpyro.sample("z", mixture(params), infer={"gradient": strategy})
+
+
+def test_a_scaled_cost_alone_sharpens_as_it_does_the_posterior():
+    """Twice the likelihood beside a site that counts once: v is that of the posterior of twice the data."""
+
+    def tempered():
+        z = numpyro.sample("z", mixture(START))
+        with numpyro.handlers.scale(scale=2.0):
+            numpyro.factor("data", 0.5 * (mixture(TARGET).log_prob(z) - mixture(START).log_prob(z)))
+
+    def ascent(key):
+        return jax.grad(lambda p: -ELBO().loss(key, p, tempered, by()))(START)["logits"]
+
+    found = jax.jit(jax.vmap(ascent))(jax.random.split(KEY, 2000))
+    exact = expected_slope_of_one_draw(START)
+    assert_unbiased((found, found), (exact, exact))
+
+
+def test_a_fit_in_a_subsampled_plate_is_reported():
+    guide = partial(guide_of_rows, strategy=ComponentFrequency())
+    args = KEY, rows_of_one_target, guide, ELBO(), optax.sgd(0.01), 3
+    run = fit(*args, subsample=2, scale=2.0, progress_bar=False)
+    assert run.to_arviz(num_samples=5).posterior["z"].shape == (1, 5, 4)
 
 
 def test_events_of_several_dimensions():

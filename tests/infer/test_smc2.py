@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 
 import ppl_ext
 from ppl_ext.algorithms import IndependentMoves, ParticleFilter, RandomWalk, TemperedSMC
+from ppl_ext.diagnostics import weight_regime
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer import PMMH, SMC2, Checkpoint
 from ppl_ext.infer.smc2 import cloud as engine
@@ -435,6 +436,7 @@ def test_a_report_has_draws_and_what_was_known_when(tmp_path):
     report = ppl_ext.to_arviz(result)
     assert report.posterior["sd"].dims == ("chain", "draw") and report.posterior.sizes["draw"] == 1000
     np.testing.assert_array_equal(report.vi_trace["log_evidence"][0], result.log_evidences)
+    assert report.attrs["weight_regime"] == weight_regime(result.log_weights).regime
     assert report.vi_trace["sd_mean"].shape == (1, 4) and report.attrs["log_evidence"] == result.log_evidence
     assert result.save(tmp_path / "found.nc").exists()
     assert result.sample(num_samples=7)["sd"].shape == (7,)

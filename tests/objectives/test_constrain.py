@@ -50,6 +50,10 @@ def test_a_constraint_is_met_and_the_multiplier_is_lagranges():
     np.testing.assert_allclose(result.params["kl('z') <= 0.1"]["multiplier"][0], multiplier, rtol=1e-3)
 
 
+def test_a_quantity_of_your_own_may_be_bounded_below_zero():
+    assert "at_least=-3.0" in repr(constrain(ELBO(), lambda model, guide: -1.0, at_least=-3.0))
+
+
 def test_a_multiplier_may_begin_at_zero():
     assert "initial=0.0" in repr(constrain(ELBO(), kl("z"), at_most=1.0, initial=0.0))
 
@@ -126,6 +130,60 @@ def test_the_lagrangian_and_the_step_of_its_multiplier_are_unbiased():
     np.testing.assert_allclose(after, 0.7 + 0.5 * (divergence - 0.02), rtol=1e-5)
 
 
+# --- in plates
+
+Y = jnp.array([0.5, -1.0, 2.0, 0.1])
+
+
+def rows(y, subsample=None, scale=1.0):
+    with numpyro.plate("rows", 4, subsample_size=subsample) as index, numpyro.handlers.scale(scale=scale):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
+
+
+def of_rows(y, subsample=None, scale=1.0):
+    loc = numpyro.param("loc", jnp.zeros(4))
+    with numpyro.plate("rows", 4, subsample_size=subsample) as index, numpyro.handlers.scale(scale=scale):
+        numpyro.sample("z", dist.Normal(loc[index], 0.6))
+
+
+@pytest.mark.parametrize("how", [{}, {"subsample": 2}, {"scale": 3.0}], ids=str)
+def test_a_divergence_in_a_plate_counts_as_the_plate_and_the_scale_say(how):
+    loss, name, scale = (
+        constrain(ELBO(), kl("z"), at_most=1.5, rate=0.5),
+        "kl('z') <= 1.5",
+        3.0 if "scale" in how else 1.0,
+    )
+    state = {name: {"multiplier": jnp.asarray(0.7)}}
+
+    def divergence(loc):
+        return scale * (0.5 * (loc**2 + 0.36 - 1) - jnp.log(0.6)).sum()
+
+    def exact(loc, multiplier=0.7):
+        likelihood = scale * (-0.5 * ((Y - loc) ** 2 + 0.36) - 0.5 * jnp.log(2 * jnp.pi)).sum()
+        return divergence(loc) - likelihood + multiplier * (divergence(loc) - 1.5)
+
+    def one(key, loc):
+        out = loss.loss_with_mutable_state(key, {"loc": loc} | state, rows, of_rows, Y, **how)
+        return out["loss"], out["mutable_state"][name]["multiplier"]
+
+    run = jax.vmap(jax.value_and_grad(one, argnums=1, has_aux=True), in_axes=(0, None))
+    (values, multipliers), slopes = quick_jit(run)(jax.random.split(KEY, 4_000), Y / 3)
+    assert_unbiased((values, slopes), jax.value_and_grad(exact)(Y / 3))
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased((values, slopes), jax.value_and_grad(exact)(Y / 3, 1.0))
+    error = 4.5 * multipliers.std() / 4_000**0.5 + 1e-5
+    assert abs(multipliers.mean() - (0.7 + 0.5 * (divergence(Y / 3) - 1.5))) < error
+
+
+@pytest.mark.parametrize("subsample", [None, 2])
+def test_a_fit_in_a_plate_is_reported(subsample):
+    loss = constrain(ELBO(), kl("z"), at_most=1.5)
+    run = fit(KEY, rows, of_rows, loss, optax.sgd(0.01), 3, Y, subsample=subsample, progress_bar=False)
+    report = run.to_arviz(num_samples=5)
+    assert report.posterior["z"].shape == report.log_likelihood["y"].shape == (1, 5, 4)
+
+
 def test_what_constrain_refuses():
     for call, message in (
         (lambda: constrain(ELBO, kl("z"), at_most=1.0), "instance"),
@@ -133,6 +191,11 @@ def test_what_constrain_refuses():
         (lambda: constrain(ELBO(), kl("z"), at_most=1.0, at_least=0.0), "either at_most"),
         (lambda: constrain(ELBO(), 3.0, at_most=1.0), "must be a function"),
         (lambda: constrain(ELBO(), kl("z"), at_most=1.0, rate=-1.0), "at least 0"),
+        (
+            lambda: constrain(ELBO(), kl("z"), at_most=-0.5),
+            r"kl\('z'\) is a divergence .* the bound -0.5 has no meaning. Give the nats",
+        ),
+        (lambda: constrain(ELBO(), kl("z"), at_least=-0.5), "never below 0"),
         (lambda: kl(3), "name of a site"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.papers.programs import claims, module
+from tests.papers.programs import SIZES, claims, module, rows_of
 from tools.papers import Claim
 
 
@@ -96,12 +96,13 @@ def test_the_likelihood_wins_with_noise_that_covers_and_contrast_with_noise_that
 @pytest.mark.slow
 def test_noise_that_misses_the_model_needs_many_draws():
     rows = [Claim(*row) for row in module("meco").claims()]
-    assert [row.ours.startswith("not reproduced") for row in rows] == [False, False, False, True, True]
+    assert [row.ours.startswith("not reproduced") for row in rows] == [False] * 3 + [True] * 3
 
 
-def test_the_cauchy_schwarz_divergence_and_information():
+@pytest.mark.parametrize("whole", SIZES)
+def test_the_cauchy_schwarz_divergence_and_information(whole):
     """Information from 500 pairs: a standard error of some 0.03 at ρ = 0.9; 2,000 random pairs of laws."""
-    two, share, *information, slope = claims("cauchy_schwarz")
+    two, share, *information, slope = rows_of("cauchy_schwarz", whole)
     np.testing.assert_allclose(*numbers(two), atol=2e-6)
     assert 0.94 < float(share.ours) < 1.0
     for row in information:
@@ -121,7 +122,7 @@ def test_noise_on_singular_data_helps():
 def test_the_error_is_a_u_in_the_noise():
     rows = [Claim(*row) for row in module("singular_data").claims()]
     errors = [float(row.ours) for row in rows[:-1]]
-    assert errors[0] > 1.5 * min(errors) and errors.index(min(errors)) in (1, 2, 3)
+    assert min(errors[0], errors[-1]) > 1.5 * min(errors) and errors.index(min(errors)) in (1, 2, 3)
 
 
 def test_scored_masks_come_near_the_greedy_one():

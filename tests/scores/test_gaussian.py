@@ -79,6 +79,12 @@ def test_teleport_solves_the_flow():
     np.testing.assert_allclose(teleport(GAUSSIAN, jumped, 0.2, 3.0), POINTS, atol=2e-4)
 
 
+def test_levels_that_rise_or_rest_are_taken():
+    up, twice = jnp.array([0.5, 1.0, 1.0, 2.0]), jnp.array([0.5, 1.0, 2.0])
+    ends = [probability_flow(GAUSSIAN, POINTS, levels) for levels in (up, twice)]
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+
+
 def test_the_flow_is_of_second_order_and_ends_at_no_noise():
     exact = teleport(GAUSSIAN, POINTS, 3.0, 0.5)
     errors = [
@@ -113,6 +119,10 @@ def test_the_flow_carries_one_law_to_the_other():
         (lambda: teleport(MIXTURE, POINTS, 1.0, 0.5), "its .gaussian"),
         (lambda: probability_flow(GAUSSIAN, POINTS, jnp.ones(1)), "two levels"),
         (lambda: probability_flow(GAUSSIAN, POINTS, jnp.array([1.0, -1.0])), "not negative"),
+        (
+            lambda: probability_flow(GAUSSIAN, POINTS, jnp.array([3.0, 2.0, 2.0, 1.0, 1.5])),
+            "sigmas must fall or rise all the way, and turn at 1. Sort them",
+        ),
     ],
 )
 def test_what_is_refused(make, words):

@@ -296,6 +296,37 @@ def test_variational_smoothing_takes_the_score_at_the_guides_spread():
     np.testing.assert_array_less(abs(gradients.mean(0) - 0.7 * LOC / (1 + 0.4**2)), error)
 
 
+@pytest.mark.parametrize("how", [{"subsample": 2}, {"scale": 3.0}], ids=str)
+@pytest.mark.parametrize("weight", ["snr", "variational"])
+def test_surrogates_count_rows_as_plates_and_scales_say(weight, how):
+    """The mean gradient by the locations: of a linear score that at the location, beside the likelihood's."""
+    standard = lambda x, sigma: -x / (1 + sigma**2)  # noqa: E731
+    model, guide = (scale(p, how.get("scale", 1.0)) for p in rows(standard, how.get("subsample")))
+    descent = weight == "snr"
+    objective = ScoreKL(weight=weight, strength=0.7, **({"num_steps": 101} if descent else {}))
+    state = {"ScoreKL": {"step": jnp.array(25)}} if descent else {}
+    keys = jax.random.split(jax.random.key(0), 3000)
+    slope = jax.grad(lambda p, key: objective.loss(key, p | state, model, guide, Y))
+    found = np.asarray(jax.jit(jax.vmap(slope, (None, 0)))(PARAMS, keys)["loc"])
+    u = SCHEDULE.ratio(SCHEDULE.start + (1 - SCHEDULE.start) * 0.75) if descent else 0.4
+    exact = 0.7 * (u**2 if descent else 1.0) * LOC / (1 + u**2) + (LOC - Y) / 0.25
+    error = 4.5 * found.std(0) / 3000**0.5 + 1e-4
+    np.testing.assert_array_less(abs(found.mean(0) - how.get("scale", 1.0) * exact), error)
+    assert (error < 0.3 * how.get("scale", 1.0) * abs(exact).max()).all()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(ELBO(), marks=pytest.mark.slow), IWELBO(4), ScoreKL(weight="snr", num_steps=3)],
+    ids=repr,
+)
+def test_a_fit_in_a_subsampled_plate_is_reported(objective):
+    model, guide = (scale(program, 2.0) for program in rows(PRIOR, 2))
+    found = fit(jax.random.key(0), model, guide, objective, optax.sgd(1e-4), 3, Y, progress_bar=False)
+    report = found.to_arviz(num_samples=5)
+    assert report.posterior["x"].shape == (1, 5, 4, 2) and report.log_likelihood["y"].shape == (1, 5, 4)
+
+
 def test_rows_have_noise_of_their_own():
     """Four equal rows: with one noise for all, the sum would vary sixteen times as one row does."""
 
@@ -373,6 +404,25 @@ def test_models_that_it_does_not_serve_are_refused():
         ScoreKL(weight="variational").loss(jax.random.key(0), {}, model, delta, Y)
 
 
+class Turning(VariancePreserving):
+    """Noise that grows, and shrinks from one half on."""
+
+    def ratio(self, t):
+        return 1.0 - abs(jnp.asarray(t) - 0.5)
+
+
+class Steeper(VariancePreserving):
+    """Noise of another shape that grows."""
+
+    def ratio(self, t):
+        return 100.0 * jnp.asarray(t) ** 2
+
+
+def test_a_schedule_of_another_shape_is_taken_if_its_noise_grows():
+    law = ScoreLaw(PRIOR, 2, Steeper())
+    np.testing.assert_allclose(law.log_prob(Y), PRIOR.log_prob(Y), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -390,6 +440,17 @@ def test_models_that_it_does_not_serve_are_refused():
             ArgumentError,
             "score_prior 'x': the score cannot be asked at a point of shape (3,)",
         ),
+        (
+            lambda: score_prior("x", PRIOR, "vp"),
+            ArgumentTypeError,
+            "score_prior 'x': schedule must be a VariancePreserving()",
+        ),
+        (
+            lambda: jax.make_jaxpr(lambda: score_prior("x", PRIOR, Turning()))(),
+            ArgumentError,
+            "score_prior 'x': the noise of schedule must grow with time, and ratio(t) does not from t = 0.5",
+        ),
+        (lambda: ScoreLaw(PRIOR, 2, Turning()), ArgumentError, "Make its rate beta(t) positive"),
         (lambda: ScoreLaw(PRIOR, 0), ArgumentError, "dim"),
         (lambda: ScoreLaw(PRIOR, 2, "vp"), ArgumentTypeError, "VariancePreserving()"),
         (lambda: VariancePreserving(beta_max=0.01), ArgumentError, "beta_max"),

@@ -80,7 +80,7 @@ def error(scale, seed, num_rows, optim, num_steps):
 
 # %%
 def claims(small=False):
-    scales, seeds = ((0.0, 0.2), (0,)) if small else ((0.0, 0.03, 0.1, 0.2, 0.4), range(3))
+    scales, seeds = ((0.0, 0.2), (0,)) if small else ((0.0, 0.03, 0.1, 0.2, 0.4, 0.8), range(3))
     num_rows, num_steps = (200, 1500) if small else (500, 2000)
     optim = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
     settings = num_rows, optim, num_steps

@@ -36,9 +36,11 @@ class ComponentFrequency(LocalStrategy):
       place unless q can be the posterior; for few v is biased too, as a ratio is. No objective is descended,
       and some runs rest where a wide component covers two modes. Never the default.
 
-    A scaled cost (``scale``, a subsampled plate) sharpens the frequencies as it would the posterior. Under a
-    mean over particles each has frequencies of its own, and their losses are averaged. The program runs again
-    for each component and draw, in one ``vmap``; first derivatives only.
+    A site's own scale (``scale``, a subsampled plate that it is in) multiplies its loss and leaves its
+    frequencies as they are: L is what the program returns, over that scale. A cost that is scaled where the
+    site is not sharpens them as it would the posterior. Under a mean over particles each has frequencies of
+    its own, and their losses are averaged. The program runs again for each component and draw, in one
+    ``vmap``; first derivatives only.
 
     :param num_draws: M, draws of each component.
     :raises StrategyError: for a site that is no ``MixtureSameFamily`` with a differentiable sampler; where
@@ -86,6 +88,7 @@ class ComponentFrequency(LocalStrategy):
         coefficients: Sequence[jax.Array],
         values: Sequence[jax.Array],
         num_particles: int | None,
+        scale: jax.Array | None = None,
     ) -> list[jax.Array]:
         if num_particles is None:
             raise StrategyError(
@@ -96,8 +99,10 @@ class ComponentFrequency(LocalStrategy):
             )
         w = jnp.stack(coefficients[1:]).reshape(self.num_draws, -1, *coefficients[0].shape)
         w, costs = stop_gradient(w[0]), num_particles * jnp.stack(values[1:]).reshape(w.shape)
+        counted = jnp.ones(()) if scale is None else scale
+        costs = costs / jnp.where(counted == 0, 1.0, counted)
         won = jax.nn.softmax(jax.nn.logsumexp(costs, axis=0) + jnp.log(w), axis=0)
-        slope = 2 * (won - w) / (self.num_draws * num_particles)
+        slope = 2 * counted * (won - w) / (self.num_draws * num_particles)
         return [values[0], *jnp.concatenate([slope] * self.num_draws)]
 
 

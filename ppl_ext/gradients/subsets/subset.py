@@ -44,7 +44,8 @@ class Subset(Distribution):
             raise ArgumentError(f"Subset: logits must have an axis of items, got {described(logits)}.")
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= jnp.shape(logits)[-1]:
             raise ArgumentError(
-                f"Subset: k must be a number from 1 to the {jnp.shape(logits)[-1]} items, got {described(k)}."
+                f"Subset: k must be a number from 1 to the {jnp.shape(logits)[-1]} items, got "
+                f"{described(k)}. Choose fewer, or give logits of more items on the last axis."
             )
         self.logits, self.k = jnp.asarray(logits), k
         shape = self.logits.shape

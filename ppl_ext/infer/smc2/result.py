@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_ext.diagnostics.regimes import weight_regime
 from ppl_ext.diagnostics.report.run_record import RunRecord, name_of, seed_numbers
 from ppl_ext.diagnostics.report.summary import table
 from ppl_ext.diagnostics.verdicts.particles import reasons_of_nested
@@ -168,6 +169,7 @@ class SMC2Result(Summarised):
             "log_evidence": float(self.log_evidence),
             "num_particles": self.num_particles,
             "num_steps": self.num_steps,
+            "weight_regime": weight_regime(self.log_weights).regime,
             "seed": seed_numbers(self.rng_key),
             "lp_omitted": "the states are integrated out",
             **self.how,

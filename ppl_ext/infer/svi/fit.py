@@ -95,8 +95,8 @@ def fit(
     :param init_params: initial values of some or all ``param`` sites, the same for each chain.
     :return: :class:`~ppl_ext.result.Fit`; its ``params`` and ``losses`` have a leading chain axis.
     :raises ModelError: if model and guide do not fit together, naming the site.
-    :raises NonFiniteError: if a density, loss or gradient is not finite. If that happens during the run,
-        ``error.result`` is the Fit with the last good parameters.
+    :raises NonFiniteError: if a density, loss or gradient is not finite, or the objective refuses a step. If
+        that happens during the run, ``error.result`` is the Fit with the last good parameters.
 
     >>> import jax, numpyro, optax, numpyro.distributions as dist
     >>> from numpyro.infer.autoguide import AutoNormal
@@ -256,7 +256,9 @@ def _broken(result: Fit, outside: Outside, by_site, states, alive: np.ndarray, m
             result.guide,
             remedy=" the run began, so that it cannot be said which site it was.",
         )
-        reason = None if many else non_finite_site(by_site, where, num_draws=64, gradients=True)
+        reason = getattr(result.objective, "refused", lambda params: None)(params) or (
+            None if many else non_finite_site(by_site, where, num_draws=64, gradients=True)
+        )
     except ModelError as changed:  # by a callback
         reason = str(changed)
     reason = (
