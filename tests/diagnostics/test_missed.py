@@ -1,4 +1,4 @@
-"""What restarts miss together: the evidence that the prior's particles find, and what draws can have of it."""
+"""What restarts miss together: evidence that the prior's particles find, and what draws can have of it."""
 
 import dataclasses
 import math
