@@ -1,5 +1,5 @@
-"""Time to the first number: what a call takes that finds nothing compiled, beside NumPyro's, blackjax's and
-cuthbert's.
+"""Time to the first number: what a call takes that finds nothing compiled, beside NumPyro's, blackjax's,
+cuthbert's and dynamax's (where these are installed).
 
 Every call gets a model that nobody has seen, so that it is traced and compiled from nothing; what is compiled
 once in a process, the single operations of JAX, is so before the clock starts. Calls are interleaved, ratios
@@ -195,6 +195,13 @@ def rows() -> dict[str, Row]:
             lambda: jitted(smoothing.cuthberts(100, backward=False), y)(),
             "cuthbert",
             1.0,
+        )
+    if smoothing.dynamaxs() is not None:
+        found["exact smoother"] = Row(
+            lambda: jitted(smoothing.exactly(), y)(),
+            lambda: jitted(smoothing.dynamaxs(), y)(),
+            "dynamax",
+            None,
         )
     return found
 

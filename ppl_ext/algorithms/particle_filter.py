@@ -188,7 +188,7 @@ class ParticleFilter(Algorithm):
         if self.initial_proposal is not None:
             programs.append((self.initial_proposal, (space.parameters,)))
         if self.proposal is not None and space.num_steps:
-            start = space.initial(space.draw_initial(random.key(0))).particle
+            start = space.placed(space.draw_initial(random.key(0)))
             programs.append((self.proposal, (space.parameters, start.carry, space.inputs(0).x)))
         for program, args in programs:
             with target.unused(), Proposal({}, random.key(0), None):

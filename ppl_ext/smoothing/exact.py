@@ -62,16 +62,16 @@ class Exact:
         return Particle(self.steps.particle(ravel_pytree(dict(values))[0], x).carry, dict(values))
 
     def initial(self, values: Mapping[str, Any]) -> Particle:
-        return Particle(self.lowered.initial(values).particle.carry, dict(values))
+        return Particle(self.lowered.placed(values).carry, dict(values))
 
     def _finite(self, functional: Functional):
         ss, smoothed = self.lowered, self.smoothed
         first, _ = joint_points(ss.initial_sites, MAX_STATES)
         later, _ = joint_points(ss.step_sites, MAX_STATES)
-        anything = ss.initial({n: jnp.zeros(s.shape, s.dtype) for n, s in ss.initial_sites.items()}).particle
+        anything = ss.placed({n: jnp.zeros(s.shape, s.dtype) for n, s in ss.initial_sites.items()})
 
         def after(x):
-            return jax.vmap(lambda v: Particle(ss.step(anything, v, x).particle.carry, v))(later)
+            return jax.vmap(lambda v: Particle(ss.moved(anything, v, x).carry, v))(later)
 
         def mean(probs, before, particles, x):
             values = jax.vmap(lambda a: jax.vmap(lambda b: functional.step(x, a, b))(particles))(before)
@@ -235,12 +235,8 @@ def _joint(mean_a, mean_b, cov_a, cov_b, cross):
 
 def _refuse_curved(fn, point, inputs) -> None:
     """:raises ModelError: if a second derivative of a functional depends on the state."""
-    closed = jax.make_jaxpr(lambda z: jax.hessian(lambda z: fn(z, inputs))(z))(point)
-    names = [
-        name
-        for name, values in sorted(jax.eval_shape(lambda z: fn(z, inputs), point).items())
-        for _ in jax.tree.leaves(values)
-    ]
+    closed, found = jax.make_jaxpr(jax.hessian(lambda z: fn(z, inputs)), return_shape=True)(point)
+    names = [name for name, values in sorted(found.items()) for _ in jax.tree.leaves(values)]
     if curved := [name for name, moves in zip(names, depends(closed, [True]), strict=True) if moves]:
         raise ModelError(no_closed_form(curved[0]))
 
@@ -257,7 +253,16 @@ def _quadratic(fn, mean, covariance, inputs) -> tuple[Any, dict[str, jax.Array]]
     """The expectation of a functional, if it is a quadratic function of a Gaussian state, and by name whether
     it is not.
     """
-    value, slope, curve = fn(mean, inputs), jax.jacobian(fn)(mean, inputs), jax.hessian(fn)(mean, inputs)
+
+    def with_value(z):
+        found = fn(z, inputs)
+        return found, found
+
+    def with_slope(z):
+        slope, value = jax.jacrev(with_value, has_aux=True)(z)
+        return slope, (slope, value)
+
+    curve, (slope, value) = jax.jacfwd(with_slope, has_aux=True)(mean)
     found = jax.tree.map(lambda v, h: v + 0.5 * jnp.tensordot(h, covariance, 2), value, curve)
     noise = jax.random.normal(jax.random.key(0), (8, len(mean))) * jnp.array([1.0, 3.0] * 4)[:, None]
 

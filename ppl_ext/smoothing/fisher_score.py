@@ -98,12 +98,10 @@ def refuse_moving_carries(at: Lower, lowered: StateSpace, free: Mapping[str, jax
 
     def carries(theta, first, values):
         moved = at(theta)
-        start = moved.initial(first).particle
+        start = moved.placed(first)
         x = jax.tree.map(lambda a: a[0] if len(a) else jnp.zeros(a.shape[1:], a.dtype), moved.xs)
         # The carry before a step counts as given: for a Markov model it does not reach the new one.
-        return start.carry, moved.step(
-            Particle(lowered.initial(first).particle.carry, {}), values, x
-        ).particle.carry
+        return start.carry, moved.moved(Particle(lowered.placed(first).carry, {}), values, x).carry
 
     traced, out = jax.make_jaxpr(carries, return_shape=True)(dict(free), first, values)
     used = uses(traced, [True] * len(jax.tree.leaves(out)))

@@ -125,9 +125,7 @@ def check_bound(space: Space) -> None:
     """:raises ArgumentError: if a kernel needs a bound and nothing gives one."""
     lowered = space.lowered
     x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), lowered.xs)
-    first = lowered.initial(
-        {n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}
-    ).particle.carry
+    first = lowered.placed({n: jnp.zeros(s.shape, s.dtype) for n, s in lowered.initial_sites.items()}).carry
     if space.log_bound(jax.tree.map(lambda a: a[None], first), x) is None:
         raise ArgumentError(
             "backward='hybrid' needs a bound on the log transition density. It follows for Normal, "

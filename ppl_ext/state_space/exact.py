@@ -220,14 +220,14 @@ class Steps:
         return _log_joint(self.later_step(a, b, x_before, x))
 
     def first_step(self, a, b, x: Inputs) -> Step:
-        return self.ss.step(self.ss.initial(self.unravel_initial(a)).particle, self.unravel_state(b), x)
+        return self.ss.step(self.ss.placed(self.unravel_initial(a)), self.unravel_state(b), x)
 
     def later_step(self, a, b, x_before: Inputs, x: Inputs) -> Step:
         return self.ss.step(self.particle(a, x_before), self.unravel_state(b), x)
 
     def particle(self, a, x: Inputs) -> Particle:
         """The particle whose last step drew a: the carry before that step does not matter."""
-        return self.ss.step(self.ss.anywhere(), self.unravel_state(a), x).particle
+        return self.ss.moved(self.ss.anywhere(), self.unravel_state(a), x)
 
 
 def _counted(record: SiteRun, latent: Iterable[str]) -> dict[str, dict]:
@@ -247,9 +247,10 @@ def _is_quadratic(ss: StateSpace) -> bool:
         (lambda a, b: steps.first(a, b, x), (steps.zero_initial, steps.zero_state)),
         (lambda a, b: steps.later(a, b, x, x), (steps.zero_state, steps.zero_state)),
     ):
-        numbers = tuple(range(len(points)))
-        closed = jax.make_jaxpr(jax.hessian(fn, argnums=numbers))(*points)
-        if any(depends(closed, [True] * len(points))):
+        slope = jax.grad(fn, argnums=tuple(range(len(points))))
+        # along a tangent that is not known: one derivative of the slope instead of one for each axis
+        closed = jax.make_jaxpr(lambda at, along, slope=slope: jax.jvp(slope, at, along)[1])(points, points)
+        if any(depends(closed, [True] * len(points) + [False] * len(points))):
             return False
     return True
 
@@ -310,7 +311,7 @@ def _read(ss: StateSpace) -> _Read:
     def sites(particle, after, x):
         return _counted(ss.run_step(particle, steps.unravel_state(after), x, None), ss.step_sites)
 
-    first = read(of_first, lambda b, z: sites(ss.initial(steps.unravel_initial(b)).particle, z, x0), a0, a)
+    first = read(of_first, lambda b, z: sites(ss.placed(steps.unravel_initial(b)), z, x0), a0, a)
     after, rest_first, place = step(initial, *first)
     increment = rest_first + of_first(place[: len(a0)], place[len(a0) :]).log_emission
 

@@ -81,7 +81,7 @@ def smooth_finite(ss: StateSpace | Lagged, max_states: int, parallel: bool = Fal
     later = jax.tree.map(lambda a: a[1:], ss.xs)
     if parallel:
         anything = jax.tree.map(lambda leaf: leaf[0], start.particle)
-        particles = jax.vmap(lambda x: jax.vmap(lambda v: ss.step(anything, v, x).particle)(values))(ss.xs)
+        particles = jax.vmap(lambda x: jax.vmap(lambda v: ss.moved(anything, v, x))(values))(ss.xs)
         before = jax.tree.map(lambda leaf: leaf[:-1], particles)
         log_densities = jax.vmap(lambda p, x: densities(p, x)[0])(before, later)
         alphas = forward_sums(state[1], log_densities)

@@ -58,16 +58,20 @@ class Lagged:
 
     def initial(self, values: Mapping[str, Any]) -> Start:
         start = self.space.initial(values)
+        return start._replace(particle=self.placed(values))
+
+    def placed(self, values: Mapping[str, Any]) -> Particle:
+        """The particle of :meth:`initial`, without its densities."""
         sites = {
             c: jnp.full(self.step_sites[c].shape, self.nothing[n])
             for n, copies in self.copies.items()
             for c in (n, *copies)
         }
-        return start._replace(particle=Particle(start.particle.carry, sites))
+        return Particle(self.space.placed(values).carry, sites)
 
     def anywhere(self) -> Particle:
         """A particle of the right shapes."""
-        return self.initial({}).particle
+        return self.placed({})
 
     def step(self, particle: Particle, values: Mapping[str, Any], x_t: Any) -> Step:
         """A step to these values, whose copies must be the states that the particle has."""
@@ -79,15 +83,21 @@ class Lagged:
                 there = particle.sites[name if k == 1 else copies[k - 2]]
                 known = jnp.where(x_t.number >= k, there, self.nothing[name])
                 agrees &= jnp.all(values[copy] == known)
-        carry = self.space.initial({}).particle.carry
+        return Step(
+            self.moved(particle, values, x_t),
+            jnp.where(agrees, one.log_transition, -jnp.inf),
+            one.log_emission,
+        )
+
+    def moved(self, particle: Particle, values: Mapping[str, Any], x_t: Any) -> Particle:
+        """The particle of :meth:`step`, without its densities."""
+        own, carry = self.own(values), self.space.placed({}).carry
         for k, x in zip(range(self.order - 1, 0, -1), x_t.before, strict=True):
             lagged = {n: values[copies[k - 1]] for n, copies in self.copies.items()}
-            moved = self.space.step(Particle(carry, own), lagged, x).particle.carry
+            moved = self.space.moved(Particle(carry, own), lagged, x).carry
             carry = jax.tree.map(lambda new, old, k=k: jnp.where(x_t.number >= k, new, old), moved, carry)
-        carry = self.space.step(Particle(carry, own), own, x_t.own).particle.carry
-        return Step(
-            Particle(carry, dict(values)), jnp.where(agrees, one.log_transition, -jnp.inf), one.log_emission
-        )
+        carry = self.space.moved(Particle(carry, own), own, x_t.own).carry
+        return Particle(carry, dict(values))
 
     def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the step itself, without the copies."""
@@ -124,12 +134,12 @@ def _forgets(space: StateSpace, order: int) -> bool:
     """Whether after so many steps nothing is left of the carry before them, as far as the traced program
     shows.
     """
-    start = jax.eval_shape(lambda: space.initial({}).particle)
+    start = jax.eval_shape(lambda: space.placed({}))
     x = space.inputs(0)
 
     def run(carry, states):
         for values in states:
-            carry = space.step(Particle(carry, values), values, x).particle.carry
+            carry = space.moved(Particle(carry, values), values, x).carry
         return carry
 
     states = [{n: jnp.zeros(s.shape, s.dtype) for n, s in space.step_sites.items()}] * order

@@ -181,6 +181,10 @@ class StateSpace:
         """The particle at time 0 whose initial sites have these values."""
         return self._start(self._rerun(values, None))[0]
 
+    def placed(self, values: Mapping[str, Any]) -> Particle:
+        """The particle of :meth:`initial`, without its densities."""
+        return self.anywhere()._replace(carry=self._rerun(values, None).scan.init)
+
     def initial_terms(self, values: Mapping[str, Any]) -> tuple[Particle, Terms]:
         """The start, as :meth:`initial`, with the parts of the density that a weight is made of."""
         start, terms = self._start(self._rerun(values, None))
@@ -265,6 +269,11 @@ class StateSpace:
         """A step, as :meth:`step`, with the parts of the density that a weight is made of."""
         carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
         return self._particle(carry, step), step.terms(frozenset(self.step_sites), self._scan.scales)
+
+    def moved(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> Particle:
+        """The particle of :meth:`step`, without its densities, whose derivatives take long to trace."""
+        carry, _, step = run_step(self._scan, particle.carry, x_t, dict(values))
+        return self._particle(carry, step)
 
     def laws(self, particle: Particle, values: Mapping[str, Any], x_t: Inputs) -> dict[str, Any]:
         """The distributions of the latent sites of a step to these values."""

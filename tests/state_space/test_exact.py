@@ -201,7 +201,6 @@ def student(y):
     scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
 
 
-@pytest.mark.slow
 def test_which_models_have_an_exact_answer():
     assert kind_of(lower(linear, (Y,), {}, LINEAR)) == "gaussian"
     assert kind_of(lower(finite, (Y,), {}, FINITE)) == "finite"
