@@ -442,6 +442,28 @@ def test_data_outside_the_support():
         run(model=model, args=(np.array([1.0, 2.0, -3.0, 1.0], np.float32),))
 
 
+def waiting(y):
+    """Times between events, whose law has a finite density below zero while nothing is validated."""
+    rate = numpyro.sample("mu", dist.LogNormal(0.0, 1.0))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("wait", dist.Exponential(rate), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # NumPyro's own, which names nothing
+@pytest.mark.parametrize("own", [False, True])
+def test_data_outside_the_support_where_the_formula_goes_on(own):
+    def at_one(y):
+        numpyro.sample("mu", dist.LogNormal(numpyro.param("loc", 0.0), 0.1))
+
+    expected = "site 'wait' in the model is -inf", "data lie outside the support of .*1 of 4"
+    with refused(NonFiniteError, *expected):
+        run(
+            model=waiting,
+            guide=at_one if own else AutoNormal(waiting),
+            args=(np.array([1.0, 2.0, -3.0, 1.0], np.float32),),
+        )
+
+
 def test_draws_outside_the_support():
     def model(y):
         numpyro.sample("mu", dist.Gamma(2.0, 1.0))

@@ -135,6 +135,36 @@ def test_chains_that_numpyro_expects_to_be_vectorised_are_refused_with_the_way_t
         mcmc.run(jax.random.key(0), Y[:3])
 
 
+def waits(hidden):
+    def model(y):
+        drift = numpyro.sample("drift", dist.Normal(0.0, 1.0))
+
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.Normal(x + drift, 1.0))
+            law = dist.Exponential(jnp.exp(x))
+            numpyro.sample("y", law.mask(False) if hidden else law, obs=y_t)
+            return x, None
+
+        scan(step, numpyro.sample("x0", dist.Normal(0.0, 1.0)), y)
+
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # NumPyro's own, of data that nobody looks at too
+def test_data_that_no_path_has():
+    """A sweep whose particles are all impossible leaves its path as it is, which is no sample."""
+
+    def start(y, hidden=False):
+        kernel = ParticleGibbs(waits(hidden), 4)
+        kernel.init(jax.random.key(0), 1, None, (jnp.array(y),), {})
+
+    with pytest.raises(ModelError, match=r"1 of 3 observed values of site 'y' lie outside .* of Exponential"):
+        start([1.0, -1.0, 2.0])
+    start([1.0, -1.0, 2.0], hidden=True)  # nobody looks at these
+    with pytest.raises(ModelError, match=r"site 'y' hold 1 NaN, which the kernel of 'drift' cannot .*Mask"):
+        start([1.0, jnp.nan, 2.0])
+
+
 def test_what_cannot_work_is_refused():
     with pytest.raises(ArgumentError, match="at least 2"):
         ParticleGibbs(model, 1)

@@ -551,6 +551,16 @@ def test_nan_in_the_data_is_named():
         ppl_ext.to_arviz(mcmc)
 
 
+def test_data_outside_of_the_support_are_named():
+    def waiting(y):
+        rate = numpyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("wait", dist.Exponential(rate), obs=y)
+
+    with pytest.raises(NonFiniteError, match="log density of site 'wait' is not finite.*and at its data"):
+        mcmc_of(SGLD(waiting), jnp.array([1.0, -1.0]))
+
+
 def discrete(x, y):
     numpyro.sample("which", dist.Bernoulli(0.5))
     priors()

@@ -16,6 +16,7 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG, subsample_plate_sizes
 from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.util import constrain_fn, find_valid_initial_params, potential_energy, transform_fn
 
+from ppl_ext.densities.strict_values import StrictValues
 from ppl_ext.diagnostics.sites import FullPlates, is_factor
 from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError
 from ppl_ext.infer.sgmcmc.minibatch import Rows, Weighed, cut, draw_rows, find_rows
@@ -107,9 +108,9 @@ class Target(NamedTuple):
             scale = Weighed(self.rows.scaled, self.rows.size / self.rows.batch_size)
         indices = {name: jnp.arange(sub) for name, (_, sub) in self.plates.items()}
         args_, kwargs_ = jax.tree.map(_traceable, (args_, kwargs_)) if indices else (args_, kwargs_)
-        model = substitute(self.model, data={**self.params, **indices})
-        no_warnings = numpyro.validation_enabled(False)  # they do not name the site
-        with named(self.model, first, args, kwargs), scale, seed(rng_seed=first), no_warnings:
+        model = StrictValues(substitute(self.model, data={**self.params, **indices}))
+        unnamed = numpyro.validation_enabled(False)  # NumPyro's checks do not name the site
+        with named(self.model, first, args, kwargs), scale, seed(rng_seed=first), unnamed:
             (z, _, _), valid = find_valid_initial_params(
                 rng_key,
                 model,
@@ -124,7 +125,7 @@ class Target(NamedTuple):
 
     def trouble(self, rng_key: jax.Array, args: tuple, kwargs: Mapping[str, Any]) -> str:
         """Which site has a log density that is not finite at a draw of the prior, on all of the data."""
-        with numpyro.validation_enabled(False), trace() as record, FullPlates():
+        with numpyro.validation_enabled(False), trace() as record, FullPlates(), StrictValues():
             _prior(self.model, rng_key, self.params)(*args, **kwargs)
         for name, site in record.items():
             if site["type"] != "sample":

@@ -119,9 +119,13 @@ def densities_by_site(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, key, params: dict
 ) -> dict[str, dict[str, jax.Array]]:
     """Score one draw of the guide under guide and model, site by site."""
+    from ppl_ext.densities.strict_values import StrictValues
+
     with numpyro.validation_enabled(False):  # NumPyro's own checks raise without the site's name
         draw = simulate(substitute(guide, data=params), *args, rng_key=key, **kwargs)
-        joint = log_density(substitute(model, data=params), draw.values, *args, rng_key=key, **kwargs)
+        joint = log_density(
+            StrictValues(substitute(model, data=params)), draw.values, *args, rng_key=key, **kwargs
+        )
     return {"guide": draw.log_density.by_site, "model": joint.by_site}
 
 
