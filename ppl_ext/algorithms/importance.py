@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ppl_ext.algorithms.absent_sites import draw_absent
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.target import Particle, Retained, Target, log_quotient, log_ratio
 from ppl_ext.densities.log_density import log_mean_exp
@@ -78,6 +79,7 @@ class ImportanceSampling(Algorithm):
         return values, log_quotient(log_density, log_mean_exp(particles.log_weight), possible)
 
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
+        draw_absent(target)
         if self.proposal is None:
             particle = target.forward(values)
             retained = Retained(values, particle.log_density, lambda: particle.log_weight)
@@ -87,6 +89,7 @@ class ImportanceSampling(Algorithm):
         return retained.log_density - self.evidence_through(target, retained)
 
     def _admit(self, target: Target) -> None:
+        draw_absent(target)
         if self.proposal is not None:
             target.admit(self.proposal)
 

@@ -147,6 +147,7 @@ class Target:
         self.program, self.given, self.free = program, given, free
         self.scope, self.run, self.params, self.sites = pilot.scope, pilot.run, pilot.params, sites
         self.possible: jax.Array | None = None  # whether the last draw was: see pick
+        self.absent_drawn = False  # see absent_sites
 
     @contextmanager
     def _inside(self, run: Run | None = None):

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax.lax import stop_gradient
 from jax.sharding import Mesh
 
+from ppl_ext.algorithms.absent_sites import draw_absent
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.enumeration import Enumeration
 from ppl_ext.algorithms.target import Retained, Target, log_quotient
@@ -205,6 +206,7 @@ class TemperedSMC(Algorithm):
 
     def path(self, target: Target) -> Path:
         """The path of densities for a target, where nothing has derivatives."""
+        draw_absent(target)
         if self.initial is not None:
             return held_fixed(path_from_guide("TemperedSMC", target, self.initial, self.params))
         return held_fixed(path_from_prior("TemperedSMC", target, self.along, self.num_blocks))
@@ -253,6 +255,7 @@ class TemperedSMC(Algorithm):
         return values, log_quotient(log_density, log_evidence, possible)
 
     def score(self, target: Target, values: dict[str, jax.Array]) -> jax.Array:
+        draw_absent(target)
         log_density = target.log_density(values).total
         return log_density - self.evidence_through(target, Retained(values, log_density, lambda: log_density))
 

@@ -1,6 +1,6 @@
 """What a fit with a Gaussian guide says, over one vector of all its latent sites in unconstrained space."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
 from numpyro.distributions import biject_to
-from numpyro.handlers import seed
+from numpyro.handlers import seed, trace
 from numpyro.infer.autoguide import (
     AutoContinuous,
     AutoDiagonalNormal,
@@ -20,10 +20,11 @@ from numpyro.infer.autoguide import (
     AutoNormal,
 )
 
-from ppl_ext.diagnostics.sites import FullPlates
+from ppl_ext.diagnostics.sites import FullPlates, given, is_factor
 from ppl_ext.errors import ModelError
 from ppl_ext.program import log_density
 from ppl_ext.result import Fit
+from ppl_ext.tracing.credit import mark, trace_credit
 
 DIAGONAL = (AutoNormal, AutoDiagonalNormal)
 FULL = (AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoLaplaceApproximation)
@@ -107,12 +108,36 @@ class GaussianFit(NamedTuple):
             to = biject_to(self.sites[name]["fn"].support)
             values[name] = to(x)
             jacobians[name] = jnp.sum(to.log_abs_det_jacobian(x, values[name]))
-        with FullPlates():
-            found = log_density(self.fit.model, values, *self.fit.args, **self.fit.kwargs).by_site
+        whole = partial(FullPlates.around, self.fit.model, self.fit.args, self.fit.kwargs)
+        found = log_density(whole, values).by_site
         return {n: x + jacobians.get(n, 0.0) for n, x in found.items()}
 
-    def prior(self, z: jax.Array) -> jax.Array:
-        return jnp.asarray(sum(x for n, x in self.terms(z).items() if n in self.sites))
+    def prior(self, factors: Collection[str], z: jax.Array) -> jax.Array:
+        names = {*self.sites, *factors}
+        return jnp.asarray(sum(x for n, x in self.terms(z).items() if n in names))
+
+    def factors_without_data(self) -> frozenset[str]:
+        """Factors that read no array among the arguments: they are there however the data are parted."""
+        leaves, tree = jax.tree.flatten((self.fit.args, dict(self.fit.kwargs)))
+        arrays = {f"argument {i}": i for i, x in enumerate(leaves) if isinstance(x, np.ndarray | jax.Array)}
+        values = {n: np.asarray(site["value"]) for n, site in self.sites.items()}
+        names: list[str] = []
+
+        def factors():
+            marked = [mark(x, n, 0) if (n := f"argument {i}") in arrays else x for i, x in enumerate(leaves)]
+            args, kwargs = jax.tree.unflatten(tree, marked)
+            whole = partial(FullPlates.around, given(self.fit.model, values), args, kwargs)
+            found = trace(seed(whole, jax.random.key(0))).get_trace()
+            names[:] = [n for n, site in found.items() if site["type"] == "sample" and is_factor(site)]
+            return [jnp.asarray(found[n]["fn"].log_factor) for n in names]
+
+        try:
+            credit, met = trace_credit(factors)
+        except jax.errors.ConcretizationTypeError:  # Python reads their numbers: they may be anywhere
+            return frozenset()
+        if arrays.keys() - met:  # read where the data flow is not
+            return frozenset()
+        return frozenset(n for n, deps in zip(names, credit, strict=True) if not deps)
 
     def gaussian(self, chain: int) -> tuple[jax.Array, jax.Array]:
         """Mean, and precision (size, size) or its diagonal (size,)."""

@@ -1,6 +1,7 @@
 """Several Gaussian posteriors as one, each with the precision that it has (Matena, Raffel 2022)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,10 +29,13 @@ def merge(fits: Sequence[Fit], weights: Any = None, *args: Any, **kwargs: Any) -
     :math:`\bar\lambda = \sum_i \lambda_i`, and :math:`F_0 = -\nabla^2 \log p(\bar\theta)` that of the prior.
 
     Each posterior has the prior in it, so their product has it :math:`\bar\lambda` times; all but one are
-    taken out. Weights of 1, the default, are for fits of separate data: the result is the posterior of all
-    data, exactly if everything is Gaussian. Weights that sum to 1 are for fits that share their data:
-    nothing is taken out, and :math:`\theta^* = \bar\theta` is Fisher-weighted averaging. A prior that is not
-    Gaussian in unconstrained space is taken by its second-order expansion at :math:`\bar\theta`.
+    taken out. A ``factor`` that reads no array among the model's arguments is part of the prior; one that
+    does is data, as observed sites are.
+
+    Weights of 1, the default, are for fits of separate data: the result is the posterior of all data, exactly
+    if everything is Gaussian. Weights that sum to 1 are for fits that share their data: nothing is taken out,
+    and :math:`\theta^* = \bar\theta` is Fisher-weighted averaging. A prior that is not Gaussian in
+    unconstrained space is taken by its second-order expansion at :math:`\bar\theta`.
 
     Guides: ``AutoLaplaceApproximation``, ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``,
     ``AutoNormal``, ``AutoDiagonalNormal``, mixed as you like. If all are of the last two, the result is an
@@ -166,10 +170,11 @@ def _merged(
     precision = sum(w * f for w, (_, f) in zip(weights, found, strict=True))
     mean = solved(precision, sum(w * times(f, x) for w, (x, f) in zip(weights, found, strict=True)))
     _check_priors(parts, mean)
+    prior = partial(parts[0].prior, _factors_of_the_prior(parts, mean))
     more = float(weights.sum()) - 1.0
-    curvature = jax.jit(jax.hessian(parts[0].prior))(mean) if full else _diagonal(parts[0].prior, mean)
+    curvature = jax.jit(jax.hessian(prior))(mean) if full else _diagonal(prior, mean)
     precision = precision + more * curvature
-    mean = mean - more * solved(precision, jax.jit(jax.grad(parts[0].prior))(mean))
+    mean = mean - more * solved(precision, jax.jit(jax.grad(prior))(mean))
     spread = cholesky_of_inverse(precision) if full else precision**-0.5
     if not bool(jnp.isfinite(spread).all() & jnp.isfinite(mean).all()):
         raise NonFiniteError(
@@ -200,6 +205,13 @@ def _check_priors(parts: list[GaussianFit], z: jax.Array) -> None:
                     f"{parts[0].where}: log density {float(x):.4g} and {float(first[name]):.4g} at the "
                     "average. The prior can only be counted once if it is the same."
                 )
+
+
+def _factors_of_the_prior(parts: list[GaussianFit], z: jax.Array) -> frozenset[str]:
+    """Factors that are the same in all fits and read no data: each fit has them whole."""
+    shared = frozenset.intersection(*(part.factors_without_data() for part in parts))
+    found = [jax.jit(part.terms)(z) for part in parts] if shared else []
+    return frozenset(n for n in shared if all(np.allclose(x[n], found[0][n], rtol=1e-4) for x in found))
 
 
 def _params(guide: Any, part: GaussianFit, mean: jax.Array, spread: jax.Array) -> dict[str, np.ndarray]:

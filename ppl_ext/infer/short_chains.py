@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax, random
 from numpyro.handlers import seed, substitute, trace
 
+from ppl_ext.algorithms.absent_sites import draw_absent
 from ppl_ext.algorithms.hidden_sites import Inner, unused_run
 from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target
 from ppl_ext.algorithms.tempered.unconstrained import Unconstrained
@@ -79,6 +80,7 @@ def _run(outside, model, args, kwargs, rng_key, values, params):
     """
     whole = substitute(partial(FullPlates.around, model, args, kwargs), data=params)
     target = _target(Program(whole), jax.tree.map(lambda x: x[0], values))
+    draw_absent(target)
     space = Unconstrained("verdict", target, from_prior=False)
     names = space.free.continuous
     made = [n for n, s in target.sites.items() if s["type"] == "deterministic" and n in values]

@@ -325,6 +325,43 @@ def test_a_plate_that_was_subsampled():
         merge([plain(rows, y=jnp.ones(4))] * 2)
 
 
+def test_rows_that_were_subsampled_are_taken_whole():
+    def minibatches(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(y), subsample_size=1):
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=numpyro.subsample(y, 0))
+
+    y, guide = np.array([0.5, 1.0, 2.0, -0.3]), AutoLaplaceApproximation(minibatches)
+    halves = [(half, half.sum() / 3.0) for half in (y[:2], y[2:])]
+    fits = [at(guide, {"auto_loc": np.array([m])}, half, model=minibatches) for half, m in halves]
+    merged = merge(fits, None, y)
+    np.testing.assert_allclose(merged.params["auto_loc"], [[y.sum() / 5.0]], rtol=1e-5)
+    np.testing.assert_allclose(merged.params["auto_scale_tril"], [[[5.0**-0.5]]], rtol=1e-5)
+
+
+FACTORS = {
+    "prior": (lambda mu, y: -1.5 * mu**2, 4.0),
+    "data": (lambda mu, y: -1.5 * mu**2 * jnp.isfinite(y).all(), 7.0),
+    "data that are looked at": (lambda mu, y: -1.5 * mu**2 if float(y.sum()) > -9.0 else 0.0, 7.0),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_without_data_is_counted_once(name):
+    term, precision = FACTORS[name]
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.factor("law", term(mu, y))
+        numpyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    y, guide = np.array([0.5, 1.0, 2.0, -0.3]), AutoLaplaceApproximation(model)
+    fits = [at(guide, {"auto_loc": np.array([h.sum() / 6.0])}, h, model=model) for h in (y[:2], y[2:])]
+    merged = merge(fits, None, y)
+    np.testing.assert_allclose(merged.params["auto_loc"], [[y.sum() / (4.0 + precision)]], rtol=1e-5)
+    np.testing.assert_allclose(merged.params["auto_scale_tril"], [[[(4.0 + precision) ** -0.5]]], rtol=1e-5)
+
+
 def test_wide_fits_can_be_averaged():
     merged = merge(wide_fits(), [0.5, 0.5])
     np.testing.assert_allclose(merged.params["mu_auto_scale"], 3.0, atol=1e-6)
