@@ -1,6 +1,7 @@
 """Several Gaussian posteriors as one, each with the precision that it has (Matena, Raffel 2022)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,8 +30,8 @@ def merge(fits: Sequence[Fit], weights: Any = None, *args: Any, **kwargs: Any) -
     :math:`\bar\lambda = \sum_i \lambda_i`, and :math:`F_0 = -\nabla^2 \log p(\bar\theta)` that of the prior.
 
     Each posterior has the prior in it, so their product has it :math:`\bar\lambda` times; all but one are
-    taken out. A ``factor`` that reads no array among the model's arguments is part of the prior; one that
-    does is data, as observed sites are.
+    taken out. A ``factor`` that reads no array among the model's arguments, nor its size, is part of the
+    prior; one that does is data, as observed sites are.
 
     Weights of 1, the default, are for fits of separate data: the result is the posterior of all data, exactly
     if everything is Gaussian. Weights that sum to 1 are for fits that share their data: nothing is taken out,
@@ -80,11 +81,12 @@ def merge(fits: Sequence[Fit], weights: Any = None, *args: Any, **kwargs: Any) -
     for part in parts[1:]:
         part.check_sites(parts[0])
     full = not all(isinstance(fit.guide, DIAGONAL) for fit in fits)
-    chains = [_merged(parts, weights, c, full) for c in range(fits[0].num_chains)]
     model = fits[0].model
     guide = AutoMultivariateNormal(model) if full else AutoNormal(model)
     set_up(guide, args, kwargs)
     GaussianFit.sites_of("the arguments given", guide).check_sites(parts[0])
+    whole = parts[0]._replace(fit=replace(fits[0], args=args, kwargs=kwargs))
+    chains = [_merged(parts, whole, weights, c, full) for c in range(fits[0].num_chains)]
     found = [_params(guide, parts[0], *chain) for chain in chains]
     return Fit(
         params=jax.tree.map(lambda *x: np.stack(x), *found),
@@ -156,7 +158,7 @@ def _alike(x: Any, y: Any) -> bool:
 
 
 def _merged(
-    parts: list[GaussianFit], weights: np.ndarray, chain: int, full: bool
+    parts: list[GaussianFit], whole: GaussianFit, weights: np.ndarray, chain: int, full: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Mean, and the Cholesky factor of the covariance or the standard deviations."""
     found = [part.gaussian(chain) for part in parts]
@@ -170,7 +172,7 @@ def _merged(
     precision = sum(w * f for w, (_, f) in zip(weights, found, strict=True))
     mean = solved(precision, sum(w * times(f, x) for w, (x, f) in zip(weights, found, strict=True)))
     _check_priors(parts, mean)
-    prior = partial(parts[0].prior, _factors_of_the_prior(parts, mean))
+    prior = partial(parts[0].prior, _factors_of_the_prior([*parts, whole], mean))
     more = float(weights.sum()) - 1.0
     curvature = jax.jit(jax.hessian(prior))(mean) if full else _diagonal(prior, mean)
     precision = precision + more * curvature
@@ -208,7 +210,9 @@ def _check_priors(parts: list[GaussianFit], z: jax.Array) -> None:
 
 
 def _factors_of_the_prior(parts: list[GaussianFit], z: jax.Array) -> frozenset[str]:
-    """Factors that are the same in all fits and read no data: each fit has them whole."""
+    """Factors that read no data and are the same in all fits and given all data, whose size they may read:
+    each fit has them whole.
+    """
     shared = frozenset.intersection(*(part.factors_without_data() for part in parts))
     found = [jax.jit(part.terms)(z) for part in parts] if shared else []
     return frozenset(n for n in shared if all(np.allclose(x[n], found[0][n], rtol=1e-4) for x in found))

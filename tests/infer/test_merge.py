@@ -342,6 +342,7 @@ def test_rows_that_were_subsampled_are_taken_whole():
 FACTORS = {
     "prior": (lambda mu, y: -1.5 * mu**2, 4.0),
     "data": (lambda mu, y: -1.5 * mu**2 * jnp.isfinite(y).all(), 7.0),
+    "the size of data": (lambda mu, y: -0.75 * len(y) * mu**2, 7.0),
     "data that are looked at": (lambda mu, y: -1.5 * mu**2 if float(y.sum()) > -9.0 else 0.0, 7.0),
 }
 
