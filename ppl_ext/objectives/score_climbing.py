@@ -9,14 +9,14 @@ from numpyro.primitives import prng_key
 
 from ppl_ext.algorithms.markov_kernel import MarkovKernel, Move
 from ppl_ext.densities.log_density import LogDensity
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.expectations.objective import carried, objective
 from ppl_ext.expectations.replicate import replicate
 from ppl_ext.handlers import detach
 from ppl_ext.objectives.terms.path_gradient import fixed
 from ppl_ext.objectives.terms.self_normalised import normalised, signal
 from ppl_ext.program import SiteValues, log_density, simulate
-from ppl_ext.runtime.arguments import check_count
+from ppl_ext.runtime.arguments import check_count, described
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
     serve, and strategies have no say.
 
     :param kernel: a :class:`MarkovKernel`.
+    :raises ArgumentTypeError: for what is no kernel, as a number of particles.
     :raises ModelError: if a plate of the guide is subsampled, or a density is only estimated.
 
     >>> import jax, numpyro, numpyro.distributions as dist
@@ -90,6 +91,11 @@ def MarkovScoreClimbing(model, guide, kernel: MarkovKernel = ConditionalImportan
 
     Source: Naesseth, Lindsten, Blei 2020, algorithms 1 and 2.
     """
+    if not callable(kernel):
+        raise ArgumentTypeError(
+            "MarkovScoreClimbing: kernel must be a MarkovKernel, such as ConditionalImportanceSampling(8), "
+            f"got {described(kernel)}."
+        )
     fresh = _begin(guide)
     state = carried("MarkovScoreClimbing", lambda: {"retained": dict(fresh)})
     retained = SiteValues(state["retained"], fresh.auxiliary)

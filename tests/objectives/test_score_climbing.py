@@ -14,7 +14,7 @@ from numpyro.infer import SVI
 
 from ppl_ext import log_density, marginal
 from ppl_ext.algorithms import ImportanceSampling
-from ppl_ext.errors import ArgumentError, ModelError
+from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
 from ppl_ext.infer import fit
 from ppl_ext.objectives import ConditionalImportanceSampling, MarkovScoreClimbing, Move
 from tests.oracles import assert_unbiased, quick_jit, table
@@ -146,6 +146,8 @@ def test_climbing_ends_at_the_posterior(kernel):
 def test_what_climbing_refuses():
     with pytest.raises(ArgumentError, match="at least 2"):
         ConditionalImportanceSampling(1)
+    with pytest.raises(ArgumentTypeError, match=r"such as ConditionalImportanceSampling\(8\), got"):
+        MarkovScoreClimbing(10).initial_state(KEY, {}, conjugate, conjugate, 1.0)
     subsampled = PROBLEMS["subsampled"]
     with pytest.raises(ModelError, match="'n' is subsampled, and the retained draw"):
         MarkovScoreClimbing().initial_state(KEY, {}, subsampled.model, subsampled.guide, *subsampled.args)
