@@ -7,6 +7,7 @@ taken within a round. Processor seconds stand beside those of the clock: they ha
 A second call of each has all compiled, and says what the run alone takes.
 """
 
+import argparse
 import gc
 import json
 import time
@@ -236,7 +237,8 @@ def measured(row: Row, repeats: int) -> dict[str, Any]:
     return {"seconds": medians, "ratios": {name: ratio._asdict() for name, ratio in ratios.items()}}
 
 
-def main(quick: bool = False) -> None:
+def main(quick: bool = False, only: list[str] | None = None) -> None:
+    """:param only: rows to make anew; the saved ones of the others stay."""
     jax.config.update("jax_enable_compilation_cache", False)
     repeats = 2 if quick else 9
     description = f"{repeats} fresh calls of each, interleaved; {DRAWS} draws a report"
@@ -246,8 +248,13 @@ def main(quick: bool = False) -> None:
         **harness.environment(),
         "cases": {},
     }
+    path = harness.RESULTS / "first_number.json"
+    if only and path.exists():
+        report["cases"] = json.loads(path.read_text())["cases"]
     print(f"first_number: {description}\n")
     for name, row in rows().items():
+        if only and name not in only:
+            continue
         case = report["cases"][name] = {"peer": row.peer, **measured(row, repeats)}
         ours, theirs = case["seconds"]["ours"], case["seconds"]["theirs"]
         ratio = harness.Ratio(*case["ratios"]["first_processor"].values())
@@ -265,4 +272,12 @@ def main(quick: bool = False) -> None:
         )
     if not quick:
         harness.RESULTS.mkdir(exist_ok=True)
-        (harness.RESULTS / "first_number.json").write_text(json.dumps(report, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_number", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two fresh calls; prints only")
+    parser.add_argument("--only", action="append", choices=list(rows()), metavar="ROW")
+    options = parser.parse_args()
+    main(options.quick, options.only)

@@ -14,7 +14,7 @@ DEFINITION = (
 
 LOOKED_AT = frozenset(
     "eight_schools_centered eight_schools_noncentered kilpisjarvi kidscore mesquite sblr radon_centered "
-    "bball logistic_pca surgical garch11".split()
+    "bball logistic_pca surgical garch11 lotka_volterra".split()
 )
 LOOKED_AT_TOO, HELD_OUT = "looked at while rules were made", "held out"
 
