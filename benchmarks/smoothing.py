@@ -7,7 +7,7 @@ particles.
 - What a stream keeps: bytes of its state, and the peak of the process, after many and after few steps.
 - The spread of a score at T = 1600 by PaRIS, and along the particles' own paths.
 - cuthbert's filter, and its backward sampler (Metropolis) for N trajectories, at equal N, in this process:
-  ``pip install cuthbert``. For ``first_number``, dynamax's exact smoother: ``pip install dynamax``.
+  ``pip install cuthbert``.
 - PaRIS, FFBS (exact backward draws) and backward Metropolis of particles, at N = 1000 and T = 5, in an
   environment of its own: ``python -m benchmarks.smoothing --particles-python ENV/bin/python`` (see
   ``benchmarks/peers/particles_smoothing.py``).
@@ -171,40 +171,6 @@ def cuthberts(num: int, backward: bool):
         if not backward:
             return states.log_normalizing_constant[-1]
         return smoothing.smoother(drawn, states, y, key=of_draws).particles
-
-    return run
-
-
-def exactly():
-    """Kalman's filter and smoother, as they are read off the model."""
-    smoother = smooth(model, FUNCTIONALS, backward="exact")
-
-    def run(key, y):
-        found = smoother.run(key, y, params=PARAMETERS)
-        return found.log_evidence, found.expectations
-
-    return run
-
-
-def dynamaxs():
-    """dynamax's Kalman filter and smoother, whose first state is that of the first step; None where it is not
-    installed.
-    """
-    try:
-        from dynamax.linear_gaussian_ssm import inference
-    except ImportError:
-        return None
-    phi, sigma, noise = PARAMETERS["phi"], PARAMETERS["sigma"], PARAMETERS["noise"]
-    zero, one = jnp.zeros(1), jnp.eye(1)
-
-    def run(key, y):
-        given = inference.ParamsLGSSM(
-            inference.ParamsLGSSMInitial(zero, (phi**2 + sigma**2) * one),
-            inference.ParamsLGSSMDynamics(phi * one, zero, jnp.zeros((1, 0)), sigma**2 * one),
-            inference.ParamsLGSSMEmissions(one, zero, jnp.zeros((1, 0)), noise**2 * one),
-        )
-        found = inference.lgssm_smoother(given, y[:, None])
-        return found.marginal_loglik, found.smoothed_cross_covariances.sum()
 
     return run
 

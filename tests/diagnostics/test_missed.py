@@ -88,6 +88,7 @@ def test_the_reason_comes_beyond_one_run_in_twenty():
     said = reason_of_evidence(-3.0, math.log(20.0) - 2.99, 200)
     assert said.level == "bad" and "200 particles" in said.words and ".refined(" in said.words
     assert reason_of_evidence(0.0, math.nan, 200) is None
+    assert reason_of_evidence(-math.inf, 0.0, 200) is None  # ends that are all alike tell nothing
 
 
 def two_peaks(lesser):

@@ -55,10 +55,11 @@ def most_evidence(log_p: np.ndarray, positions: np.ndarray) -> float:
     (1.8, 1.8)
     """
     num, size = positions.shape
-    if size > num / 10:
-        log_det = np.log(positions.var(0)).sum()
-    else:
-        log_det = np.linalg.slogdet(np.cov(positions.T).reshape(size, size))[1]
+    log_det = np.log(positions.var(0)).sum()
+    if size <= num / 10:
+        correlations = np.corrcoef(positions.T).reshape(size, size)
+        sign, log_det_of_these = np.linalg.slogdet(correlations)
+        log_det += log_det_of_these if sign > 0 else 0.0
     return float(log_p.mean() + 0.5 * (size * math.log(2.0 * math.pi * math.e) + log_det))
 
 
@@ -69,7 +70,7 @@ def reason_of_evidence(most: float, from_prior: float, num_particles: int) -> Re
     >>> reason_of_evidence(-180.0, -160.0, 200).level, reason_of_evidence(-180.0, -178.0, 200)
     ('bad', None)
     """
-    if not from_prior > most + math.log(ODDS):
+    if not (math.isfinite(most) and from_prior > most + math.log(ODDS)):
         return None
     return Reason(
         "bad",

@@ -8,8 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import Distribution
 from numpyro.infer import HMC, NUTS
 from numpyro.infer.gibbs import (
     GIBBS_SITES_KWARG,
@@ -22,8 +21,8 @@ from numpyro.infer.gibbs import (
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 
-from ppl_ext.densities.distributions import element_mask
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.infer.particle_mcmc.impossible_data import refuse_impossible
 from ppl_ext.infer.svi.checks import begun, check_init_params, check_one_key, named
 from ppl_ext.runtime.arguments import check_call, check_program, check_values, described
 from ppl_ext.runtime.constants import odd_data_blamed
@@ -246,7 +245,7 @@ class ParticleGibbs(MCMCKernel):
                 "their prior."
             )
         others = [name for name in latent_sample_sites(trace) if name not in path]
-        _refuse_impossible(trace, others)
+        refuse_impossible(trace, others)
         if init_params is not None:
             check_init_params("ParticleGibbs", init_params, {name: trace[name] for name in others})
         self._gibbs = Gibbs([*self._blocks({n: trace[n]["fn"] for n in others}), (self._sweep, path)])
@@ -320,35 +319,6 @@ class ParticleGibbsState(NamedTuple):
     z: dict[str, jax.Array]
     gibbs: Any
     renewed: jax.Array
-
-
-def _refuse_impossible(sites: Mapping[str, Any], parameters: list[str]) -> None:
-    """:raises ModelError: where data lie outside of a support that has no parameters: no path has them. Or
-    where they are NaN, which a sweep takes as not seen, and the kernel of the parameters does not.
-    """
-    for name, site in sites.items():
-        if site["type"] != "sample" or not site["is_observed"] or isinstance(site["value"], jax.core.Tracer):
-            continue
-        value = np.asarray(site["value"])
-        unseen = np.isnan(value.astype(float)).any(axis=tuple(range(-site["fn"].event_dim, 0)))
-        hidden = ~np.asarray(True if (mask := element_mask(site["fn"])) is None else mask)
-        if parameters and (unseen & ~hidden).any():
-            raise ModelError(
-                f"ParticleGibbs: the data of site '{name}' hold {(unseen & ~hidden).sum()} NaN, which the "
-                f"kernel of '{parameters[0]}' cannot take as not seen. Mask them: fn.mask(~jnp.isnan(y)) "
-                "with obs=jnp.nan_to_num(y)."
-            )
-        support = fixed = site["fn"].support
-        while isinstance(fixed, constraints.independent):
-            fixed = fixed.base_constraint
-        if not isinstance(fixed, constraints.ParameterFreeConstraint):
-            continue
-        if (outside := ~np.asarray(support(value)) & ~unseen & ~hidden).any():
-            raise ModelError(
-                f"ParticleGibbs: {outside.sum()} of {outside.size} observed values of site '{name}' lie "
-                f"outside of the support of {type(site['fn']).__name__}, whatever its parameters, so that "
-                "no path is possible. Look at the data there."
-            )
 
 
 def initial_names(where: str, initial: Any) -> tuple[str, ...] | None:
