@@ -45,8 +45,7 @@ def guide(x, loc, scale):
 # Plain stochastic gradients, since a flat objective is what the paper blames. Each figure is the root of the
 # mean squared distance to the mean of the data, over eight restarts; beside it, how many draws of the noise
 # count at the end. Where two of a hundred do, MECO would refuse to go on (`least_ess`), were it not asked to;
-# neither fifty times as many draws nor a constant that is remembered ten times as long helps enough. (With
-# Adam and that memory both are off by more than 0.6, and MECO by less.)
+# neither fifty times as many draws nor a constant that is remembered ten times as long helps enough.
 
 
 # %%
