@@ -82,7 +82,13 @@ def test_regimes_of_a_kernel_estimate(whole):
     for num in (2000, 30_000):
         few, normal = program.threshold(1, num), program.threshold(2, num)
         assert abs(program.DIM * program.nats(few, 1) - np.log(num)) < 1e-6 and few < normal
-    found = rows_of("kde_weights", whole)
+    rows = rows_of("kde_weights", whole)
+    found, sized = rows[:5], rows[5:]
+    assert len(sized) == (3 if whole else 1)
+    for row in sized:
+        sizes = [[float(x) for x in told.split(" ± ")] for told in row.ours.split(", ")]
+        for (mean, error), (low, high) in zip(sizes, ((0.37, 0.54), (0.10, 0.18), (0.0, 0.024)), strict=True):
+            assert low - 3 * error < mean < high + 3 * error
     for row in found[::2]:
         assert row.ours.startswith(f"{row.known} 1.00")
     largest = [float(row.ours.split("largest weight ")[1].split()[0]) for row in found]

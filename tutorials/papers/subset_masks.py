@@ -6,9 +6,12 @@
 # is scored by default, which is unbiased; `StraightThrough` and `SoftTopK` are strategies that one asks for.
 #
 # The task is the design of an experiment, where every mask's cost is known exactly: the mean posterior
-# variance of a Gaussian process (A-optimality).
+# variance of a Gaussian process (A-optimality). Taking one place after another is short-sighted: the first goes
+# to the middle, where no place of a good five is.
 
 # %%
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +27,7 @@ PAPER = (
     "sensing. ICLR."
 )
 PLACES = jnp.linspace(0.0, 1.0, 40)
-KERNEL = jnp.exp(-0.5 * (PLACES[:, None] - PLACES) ** 2 / 0.1**2) + 1e-3 * jnp.eye(40)
+KERNEL = jnp.exp(-0.5 * (PLACES[:, None] - PLACES) ** 2 / 0.135**2) + 1e-3 * jnp.eye(40)
 NOISE = 0.1
 
 
@@ -47,6 +50,14 @@ def greedy():
         costs = [design([*chosen, i]) for i in range(40)]
         chosen.append(int(np.argmin(costs)))
     return float(design(chosen))
+
+
+def every():
+    """The costs of all the masks, 658,008 of them."""
+    kernel = np.asarray(KERNEL, float)
+    for part in np.array_split(np.array(list(itertools.combinations(range(40), 5))), 40):
+        rows, inner = kernel[part], kernel[part[:, :, None], part[:, None]] + NOISE * np.eye(5)
+        yield np.trace(kernel) / 40 - (rows * np.linalg.solve(inner, rows)).sum((1, 2)) / 40
 
 
 # %% [markdown]
@@ -86,10 +97,11 @@ def mean_slope(strategy, num):
 
 # %%
 def claims(small=False):
-    random = np.mean([design(np.random.default_rng(k).choice(40, 5, replace=False)) for k in range(50)])
-    best = greedy()
-    rows = [("a random mask and the greedy one", "greedy smaller", f"{random:.3f} and {best:.3f}")]
-    seeds, num_steps, num = ((0,), 200, 0) if small else ((0, 1), 400, 2000)
+    costs, greed = np.concatenate(list(every())), greedy()
+    found = f"{costs.mean():.3f}, {greed:.3f}, {costs.min():.3f}"
+    rows = [("masks: the mean of all, the greedy one, the best", "0.347, 0.217 (aim), –", found)]
+    known = f"greedy {greed:.3f}, best {costs.min():.3f}"
+    seeds, num = (1, 0) if small else (4, 2000)
     ways = {
         "scored": ScoreFunction(),
         "straight-through 0.5": StraightThrough(0.5),
@@ -97,9 +109,9 @@ def claims(small=False):
     }
     unbiased = mean_slope(ScoreFunction(), num) if num else None
     for name, strategy in list(ways.items())[:: 2 if small else 1]:
-        found = [learned(strategy, s, num_steps) for s in seeds]
+        found = [learned(strategy, seed, 200 if small else 400) for seed in range(seeds)]
         text = ", ".join(f"{x:.3f}" for x in sorted(found))
-        rows.append((f"{name}: the learned masks", f"greedy {best:.3f}", text))
+        rows.append((f"{name}: the learned masks", known, text))
         if num and name != "scored":
             cosine = float(unbiased @ mean_slope(strategy, num // 4))
             rows.append((f"{name}: cosine with the unbiased gradient", "below 1", f"{cosine:.2f}"))
