@@ -7,9 +7,10 @@ log density of :math:`X + \\sigma \\varepsilon`. A network of yours is one; :cla
 
 from ppl_ext.scores.flow import probability_flow
 from ppl_ext.scores.gaussian import GaussianScore, teleport
+from ppl_ext.scores.law import ScoreLaw
 from ppl_ext.scores.mixture import MixtureScore
 from ppl_ext.scores.noise import GammaNoise, GaussianNoise, PoissonNoise
-from ppl_ext.scores.prior import ScoreLaw, score_prior
+from ppl_ext.scores.prior import score_prior
 from ppl_ext.scores.schedule import VariancePreserving
 from ppl_ext.scores.score_kl import ScoreKL
 from ppl_ext.scores.tweedie import PosteriorMoments, tweedie

@@ -13,7 +13,7 @@ from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
 from ppl_ext.errors import ModelError
-from ppl_ext.scores.prior import ScoreLaw
+from ppl_ext.scores.law import ScoreLaw
 
 
 class Replaced(Distribution):

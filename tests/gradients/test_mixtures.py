@@ -57,10 +57,15 @@ def slopes(objective, num_draws=1, num=4000, params=START):
     return jax.jit(jax.vmap(ascent))(jax.random.split(KEY, num))
 
 
+def loss(objective, params, model, guide):
+    return jax.jit(lambda p: objective.loss(KEY, p, model, guide))(params)
+
+
 def log_ratio(z, params):
     return mixture(TARGET).log_prob(z) + EVIDENCE - mixture(params).log_prob(z)
 
 
+@jax.jit
 def exact_elbo(params):
     log_q = mixture(params).log_prob(POINTS)
     return jnp.trapezoid(jnp.exp(log_q) * log_ratio(POINTS, params), POINTS)
@@ -72,6 +77,7 @@ def frequency_slope(params, v):
     return pull(2 * (v - w))[0]
 
 
+@jax.jit
 def expected_slope_of_one_draw(params):
     """Over a grid of both components' draws: Gauss and Hermite's rule."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -94,13 +100,15 @@ def test_gradients_of_components_are_unbiased_and_those_of_weights_as_the_formul
 
 
 def test_many_draws_estimate_responsibilities():
-    """Of 100 draws a component, the ratio's bias is of the order 1/100 of the slope."""
+    """Of 16 draws a component, by their costs alone: the ratio's bias is of the order 1/16 of the slope."""
     density = jnp.exp(mixture(TARGET).log_prob(POINTS))
     parts = mixture(START).component_log_probs(POINTS)
     v = jnp.trapezoid(density[:, None] * jax.nn.softmax(parts, -1), POINTS, axis=0)
-    exact, found = frequency_slope(START, v), slopes(ELBO(), 100, 200)["logits"]
-    error = found.std(0) / 200**0.5
-    assert (abs(found.mean(0) - exact) < 4.5 * error + 0.002).all() and (abs(exact) > 0.02).all()
+    exact = frequency_slope(START, v)
+    found = slopes(ELBO(stick_the_landing=True), 16, 400)["logits"]
+    error = found.std(0) / 400**0.5
+    assert (abs(found.mean(0) - exact) < 4.5 * error + 0.005).all()
+    assert (abs(exact) > 0.3).all() and (error < 0.003).all()
 
 
 def test_at_the_posterior_nothing_moves_whatever_is_drawn():
@@ -247,8 +255,8 @@ def test_it_serves_mixtures_of_differentiable_samplers_alone():
 
 def test_an_objective_that_is_no_average_of_particles_is_refused():
     with pytest.raises(StrategyError, match=r"ComponentFrequency\(num_draws=1\) at site 'z' .* Use ELBO"):
-        IWELBO(3).loss(KEY, START, model, by())
-    one, same = (-x.loss(KEY, START, model, by()) for x in (IWELBO(1), ELBO()))  # which is an average
+        loss(IWELBO(3), START, model, by())
+    one, same = (loss(x, START, model, by()) for x in (IWELBO(1), ELBO()))  # which is an average
     assert one == same
 
 
@@ -263,6 +271,6 @@ def test_beside_joint_enumeration_it_is_refused():
         numpyro.sample("z", mixture(START), infer={"gradient": ComponentFrequency()})
 
     with pytest.raises(StrategyError, match="'enumerate_locally' or 'score' for those sites"):
-        ELBO().loss(KEY, {}, coin_model, lambda: coin_guide("enumerate"))
+        loss(ELBO(), {}, coin_model, lambda: coin_guide("enumerate"))
     for other in ("enumerate_locally", ScoreFunction()):
-        assert np.isfinite(ELBO().loss(KEY, {}, coin_model, lambda other=other: coin_guide(other)))
+        assert np.isfinite(loss(ELBO(), {}, coin_model, lambda other=other: coin_guide(other)))

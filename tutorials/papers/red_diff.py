@@ -112,7 +112,7 @@ def claims(small=False):
         ("the same from random levels of noise", f"{exact:.4f}", f"{estimate:.3f} ± {error:.3f}"),
     ]
     steps, found = 1000 if small else 5000, {}
-    for name, weight in WEIGHTS.items():
+    for name, weight in list(WEIGHTS.items())[: 2 if small else 3]:
         found[name] = [distance(weight, order, steps) for order in ("descending", "random")]
         told = "{:.3f} descending, {:.3f} at random".format(*found[name])
         rows.append((f"squared distance to the posterior mean, weight {name}", "0", told))

@@ -6,8 +6,8 @@
 # is scored by default, which is unbiased; `StraightThrough` and `SoftTopK` are strategies that one asks for.
 #
 # The task is the design of an experiment, where every mask's cost is known exactly: the mean posterior
-# variance of a Gaussian process (A-optimality). Taking one place after another is short-sighted: the first goes
-# to the middle, where no place of a good five is.
+# variance of a Gaussian process (A-optimality). Taking one place after another is short-sighted: the best
+# first place has to serve alone, and stays when four others come.
 
 # %%
 import itertools
