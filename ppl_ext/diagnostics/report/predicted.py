@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +13,6 @@ from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.depending import depending
 from ppl_ext.diagnostics.sites import FullPlates, Site, Unconditioned, describe, given, messages_at
 from ppl_ext.errors import ArgumentError, ModelError
-
-if TYPE_CHECKING:
-    from ppl_ext.diagnostics.report.run_record import RunRecord
 
 
 def replicates(
@@ -106,12 +103,11 @@ def _remedy(site: Site) -> str:
     )
 
 
-def warn_of_other_rows(
-    run: "RunRecord", args: tuple, kwargs: Mapping[str, Any], redraw: Sequence[str]
-) -> None:
+def warn_of_other_rows(run: Any, args: tuple, kwargs: Mapping[str, Any], redraw: Sequence[str]) -> None:
     """Draws of a site of rows, or of a series, are for those of the run. That others are asked for shows in
     its law.
 
+    :param run: a record of it (:mod:`ppl_ext.diagnostics.report.run_record`).
     :param args: with ``kwargs``, the arguments of the prediction.
     """
     one, here = _first(run.values, run.params)
