@@ -304,8 +304,8 @@ def observations(
                 batch = data[name].shape[: data[name].ndim - fn.event_dim]
                 shape = jnp.broadcast_shapes(fn.batch_shape, batch)
                 masked[name] = jnp.zeros(shape, bool) if seen is None else jnp.broadcast_to(~seen, shape)
-                if seen is not None:
-                    hidden[name] = jnp.expand_dims(~element_mask(fn), [*range(-elements(fn).event_dim, 0)])
+                if (each := element_mask(fn)) is not None:
+                    hidden[name] = jnp.expand_dims(~each, [*range(-elements(fn).event_dim, 0)])
         return data, masked, hidden
 
     data, masked, hidden = jax.device_get(run(dict(values), dict(params or {})))
@@ -314,9 +314,9 @@ def observations(
 
 def _seen(data: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Data with NaN where all that they are broadcast to is hidden: what stands there only fills a place."""
-    hidden = hidden.all(tuple(range(hidden.ndim - data.ndim)))
+    hidden = np.all(hidden, tuple(range(hidden.ndim - data.ndim)))
     sizes = data.shape[data.ndim - hidden.ndim :]
-    hidden = hidden.all(tuple(i for i, size in enumerate(sizes) if size == 1), keepdims=True)
+    hidden = np.all(hidden, tuple(i for i, size in enumerate(sizes) if size == 1), keepdims=True)
     return np.where(hidden, np.nan, data) if hidden.any() else data
 
 

@@ -118,7 +118,8 @@ def warn_of_other_rows(run: Any, args: tuple, kwargs: Mapping[str, Any], redraw:
     of_rows = [s for s in of_rows if s.name not in redraw]
     if not of_rows or any(s.name not in one for s in latent):  # what is drawn now may move any law
         return
-    before, after = (messages_at(run.model, one, *x, here) for x in ((run.args, run.kwargs), (args, kwargs)))
+    before = messages_at(run.model, one, run.args, run.kwargs, here)
+    after = messages_at(run.model, one, args, kwargs, here)
     for site in of_rows:
         laws = [m[site.name]["fn"].log_prob(m[site.name]["value"]) for m in (before, after) if site.name in m]
         if not np.allclose(laws[0], laws[-1], 1e-4, 1e-4, equal_nan=True):
