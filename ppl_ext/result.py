@@ -16,8 +16,6 @@ from numpyro.infer.svi import SVIRunResult
 from ppl_ext.diagnostics.draws import Draws, guide_sampler
 from ppl_ext.diagnostics.report.options import check_report_options, check_run_options
 from ppl_ext.diagnostics.report.params_file import write_params
-from ppl_ext.diagnostics.report.predicted import predictions as predictions_at
-from ppl_ext.diagnostics.report.predicted import refuse_lost_data
 from ppl_ext.diagnostics.report.run_record import (
     RunRecord,
     name_of,
@@ -379,7 +377,8 @@ def predict(
 
     The model is run on the arguments given here, on its full plates. Sites that have posterior draws have
     these values; data that are given are conditioned on (the past of a series, say); all else is drawn: data
-    that are ``None``, finite sites, sites that are new.
+    that are ``None``, finite sites, sites that are new. Draws of a site that belongs to rows, or to the steps
+    of a ``scan``, are for those of the run: a warning names one whose law is another for these arguments.
 
     :param result: a :class:`Fit`, a numpyro ``MCMC`` that has run, or an ``SVIRunResult`` (with ``model=``,
         ``guide=`` and ``model_args=``).
@@ -426,8 +425,12 @@ def predict(
     if run.model is None:
         raise ArgumentError("predict needs the model; this run has none. Pass model=...")
     check_call("predict: model", run.model, args, kwargs)
+    from ppl_ext.diagnostics.report.predicted import predictions, warn_of_other_rows
+
     with odd_data_blamed("predict: model", args, kwargs), explained(run.model):
-        return predictions_at(run.model, run.values, run.params, rng_key, args, kwargs, redraw)
+        found = predictions(run.model, run.values, run.params, rng_key, args, kwargs, redraw)
+        warn_of_other_rows(run, args, kwargs, redraw)
+    return found
 
 
 def _run_of(
@@ -444,6 +447,8 @@ def _run_of(
             changes["args"] = tuple(model_args)
         changed = replace(result, **changes) if changes else result
         if model_args is not None or model_kwargs is not None:
+            from ppl_ext.diagnostics.report.predicted import refuse_lost_data
+
             here = jax.tree.map(lambda x: x[0], result.params)
             refuse_lost_data(
                 what, changed.model, (result.args, result.kwargs), (changed.args, changed.kwargs), here

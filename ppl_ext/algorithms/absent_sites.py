@@ -31,7 +31,7 @@ def draw_absent(target: Target) -> None:
             return program()
 
     def prior():
-        with _Unmasked():
+        with Unmasked():
             return alone()
 
     with target.apart():
@@ -41,11 +41,11 @@ def draw_absent(target: Target) -> None:
         target.program = Program(type(absent)({}, hidden).of_model(program.fn), program.args, program.kwargs)
 
 
-class _Unmasked(Messenger):
+class Unmasked(Messenger):
     """Draw from laws without their masks, in a scan too."""
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
-            run_in_scan_body(self, msg, lambda _: _Unmasked())
+            run_in_scan_body(self, msg, lambda _: Unmasked())
         elif msg["type"] == "sample" and not msg["is_observed"]:
             msg["fn"] = unmasked(msg["fn"])

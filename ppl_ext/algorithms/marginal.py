@@ -12,6 +12,7 @@ from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from ppl_ext.algorithms.algorithm import Algorithm
+from ppl_ext.algorithms.held_sites import HeldAsGiven
 from ppl_ext.algorithms.hidden_sites import Inner, Run, no_key, refuse_open_plates, run_here, unused_run
 from ppl_ext.algorithms.target import (
     RecordInside,
@@ -96,7 +97,7 @@ class marginal(eqx.Module):
     def __call__(self, *args, **kwargs) -> dict[str, jax.Array]:
         what = f"marginal({', '.join(self.keep)})"
         refuse_open_plates(what)
-        program = Program(self.program, args, kwargs)
+        program = Program(HeldAsGiven(self.program), args, kwargs)
         run, keyless = self._run(what)
         with (
             (pilot := Inner("marginal", run, {}, frozenset(self.keep), self.algorithm.scans)),

@@ -14,6 +14,7 @@ from numpyro.primitives import _PYRO_STACK
 
 from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.anywhere import Anywhere
+from ppl_ext.algorithms.held_sites import HeldAsGiven
 from ppl_ext.algorithms.hidden_sites import (
     Drawn,
     Inner,
@@ -92,7 +93,7 @@ class normalize(eqx.Module):
 
     def __call__(self, *args, **kwargs) -> dict[str, jax.Array]:
         refuse_open_plates("normalize")
-        program, run = Program(self.program, args, kwargs), run_here("normalize")
+        program, run = Program(HeldAsGiven(self.program), args, kwargs), run_here("normalize")
         data = {name: jnp.asarray(value) for name, value in self.data.items()}
         # This run finds the sites and registers parameters; its draws are of no use, so the expectation does
         # not see them.

@@ -15,7 +15,7 @@ from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.handlers import seed, substitute
 from numpyro.primitives import Messenger
 
-from ppl_ext.densities.distributions import mask_of
+from ppl_ext.densities.distributions import element_mask, elements, mask_of
 from ppl_ext.densities.given import Given
 from ppl_ext.densities.recording import Aside, Record
 from ppl_ext.errors import ModelError
@@ -288,26 +288,36 @@ def observations(
     kwargs: Mapping[str, Any],
     params: Mapping | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The data a model sees on its full plates, and where each element is masked out (True), by observed
-    site.
+    """The data a model sees on its full plates, NaN where they are masked out, and where each element is so
+    (True), by observed site.
     """
 
     @jax.jit
     def run(values, params):
         with (record := _Recorder()), FullPlates():
             seed(given(model, values, params), jax.random.key(0))(*args, **kwargs)
-        data, masked = {}, {}
+        data, masked, hidden = {}, {}, {}
         for name, msg in record.messages.items():
             if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
-                data[name] = jnp.asarray(msg["value"])
-                seen = mask_of(msg["fn"])
-                batch = data[name].shape[: data[name].ndim - msg["fn"].event_dim]
-                shape = jnp.broadcast_shapes(msg["fn"].batch_shape, batch)
+                fn, data[name] = msg["fn"], jnp.asarray(msg["value"])
+                seen = mask_of(fn)
+                batch = data[name].shape[: data[name].ndim - fn.event_dim]
+                shape = jnp.broadcast_shapes(fn.batch_shape, batch)
                 masked[name] = jnp.zeros(shape, bool) if seen is None else jnp.broadcast_to(~seen, shape)
-        return data, masked
+                if (each := element_mask(fn)) is not None:
+                    hidden[name] = jnp.expand_dims(~each, [*range(-elements(fn).event_dim, 0)])
+        return data, masked, hidden
 
-    data, masked = jax.device_get(run(dict(values), dict(params or {})))
-    return data, masked
+    data, masked, hidden = jax.device_get(run(dict(values), dict(params or {})))
+    return data | {name: _seen(data[name], x) for name, x in hidden.items()}, masked
+
+
+def _seen(data: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Data with NaN where all that they are broadcast to is hidden: what stands there only fills a place."""
+    hidden = np.all(hidden, tuple(range(hidden.ndim - data.ndim)))
+    sizes = data.shape[data.ndim - hidden.ndim :]
+    hidden = np.all(hidden, tuple(i for i, size in enumerate(sizes) if size == 1), keepdims=True)
+    return np.where(hidden, np.nan, data) if hidden.any() else data
 
 
 def check_complete(sites: Mapping[str, Site], values: Container[str], whose: str) -> tuple[str, ...]:

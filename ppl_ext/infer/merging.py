@@ -11,7 +11,12 @@ import numpy as np
 from numpyro.distributions.util import cholesky_of_inverse
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
+from ppl_ext.algorithms.absent_sites import Unmasked
+from ppl_ext.densities.distributions import element_mask
+from ppl_ext.densities.recording import listed
+from ppl_ext.diagnostics.sites import FullPlates
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError, NonFiniteError
+from ppl_ext.expectations.masked_latents import absent_elements
 from ppl_ext.infer.gaussian_fit import DIAGONAL, FULL, GaussianFit, set_up
 from ppl_ext.result import Fit
 from ppl_ext.runtime.arguments import check_array, check_call, described
@@ -50,8 +55,9 @@ def merge(fits: Sequence[Fit], weights: Any = None, *args: Any, **kwargs: Any) -
     :return: a :class:`~ppl_ext.infer.Fit` that no step was taken for.
     :raises ArgumentTypeError: for a fit that is none, or whose guide is not Gaussian.
     :raises ArgumentError: for other numbers of chains, or weights, or arguments that are needed.
-    :raises ModelError: if latent sites, shapes, supports or priors differ, naming the site.
-    :raises NonFiniteError: if less than nothing is left of a precision.
+    :raises ModelError: if latent sites, shapes, supports or priors differ, naming the site; or if a model
+        masks elements of one, and nothing else sees them.
+    :raises NonFiniteError: if less than nothing is left of a precision; it names the sites where it is so.
 
     >>> import numpyro, optax, numpyro.distributions as dist, ppl_ext
     >>> from ppl_ext.infer import fit
@@ -80,6 +86,8 @@ def merge(fits: Sequence[Fit], weights: Any = None, *args: Any, **kwargs: Any) -
     parts = [GaussianFit.of(f"fit {i}", fit) for i, fit in enumerate(fits)]
     for part in parts[1:]:
         part.check_sites(parts[0])
+    for part in parts:
+        _refuse_absent(part)
     full = not all(isinstance(fit.guide, DIAGONAL) for fit in fits)
     model = fits[0].model
     guide = AutoMultivariateNormal(model) if full else AutoNormal(model)
@@ -180,11 +188,42 @@ def _merged(
     spread = cholesky_of_inverse(precision) if full else precision**-0.5
     if not bool(jnp.isfinite(spread).all() & jnp.isfinite(mean).all()):
         raise NonFiniteError(
-            f"merge: no positive precision is left in chain {chain} when the prior is taken out {more:g} "
-            "times. The guides are wider than the prior, or it is far from Gaussian, or a Laplace guide has "
-            "not reached its optimum. Run more steps, or give weights that sum to 1, which take nothing out."
+            f"merge: no positive precision is left in chain {chain}{_without_precision(parts[0], precision)} "
+            f"when the prior is taken out {more:g} times. The guides are wider than the prior, or it is far "
+            "from Gaussian, or a Laplace guide has not reached its optimum. Run more steps, or give weights "
+            "that sum to 1, which take nothing out."
         )
     return mean, spread
+
+
+def _refuse_absent(part: GaussianFit) -> None:
+    """No objective feels an element that the model masks and nothing else sees: where a guide has it, and how
+    wide, means nothing, and its precision would be added to others all the same.
+    """
+    if not any(element_mask(site["fn"]) is not None for site in part.sites.values()):
+        return
+    program = partial(FullPlates.around, part.fit.model, part.fit.args, part.fit.kwargs)
+    absent = absent_elements(program, Unmasked(program), jax.random.key(0))
+    for name, elements in {**absent.guide, **absent.model}.items():
+        if bool(elements.any()):
+            raise ModelError(
+                f"merge: {part.where} masks {int(elements.sum())} of the {elements.size} elements of site "
+                f"'{name}', and nothing else sees them: the guide says nothing of them that could be merged. "
+                "Leave them out of the model, or take the mask away, so that they have their prior."
+            )
+
+
+def _without_precision(part: GaussianFit, precision: jax.Array) -> str:
+    """Where less than nothing is left, in words."""
+    sizes = [int(np.prod(part.shape(name))) for name in part.sites]
+    ends = np.cumsum(sizes)
+    found = []
+    for name, end, size in zip(part.sites, ends, sizes, strict=True):
+        at = slice(end - size, end)
+        own = precision[at, at] if precision.ndim == 2 else jnp.diag(precision[at])
+        if not bool((jnp.linalg.eigvalsh(own) > 0.0).all()):
+            found.append(name)
+    return f" at site {listed(found)}" if found else ""
 
 
 def _diagonal(fn: Callable, z: jax.Array) -> jax.Array:

@@ -165,7 +165,7 @@ def _fewer(wide: jax.Array) -> jax.Array:
     n = wide.shape[1] - 1
     if len(wide) <= n:
         return wide
-    order = jnp.argsort(-jnp.abs(wide[:, :n]).max(1))  # or reflections would lose the small ones
+    order = jnp.argsort(-jnp.abs(wide[:, :n]).max(1, initial=0.0))  # or reflections would lose the small ones
     return jnp.linalg.qr(wide[order], mode="r")[:n]
 
 

@@ -100,6 +100,36 @@ def test_terms_are_those_of_numpyro(name):
     np.testing.assert_allclose(terms, expected[:, np.asarray(seen)], rtol=1e-5)
 
 
+HIDDEN = {"handler": ~ROWS[:, None], "twice": ~(SEEN & (jnp.arange(3) < 2)[:, None]), "in_scan": ~SEEN.T}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_a_mask_hides_is_no_observation(name):
+    """What fills the place stood in ``observed_data`` as if it had been seen."""
+    observe, _ = PROGRAMS[name]
+
+    def model(lengths, y):
+        observe(numpyro.sample("m", dist.Normal(0.0, 1.0)), lengths, y)
+
+    result = fit(KEY, model, AutoNormal(model), ELBO(), optax.adam(0.1), 1, LENGTHS, Y, progress_bar=False)
+    shown = result.to_arviz(num_samples=2).observed_data["y"]
+    y = np.asarray(Y.T if name == "in_scan" else Y)
+    np.testing.assert_array_equal(shown, np.where(HIDDEN.get(name, ~SEEN), np.nan, y))
+
+
+def test_data_that_are_shared_are_hidden_where_no_one_sees_them():
+    seen, counts = jnp.array([[True, False, False], [False, False, True]]), jnp.array([[2, 3, 5]])
+
+    def model(counts):
+        rate = numpyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        with numpyro.plate("rows", 2, dim=-2), numpyro.plate("columns", 3):
+            numpyro.sample("y", dist.Poisson(rate).mask(seen), obs=counts)
+
+    result = fit(KEY, model, AutoNormal(model), ELBO(), optax.adam(0.1), 1, counts, progress_bar=False)
+    shown = result.to_arviz(num_samples=2).observed_data["y"]
+    np.testing.assert_array_equal(np.ravel(shown)[:3], [2, np.nan, 5])
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_beside_a_finite_site_that_is_summed_out(name):
     """As much mass for each of two means, so the terms are those of a mixture of two."""

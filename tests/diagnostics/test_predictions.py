@@ -185,6 +185,32 @@ def test_effects_of_rows_are_drawn_for_new_ones():
     np.testing.assert_allclose(same_rows["y"][0], X + mcmc.get_samples()["effect"], atol=0.01)
 
 
+def test_draws_that_belong_to_other_rows_are_told_of():
+    """Three effects of the run's rows stood for three new rows, without a word: their law has other means."""
+
+    def local(x, y=None):
+        with numpyro.plate("rows", len(x)):
+            effect = numpyro.sample("effect", dist.Normal(x, 0.1))
+            numpyro.sample("y", dist.Normal(effect, 0.1), obs=y)
+
+    mcmc = sampled(local, X, X)
+    with pytest.warns(UserWarning, match=r"'effect' has another law.*redraw=\['effect'\] draws it"):
+        predict(KEY, mcmc, X + 10.0)
+    np.testing.assert_allclose(predict(KEY, mcmc, X)["y"].mean((0, 1)), X, atol=0.05)
+    new = predict(KEY, mcmc, X + 10.0, redraw=["effect"])
+    np.testing.assert_allclose(new["y"].mean((0, 1)), X + 10.0, atol=0.05)
+
+
+def test_a_law_of_what_all_rows_share_may_change():
+    def centred(x, y=None):
+        with numpyro.plate("slopes", 2):
+            slope = numpyro.sample("slope", dist.Normal(x.mean(), 1.0))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("y", dist.Normal(slope.sum() * x, 0.1), obs=y)
+
+    assert set(predict(KEY, sampled(centred, X, X), X + 1.0)) == {"y"}
+
+
 def test_the_future_of_a_series_goes_on_from_its_past():
     past = jnp.array([0.8, 0.7, 0.5])
     mcmc = sampled(autoregression, past)

@@ -260,6 +260,19 @@ def wide_fits():
     return [at(AutoNormal(model), params, 0.5, model=model)] * 2
 
 
+def padded(only_one):
+    """Two unknowns, the second of them masked and, if ``only_one``, seen by nothing else."""
+
+    def model(y):
+        with numpyro.plate("units", 2), numpyro.handlers.mask(mask=jnp.array([True, False])):
+            local = numpyro.sample("local", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(local[0] + (0.0 if only_one else local[1]), 1.0), obs=y)
+        if not only_one:
+            numpyro.factor("prior", dist.Normal(0.0, 2.0).log_prob(local[1]))
+
+    return model
+
+
 MISTAKES = {
     "one fit": (lambda: base(), (), ArgumentTypeError, "must be a list of two or more"),
     "no fit": (lambda: [base(), 3.0], (), ArgumentTypeError, r"fits\[1\] must be a result"),
@@ -295,7 +308,10 @@ MISTAKES = {
         lambda: [base(), plain(scalar(dist.Normal(0.0, 2.0)))], (), ModelError, "prior of site 'mu'",
     ),
     "params": (lambda: [plain(learned)] * 2, (), ModelError, "has param 'scale', a point"),
-    "too wide": (wide_fits, (), NonFiniteError, "no positive precision is left in chain 0"),
+    "too wide": (wide_fits, (), NonFiniteError, "left in chain 0 at site 'mu' when"),
+    "absent": (
+        lambda: [plain(padded(True))] * 2, (), ModelError, "masks 1 of the 2 elements of site 'local'",
+    ),
 }  # fmt: skip
 
 
@@ -304,6 +320,22 @@ def test_what_cannot_be_merged_says_why(name):
     fits, more, kind, words = MISTAKES[name]
     with pytest.raises(kind, match=words):
         merge(fits(), *more)
+
+
+def test_a_masked_element_that_something_sees_is_merged():
+    """Its own density comes as a factor: N(0, 1) and N(0, 4), and two observations of their sum."""
+    model = padded(False)
+    alone, seen = np.diag([1.0, 0.25]), np.ones((2, 2))
+    params = [
+        {"auto_loc": np.linalg.solve(alone + seen, y * np.ones(2)),
+         "auto_scale_tril": np.linalg.cholesky(np.linalg.inv(alone + seen))} for y in (1.0, 2.0)
+    ]  # fmt: skip
+    fits = [
+        at(AutoMultivariateNormal(model), p, y, model=model) for p, y in zip(params, (1.0, 2.0), strict=True)
+    ]
+    root = merge(fits, None, 1.5).params["auto_scale_tril"][0]
+    # neither prior may be counted twice
+    np.testing.assert_allclose(np.linalg.inv(root @ root.T), alone + 2.0 * seen, atol=1e-6)
 
 
 def test_shapes_of_the_arguments_given():

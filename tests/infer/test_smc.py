@@ -352,3 +352,29 @@ def test_draws_in_an_objective_must_be_held_fixed():
 def test_groups_are_for_the_front_alone():
     with pytest.raises(ModelError, match="SA moves particles in groups"):
         simulate(normalize(normal, {}, TemperedSMC(10, moves=SA)), 1.0, rng_key=KEY)
+
+
+def test_double_precision():
+    """A count of NaN changed its type from move to move, and nothing ran."""
+    with jax.enable_x64(True):
+        result = smc(normal).run(KEY, 3.0)
+        assert abs(result.log_evidence - np.log(EXACT)) < 0.2
+        report = result.to_arviz()
+    assert result.values["z"].dtype == report.posterior["z"].dtype == np.float64
+    assert abs(result.values["z"].std() / 0.05 - 1) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm", [TemperedSMC(60), TemperedSMC(60, [0.01, 1.0], NumPyroMoves(HMC))], ids=["walk", "HMC"]
+)
+def test_double_precision_through_a_given_draw(algorithm):
+    """With a draw that is scored in the conditional run."""
+    with jax.enable_x64(True):
+        law = normalize(normal, {}, algorithm)
+        densities = [
+            float(ppl_ext.log_density(law, {"z": 3.0}, 3.0, rng_key=key).total)
+            for key in jax.random.split(KEY, 8)
+        ]
+    # E of the reciprocal is exact
+    assert abs(np.mean(np.exp(densities)) / stats.norm.pdf(3.0, 3.0 / (1 + 0.05**2 / 100), 0.05) - 1) < 0.3

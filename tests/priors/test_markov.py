@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.infer import MCMC, NUTS
 from numpyro.infer.autoguide import AutoNormal
 from tinygp import GaussianProcess, kernels
 from tinygp.kernels import quasisep
@@ -101,6 +102,30 @@ def test_what_is_returned_is_in_the_order_of_what_was_asked_for():
     order = np.argsort(np.concatenate([TIMES, new]), kind="stable")
     np.testing.assert_array_equal(jnp.concatenate([f, g])[order], states)
     np.testing.assert_array_equal(record["f"]["value"], states)
+
+
+def test_reports_show_no_data_where_nothing_was_observed():
+    """The data of the first time stood at each of the other times."""
+    t, y = jnp.arange(3.0), jnp.array([0.5, 0.1, -0.3])
+    result = smooth(model, backward="exact").run(
+        jax.random.key(0), t, y, KERNELS["Matérn 1/2"], also_at=jnp.array([3.0, 0.5]), params={"scale": 1.0}
+    )
+    seen = [0.5, np.nan, 0.1, -0.3, np.nan]
+    np.testing.assert_array_equal(result.to_arviz().observed_data["y"], np.float32(seen))
+
+
+def test_states_at_other_times_are_not_taken_for_predictions():
+    """Two states of the run stood for f at two other times; with three, redraw= was said to be the way."""
+    t, y, kernel = jnp.arange(3.0), jnp.array([0.5, 0.1, -0.3]), KERNELS["Matérn 1/2"]
+    mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=20, progress_bar=False)
+    mcmc.run(jax.random.key(0), t, y, kernel, also_at=jnp.array([3.0, 0.5]))
+    other = jnp.array([2.5, 0.2])
+    with pytest.warns(UserWarning, match="'f_state' has another law.*run again.*priors.markov, also_at="):
+        ppl_ext.predict(jax.random.key(1), mcmc, t, None, kernel, also_at=other)
+    with pytest.raises(ArgumentError, match="'f_state' has shape.*run again.*priors.markov, also_at="):
+        ppl_ext.predict(jax.random.key(1), mcmc, t, None, kernel, also_at=other[:1])
+    same = ppl_ext.predict(jax.random.key(1), mcmc, t, None, kernel, also_at=jnp.array([3.0, 0.5]))
+    np.testing.assert_allclose(same["f"][0], mcmc.get_samples()["f"], atol=1e-5)
 
 
 def test_the_law_of_draws_is_the_kernel():

@@ -249,3 +249,25 @@ def test_a_long_series_is_read_in_parts(monkeypatch):
     monkeypatch.setattr(many_solves, "_wait", lambda: True)
     parts = jax.jit(jax.value_and_grad(lambda x: log_evidence(x)))(0.7)
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_what_is_observed_before_a_scan_without_a_first_state():
+    """A parameter with data, or conditioned on, stands before a scan that starts at a number: an error of
+    JAX's about an empty maximum.
+    """
+
+    def model(y):
+        shift = numpyro.sample("shift", dist.Normal(0.0, 1.0), obs=1.0)
+
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.Normal(x, 1.0))
+            numpyro.sample("y", dist.Normal(x + shift, 1.0), obs=y_t)
+            return x, None
+
+        scan(step, 0.0, y)
+
+    found = smoothed(model, (jnp.array([1.0, 2.5]),), {})
+    joint = dist.MultivariateNormal(jnp.ones(2), jnp.array([[2.0, 1.0], [1.0, 3.0]]))
+    expected = dist.Normal(0.0, 1.0).log_prob(1.0) + joint.log_prob(jnp.array([1.0, 2.5]))
+    np.testing.assert_allclose(found.log_evidence, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.mean[:, 0], [0.3, 0.9], rtol=1e-5)

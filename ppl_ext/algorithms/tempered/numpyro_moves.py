@@ -115,7 +115,7 @@ class NumPyroMoves(Moves):
             moved, num_nan = points_at(path, position)
             return moved, Tally(acceptance, num_nan)
         moved, num_nan = jax.vmap(lambda u: points_at(path, u))(position)
-        return moved, Tally(acceptance, num_nan.sum())
+        return moved, Tally(acceptance, num_nan.sum(dtype=jnp.int32))
 
     def _kernel(self, potential, fitted: Fitted) -> MCMCKernel:
         return self.kernel(

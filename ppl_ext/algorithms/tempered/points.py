@@ -75,7 +75,7 @@ def points_at(path: Path, position: jax.Array) -> tuple[Points, jax.Array]:
     base, parts = jax.vmap(path.density)(position)
     broken = jnp.isnan(base) | jnp.isnan(parts).any(-1)
     parts = jnp.where(broken[:, None], -jnp.inf, parts)
-    return Points(position, jnp.where(broken, -jnp.inf, base), parts), broken.sum()
+    return Points(position, jnp.where(broken, -jnp.inf, base), parts), broken.sum(dtype=jnp.int32)
 
 
 def chosen(is_new: jax.Array, new: Points, old: Points) -> Points:

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.handlers import block, substitute
 from numpyro.infer.autoguide import AutoContinuous
 
+from ppl_ext.algorithms.held_sites import NothingHidden
 from ppl_ext.algorithms.target import Target
 from ppl_ext.algorithms.tempered.points import Path
 from ppl_ext.algorithms.tempered.unconstrained import Unconstrained, rows_of
@@ -84,7 +85,11 @@ def _by_sites(space: Unconstrained, initial: Callable, params: Mapping[str, Any]
     else:
         proposal = initial
     continuous = target.only(names)
-    continuous.admit(proposal)
+    proposed = continuous.admit(proposal)
+
+    def scored(*args, **kwargs):
+        with NothingHidden(f"{space.where}: initial", proposed, of_guide=True):
+            return proposal(*args, **kwargs)
 
     def draw(key):
         with target.apart(key):
@@ -93,7 +98,7 @@ def _by_sites(space: Unconstrained, initial: Callable, params: Mapping[str, Any]
 
     def log_q(position, log_det):
         with target.apart():
-            return continuous.log_proposal(proposal, space.values(position)).total + log_det
+            return continuous.log_proposal(scored, space.values(position)).total + log_det
 
     return draw, log_q
 

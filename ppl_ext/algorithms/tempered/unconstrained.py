@@ -1,6 +1,7 @@
 """Positions without bounds for the continuous free sites of a target, and its density in parts there."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
+from ppl_ext.algorithms.held_sites import NothingHidden
 from ppl_ext.algorithms.target import ImposeSome, RecordInside, Target, is_plain
 from ppl_ext.densities.distributions import unmasked
 from ppl_ext.densities.log_density import LogDensity, site_term
@@ -264,9 +266,12 @@ class Unconstrained:
         return values, handler.log_det, record.sites
 
     def _run(self, handler: Messenger, key: jax.Array | None) -> RecordInside:
-        with self.target.apart(key), (record := RecordInside()), handler:
+        with self.target.apart(key), (record := RecordInside()), self._nothing_hidden(key), handler:
             self.target.program()
         return record
+
+    def _nothing_hidden(self, key: jax.Array | None):
+        return nullcontext() if key is not None else NothingHidden(self.where, self.target.sites)
 
 
 def split_density(site: dict, given: frozenset[str]) -> tuple[jax.Array | None, jax.Array | None]:

@@ -1,5 +1,6 @@
 """Draws of data: replicates of what was observed, and predictions for rows that were not."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from numpyro.handlers import seed, trace
 
 from ppl_ext.diagnostics.chunks import default_chunk, map_draws, over_draws
 from ppl_ext.diagnostics.depending import depending
-from ppl_ext.diagnostics.sites import FullPlates, Unconditioned, describe, given
+from ppl_ext.diagnostics.sites import FullPlates, Site, Unconditioned, describe, given, messages_at
 from ppl_ext.errors import ArgumentError, ModelError
 
 
@@ -72,8 +73,7 @@ def predictions(
         if x.shape[2:] != sites[name].shape:
             raise ArgumentError(
                 f"predict: the latent site '{name}' has shape {sites[name].shape} for these arguments, and "
-                f"draws of shape {x.shape[2:]}. If it belongs to rows that are new, redraw=['{name}'] draws "
-                "it from the model, given the other sites."
+                f"draws of shape {x.shape[2:]}. {_remedy(sites[name])}"
             )
     drawn = [n for n, s in sites.items() if s.kind == "latent" and n not in latent and not s.auxiliary]
     given_data = [n for n, s in sites.items() if s.kind in ("observed", "factor")]
@@ -88,6 +88,47 @@ def predictions(
             "predict: with these arguments nothing is drawn; pass None for the data that are to be predicted."
         )
     return found
+
+
+def _remedy(site: Site) -> str:
+    if site.in_scan:
+        return (
+            "A step elsewhere knows of the data only in a run of its own: run again with all the steps that "
+            "are wanted (of priors.markov, also_at=). "
+            f"redraw=['{site.name}'] draws a new series, given the other sites alone."
+        )
+    return (
+        f"If it belongs to rows that are new, redraw=['{site.name}'] draws it from the model, given the "
+        "other sites."
+    )
+
+
+def warn_of_other_rows(run: Any, args: tuple, kwargs: Mapping[str, Any], redraw: Sequence[str]) -> None:
+    """Draws of a site of rows, or of a series, are for those of the run. That others are asked for shows in
+    its law.
+
+    :param run: a record of it (:mod:`ppl_ext.diagnostics.report.run_record`).
+    :param args: with ``kwargs``, the arguments of the prediction.
+    """
+    one, here = _first(run.values, run.params)
+    sites = describe(run.model, one, run.args, run.kwargs, here)
+    latent = [s for s in sites.values() if s.kind == "latent" and not s.auxiliary]
+    rows = {p.name for s in sites.values() if s.kind == "observed" for p in s.plates}
+    of_rows = [s for s in latent if s.in_scan or not rows.isdisjoint(p.name for p in s.plates)]
+    of_rows = [s for s in of_rows if s.name not in redraw]
+    if not of_rows or any(s.name not in one for s in latent):  # what is drawn now may move any law
+        return
+    before = messages_at(run.model, one, run.args, run.kwargs, here)
+    after = messages_at(run.model, one, args, kwargs, here)
+    for site in of_rows:
+        laws = [m[site.name]["fn"].log_prob(m[site.name]["value"]) for m in (before, after) if site.name in m]
+        if not np.allclose(laws[0], laws[-1], 1e-4, 1e-4, equal_nan=True):
+            warnings.warn(
+                f"predict: with these arguments '{site.name}' has another law than in the run, and its draws "
+                f"are for the rows or steps of the run. {_remedy(site)}",
+                stacklevel=3,
+            )
+            return
 
 
 def refuse_lost_data(

@@ -11,7 +11,6 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from ppl_ext.diagnostics.draws import rescored
-from ppl_ext.diagnostics.report.predicted import refuse_lost_data
 from ppl_ext.diagnostics.reversed_scans import in_order_of_inputs
 from ppl_ext.errors import ArgumentError, NonFiniteError
 
@@ -66,6 +65,8 @@ def run_of_mcmc(
     args = tuple(mcmc._args if model_args is None else model_args)
     kwargs = dict(mcmc._kwargs if model_kwargs is None else model_kwargs)
     if model is not None and (model_args is not None or model_kwargs is not None):
+        from ppl_ext.diagnostics.report.predicted import refuse_lost_data
+
         refuse_lost_data(what, model, (mcmc._args, mcmc._kwargs), (args, kwargs), {})
     if hasattr(mcmc.sampler, "why_failed") and (
         reason := mcmc.sampler.why_failed(mcmc.last_state, args, kwargs)

@@ -7,7 +7,6 @@ import jax
 
 from ppl_ext.diagnostics.feeding import feeding_sites
 from ppl_ext.diagnostics.likelihood import Terms, Units, pointwise
-from ppl_ext.diagnostics.report.predicted import replicates
 from ppl_ext.diagnostics.report.run_record import RunRecord, versions
 from ppl_ext.diagnostics.sites import Site, describe, observations, refuse_chains, refuse_series
 from ppl_ext.errors import ArgumentError, ModelError
@@ -49,6 +48,8 @@ def report_of(
                 raise omitted
             attrs["log_likelihood_omitted"] = None if omitted is None else str(omitted)
         if posterior_predictive is True:
+            from ppl_ext.diagnostics.report.predicted import replicates
+
             key = jax.random.fold_in(jax.random.key(0) if rng_key is None else rng_key, 1)
             posterior_predictive = replicates(run.model, run.values, run.params, key, run.args, run.kwargs)
     elif posterior_predictive is True:

@@ -14,6 +14,7 @@ from jax import lax
 from numpyro.handlers import substitute
 
 from ppl_ext.algorithms.anywhere import Anywhere
+from ppl_ext.algorithms.held_sites import HeldAsGiven
 from ppl_ext.algorithms.hidden_sites import Inner, unused_run
 from ppl_ext.algorithms.target import RecordInside, Target
 from ppl_ext.algorithms.tempered.points import Path
@@ -220,7 +221,7 @@ class SMC:
         return self.algorithm.temperatures is None and len(ess) == most and ess[-1] < 0.5 * wanted
 
     def _target(self, args, kwargs) -> Target:
-        program = Program(self.model, args, kwargs)
+        program = Program(HeldAsGiven(self.model), args, kwargs)
         pilot = Inner("smc", unused_run(), {}, frozenset(), True)
         with explained(self.model), pilot, (record := RecordInside()), Anywhere():
             program()
