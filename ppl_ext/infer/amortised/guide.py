@@ -263,7 +263,7 @@ class Amortised:
         return Answer(**told)
 
     def _integrated(self, algorithm: Algorithm) -> Callable:
-        """The same program for the same algorithm, so that its draws are compiled once."""
+        """The model without the sites left out: one program for one algorithm, compiled once."""
         key = "integrated", id(algorithm)
         if key not in self.samplers:
             self.samplers[key] = algorithm, marginal(self.model, [*self.pilot.latent], algorithm)
