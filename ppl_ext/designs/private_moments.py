@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from scipy.special import log_ndtr
 
@@ -102,7 +103,8 @@ def private_moments(
     :param bounds: of the norm of x and of abs(y).
     :param local: each row's noise, or the mean's.
     :raises ArgumentTypeError: if something is no number, array or key.
-    :raises ArgumentError: for values out of these ranges, or arrays that do not fit each other.
+    :raises ArgumentError: for values out of these ranges, arrays that do not fit each other, or rows that are
+        not finite, where they are known.
 
     >>> x = jax.random.normal(jax.random.key(0), (1000, 2)) / 2
     >>> y = x @ jnp.array([1.0, 0.0])
@@ -122,6 +124,7 @@ def private_moments(
     check_key(f"{where}: rng_key", rng_key)
     for name, value in (("x", x), ("y", y)):
         check_array(f"{where}: {name}", value)
+        _check_finite(f"{where}: {name}", value)
     check_flag(f"{where}: local", local)
     _check_numbers(where, epsilon, delta, bounds)
     x, y = jnp.asarray(x, float), jnp.asarray(y, float)
@@ -170,6 +173,16 @@ def gaussian_noise(epsilon: float, delta: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if middle == 0.0 or shown(middle) > delta else (low, middle)
     return high
+
+
+def _check_finite(where: str, value: Any) -> None:
+    """No noise hides a NaN, and one would make the whole release NaN."""
+    if isinstance(value, jax.core.Tracer) or np.isfinite(known := np.asarray(value, float)).all():
+        return
+    raise ArgumentError(
+        f"{where} must be finite; row {np.argwhere(~np.isfinite(known))[0, 0] if known.ndim else 0} is not. "
+        "Leave it out, or put a number that says nothing of it in its place: a NaN goes through all noise."
+    )
 
 
 def _check_numbers(where: str, epsilon: Any, delta: Any, bounds: Any) -> None:

@@ -65,9 +65,9 @@ def guide_sampler(
     args: tuple,
     kwargs: Mapping[str, Any],
     mirrored: str | None = None,
-) -> Callable[[jax.Array, int], Draws]:
+) -> Callable[..., Draws]:
     """``(rng_key, num_samples) -> Draws`` from a fitted guide, each draw scored; everything on the full
-    plates.
+    plates. Called with other params as well, of the same shapes, it draws with these, and compiles nothing.
 
     A finite latent site that the guide leaves to the model is summed out of ``log_p``, exactly; deterministic
     sites that depend on one have no value and are left out. ``AutoLaplaceApproximation``, whose guide is a
@@ -120,7 +120,7 @@ def guide_sampler(
     chunk = _chunk(model, sites, missing, shapes, args, kwargs, here)
     continuous = [n for n, s in sites.items() if s.kind == "latent" and not s.finite and n in shapes]
 
-    def sample(rng_key: jax.Array, num_samples: int) -> Draws:
+    def sample(rng_key: jax.Array, num_samples: int, shared: Any = shared) -> Draws:
         keys = jax.random.split(rng_key, (num_chains, num_samples))
         values, log_p, log_q, slices = map_draws(step, keys, shared, num_chains, num_samples, chunk)
         log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)

@@ -168,6 +168,8 @@ def test_a_mean_of_releases_is_a_release():
         ({"y": np.zeros(49)}, ArgumentError, "x must have shape"),
         ({"x": np.zeros(50)}, ArgumentError, "x must have shape"),
         ({"x": "rows"}, ArgumentTypeError, "x"),
+        ({"x": np.where(np.arange(50)[:, None] == 7, np.nan, X)}, ArgumentError, "x must be finite; row 7"),
+        ({"y": np.where(np.arange(50) == 3, np.inf, Y)}, ArgumentError, "y must be finite; row 3 is not"),
         ({"local": 1}, ArgumentTypeError, "local must be True or False"),
         ({"rng_key": 0}, ArgumentTypeError, "rng_key must be one random key"),
     ],

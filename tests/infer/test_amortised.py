@@ -1,5 +1,8 @@
 """Guides that are networks of the data: their law, their training and their answers."""
 
+import dataclasses
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,10 +20,12 @@ from ppl_ext.diagnostics import psis
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.infer import SetTransformer, amortise, fit
 from ppl_ext.objectives import Sleep
+from ppl_ext.result import Fit
 from tests.infer.amortised_programs import (
     MEAN,
     NEW,
     SMALL,
+    SOME,
     Linear,
     Says,
     X,
@@ -211,6 +216,44 @@ def test_an_answer_is_a_fit_of_the_new_data():
     assert abs(refined.values["slope"].mean() - known) < 0.15
 
 
+def alone(answer):
+    """The same fit, as one that knows of no other data sets."""
+    return Fit(**{f.name: getattr(answer, f.name) for f in dataclasses.fields(Fit)})
+
+
+class Counted(SetTransformer):
+    """Counts how often it is traced."""
+
+    traced: ClassVar[list] = []
+
+    def apply(self, params, rows, seen, rest):
+        self.traced.append(rows.shape)
+        return super().apply(params, rows, seen, rest)
+
+
+def test_answers_share_what_is_compiled_and_are_each_their_own():
+    """Three data sets, of three lengths and two runs: the network is traced for the first alone."""
+    guide = amortise(of_some, Counted(8, num_layers=1), *SOME, rows=["x", "y"], count="num")
+    settings = Sleep(4), optax.adam(0.01), 5, *SOME
+    run, other = (
+        fit(jax.random.key(k), of_some, guide, *settings, num_chains=2, progress_bar=False) for k in (0, 1)
+    )
+    asked = [(run, X, Y), (run, X[:2], -Y[:2]), (other, jnp.tile(X, 2), jnp.tile(Y, 2))]
+    answers = [guide.answer(run, x=x, y=y) for run, x, y in asked]
+    first = answers[0].sample(num_samples=3)
+    count = len(Counted.traced)
+    found = [first, *(answer.sample(num_samples=3) for answer in answers[1:])]
+    assert count > 0 and len(Counted.traced) == count
+    for draws, answer in zip(found, answers, strict=True):
+        known = alone(answer).sample(num_samples=3)
+        for name in ("slope", "noise"):
+            np.testing.assert_allclose(draws.values[name], known.values[name], rtol=1e-5)
+        np.testing.assert_allclose(draws.log_p, known.log_p, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(draws.log_q, known.log_q, rtol=1e-4, atol=1e-4)
+    assert np.ptp([draws.log_p.mean() for draws in found]) > 0.1
+    assert len(Counted.traced) > count  # which is how a fit alone does it
+
+
 def test_it_is_an_ordinary_guide():
     guide, run = trained()
     params = jax.tree.map(lambda x: x[0], run.params)
@@ -266,7 +309,11 @@ def test_what_is_not_answered_for_is_integrated_out_of_an_answer():
     assert guide.pilot.others == ("z",)
     settings = Sleep(4), optax.adam(1e-4), 1, jnp.array(0.0)
     run = fit(jax.random.key(0), guide.simulator, guide, *settings, progress_bar=False)
-    draws = guide.answer(run, 0.5, algorithm=ImportanceSampling(400)).sample(num_samples=4000)
+    algorithm = ImportanceSampling(400)
+    draws = guide.answer(run, 0.5, algorithm=algorithm).sample(num_samples=4000)
+    again = guide.answer(run, -0.7, algorithm=algorithm).sample(num_samples=50)  # nothing compiled anew
+    assert [key for key in guide.samplers if key[0] == "integrated"] == [("integrated", id(algorithm))]
+    assert len(guide.samplers) == 2 and np.abs(again.log_p - draws.log_p[:, :50]).max() > 0.01
     weights = np.exp(draws.log_weights)
     known = float(np.exp(dist.Normal(0.0, 3.0**0.5).log_prob(0.5)))
     assert abs(weights.mean() - known) < 4.5 * weights.std() / 4000**0.5

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 import ppl_ext
 from tests.papers.programs import claims, module
@@ -99,11 +100,36 @@ def test_the_labels_of_the_mixture_are_summed_out_and_a_start_is_the_mode_given_
 
 
 def test_a_coupling_by_newton_steps():
-    large, small = claims("sinkhorn_newton")
+    large, small, doubled = claims("sinkhorn_newton")
     steps, off, slow = numbers(large.ours)
     assert steps < 100 and off <= 2.9e-11 and slow > 1e5 * off
     steps, off, slow = numbers(small.ours)
     assert steps < 40 and off <= 2.9e-11
+    steps, off, total, off_doubled = numbers(doubled.ours)
+    assert steps == 50 and off > 0.01 and total < 100 and off_doubled <= 2.9e-11
+
+
+def test_steps_of_ott_are_those_of_the_formula():
+    program, cost, eta = module("sinkhorn_newton"), np.random.default_rng(2).uniform(size=(5, 5)), 9.0
+    f = g = np.zeros(5)
+    for _ in range(3):
+        g = -np.log(5 * np.exp(eta * (f[:, None] - cost)).sum(0)) / eta
+        f = -np.log(5 * np.exp(eta * (g - cost)).sum(1)) / eta
+    found = program.sinkhorn(cost, eta, np.zeros(5), np.zeros(5), 3)
+    np.testing.assert_allclose(found, [f, g], rtol=1e-12)
+
+
+def test_newton_steps_where_the_coupling_is_nearly_a_permutation():
+    """Without Sinkhorn's step after each of Newton's a row was left without mass here, and all was NaN. At
+    the largest η the coupling is the best assignment, which is known.
+    """
+    program, cost = module("sinkhorn_newton"), np.random.default_rng(0).uniform(size=(60, 60))
+    f, g, steps = program.newton(cost, 1200, *program.sinkhorn(cost, 1200, np.zeros(60), np.zeros(60), 20))
+    assert steps < 60 and program.off(program.plan(cost, 1200, f, g)) <= 2.9e-11
+    f, g, _ = program.doubled(cost, 4800)
+    p = program.plan(cost, 4800, f, g)
+    np.testing.assert_array_equal(p.argmax(1), linear_sum_assignment(cost)[1])
+    assert program.off(p) <= 2.9e-11
 
 
 def test_the_sparse_hessian_is_the_hessian_where_all_entries_are_kept_and_the_slope_is_the_margins():

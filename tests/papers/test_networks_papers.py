@@ -49,12 +49,14 @@ def test_gram_matrices_that_move_find_the_direction_of_a_wave():
 
 def test_the_divergence_from_the_first_task_keeps_it():
     """A teacher of 200 signs; errors are exact, and no weights are near both teachers."""
-    exact, before, without, kept, weighed = claims("binary_weights")
+    exact, before, without, kept, weighed, short = claims("binary_weights")
     assert float(exact.ours) < 1e-5
     first, _ = numbers(kept.ours)
     nearer, second = numbers(weighed.ours)
     assert float(before.ours) < nearer < first < float(without.ours) - 0.05 and float(without.ours) > 0.4
     assert second > first
+    # few steps forget less and learn less
+    assert numbers(short.ours)[0] < first and numbers(short.ours)[1] > numbers(kept.ours)[1]
 
 
 def test_sums_of_many_signs_are_nearly_normal():
@@ -152,8 +154,9 @@ def test_networks_at_full_size():
     assert float(three[2]) > float(ten[2]) > numbers(ten[1])[0] + 0.5
     calibration, mean, _ = module("bayescap").claims()
     assert float(calibration[2]) < 0.25 * numbers(calibration[1])[0] and float(mean[2]) < 0.01
-    _, before, without, kept, weighed = module("binary_weights").claims()
+    _, before, without, kept, weighed, short = module("binary_weights").claims()
     assert numbers(weighed[2])[0] < 0.2 < numbers(kept[2])[0] < float(without[2]) and float(before[2]) < 0.1
+    assert numbers(short[2])[0] < 0.2 and numbers(short[2])[1] > 0.4
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def draws(kernel, num, *args):
 def claims(small=False):
     num, taken, num_draws = (1_500, 100, 300) if small else (30_000, 300, 3000)
     rows = []
-    for kind, known in (("t", "0.081 to 0.014"), ("outlying", "1.30 to 0.057")):
+    for kind, known in (("t", "0.081 to 0.014 (aim)"), ("outlying", "1.30 to 0.057 (aim)")):
         x, y = data(kind, num)
         uneven = subsample(model, "rows", leverage(x))
         sds = [deviation(x, y, taken, p) for p in (np.full(num, 1 / num), uneven.probabilities)]
@@ -117,7 +117,7 @@ def claims(small=False):
     rows.append(("HMCECS: sd over that with all rows; largest shift, in sd", "1; 0", told))
     off = [kept(uneven, x, y, taken, seed) for seed in range(5)]
     found = f"{min(off):.1f} to {max(off):.1f}"
-    return [*rows, ("one draw of rows, kept: its mode is off, in posterior sd", "7 to 11", found)]
+    return [*rows, ("one draw of rows, kept: its mode is off, in posterior sd", "7 to 11 (aim)", found)]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.marginal import marginal
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
+from ppl_ext.infer.amortised.answer import Answer
 from ppl_ext.infer.amortised.law import mixture, mixture_size, site_law
 from ppl_ext.infer.amortised.network import PARAMS, bound_network, check_network
 from ppl_ext.infer.amortised.pilot import Piloted, piloted
@@ -163,6 +165,11 @@ class Amortised:
     def __signature__(self) -> inspect.Signature:
         return self.pilot.data.signature
 
+    @cached_property
+    def samplers(self) -> dict[Any, Any]:
+        """What answers of this guide compiled, and the models that they integrate."""
+        return {}
+
     @property
     def size(self) -> int:
         """How many numbers the network puts out, K (d + d (d + 1) / 2), and K weights of more than one."""
@@ -228,8 +235,8 @@ class Amortised:
 
     def answer(self, run: Fit, *args: Any, algorithm: Algorithm | None = None, **kwargs: Any) -> Fit:
         """The trained guide for one data set, as a :class:`Fit`: with draws and their weights, report,
-        verdict and :meth:`Fit.refined`. Each answer compiles its draws anew; for many data sets compile
-        :meth:`laws` or :meth:`weighed` once.
+        verdict and :meth:`Fit.refined`. Draws are compiled once for all data sets; what a report, a verdict
+        by short chains and a refinement need besides is compiled anew for each.
 
         :param algorithm: for a guide of some of the latent sites, what integrates out the others, as in
             :func:`ppl_ext.marginal`.
@@ -247,10 +254,20 @@ class Amortised:
         full = self.pilot.data.bound(args, kwargs)
         if algorithm is None:
             self._refuse_some("answer")
-        run = replace(run, args=full.args, kwargs=full.kwargs)
-        if algorithm is None or not self.pilot.others:
-            return run
-        return replace(run, model=marginal(self.model, [*self.pilot.latent], algorithm), outside=None)
+        told = {f.name: getattr(run, f.name) for f in fields(Fit)} | {
+            "args": full.args,
+            "kwargs": full.kwargs,
+        }
+        if algorithm is not None and self.pilot.others:
+            told |= {"model": self._integrated(algorithm), "outside": None}
+        return Answer(**told)
+
+    def _integrated(self, algorithm: Algorithm) -> Callable:
+        """The model without the sites left out: one program for one algorithm, compiled once."""
+        key = "integrated", id(algorithm)
+        if key not in self.samplers:
+            self.samplers[key] = algorithm, marginal(self.model, [*self.pilot.latent], algorithm)
+        return self.samplers[key][1]
 
     def _refuse_some(self, what: str) -> None:
         if self.pilot.others:
