@@ -339,6 +339,32 @@ def test_a_flow_over_a_scan_whose_params_are_no_arrays():
     np.testing.assert_allclose(path.std(1) / sd, 1.0, atol=0.1)
 
 
+@pytest.mark.parametrize("of_model", [True, False], ids=["model", "guide"])
+def test_a_param_inside_of_a_scan_is_refused_by_name(of_model):
+    """NumPyro gives it no value but its first, and its own words are ``KeyError: 'fn'``."""
+
+    def walk(y, step_of=lambda: 0.0):
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.Normal(x + step_of(), 1.0))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+            return x, None
+
+        scan(step, 0.0, y)
+
+    def path(y):
+        def step(x, _):
+            return numpyro.sample("x", dist.Normal(numpyro.param("drift", 0.0), 1.0)), None
+
+        scan(step, 0.0, y)
+
+    def drifting(y):
+        walk(y, lambda: numpyro.param("drift", 0.0))
+
+    model, guide = (drifting, AutoNormal(drifting)) if of_model else (walk, path)
+    with pytest.raises(ModelError, match="param site 'drift' stands inside the step .* before the scan"):
+        quick(jax.random.key(0), model, guide, ELBO(), OPTIM, 5, jnp.array([1.0, 3.0]))
+
+
 def test_a_model_with_mutable_state():
     x = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.0, 4.0]])
 

@@ -16,7 +16,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 
-from ppl_ext.errors import ArgumentError, NonFiniteError, PplExtError
+from ppl_ext.errors import ArgumentError, ModelError, NonFiniteError, PplExtError
 from ppl_ext.program import log_density, simulate
 from ppl_ext.runtime.arguments import check_key, check_values
 from ppl_ext.runtime.explain import explained, is_foreign
@@ -137,6 +137,12 @@ def check_set_up(model: Callable, guide: Callable, rng_key, args: tuple, kwargs:
     programs = (model,) if isinstance(guide, AutoGuide) else (model, guide)
     for program in programs:
         simulate(program, *args, rng_key=rng_key, **kwargs)
+        for site in trace(seed(program, rng_key)).get_trace(*args, **kwargs).values():
+            if site["type"] in ("param", "mutable") and site.get("_control_flow_done"):
+                raise ModelError(
+                    f"{site['type']} site '{site['name']}' stands inside the step of a scan, where NumPyro "
+                    "gives it no value but its first. Declare it before the scan, and use it in the step."
+                )
     try:
         densities_by_site(model, programs[-1], args, kwargs, rng_key, {})
         by_site = jax.vmap(partial(densities_by_site, model, programs[-1], args, kwargs), in_axes=(0, None))
