@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from ppl_ext.errors import ArgumentError
@@ -43,12 +45,23 @@ class KroneckerARD(eqx.Module):
             check_count(f"KroneckerARD: each size of shape {self.shape}", size)
 
     def law(self, factors: Sequence[Any]) -> dist.Distribution:
-        """The distribution of the array, for a site of any model; factors may be sites or params of it."""
+        """The distribution of the array, for a site of any model; factors may be sites or params of it.
+
+        A slice that a factor of 0 silences has draws of 0, and no density.
+
+        :raises ArgumentError: for factors of other sizes, or below zero or NaN, where they are known.
+        """
         sizes = tuple(jnp.shape(f) for f in factors)
         if sizes != tuple((n,) for n in self.shape):
             raise ArgumentError(
                 f"KroneckerARD: factors must have shapes {[(n,) for n in self.shape]}, one an axis, got "
                 f"{list(sizes)}."
             )
+        for axis, factor in enumerate(factors):
+            if not isinstance(factor, jax.core.Tracer) and not (right := np.asarray(factor) >= 0.0).all():
+                raise ArgumentError(
+                    f"KroneckerARD: the factor of axis {axis} has a variance below zero or NaN at place "
+                    f"{right.argmin()}. As a param it wants constraint=positive, as a site a positive law."
+                )
         scale = jnp.sqrt(outer([jnp.asarray(f) for f in factors]))
         return dist.Normal(0.0, scale, validate_args=False).to_event(len(self.shape))

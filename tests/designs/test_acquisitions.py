@@ -317,6 +317,15 @@ class TestManyAtOnce:
         last = designs.next_measurements(designs.PredictiveEntropy(NOISE), law, 2, pending=[0, 4, 2])
         assert sorted(last.tolist()) == [1, 3]
 
+    def test_where_most_are_worth_nothing_they_still_differ(self):
+        """Of candidates that all are worth -inf, none is taken twice."""
+
+        def feasible(functions, pending):
+            return jnp.array([-jnp.inf, 2.0, -jnp.inf, -jnp.inf])
+
+        found = designs.next_measurements(feasible, np.zeros((3, 4)), 3, pending=[0])
+        assert found.tolist() == [1, 2, 3]
+
     def test_what_a_predictive_gave(self):
         def model(x):
             slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
@@ -410,6 +419,11 @@ KEY = jax.random.key(0)
         ),
         (lambda v: designs.next_measurements("ei", v), ArgumentTypeError, "acquisition"),
         (lambda v: designs.next_measurements(lambda f, p: jnp.ones(3), v), ArgumentError, "shape"),
+        (
+            lambda v: designs.next_measurements(lambda f, p: jnp.array([1.0, jnp.nan, 2.0, 0.0]), v),
+            ArgumentError,
+            "NaN at candidate 1",
+        ),
     ],
 )
 def test_bad_inputs_are_named(call, error, told):

@@ -148,6 +148,11 @@ MISTAKES = {
     "no axes": (lambda: KroneckerARD(()), ArgumentError, "at least one axis"),
     "empty": (lambda: KroneckerARD((3, 0)), ArgumentError, r"each size of shape \(3, 0\)"),
     "factors": (lambda: PRIOR.law([jnp.ones(3)]), ArgumentError, "factors must have shapes"),
+    "negative": (
+        lambda: PRIOR.law([jnp.ones(3), jnp.array([1.0, 0.0, -0.1, 2.0]), jnp.ones(2)]),
+        ArgumentError,
+        "factor of axis 1 has a variance below zero or NaN at place 2",
+    ),
     "prior": (lambda: type2_em(SHAPE, Y, H), ArgumentTypeError, "prior must be a KroneckerARD"),
     "m_step": (lambda: type2_em(PRIOR, Y, H, m_step="svd"), ArgumentError, "m_step must be one of"),
     "noise": (lambda: type2_em(PRIOR, Y, H, 0.0), ArgumentError, "noise must be a positive variance"),

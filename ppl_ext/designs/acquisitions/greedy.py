@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_ext.designs.acquisitions.functions import as_functions, as_rows
 from ppl_ext.errors import ArgumentError
@@ -26,7 +27,7 @@ def next_measurements(acquisition: Callable, functions: Any, num: int = 1, *, pe
     :param num: how many.
     :param pending: numbers of candidates that are being measured already.
     :return: (num,) numbers of candidates, all different, and none of those pending.
-    :raises ArgumentError: for fewer candidates than asked for.
+    :raises ArgumentError: for fewer candidates than asked for, or an acquisition that is NaN, where known.
 
     >>> from ppl_ext.designs import ExpectedImprovement
     >>> draws = jnp.array([[2.0, 1.9, 0.0], [0.0, 0.0, 1.0]])  # the first two say the same
@@ -50,6 +51,12 @@ def next_measurements(acquisition: Callable, functions: Any, num: int = 1, *, pe
                 f"{where}: acquisition must give one number for each of {size} candidates, got shape "
                 f"{jnp.shape(worth)}."
             )
-        best = jnp.argmax(worth.at[chosen].set(-jnp.inf))
+        if not isinstance(worth, jax.core.Tracer) and (nan := np.isnan(np.asarray(worth))).any():
+            raise ArgumentError(
+                f"{where}: the acquisition is NaN at candidate {nan.argmax()}, so that there is no best one. "
+                "Look at its draws, or give -inf where a candidate is not to be taken."
+            )
+        taken = jnp.zeros(size, bool).at[chosen].set(True)
+        best = jnp.lexsort((-worth, taken))[0]  # of those left, also where all of them are worth -inf
         chosen = jnp.append(chosen, best.astype(chosen.dtype))
     return chosen[-num:]
