@@ -20,10 +20,11 @@ from ppl_ext.densities.bound_direction import averaged
 from ppl_ext.densities.distributions import unmasked
 from ppl_ext.densities.log_density import LogDensity, site_term
 from ppl_ext.densities.recording import Impose, Record, listed, whole_message
-from ppl_ext.errors import ModelError
+from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectations.replicate import replicated
 from ppl_ext.expectations.run import Run
 from ppl_ext.program import Draw, Program, log_density, simulate
+from ppl_ext.runtime.arguments import check_call
 from ppl_ext.tracing.vmapped_sites import sent_out
 
 
@@ -251,8 +252,17 @@ class Target:
         """Run a proposal once, outside of any ``vmap``: NumPyro learns its parameters, and we that it
         proposes what it should. The sites that it proposes are returned.
         """
+        program = self._proposal(proposal)
+        try:
+            check_call(f"The proposal of {self.scope}", proposal, program.args, program.kwargs)
+        except ArgumentError as error:
+            raise ArgumentError(
+                f"{error} It is called with a dict of what is given, and then with the program's arguments. "
+                "A guide does without the first: for particles give its params=, too; elsewhere wrap it, "
+                "lambda given, *args: guide(*args)."
+            ) from None
         with Inner(self.scope, unused_run(), self.params, frozenset()), (record := RecordInside()):
-            self._proposal(proposal)()
+            program()
         proposed = {n: s for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"]}
         if missed := [n for n in self.free if n not in proposed]:
             raise ModelError(

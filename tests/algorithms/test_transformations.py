@@ -394,6 +394,11 @@ BAD = {
         "inside plate 'rows'",
     ),
     "proposal misses a site": (marginal(pair, ["x"], proposing()), ModelError, "misses 'u'"),
+    "a guide for a proposal": (
+        marginal(pair, ["x"], ImportanceSampling(2, lambda: numpyro.sample("u", dist.Normal(0.0, 1.0)))),
+        ArgumentError,
+        r"proposal of marginal '<lambda>' takes \(\).*dict of what is given, and then",
+    ),
     "proposal has an extra site": (
         marginal(pair, ["x"], proposing("u", "h")),
         ModelError,
