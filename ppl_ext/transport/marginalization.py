@@ -45,8 +45,8 @@ class Marginalization(Distribution):
     >>> logs = law.log_prob(x), law.log_marginal(x, second)  # of both, and of the second alone
     >>> [f"{float(jnp.exp(log)):.3f}" for log in logs]
     ['0.200', '0.600']
-    >>> print(law.given(0, x, second).probs.round(3))  # the first, given that the second is 1
-    [0.333 0.667]
+    >>> [f"{p:.3f}" for p in law.given(0, x, second).probs.tolist()]  # the first, given that the second is 1
+    ['0.333', '0.667']
 
     Source: Liu, Ramadge, Adams 2024, "Generative marginalization models".
     """

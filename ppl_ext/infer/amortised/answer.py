@@ -2,8 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -29,31 +27,28 @@ class _Reading:
         return self.program(*given.args, **given.kwargs)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Answer(Fit):
-    """What :meth:`Amortised.answer` returns: the :class:`Fit` of one data set.
+def drawing_together(run: Fit) -> Fit:
+    """The :class:`Fit` of one data set, whose draws are compiled once for all answers of its guide.
 
-    Draws of a second data set need no second compilation: those of all answers of a guide share what is
-    compiled, and data sets are an argument of it, all of the full shape.
-
-    >>> # of Amortised.answer
-    >>> Answer.sample is Fit.sample
-    True
+    Data sets, all of the full shape, are an argument of what is compiled. What is made of this fit by
+    ``dataclasses.replace`` draws as any other.
     """
 
-    @cached_property
-    def _sampler(self) -> Callable[[jax.Array, int], Draws]:
-        data, samplers = self.guide.pilot.data, self.guide.samplers  # type: ignore[attr-defined]
-        given = data.signature.bind(*self.args, **self.kwargs).arguments
+    def sample(rng_key: jax.Array, num_samples: int) -> Draws:
+        data, samplers = run.guide.pilot.data, run.guide.samplers  # type: ignore[attr-defined]
+        given = data.signature.bind(*run.args, **run.kwargs).arguments
         read = {name: jnp.asarray(given[name]) for name in data.reach}
-        of_chains = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_chains, *x.shape)), read)
-        shared = {**self.params, DATA: of_chains}
-        key = id(self.model), self.num_chains  # the sampler holds the model, so that its number stays its own
+        of_chains = jax.tree.map(lambda x: jnp.broadcast_to(x, (run.num_chains, *x.shape)), read)
+        shared = {**run.params, DATA: of_chains}
+        key = id(run.model), run.num_chains  # the sampler holds the model, so that its number stays its own
         if key not in samplers:
-            model, guide = (_Reading(program, data.signature) for program in (self.model, self.guide))
-            ours = hasattr(self.objective, "initial_state")
+            model, guide = (_Reading(program, data.signature) for program in (run.model, run.guide))
+            ours = hasattr(run.objective, "initial_state")
             mirrored = None if ours else "this run was not made by one of them"
             samplers[key] = guide_sampler(
-                model, guide, shared, self.num_chains, self.args, self.kwargs, mirrored
+                model, guide, shared, run.num_chains, run.args, run.kwargs, mirrored
             )
-        return lambda rng_key, num_samples: samplers[key](rng_key, num_samples, shared)
+        return samplers[key](rng_key, num_samples, shared)
+
+    run.__dict__["_sampler"] = sample  # where the fit keeps its own, once it is asked for
+    return run

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ppl_ext.algorithms.algorithm import Algorithm
 from ppl_ext.algorithms.marginal import marginal
 from ppl_ext.densities.recording import listed
 from ppl_ext.errors import ArgumentError, ArgumentTypeError, ModelError
-from ppl_ext.infer.amortised.answer import Answer
+from ppl_ext.infer.amortised.answer import drawing_together
 from ppl_ext.infer.amortised.law import mixture, mixture_size, site_law
 from ppl_ext.infer.amortised.network import PARAMS, bound_network, check_network
 from ppl_ext.infer.amortised.pilot import Piloted, piloted
@@ -254,13 +254,10 @@ class Amortised:
         full = self.pilot.data.bound(args, kwargs)
         if algorithm is None:
             self._refuse_some("answer")
-        told = {f.name: getattr(run, f.name) for f in fields(Fit)} | {
-            "args": full.args,
-            "kwargs": full.kwargs,
-        }
+        run = replace(run, args=full.args, kwargs=full.kwargs)
         if algorithm is not None and self.pilot.others:
-            told |= {"model": self._integrated(algorithm), "outside": None}
-        return Answer(**told)
+            run = replace(run, model=self._integrated(algorithm), outside=None)
+        return drawing_together(run)
 
     def _integrated(self, algorithm: Algorithm) -> Callable:
         """The model without the sites left out: one program for one algorithm, compiled once."""
