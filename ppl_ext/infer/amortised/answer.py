@@ -36,14 +36,14 @@ def drawing_together(run: Fit) -> Fit:
 
     def sample(rng_key: jax.Array, num_samples: int) -> Draws:
         data, samplers = run.guide.pilot.data, run.guide.samplers  # type: ignore[attr-defined]
-        given = data.signature.bind(*run.args, **run.kwargs).arguments
+        given = data.bound(run.args, run.kwargs).arguments  # which warns of numbers beyond all simulations
         read = {name: jnp.asarray(given[name]) for name in data.reach}
         of_chains = jax.tree.map(lambda x: jnp.broadcast_to(x, (run.num_chains, *x.shape)), read)
         shared = {**run.params, DATA: of_chains}
-        key = id(run.model), run.num_chains  # the sampler holds the model, so that its number stays its own
+        ours = hasattr(run.objective, "initial_state")
+        key = id(run.model), run.num_chains, ours  # a sampler holds its model: no other gets this number
         if key not in samplers:
             model, guide = (_Reading(program, data.signature) for program in (run.model, run.guide))
-            ours = hasattr(run.objective, "initial_state")
             mirrored = None if ours else "this run was not made by one of them"
             samplers[key] = guide_sampler(
                 model, guide, shared, run.num_chains, run.args, run.kwargs, mirrored
