@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import jax.numpy as jnp
 from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
@@ -36,7 +37,8 @@ def _strict(fn: Distribution) -> Distribution:
     def unwarned(value):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPyro's does not name the site
-            return given._validate_sample(value)
+            # NumPyro compares by NumPy what is NumPy's, which traced bounds are not
+            return given._validate_sample(jnp.asarray(value))
 
     fn._validate_args, fn._validate_sample = True, unwarned
     if isinstance(base := vars(fn).get("base_dist"), Distribution):

@@ -561,6 +561,19 @@ def test_data_outside_of_the_support_are_named():
         mcmc_of(SGLD(waiting), jnp.array([1.0, -1.0]))
 
 
+def test_bounds_that_are_parameters_and_data_of_numpy():
+    """Whether the data lie inside was asked of NumPy, which cannot compare with a traced bound."""
+    seen = np.array([0.5, 0.7])
+
+    def model(num):
+        top = numpyro.sample("top", dist.Gamma(2.0, 2.0))
+        with numpyro.plate("rows", num):
+            numpyro.sample("y", dist.Uniform(0.0, top + 1.0), obs=seen)
+
+    with numpyro.validation_enabled(False):
+        assert np.isfinite(mcmc_of(SGLD(model, step_size=1e-3), 2).get_samples()["top"]).all()
+
+
 def discrete(x, y):
     numpyro.sample("which", dist.Bernoulli(0.5))
     priors()

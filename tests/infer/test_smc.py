@@ -339,6 +339,27 @@ def test_where_nothing_is_possible_the_evidence_is_zero_and_a_warning_says_so():
     assert np.isneginf(result.log_evidence) and "no particle is possible" in str(result.verdict())
 
 
+@pytest.mark.parametrize("checks", [False, True])
+def test_data_that_hold_nan_are_named(checks):
+    """Where NumPyro checks values, a law gives NaN a density of zero: a warning spoke of supports."""
+    with (
+        numpyro.validation_enabled(checks),
+        pytest.raises(NonFiniteError, match="'y'.*hold 1 NaN of 3: drop"),
+    ):
+        smc(normal, 20).run(KEY, np.array([1.0, np.nan, 2.0]))
+
+
+def test_data_outside_of_a_support_are_named():
+    def waits(y):
+        rate = numpyro.sample("rate", dist.Gamma(2.0, 2.0))
+        numpyro.sample("y", dist.Uniform(0.0, rate), obs=y)
+
+    with pytest.warns(
+        UserWarning, match="'y' in the model is -inf.*outside the support of Uniform in 1 of 1"
+    ):
+        smc(waits, 20).run(KEY, -1.0)
+
+
 def test_too_few_temperatures_are_told():
     with pytest.warns(UserWarning, match="max_stages=2 temperatures were not enough"):
         smc(normal, 100, max_stages=2).run(KEY, 3.0)

@@ -33,6 +33,7 @@ from ppl_ext.diagnostics.report.asked import refuse_unknown
 from ppl_ext.diagnostics.report.run_record import name_of
 from ppl_ext.errors import ModelError, NonFiniteError
 from ppl_ext.infer.smc.result import SMCResult
+from ppl_ext.infer.svi.checks import non_finite_of_draws
 from ppl_ext.program import Program, log_density, simulate
 from ppl_ext.result import Fit
 from ppl_ext.runtime.arguments import check_call, check_flag, check_key, check_program
@@ -172,16 +173,17 @@ class SMC:
         log_evidence = np.asarray(state.log_evidence.value)
         num, num_nan = self.algorithm.num_particles, int(state.num_nan)
         if np.isneginf(log_evidence):
-            if num_nan:
+            reason = self._impossible_site(rng_key, *data)
+            if num_nan or "NaN" in reason:  # a law may call data of NaN impossible
                 raise NonFiniteError(
                     f"SMC: every density is NaN or zero at stage {len(increments)} ({num_nan} were NaN). "
-                    "ppl_ext.log_density(model, values, ...).by_site says which site's it is."
+                    f"{reason}ppl_ext.log_density(model, values, ...).by_site says which site's it is."
                 )
             warnings.warn(
                 f"SMC: no particle is possible given the data at stage {len(increments)}: all {num} weights "
                 "are zero, so the evidence is estimated as 0 (log evidence -inf), and the draws are none. "
-                "Look at the data and the supports of their laws; if they are possible, use more particles "
-                "or a guide, initial=.",
+                f"{reason}Look at the data and the supports of their laws; if they are possible, use more "
+                "particles or a guide, initial=.",
                 stacklevel=3,
             )
         elif self._ran_out(ess):
@@ -214,6 +216,14 @@ class SMC:
             how=how,
             outside=seen,
         )
+
+    def _impossible_site(self, rng_key, args, kwargs) -> str:
+        """Which site rules the data out, and why, as far as draws from the prior tell."""
+        try:
+            reason = non_finite_of_draws(self.model, self.model, rng_key, args, kwargs)
+        except Exception:  # an improper prior, say: there are no better words
+            reason = None
+        return "" if reason is None else f"{reason[0].upper()}{reason[1:]} "
 
     def _ran_out(self, ess: np.ndarray) -> bool:
         """Whether the last temperature is 1 for want of more, which the weights then feel."""

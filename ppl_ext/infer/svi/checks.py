@@ -144,20 +144,26 @@ def check_set_up(model: Callable, guide: Callable, rng_key, args: tuple, kwargs:
                     "gives it no value but its first. Declare it before the scan, and use it in the step."
                 )
     try:
-        densities_by_site(model, programs[-1], args, kwargs, rng_key, {})
-        by_site = jax.vmap(partial(densities_by_site, model, programs[-1], args, kwargs), in_axes=(0, None))
-        reason = non_finite_site(by_site, Where(model, programs[-1], {}, rng_key, args, kwargs))
+        # an automatic guide that was not set up has no draws: the prior's are scored
+        reason = non_finite_of_draws(model, programs[-1], rng_key, args, kwargs)
     except PplExtError:
         raise
     except Exception:  # the caller goes on with NumPyro's own error
         return
     if reason is not None:
-        # an automatic guide that was not set up has no draws: the prior's were scored
-        if programs[-1] is model:
-            reason = reason.replace("in the guide", "in the model").replace(
-                "draws of the guide", "draws of the prior"
-            )
         raise NonFiniteError(f"Before the first step, {reason}")
+
+
+def non_finite_of_draws(model: Callable, guide: Callable, rng_key, args: tuple, kwargs: dict) -> str | None:
+    """:func:`non_finite_site` of a guide without parameters, or of the prior: the model in the guide's
+    place.
+    """
+    densities_by_site(model, guide, args, kwargs, rng_key, {})
+    by_site = jax.vmap(partial(densities_by_site, model, guide, args, kwargs), in_axes=(0, None))
+    reason = non_finite_site(by_site, Where(model, guide, {}, rng_key, args, kwargs))
+    if reason is not None and guide is model:
+        reason = reason.replace("in the guide", "in the model").replace("of the guide", "of the prior")
+    return reason
 
 
 @contextmanager
