@@ -126,12 +126,8 @@ class Record(Messenger):
         self.stands = self.stands.replace("at ", "after ", 1)
 
     def plate_scales(self) -> dict[str, float]:
-        out = {}
-        for name, site in self.sites.items():
-            if site["type"] == "plate":
-                size, subsample_size = site["args"]
-                out[name] = 1.0 if not subsample_size else size / subsample_size
-        return out
+        plates = {name: site["args"] for name, site in self.sites.items() if site["type"] == "plate"}
+        return {name: size / taken if taken else 1.0 for name, (size, taken) in plates.items()}
 
     def log_density(self) -> LogDensity:
         scales, pairs = self.plate_scales(), []

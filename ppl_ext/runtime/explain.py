@@ -15,7 +15,7 @@ from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistr
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import _PYRO_STACK
 
-from ppl_ext.errors import ProgramError
+from ppl_ext.errors import ArgumentError, ProgramError
 
 NOT_CONCRETE = (
     jax.errors.ConcretizationTypeError,
@@ -34,14 +34,17 @@ def explained(
     :param where: says where the program stands: "at site 'z'", "after site 'mu'".
     :param site: the message of the site in hand, if there is one. An error of shapes is told with those of
         its value and of its law.
-    :raises ProgramError: instead of an error of JAX, NumPyro or NumPy.
+    :raises ProgramError: instead of an error of JAX, NumPyro or NumPy. An :class:`ArgumentError` of a law
+        keeps its type, with a note of where the program stood.
     """
     try:
         yield
     except Exception as error:
-        if not is_foreign(error):
-            raise
         what = "The program" if program is None else f"The program '{name_of(program)}'"
+        if not is_foreign(error):
+            if isinstance(error, ArgumentError) and (stands := where()):  # a law is made before its site
+                error.add_note(f"{what} stood {stands}.")
+            raise
         in_plate = _in_a_plate(error) if site is None else None
         stands = where() if in_plate is None else f"at site '{in_plate['name']}'"
         if not stands and (drawn := getattr(error, "_ppl_ext_drawn", None)) is not None:

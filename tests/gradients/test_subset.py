@@ -10,11 +10,11 @@ import numpyro.distributions as dist
 import optax
 import pytest
 
-from ppl_ext import expectation, replicate
+from ppl_ext import expectation, replicate, simulate
 from ppl_ext.errors import ArgumentError, StrategyError
 from ppl_ext.gradients.subsets import SoftTopK, StraightThrough, Subset
 from ppl_ext.handlers import gradient
-from ppl_ext.infer import fit
+from ppl_ext.infer import SMC, fit
 from ppl_ext.objectives import ELBO
 from tests.oracles import assert_unbiased
 
@@ -155,6 +155,19 @@ def test_what_is_refused():
             Subset(LOGITS, k)
     with pytest.raises(ArgumentError, match="logits must have an axis of items"):
         Subset(0.0, 1)
+
+    def model():
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("chosen", Subset(LOGITS, 5))
+
+    for run in (
+        lambda: ELBO().loss(KEY, {}, model, model),
+        lambda: simulate(model, rng_key=KEY),
+        lambda: SMC(model, 20).run(KEY),
+    ):
+        with pytest.raises(ArgumentError, match="k must be a number from 1 to the 4 items") as told:
+            run()
+        assert "The program 'model' stood after site 'mu'." in told.value.__notes__
     with pytest.raises(ArgumentError, match="temperature"):
         StraightThrough(0.0)
 

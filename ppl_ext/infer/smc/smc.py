@@ -233,7 +233,12 @@ class SMC:
     def _target(self, args, kwargs) -> Target:
         program = Program(HeldAsGiven(self.model), args, kwargs)
         pilot = Inner("smc", unused_run(), {}, frozenset(), True)
-        with explained(self.model), pilot, (record := RecordInside()), Anywhere():
+        record = RecordInside()
+
+        def where():
+            return f"after site '{next(reversed(record.sites))}'" if record.sites else "before its first site"
+
+        with explained(self.model, where), pilot, record, Anywhere():
             program()
         free = tuple(n for n, s in record.sites.items() if s["type"] == "sample" and not s["is_observed"])
         if not free:
