@@ -15,7 +15,6 @@ from numpyro.infer.svi import SVIRunResult
 
 from ppl_ext.diagnostics.draws import Draws, guide_sampler
 from ppl_ext.diagnostics.report.options import check_report_options, check_run_options
-from ppl_ext.diagnostics.report.params_file import write_params
 from ppl_ext.diagnostics.report.run_record import (
     RunRecord,
     name_of,
@@ -23,7 +22,6 @@ from ppl_ext.diagnostics.report.run_record import (
     run_of_mcmc,
     seed_numbers,
 )
-from ppl_ext.diagnostics.report.run_report import report_of
 from ppl_ext.diagnostics.report.summary import importance, sentences, table
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
 from ppl_ext.runtime.arguments import check_call, check_count, check_key, described
@@ -238,6 +236,7 @@ class Fit:
         :return: the path of the report.
         """
         from ppl_ext.diagnostics.report.arviz_export import report_path, write_report
+        from ppl_ext.diagnostics.report.params_file import write_params
 
         path = report_path(path)
         report = self.to_arviz(rng_key, num_samples)
@@ -344,6 +343,8 @@ def to_arviz(
         return another(result, given | options)
     refuse_unknown(f"to_arviz: the report of a {type(result).__name__}", options, given)
     given["num_samples"] = num_samples = NUM_SAMPLES if num_samples is None else num_samples
+    from ppl_ext.diagnostics.report.run_report import report_of
+
     check_report_options(**given)
     run, key = _run_of("to_arviz", result, model, guide, model_args, model_kwargs, rng_key, num_samples)
     given_groups = {"prior": prior, "constant_data": constant_data, "predictions": predictions}

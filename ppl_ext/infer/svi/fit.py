@@ -116,11 +116,7 @@ def fit(
         check_call(f"fit: {name}", program, args, kwargs)
     started = time.perf_counter()
     given = Numbers(lambda: densities_by_site(model, runner.guide, args, kwargs, rng_key, first))
-    with (
-        reading(model, guide, objective, optim) as outside,
-        odd_data_blamed("fit: model", args, kwargs),
-        given,
-    ):
+    with reading(model, guide, objective, optim) as outside, odd_data_blamed("fit: model", args, kwargs):
         runner = runner_for(outside, model, guide, objective, optim)
         states = runner.init(rng_key, num_chains, init_params, args, kwargs, stable_update)
         first = jax.tree.map(lambda x: x[0], runner.params(states))
@@ -144,7 +140,8 @@ def fit(
                 return runner.begun(states, compiled, data, constants), there, constants
 
         look = partial(runner.traced, states)
-        states, data, constants = taken(outside, compiled_for, args, kwargs, look)
+        with given:
+            states, data, constants = taken(outside, compiled_for, args, kwargs, look)
     compiled = time.perf_counter()
 
     losses, about = np.zeros((num_chains, 0), np.float32), {}

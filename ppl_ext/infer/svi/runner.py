@@ -20,13 +20,15 @@ from numpyro.primitives import Messenger
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectations.run import NotStartedError
 from ppl_ext.infer.svi.checks import check_set_up, densities_by_site
+from ppl_ext.infer.svi.set_up import OF_THE_USER, Kept, Sound, in_order
 from ppl_ext.infer.svi.supports import moving_supports, told_of_moving_support
 from ppl_ext.runtime import checkpoint
-from ppl_ext.runtime.constants import join
+from ppl_ext.runtime.constants import join, split
 from ppl_ext.runtime.explain import discrete_site, explained
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.tracing.inner_jits import past_inner_jits
 
+QUICKLY = {"xla_backend_optimization_level": 0}  # what runs once
 AT_ONCE = 4000  # steps in one launch, at most: the length of the buffer of their losses
 
 
@@ -64,12 +66,57 @@ class Runner:
         )
         self.stably = jax.jit(partial(self._steps, "stably"), static_argnums=2)
         self.by_site = jax.jit(self._by_site, static_argnums=1)
+        self.start = jax.jit(self._start, static_argnums=1, compiler_options=QUICKLY)
+        self.at_once = True  # whether a run is set up by one program, until it cannot be
+        self.kept: Kept | None = None  # what the last trace of a set-up left
 
     def init(self, rng_key, num_chains: int, init_params, args, kwargs, stable: bool = False):
         """One initial state per chain, stacked."""
         keys = random.split(rng_key, num_chains)
+        states = self._at_once(keys, init_params, args, kwargs) if self.at_once else None
+        if states is None:
+            states = self._number_by_number(keys, init_params, args, kwargs)
+        self._check_init_params(init_params)
+        self._check_supports(args, kwargs, stable)
+        return states
+
+    def _at_once(self, keys, init_params, args, kwargs):
+        """The states by one program; ``None`` where that cannot be, or where something is not as it must be:
+        NumPyro finds out what on numbers.
+        """
+        data, constants = split((init_params, *args), kwargs)
+        self.kept, was_set_up = None, _is_set_up(self.guide)
+        try:
+            states, sound, values = zip(*[self.start(data, constants, key) for key in keys], strict=True)
+            if all(sound):
+                if self.kept is not None:
+                    self.kept.set(self.svi, values[0], (data, keys[0]))
+                    self.kept = None
+                return jax.tree.map(lambda *x: jnp.concatenate(x), *states) if len(keys) > 1 else states[0]
+        except Exception:  # told number by number, in words of NumPyro's or ours
+            pass
+        self.at_once = False
+        if not was_set_up and isinstance(self.guide, AutoGuide):
+            unset = vars(_unset(self.unset))
+            vars(self.guide).update({name: x for name, x in unset.items() if name not in OF_THE_USER})
+        return None
+
+    def _start(self, data, constants, key):
+        """One state, whether all that was met is sound, and the values of what was kept."""
+        (init_params, *args), kwargs = join(data, constants)
+        again = _is_set_up(self.guide)
+        with (sound := Sound()):
+            state = self._begun(self.svi, key, init_params, args, kwargs)
+        self.kept = Kept(self.svi, (data, key))
+        if not in_order(self.guide):
+            raise NotImplementedError
+        if again:
+            state = self._restart(key, init_params, args, kwargs)
+        return jax.tree.map(lambda x: x[None], state), jnp.array(sound.held).all(), self.kept.traced
+
+    def _number_by_number(self, keys, init_params, args, kwargs):
         # A guide that an earlier fit set up would start its first chain where that one did.
-        again = isinstance(self.guide, AutoGuide) and self.guide.prototype_trace is not None
+        again = _is_set_up(self.guide)
         try:
             first = self._begun(self.svi, keys[0], init_params, args, kwargs)
         except Exception as error:
@@ -79,8 +126,6 @@ class Runner:
                 check_set_up(self.svi.model, self.guide, keys[0], args, kwargs)
             with explained(self.guide, lambda: "to be set up"):
                 raise
-        self._check_init_params(init_params)
-        self._check_supports(args, kwargs, stable)
         if again:
             first = self._restart(keys[0], init_params, args, kwargs)
         others = [self._restart(key, init_params, args, kwargs) for key in keys[1:]]
@@ -242,6 +287,10 @@ class Runner:
     def _finite(self, state) -> jax.Array:
         leaves = jax.tree.leaves(self.svi.optim.get_params(state.optim_state))
         return reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in leaves], jnp.array(True))
+
+
+def _is_set_up(guide) -> bool:
+    return isinstance(guide, AutoGuide) and guide.prototype_trace is not None
 
 
 def _unset(guide):
