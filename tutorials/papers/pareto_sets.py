@@ -11,7 +11,8 @@
 # Without the kernel (k = 1 at i = j, else 0) each follows its own score. What is measured is the hypervolume:
 # the area, up to a reference, that twenty solutions at even preferences beat. The front of ZDT1 is known,
 # f₂ = 1 - √f₁, so the hypervolume of all of it and the most that twenty points can have are too. Costs are
-# computed, not learnt by a surrogate, and the repulsion is as strong at the end as at the start.
+# computed, not learnt by a surrogate, and the repulsion is as strong at the end as at the start. Chebyshev's
+# cost spreads its solutions by itself, so that there the kernel gains nothing, with repulsion or without.
 
 # %%
 import jax
@@ -66,7 +67,6 @@ def costs(key, kind, repulsion, steps):
     *keys, key = jax.random.split(key, 4)
     sizes = zip(keys, ((2, 64), (64, 64), (64, DIM)), strict=True)
     start = [(jax.random.normal(k, s) / s[0] ** 0.5, jnp.zeros(s[1])) for k, s in sizes]
-    adam = optax.adam(1e-3)
 
     def step(state, key):
         weights, moments = state
@@ -74,10 +74,10 @@ def costs(key, kind, repulsion, steps):
         x, back = jax.vjp(lambda weights: network(weights, r), weights)
         score = jax.vmap(jax.grad(lambda x, r: log_density(solution, {"x": x}, r, kind).total))(x, r)
         phi = score if repulsion is None else direction(x, score, repulsion)
-        change, moments = adam.update(back(-phi)[0], moments)
+        change, moments = optax.adam(1e-3).update(back(-phi)[0], moments)
         return (optax.apply_updates(weights, change), moments), None
 
-    (weights, _), _ = jax.lax.scan(step, (start, adam.init(start)), jax.random.split(key, steps))
+    (weights, _), _ = jax.lax.scan(step, (start, optax.adam(1e-3).init(start)), jax.random.split(key, steps))
     return jax.vmap(zdt1)(network(weights, EVEN))
 
 
@@ -120,6 +120,7 @@ def claims(small=False):
             run = jax.vmap(lambda k, a=kind, b=repulsion: costs(k, a, b, 700 if small else 2000))
             areas = np.array([hypervolume(f) for f in np.asarray(jax.jit(run)(keys), float)])
             told = f"{areas.mean():.4f} ± {areas.std(ddof=1) / len(areas) ** 0.5:.4f}"
+            told = "not reproduced: " * (repulsion == 1.0 and told[:6] <= rows[-2][2][:6]) + told
             known = f"{limit:.4f} (exact minima)" if repulsion is None else bound
             rows.append((f"hypervolume, {kind} cost, {name}", known, told))
     return rows
