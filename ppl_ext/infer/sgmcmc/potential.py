@@ -110,15 +110,23 @@ class Target(NamedTuple):
         args_, kwargs_ = jax.tree.map(_traceable, (args_, kwargs_)) if indices else (args_, kwargs_)
         model = StrictValues(substitute(self.model, data={**self.params, **indices}))
         unnamed = numpyro.validation_enabled(False)  # NumPyro's checks do not name the site
-        with named(self.model, first, args, kwargs), scale, seed(rng_seed=first), unnamed:
-            (z, _, _), valid = find_valid_initial_params(
-                rng_key,
-                model,
-                init_strategy=strategy,
-                model_args=args_,
-                model_kwargs=kwargs_,
-                prototype_params=self.example,
-            )
+
+        @jax.jit  # NumPyro's tries are a hundred little programs otherwise
+        def find(rng_key, first):
+            with scale, seed(rng_seed=first):
+                (z, _, _), valid = find_valid_initial_params(
+                    rng_key,
+                    model,
+                    init_strategy=strategy,
+                    model_args=args_,
+                    model_kwargs=kwargs_,
+                    prototype_params=self.example,
+                )
+            return z, valid
+
+        with named(self.model, first, args, kwargs), unnamed:
+            z, valid = find(rng_key, first)
+        z = {name: z[name] for name in self.transforms}  # a traced loop goes by name
         if not isinstance(valid, jax.core.Tracer) and not bool(jnp.all(valid)):
             raise NonFiniteError(f"{where}: before the first step, {self.trouble(first, args, kwargs)}")
         return z
