@@ -18,7 +18,7 @@ from ppl_ext.infer.smc.smc import SMC
 from ppl_ext.infer.smc2.result import SMC2Result
 from ppl_ext.infer.smc2.smc2 import SMC2
 from ppl_ext.infer.svi.fit import Progress, fit
-from ppl_ext.infer.svi.regularized_newton import RegularizedNewton
+from ppl_ext.infer.svi.regularized_newton import RegularizedNewton, regularized_newton
 from ppl_ext.infer.svi.sparse_subspace import SparseSubspace
 from ppl_ext.infer.svi.stopping import Plateau
 from ppl_ext.infer.windows.state import WindowResult, WindowState
@@ -53,6 +53,7 @@ __all__ = [
     "chains_over",
     "fit",
     "merge",
+    "regularized_newton",
     "windowed",
 ]
 

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation
 from scipy.optimize import minimize
 
 from ppl_ext.errors import ArgumentError, ArgumentTypeError
-from ppl_ext.infer import RegularizedNewton, fit
+from ppl_ext.infer import RegularizedNewton, fit, regularized_newton
 from ppl_ext.objectives import ELBO
 
 RNG = np.random.default_rng(0)
@@ -148,6 +149,42 @@ def test_at_the_mode_it_stays():
     np.testing.assert_array_equal(there, 1.0)
 
 
+def test_as_a_transformation_of_optax_it_takes_the_same_steps():
+    guide, options = AutoDelta(softmax), {"num_chains": 2, "progress_bar": False}
+    found = [
+        fit(jax.random.key(0), softmax, guide, ELBO(), optim, 6, X, Y, **options)
+        for optim in (RegularizedNewton(1.0, 2.0), regularized_newton(1.0, 2.0))
+    ]
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-5)
+    chained = optax.chain(regularized_newton(1.0), optax.scale(0.5))  # half a step
+    x = {"a": jnp.array([0.3, -0.4]), "b": jnp.array(1.0)}
+
+    def loss(x):
+        return jnp.exp(x["a"][0]) + x["a"][0] * x["a"][1] + 2 * x["a"][1] ** 2 + 0.1 * x["b"] ** 4
+
+    steps = [
+        t.update(jax.grad(loss)(x), t.init(x), x, value=loss(x), grad=None, value_fn=loss)[0]
+        for t in (regularized_newton(1.0), chained)
+    ]
+    jax.tree.map(lambda whole, half: np.testing.assert_allclose(0.5 * whole, half), *steps)
+    assert float(jnp.abs(steps[0]["b"])) > 0.01
+
+
+def test_forward_mode_serves_where_no_gradient_runs_backwards():
+    def loss(x):
+        return jax.lax.while_loop(
+            lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + jnp.cosh(x).sum()), (0, 0.0)
+        )[1]
+
+    optim = RegularizedNewton(regularization=0.5)
+    for step in (optim.eval_and_update, optim.eval_and_stable_update):
+        state = optim.init(jnp.array([1.0]))
+        (value, _), state = step(lambda x: (loss(x), None), state, forward_mode_differentiation=True)
+        g, b = 3 * np.sinh(1.0), 3 * np.cosh(1.0)
+        np.testing.assert_allclose(value, 3 * np.cosh(1.0), rtol=1e-6)
+        np.testing.assert_allclose(optim.get_params(state), 1 - g / (b + 0.5 * g**0.5), rtol=1e-5)
+
+
 def test_bad_inputs_are_named():
     with pytest.raises(ArgumentError, match="power must be at least 0, got -1"):
         RegularizedNewton(-1.0)
@@ -158,3 +195,10 @@ def test_bad_inputs_are_named():
     optim = RegularizedNewton()
     with pytest.raises(ArgumentError, match="the loss as a function"):
         optim.update({"x": jnp.ones(1)}, optim.init({"x": jnp.ones(1)}))
+    with pytest.raises(ArgumentError, match="power must be at least 0, got -2"):
+        regularized_newton(-2.0)
+    newton, x = regularized_newton(), jnp.ones(1)
+    with pytest.raises(ArgumentError, match="hand update of the transformation params and value_fn="):
+        newton.update(x, newton.init(x), x)
+    with pytest.raises(ArgumentError, match="hand update of the transformation params and value_fn="):
+        newton.update(x, newton.init(x), value_fn=jnp.sum)

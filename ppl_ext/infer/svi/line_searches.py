@@ -33,7 +33,7 @@ class WithLoss(_NumPyroOptim):
     ) -> tuple[tuple[Any, Any], Any]:
         """The loss, and the state after one step."""
         out, slopes = self._evaluated(fn, state, forward_mode_differentiation)
-        return out, self._moved(fn, state, out[0], slopes)
+        return out, self._moved(fn, state, out[0], slopes, forward_mode_differentiation)
 
     def eval_and_stable_update(
         self, fn: Callable[[Any], tuple], state: Any, forward_mode_differentiation: bool = False
@@ -42,7 +42,7 @@ class WithLoss(_NumPyroOptim):
         (value, aux), slopes = self._evaluated(fn, state, forward_mode_differentiation)
         value, state = jax.lax.cond(
             jnp.isfinite(value) & jnp.isfinite(ravel_pytree(slopes)[0]).all(),
-            lambda: (value, self._moved(fn, state, value, slopes)),
+            lambda: (value, self._moved(fn, state, value, slopes, forward_mode_differentiation)),
             lambda: (jnp.full_like(value, jnp.nan), state),
         )
         return (value, aux), state
@@ -54,9 +54,10 @@ class WithLoss(_NumPyroOptim):
         slopes, out = jax.jacfwd(lambda p: (fn(p)[0], fn(p)), has_aux=True)(params)
         return out, slopes
 
-    def _moved(self, fn, state, value, slopes):
+    def _moved(self, fn, state, value, slopes, forward):
         i, (params, inner) = state
+        more = {"forward_mode_differentiation": True} if forward else {}
         updates, inner = self.transformation.update(
-            slopes, inner, params, value=value, grad=slopes, value_fn=lambda p: fn(p)[0]
+            slopes, inner, params, value=value, grad=slopes, value_fn=lambda p: fn(p)[0], **more
         )
         return i + 1, (optax.apply_updates(params, updates), inner)
