@@ -213,3 +213,74 @@ def test_values_are_put_where_tracers_are():
     assert not left_traced(kept) and kept["thing"].twin == (5.0, [5.0]) and kept["same"] is kept["thing"].twin
     assert kept["function"](2) == (5.0, 2, 5.0) and kept["partial"].args == (5.0,)
     assert kept["partial"].keywords == {"key": [5.0]} and kept["user's"] is model
+
+
+class Lazy:
+    """A model that computes something once, and keeps it."""
+
+    def __init__(self):
+        self.basis, self.runs = None, []
+
+    def __call__(self, x, y):
+        if self.basis is None:
+            self.basis = jnp.linalg.qr(x)[0]
+            self.runs.append(self.basis.sum())
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(self.basis @ b, 1.0).to_event(1), obs=y)
+
+
+def lazy_in_cells():
+    basis = None
+
+    def model(x, y):
+        nonlocal basis
+        if basis is None:
+            basis = jnp.linalg.qr(x)[0]
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(basis @ b, 1.0).to_event(1), obs=y)
+
+    return model
+
+
+BASIS = None
+
+
+def lazy_in_a_global(x, y):
+    global BASIS
+    if BASIS is None:
+        BASIS = jnp.linalg.qr(x)[0]
+    b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(BASIS @ b, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    "model", [Lazy(), lazy_in_cells(), lazy_in_a_global], ids=["object", "cell", "global"]
+)
+def test_what_a_model_computes_once_and_keeps_is_a_number(model):
+    guide = guides.AutoNormal(model)
+    found = fit(KEY, model, guide, ELBO(), optax.adam(0.1), 3, X, Y, progress_bar=False)
+    assert np.isfinite(found.losses).all() and not left_traced([vars(guide), BASIS])
+    if isinstance(model, Lazy):
+        assert len(model.runs) == 1 and not left_traced(vars(model))
+        np.testing.assert_allclose(model.basis, jnp.linalg.qr(X)[0], atol=1e-6)
+
+
+def test_an_automatic_guide_inside_of_another_is_set_up_on_numbers():
+    """As the error for a discrete site advises."""
+
+    def model(x, y):
+        numpyro.sample("k", dist.Bernoulli(0.5))
+        regression(x, y)
+
+    auto = guides.AutoNormal(regression)
+
+    def guide(x, y):
+        numpyro.sample("k", dist.Bernoulli(numpyro.param("p", 0.5)))
+        auto(x, y)
+
+    found = fit(KEY, model, guide, ELBO(), optax.adam(0.1), 3, X, Y, progress_bar=False)
+    assert np.isfinite(found.losses).all() and not left_traced(vars(auto))
+    assert auto.median(jax.tree.map(lambda p: p[0], found.params))["b"].shape == (2,)
+    wrapped = numpyro.handlers.scale(guides.AutoNormal(regression), scale=2.0)
+    found = fit(KEY, regression, wrapped, ELBO(), optax.adam(0.1), 3, X, Y, progress_bar=False)
+    assert np.isfinite(found.losses).all() and not left_traced(vars(wrapped.fn))

@@ -20,7 +20,7 @@ from numpyro.primitives import Messenger
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectations.run import NotStartedError
 from ppl_ext.infer.svi.checks import check_set_up, densities_by_site
-from ppl_ext.infer.svi.set_up import OF_THE_USER, Kept, Sound, in_order
+from ppl_ext.infer.svi.set_up import Before, Kept, Sound, in_order, keep_tracers, of_the_user
 from ppl_ext.infer.svi.supports import moving_supports, told_of_moving_support
 from ppl_ext.runtime import checkpoint
 from ppl_ext.runtime.constants import join, split
@@ -85,7 +85,7 @@ class Runner:
         NumPyro finds out what on numbers.
         """
         data, constants = split((init_params, *args), kwargs)
-        self.kept, was_set_up = None, _is_set_up(self.guide)
+        self.kept, before = None, Before(self.svi.model, self.guide)
         try:
             states, sound, values = zip(*[self.start(data, constants, key) for key in keys], strict=True)
             if all(sound):
@@ -96,9 +96,7 @@ class Runner:
         except Exception:  # told number by number, in words of NumPyro's or ours
             pass
         self.at_once = False
-        if not was_set_up and isinstance(self.guide, AutoGuide):
-            unset = vars(_unset(self.unset))
-            vars(self.guide).update({name: x for name, x in unset.items() if name not in OF_THE_USER})
+        before.put_back()
         return None
 
     def _start(self, data, constants, key):
@@ -108,8 +106,9 @@ class Runner:
         with (sound := Sound()):
             state = self._begun(self.svi, key, init_params, args, kwargs)
         self.kept = Kept(self.svi, (data, key))
-        if not in_order(self.guide):
-            raise NotImplementedError
+        theirs = [self.guide] if not isinstance(self.guide, AutoGuide) else of_the_user(self.guide)
+        if not in_order(self.guide) or keep_tracers(self.svi.model, *theirs):
+            raise NotImplementedError("a set-up by one program")
         if again:
             state = self._restart(key, init_params, args, kwargs)
         return jax.tree.map(lambda x: x[None], state), jnp.array(sound.held).all(), self.kept.traced

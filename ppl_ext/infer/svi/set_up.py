@@ -8,7 +8,7 @@ its set-up is traced, and is replaced by its values.
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import jax
@@ -19,8 +19,12 @@ from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
 from numpyro.primitives import Messenger
 
-OF_THE_USER = ("model", "init_loc_fn", "create_plates")
-"""Attributes of an automatic guide that its set-up leaves as they are."""
+from ppl_ext.runtime.reads import Walk
+
+
+def of_the_user(guide: AutoGuide) -> list[Any]:
+    """What an automatic guide was made of, and its set-up leaves as it is."""
+    return [vars(guide).get(name) for name in ("model", "init_loc_fn", "create_plates")]
 
 
 class Sound(Messenger):
@@ -55,6 +59,48 @@ def _is_law(x: Any) -> bool:
     return isinstance(x, Distribution)
 
 
+class Before:
+    """What programs keep (attributes, cells, globals, lists), as it was before a run of them, to be put
+    back.
+    """
+
+    def __init__(self, *programs: Any):
+        found = [part for x in Walk({}, programs).seen.values() for part in _parts(x)]
+        self.parts = [(part, names, _copied(part, names)) for part, names in found]
+
+    def put_back(self) -> None:
+        for part, names, before in self.parts:
+            if isinstance(part, CellType):
+                part.cell_contents = before
+            elif isinstance(part, list):
+                part[:] = before
+            else:
+                for name in () if names else [*part]:
+                    if name not in before:
+                        del part[name]
+                part.update(before)
+
+
+def _parts(x: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    """What of a thing may change, each with the names in it that are its own; none for all."""
+    if isinstance(x, dict | list):
+        return [(x, ())]
+    if isinstance(x, FunctionType):
+        return [(x.__globals__, x.__code__.co_names), *((cell, ()) for cell in x.__closure__ or ())]
+    return [(vars(x), ())] if hasattr(x, "__dict__") and not isinstance(x, type | ModuleType) else []
+
+
+def _copied(part: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(part, CellType):
+        return part.cell_contents
+    return part.copy() if not names else {name: part[name] for name in names if name in part}
+
+
+def keep_tracers(*programs: Any) -> bool:
+    """Whether something that is traced can be reached from programs: what they computed once, and keep."""
+    return any(isinstance(x, jax.core.Tracer) for x in Walk({}, programs).seen.values())
+
+
 def in_order(guide: Any) -> bool:
     """Whether an automatic guide, and each part of one, has its sites in the model's order.
 
@@ -77,9 +123,11 @@ class Kept:
     """
 
     def __init__(self, svi: SVI, given: Any):
-        guide = vars(svi.guide) if isinstance(svi.guide, AutoGuide) else {}
-        self.what, self.given = [svi.constrain_fn, guide], jax.tree.leaves(given)
-        self.others = {id(x): x for x in (svi.model, svi.guide, *(guide.get(name) for name in OF_THE_USER))}
+        kept, theirs = (
+            (vars(svi.guide), of_the_user(svi.guide)) if isinstance(svi.guide, AutoGuide) else ({}, [])
+        )
+        self.what, self.given = [svi.constrain_fn, kept], jax.tree.leaves(given)
+        self.others = {id(x): x for x in (svi.model, svi.guide, *theirs)}
         found: dict[int, Any] = {}
         replaced(self.what, lambda x: found.setdefault(id(x), x), dict(self.others))
         self.traced = [x for x in found.values() if all(x is not known for known in self.given)]
