@@ -1,5 +1,6 @@
 """Fractional Brownian motion as a scan: against quadrature, and dense Gaussian algebra."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -138,6 +139,7 @@ def test_brownian_motion_is_among_them():
         np.testing.assert_allclose(noise.covariance(t), np.minimum(t[:, None], t), atol=most)
 
 
+@pytest.mark.filterwarnings("ignore:MarkovFBM")  # both miss the same
 @pytest.mark.parametrize(("kind", "most"), [("I", 1e-6), ("II", 2e-5)])
 def test_a_traced_index_is_as_good_as_a_number(kind, most, double):
     for hurst in (0.05, 0.1, 0.37, 0.5, 0.81, 0.95):
@@ -382,3 +384,18 @@ def test_what_is_traced_is_refused_with_the_remedy():
     steps = noise.steps([0.5, 1.0])
     found = jax.jit(lambda s: numpyro.handlers.seed(lambda: noise.path("b", s), 0)())(steps)
     assert found.shape == (2,) and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("kind", "hurst", "remedy"), [("I", 0.1, "smaller finest"), ("I", 0.9, "kind='II'")])
+def test_what_is_missed_is_told(kind, hurst, remedy):
+    """The noise is smaller than that of the process, by a share that is known."""
+    with pytest.warns(UserWarning, match=f"% of the variance is missed with hurst={hurst}.*{remedy}"):
+        noise = MarkovFBM(hurst, horizon=1.0, kind=kind)
+    t = np.linspace(0.0, 1.0, 401)[1:]
+    share = 1 - np.diag(noise.covariance(t)).mean() / np.diag(noise.exact_covariance(t)).mean()
+    np.testing.assert_allclose(share, noise.missed(), rtol=0.01)
+    assert share > 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MarkovFBM(0.8, horizon=1.0), MarkovFBM(0.98, horizon=1.0, kind="II")
+        MarkovFBM(0.1, horizon=1.0, finest=5e-5, num_terms=20)
