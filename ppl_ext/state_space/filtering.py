@@ -378,5 +378,6 @@ def paths(ss: StateSpace, run: FilterRun, index: jax.Array) -> dict[str, Any]:
         return ancestors[i], jax.tree.map(lambda x: x[i], sites)
 
     sites = jax.tree.map(lambda x: x[1:], run.history[0].sites)
-    first, series = lax.scan(back, index, (run.info.ancestors[1:], sites), reverse=True)
+    ancestors = run.info.ancestors[1:]
+    first, series = lax.scan(back, jnp.asarray(index, ancestors.dtype), (ancestors, sites), reverse=True)
     return {**jax.tree.map(lambda x: x[first], run.initial), **ss.ordered(series)}

@@ -216,6 +216,14 @@ def check_posterior(result):
     assert abs(draws.mean() - mean[-1]) < 0.12 and abs(draws.std() - sd[-1]) < 0.12
 
 
+def test_double_precision():
+    """An acceptance in single precision stood for one in double, and nothing ran."""
+    with jax.enable_x64(True):
+        result = smc2(walk, 200, 20).run(KEY, Y.astype(float))
+    assert result.values["sd"].dtype == np.float64
+    np.testing.assert_allclose(result.log_evidence, EXACT[-1], atol=0.4)
+
+
 def test_it_is_right_after_every_step():
     check_posterior(posterior())
     assert posterior().verdict().level == "good"

@@ -74,6 +74,20 @@ def test_a_swept_draw_is_properly_weighted_with_three_particles():
     assert_unbiased((weights, found), (1.0, EXACT))
 
 
+def test_double_precision():
+    """An index of 64 bits was picked among ancestors of 32, and nothing ran."""
+
+    def weight(key):
+        draw = simulate(POSTERIOR, np.asarray(GAUSSIAN_Y, float), rng_key=key)
+        target = log_density(model, draw.values, np.asarray(GAUSSIAN_Y, float)).total
+        return jnp.exp(target - draw.log_density.total - float(LOG_Z))
+
+    with jax.enable_x64(True):
+        weights = jax.jit(jax.vmap(weight))(jax.random.split(jax.random.key(1), 4000))
+    assert weights.dtype == np.float64
+    assert_unbiased(np.asarray(weights), 1.0)
+
+
 @pytest.mark.parametrize("held", [detach, lambda program: gradient(program, {"*": Constant()})])
 def test_held_fixed_they_serve_an_objective(held):
     loss = jax.jit(jax.vmap(lambda key: ELBO().loss(key, {}, model, held(POSTERIOR), GAUSSIAN_Y)))

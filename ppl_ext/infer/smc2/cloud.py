@@ -178,7 +178,7 @@ def moves(cloud: Cloud, parameters: Parameters, rules: Rules) -> tuple[Cloud, ja
 
     def once(cloud, key):
         cloud, accepted = move(cloud, key, parameters, rules)
-        return cloud, accepted.mean()
+        return cloud, accepted.mean(dtype=float)
 
     cloud, accepted = lax.scan(once, cloud, random.split(move_key, rules.moves.num_steps))
     return cloud, accepted.mean()
