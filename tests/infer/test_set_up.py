@@ -16,11 +16,20 @@ from numpyro.infer import autoguide as guides
 
 from ppl_ext.errors import NonFiniteError
 from ppl_ext.infer import fit
+from ppl_ext.infer.svi import set_up
 from ppl_ext.infer.svi.runner import Runner
 from ppl_ext.infer.svi.set_up import replaced
 from ppl_ext.objectives import ELBO
 
 KEY = jax.random.key(3)
+
+
+@pytest.fixture(autouse=True)
+def young(monkeypatch):
+    """As in a process that has just begun."""
+    monkeypatch.setattr(set_up, "_compiled", [0])
+
+
 X = jnp.arange(12.0).reshape(6, 2) / 10
 Y = X.sum(1)
 
@@ -284,3 +293,16 @@ def test_an_automatic_guide_inside_of_another_is_set_up_on_numbers():
     wrapped = numpyro.handlers.scale(guides.AutoNormal(regression), scale=2.0)
     found = fit(KEY, regression, wrapped, ELBO(), optax.adam(0.1), 3, X, Y, progress_bar=False)
     assert np.isfinite(found.losses).all() and not left_traced(vars(wrapped.fn))
+
+
+def test_a_process_that_has_compiled_much_is_set_up_number_by_number(monkeypatch):
+    monkeypatch.setattr(set_up, "_compiled", [0])
+    assert Runner(regression, by_hand, ELBO(), optax.adam(0.1)).at_once
+    jax.jit(lambda x: x + 3.25)(jnp.ones(7))
+    assert set_up._compiled[0] >= 1
+    monkeypatch.setattr(set_up, "_compiled", [set_up.YOUNG])
+    runner = Runner(regression, guides.AutoNormal(regression), ELBO(), optax.adam(0.1))
+    assert not runner.at_once
+    found = runner.params(runner.init(KEY, 2, None, (X, Y), {}))
+    known = state_of_numpyro(regression, guides.AutoNormal(regression))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6), found, known)

@@ -20,15 +20,15 @@ from numpyro.primitives import Messenger
 from ppl_ext.errors import ArgumentError, ModelError
 from ppl_ext.expectations.run import NotStartedError
 from ppl_ext.infer.svi.checks import check_set_up, densities_by_site
-from ppl_ext.infer.svi.set_up import Before, Kept, Sound, in_order, keep_tracers, of_the_user
+from ppl_ext.infer.svi.set_up import Before, Kept, Sound, in_order, is_young, keep_tracers, of_the_user
 from ppl_ext.infer.svi.supports import moving_supports, told_of_moving_support
 from ppl_ext.runtime import checkpoint
 from ppl_ext.runtime.constants import join, split
 from ppl_ext.runtime.explain import discrete_site, explained
+from ppl_ext.runtime.one_off import plain_options
 from ppl_ext.runtime.outside import Outside
 from ppl_ext.tracing.inner_jits import past_inner_jits
 
-QUICKLY = {"xla_backend_optimization_level": 0}  # what runs once
 AT_ONCE = 4000  # steps in one launch, at most: the length of the buffer of their losses
 
 
@@ -66,8 +66,8 @@ class Runner:
         )
         self.stably = jax.jit(partial(self._steps, "stably"), static_argnums=2)
         self.by_site = jax.jit(self._by_site, static_argnums=1)
-        self.start = jax.jit(self._start, static_argnums=1, compiler_options=QUICKLY)
-        self.at_once = True  # whether a run is set up by one program, until it cannot be
+        self.start = jax.jit(self._start, static_argnums=1, compiler_options=plain_options())
+        self.at_once = is_young()  # whether a run is set up by one program, until it cannot be
         self.kept: Kept | None = None  # what the last trace of a set-up left
 
     def init(self, rng_key, num_chains: int, init_params, args, kwargs, stable: bool = False):

@@ -3,6 +3,9 @@
 NumPyro sets a run up number by number, and each of a hundred little programs is compiled on its own: four
 fifths of the time to the first step. Under one ``jit`` they are one. What an automatic guide then keeps of
 its set-up is traced, and is replaced by its values.
+
+JAX keeps the little programs, so that a process that has compiled many has these, too, and they run in no
+time: one program serves while a process is young.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,22 @@ from numpyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
 from numpyro.primitives import Messenger
 
 from ppl_ext.runtime.reads import Walk
+
+YOUNG = 150
+"""Programs that a process compiles before it has most of those that a set-up takes number by number."""
+_compiled = [0]
+
+
+def _count(event: str, duration_secs: float, **_: Any) -> None:
+    _compiled[0] += event.endswith("backend_compile_duration")
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def is_young() -> bool:
+    """Whether this process has compiled few programs so far."""
+    return _compiled[0] < YOUNG
 
 
 def of_the_user(guide: AutoGuide) -> list[Any]:
