@@ -12,6 +12,7 @@ from benchmarks.reference.page import posteriors
 from benchmarks.rows.inference import (
     amortised,
     first_number,
+    fresh_process,
     runner,
     scaling,
     sgmcmc,
@@ -115,6 +116,12 @@ SECTIONS: dict[str, tuple[str, str, Callable]] = {
         "The first number",
         "Calls that find nothing compiled: traced, compiled and run from nothing.",
         first_number,
+    ),
+    "fresh_process": (
+        "The first number of a process",
+        "The same fits in processes that have just begun, where the operations of JAX are not compiled yet "
+        "either. Imports are left out.",
+        fresh_process,
     ),
     "markov": (
         "Gaussian processes over time",

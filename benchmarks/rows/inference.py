@@ -32,6 +32,20 @@ def first_number(report):
     return table([*head, "by the processor (quartiles)", "aim", "called again"], rows)
 
 
+def fresh_process(report):
+    rows = []
+    for name, case in report["cases"].items():
+        seconds, ratio = case["seconds"], case["ratio"]
+        rows.append(
+            [
+                f"fit, {name}: its first step",
+                f"{seconds['ours'][0]:.1f} s, {seconds['theirs'][0]:.1f} s",
+                f"{ratio['median']:.2f} ({ratio['quartiles'][0]:.2f} to {ratio['quartiles'][1]:.2f})",
+            ]
+        )
+    return table(["", "ours and that of NumPyro's SVI", "ratio by the processor (quartiles)"], rows)
+
+
 def sgmcmc(report):
     (case,) = report["cases"].values()
     rows = [
