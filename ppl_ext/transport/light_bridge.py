@@ -64,13 +64,13 @@ class LightSB(eqx.Module):
         :raises ArgumentError: for x of another dimension, or a time outside of [0, 1).
         """
         x = self._point("given: x", x)
-        logs, means, roots = self._mixture(x, _time("given: t", t))
+        logs, moves, roots = self._mixture(x, _time("given: t", t))
         # a root that is triangular again
         upper = jnp.linalg.qr(jnp.swapaxes(roots, -1, -2), mode="r")
         signs = jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
         lower = jnp.swapaxes(upper * signs[..., None], -1, -2)
         return dist.MixtureSameFamily(
-            dist.Categorical(logits=logs), dist.MultivariateNormal(means, scale_tril=lower)
+            dist.Categorical(logits=logs), dist.MultivariateNormal(x[..., None, :] + moves, scale_tril=lower)
         )
 
     def drift(self, x: Any, t: Any) -> jax.Array:
@@ -81,8 +81,8 @@ class LightSB(eqx.Module):
         :raises ArgumentError: for x of another dimension, or a time outside of [0, 1).
         """
         x, t = self._point("drift: x", x), _time("drift: t", t)
-        logs, means, _ = self._mixture(x, t)
-        return ((jax.nn.softmax(logs, axis=-1)[..., None] * means).sum(-2) - x) / (1.0 - t)
+        logs, moves, _ = self._mixture(x, t)
+        return (jax.nn.softmax(logs, axis=-1)[..., None] * moves).sum(-2) / (1.0 - t)
 
     def bridge(self, rng_key: jax.Array, x: Any, times: Any) -> jax.Array:
         r"""Paths of the diffusion from x (..., d), at times (T,): (..., T, d). Exact, whatever the times.
@@ -106,18 +106,28 @@ class LightSB(eqx.Module):
         return x[..., None, :] + t * (y - x)[..., None, :] + around
 
     def _mixture(self, x: jax.Array, t: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Log weights (..., K), means (..., K, d) and roots (K, d, d) of the end, from x at time t."""
-        roots, eye = self.roots, jnp.eye(x.shape[-1])
-        scaled = jnp.einsum("kij,kj->ki", self._inverse_roots(), self.centers)
-        both = jnp.linalg.cholesky(eye + t / (1.0 - t) * jnp.swapaxes(roots, -1, -2) @ roots)
-        u = _each(jnp.swapaxes(roots, -1, -2), x) / (1.0 - t) + scaled
+        r"""Log weights (..., K) of the end, from x at time t, how far its means (..., K, d) are from x, and
+        roots (K, d, d).
+
+        .. math:: \log \alpha_k - \tfrac12 \log |M_k^{-1}| + \tfrac{1}{2 \epsilon} \big(p^\top M_k p
+            + 2 p^\top M_k e - a (r_k - x)^\top L_k M_k e\big), \qquad L_k M_k (p + e)
+
+        with :math:`a = t / (1 - t)`, :math:`M_k = (I + a L_k^\top L_k)^{-1}`, :math:`p = L_k^\top x` and
+        :math:`e = L_k^{-1} (r_k - x)`: near time 1, where the mean is near x, nothing cancels.
+        """
+        roots, eye, inverse = self.roots, jnp.eye(x.shape[-1]), self._inverse_roots()
+        turned, later = jnp.swapaxes(roots, -1, -2), t / (1.0 - t)
+        both = jnp.linalg.cholesky(eye + later * turned @ roots)
         half = jnp.linalg.inv(both)  # small matrices, and triangular
-        whitened = jnp.einsum("kij,...kj->...ki", half, u)
+        along = _each(turned, x)
+        off = jnp.einsum("kij,kj->ki", inverse, self.centers) - _each(inverse, x)
+        away = jnp.einsum("kij,kj->ki", turned, self.centers) - along
+        p, e, v = (jnp.einsum("kij,...kj->...ki", half, y) for y in (along, off, away))
         half_log_det = jnp.log(jnp.diagonal(both, axis1=-2, axis2=-1)).sum(-1)
-        squares = (whitened**2).sum(-1) - (scaled**2).sum(-1)
+        squares = (p**2 + 2.0 * p * e - later * v * e).sum(-1)
         logs = self.log_weights + 0.5 * squares / self.epsilon - half_log_det
         outer = roots @ jnp.swapaxes(half, -1, -2)
-        return logs, jnp.einsum("kij,...kj->...ki", outer, whitened), jnp.sqrt(self.epsilon) * outer
+        return logs, jnp.einsum("kij,...kj->...ki", outer, p + e), jnp.sqrt(self.epsilon) * outer
 
     def _inverse_roots(self) -> jax.Array:
         eye = jnp.broadcast_to(jnp.eye(self.roots.shape[-1]), self.roots.shape)

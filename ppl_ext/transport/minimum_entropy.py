@@ -81,7 +81,13 @@ def _conditional(joint: jax.Array) -> jax.Array:
 
 def _row(which: str, table: jax.Array, value: Any) -> jax.Array:
     """The rows of these values: NaN for what is none, where the value is traced."""
-    value = jnp.asarray(value)
+    check_array(f"DiscreteCoupling.{which}: the value", value)
+    given, value = value, jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.integer) and value.dtype != bool:
+        raise ArgumentError(
+            f"DiscreteCoupling.{which}: values are numbered by integers, got {described(given)}."
+        )
+    value = value.astype(int)  # an index that is bool would be a mask
     there = (value >= 0) & (value < len(table))
     if not isinstance(value, jax.core.Tracer) and not bool(there.all()):
         raise ArgumentError(

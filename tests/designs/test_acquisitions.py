@@ -48,6 +48,22 @@ def test_mean_of_a_positive_part():
     np.testing.assert_allclose(mean_above(jnp.array(-9.0)), integral, rtol=1e-3)
 
 
+NORMAL = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+
+
+def test_candidates_that_are_alike_and_little_noise():
+    """Two of three are one and the same, within 1e-3, so that a covariance in single precision is singular
+    beside a noise of 1e-4.
+    """
+    root = np.array([[1.0, 0.0, 0.0], [1.0, 1e-3, 0.0], [0.0, 0.0, 0.5]], np.float32)
+    law, covariance = dist.MultivariateNormal(jnp.zeros(3), scale_tril=root), root.astype(float) @ root.T
+    found = designs.PredictiveEntropy(noise=1e-4)(law, pending=[0])
+    spread = [np.eye(2) + covariance[np.ix_([0, i], [0, i])] / 1e-8 for i in range(3)]
+    np.testing.assert_allclose(found, 0.5 * np.linalg.slogdet(spread)[1], rtol=1e-3)
+    gain = designs.KnowledgeGradient(noise=1e-4, rng_key=jax.random.key(0), num_fantasies=4)(law, [0, 0])
+    assert np.isfinite(gain).all()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_gain_of_the_upper_hull(seed):
     rng = np.random.default_rng(seed)
@@ -406,6 +422,8 @@ KEY = jax.random.key(0)
         (lambda v: designs.condition(v, 7, 1.0, 1.0, rng_key=KEY), ArgumentError, "candidate"),
         (lambda v: designs.condition(v, [0, 1], 1.0, 1.0, rng_key=KEY), ArgumentError, "one number"),
         (lambda v: designs.condition(v, 0, [1.0], 1.0, rng_key=KEY), ArgumentError, "value"),
+        (lambda v: designs.condition(v, 0, np.nan, 1.0, rng_key=KEY), ArgumentError, "value must be finite"),
+        (lambda v: designs.condition(NORMAL, 0, [1.0, 2.0, 3.0], 1.0), ArgumentError, r"one.*shape \(\)"),
         (lambda v: designs.condition(v, 0, 1.0, 1.0), ArgumentTypeError, "rng_key"),
         (
             lambda v: designs.condition(v, 0, 1e4, 1.0, rng_key=KEY),

@@ -209,3 +209,15 @@ def test_an_answer_needs_the_run_of_this_guide():
         other.answer(run, NEW)
     with pytest.raises(ArgumentTypeError, match="what fit returned for this guide"):
         guide.answer(run.params, x=X, y=Y)
+
+
+def test_numbers_that_would_be_cut_off_are_refused():
+    """A set of the full length that holds integers says that there are no others."""
+    guide = amortise(of_some, Says(np.zeros(5)), *SOME, rows=["x", "y"], count="num")
+    params = params_of(guide, *SOME)
+    with pytest.raises(ArgumentError, match="'num' must be whole numbers.*got 2.5"):
+        guide.laws(params, 2.5, X[:3], Y[:3])
+    with pytest.raises(ArgumentError, match="'num' must be whole numbers"):
+        jax.jit(lambda num: guide.laws(params, num, X[:3], Y[:3])["slope"].mean)(2.5)
+    whole = [float(guide.laws(params, num, X[:3], Y[:3])["slope"].mean) for num in (2, 2.0)]
+    assert whole[0] == whole[1]

@@ -69,6 +69,16 @@ def test_which_part_is_which():
     assert gospa(np.zeros((0, 2)), np.zeros((0, 2)), 1.0).distance == 0.0
 
 
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_high_powers_are_those_of_the_largest(size):
+    """Where the power of a distance is no number: near the largest of them, times the number to 1/p."""
+    found = gospa([[0.0], [size]], [[0.1 * size], [0.8 * size]], size, p=400.0)
+    np.testing.assert_allclose(found.distance, 0.2 * size, rtol=1e-6)
+    assert found.pairs.tolist() == [[0, 0], [1, 1]]
+    missed = gospa([[0.0]], [[0.1 * size], [0.8 * size]], size, p=400.0)
+    np.testing.assert_allclose(missed.distance, size * 0.5 ** (1 / 400), rtol=1e-6)
+
+
 def test_it_obeys_the_triangle():
     x, y, z = (RNG.uniform(-3, 3, (n, 2)) for n in (2, 3, 4))
     assert gospa(x, z, 2.0).distance <= gospa(x, y, 2.0).distance + gospa(y, z, 2.0).distance + 1e-12

@@ -78,6 +78,16 @@ class TestLaw:
 
         np.testing.assert_allclose(bridge.drift(X, t), EPSILON * jax.grad(left)(X), atol=2e-3)
 
+    @pytest.mark.parametrize("t", [0.999, 0.99999])
+    def test_single_precision_serves_near_the_end(self, bridge, t):
+        """The mean is near x, and the drift not near zero."""
+        with jax.enable_x64(True):
+            exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), bridge)
+            there = exact.given(np.asarray(X, float), t)
+            exact, shares = exact.drift(np.asarray(X, float), t), there.mixing_distribution.probs
+        np.testing.assert_allclose(bridge.drift(X, t), exact, rtol=1e-4)
+        np.testing.assert_allclose(bridge.given(X, t).mixing_distribution.probs, shares, rtol=1e-4)
+
     def test_many_points_at_once(self, bridge):
         points = jax.random.normal(jax.random.key(0), (4, 3, 2))
         there = bridge.given(points, 0.2)

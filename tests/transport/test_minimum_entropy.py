@@ -153,3 +153,12 @@ def test_values_that_there_are_not(value):
         coupling.given_first([0, value])
     traced = jax.jit(lambda y: coupling.given_second(y).probs)(jnp.array([1, value]))
     assert np.isfinite(traced[0]).all() and np.isnan(traced[1]).all()
+
+
+def test_a_value_is_a_number_of_a_row_and_no_mask():
+    coupling = minimum_entropy_coupling([0.5, 0.5], [0.25, 0.75])
+    for given in (coupling.given_first, lambda x: jax.jit(lambda x: coupling.given_first(x).probs)(x)):
+        found = given(jnp.array([True, False]))
+        np.testing.assert_array_equal(getattr(found, "probs", found), [[0.5, 0.5], [0.0, 1.0]])
+    with pytest.raises(ArgumentError, match="given_second: values are numbered by integers, got 0.5"):
+        coupling.given_second(0.5)

@@ -25,20 +25,11 @@ def _as_one(candidate: Any) -> Any:
 
 
 def _given_one(law: Gaussian, row: jax.Array, value: jax.Array, noise: Any) -> dist.MultivariateNormal:
-    r"""By the root, whose square stays a covariance in single precision.
-
-    .. math:: L L^\top - \frac{L \ell \ell^\top L^\top}{s} = A A^\top, \qquad A = L - \frac{L \ell
-        \ell^\top}{s + \sigma \sqrt s}, \qquad s = \ell^\top \ell + \sigma^2
-
-    with :math:`\ell` the row of L that is measured.
-    """
-    along = law.root[row]
-    total = along @ along + noise**2
-    across = law.root @ along
-    moved = law.root - jnp.outer(across, along) / (total + noise * jnp.sqrt(total))
-    upper = jnp.linalg.qr(moved.T, mode="r")
+    found = law.given(row[None], noise)
+    upper = jnp.linalg.qr(found.root.T, mode="r")
     lower = (upper * jnp.where(upper.diagonal() < 0, -1.0, 1.0)[:, None]).T
-    return dist.MultivariateNormal(law.mean + across * (value - law.mean[row]) / total, scale_tril=lower)
+    mean = law.mean + found.moves[:, 0] * (value - law.mean[row]) / jnp.sqrt(found.totals[0])
+    return dist.MultivariateNormal(mean, scale_tril=lower)
 
 
 def condition(functions: Any, candidate: Any, value: Any, noise: Any, *, rng_key: Any = None) -> Any:
@@ -73,14 +64,18 @@ def condition(functions: Any, candidate: Any, value: Any, noise: Any, *, rng_key
     check_array(f"{where}: value", value)
     value = jnp.asarray(value, float)
     row = rows[0]
+    shape = () if isinstance(known, Gaussian) else known.values.shape[2:]
+    if value.shape != shape:
+        raise ArgumentError(
+            f"{where}: value must be one measurement, of shape {shape}, got shape {value.shape}."
+        )
+    if not isinstance(value, jax.core.Tracer) and not jnp.isfinite(value).all():
+        raise ArgumentError(
+            f"{where}: value must be finite, got {value}. What was not measured says nothing."
+        )
     if isinstance(known, Gaussian):
         return _given_one(known, row, value, noise)
     check_key(f"{where}: rng_key", rng_key)
-    if value.shape != known.values.shape[2:]:
-        raise ArgumentError(
-            f"{where}: value must be one measurement, of shape {known.values.shape[2:]}, got shape "
-            f"{value.shape}."
-        )
     logs = log_weights(known.values[:, row], value, noise)
     if not isinstance(logs, jax.core.Tracer) and logs.max() < -0.5 * 100.0**2:
         raise ArgumentError(

@@ -26,14 +26,35 @@ class Gaussian(NamedTuple):
     def covariance(self) -> jax.Array:
         return self.root @ self.root.T
 
-    def given(self, rows: jax.Array, noise: Any) -> tuple[jax.Array, jax.Array]:
-        """How the mean moves (n, k) with k independent standard normal numbers once ``rows`` are measured,
-        and the covariance then.
+    def given(self, rows: jax.Array, noise: Any) -> "Measured":
+        r"""What k measurements at ``rows`` do, one after the other.
+
+        .. math:: L L^\top - \frac{L \ell \ell^\top L^\top}{s} = A A^\top, \qquad A = L - \frac{L \ell
+            \ell^\top}{s + \sigma \sqrt s}, \qquad s = \ell^\top \ell + \sigma^2
+
+        with :math:`\ell` the row of L that is measured: by the root, whose square stays a covariance in
+        single precision, also where the noise is small and two rows are alike.
         """
-        across = self.covariance[:, rows]
-        seen = across[rows] + noise**2 * jnp.eye(len(rows))
-        moves = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(seen), across.T, lower=True).T
-        return moves, self.covariance - moves @ moves.T
+
+        def one(root, row):
+            along = root[row]
+            total = along @ along + noise**2
+            across = root @ along
+            moved = root - jnp.outer(across, along) / (total + noise * jnp.sqrt(total))
+            return moved, (across / jnp.sqrt(total), total)
+
+        root, (moves, totals) = jax.lax.scan(one, self.root, rows)
+        return Measured(moves.T, totals, root)
+
+
+class Measured(NamedTuple):
+    """How the mean moves (n, k) with k independent standard normal numbers, the variance (k,) of each
+    measurement given those before, with its noise, and a root of the covariance then.
+    """
+
+    moves: jax.Array
+    totals: jax.Array
+    root: jax.Array
 
 
 class Draws(NamedTuple):

@@ -72,9 +72,10 @@ class KnowledgeGradient(eqx.Module):
         if not len(rows):
             return _gains(known.mean, known.covariance, self.noise)
         check_key(f"{where}: rng_key", self.rng_key)
-        moves, covariance = known.given(rows, self.noise)
+        after = known.given(rows, self.noise)
+        covariance = after.root @ after.root.T
         z = jax.random.normal(self.rng_key, (self.num_fantasies, len(rows)))
-        means = known.mean + z @ moves.T
+        means = known.mean + z @ after.moves.T
         at_best = means[:, known.mean.argmax()]  # a martingale: its mean is the best of today
         already = (means.max(1) - at_best).mean()
         return already + jax.lax.map(lambda mean: _gains(mean, covariance, self.noise), means).mean(0)

@@ -132,6 +132,11 @@ class DataSets:
             raise ArgumentError(
                 f"amortise: '{name}' must have shape {shape}, got {described(np.asarray(x))}."
             )
+        if not _keeps(x, jnp.result_type(like)):
+            raise ArgumentError(
+                f"amortise: '{name}' must be whole numbers, as in the data set that amortise was given, got "
+                f"{described(x)}. Give amortise one of floating-point numbers, if there can be others."
+            )
         x = jnp.asarray(x, jnp.result_type(like))
         if name not in self.rows or num == self.length:
             return x
@@ -186,3 +191,10 @@ def _same(x: Any, y: Any) -> bool:
     return len(leaves[0]) == len(leaves[1]) and all(
         np.array_equal(a, b) for a, b in zip(*leaves, strict=True)
     )
+
+
+def _keeps(x: Any, dtype: Any) -> bool:
+    """Whether numbers are what they were once they are of this type."""
+    if jnp.issubdtype(dtype, jnp.floating) or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        return True
+    return not isinstance(x, jax.core.Tracer) and bool((np.asarray(x) % 1 == 0).all())

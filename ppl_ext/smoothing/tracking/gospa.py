@@ -71,16 +71,20 @@ def gospa(estimates: Any, truth: Any, c: float, p: float = 1.0, alpha: float = 2
         apart = np.zeros(0)
     else:
         every = np.minimum(np.linalg.norm(x[:, None] - y[None], axis=-1), c)
-        rows, columns = linear_sum_assignment(every**p)
+        rows, columns = linear_sum_assignment((every / c) ** p)
         apart = every[rows, columns]
     pairs = np.stack([rows, columns], 1)
-    total = (apart**p).sum() + c**p / alpha * abs(len(x) - len(y))
+    uneven = abs(len(x) - len(y))
+    # in units of the largest, since a high power of a distance may be no number
+    unit = c if uneven else apart.max(initial=0.0) or c
+    distance = float(unit * (((apart / unit) ** p).sum() + uneven / alpha) ** (1.0 / p))
     if alpha != 2.0:
-        return Gospa(float(total ** (1.0 / p)), None, None, None, None, None, pairs)
+        return Gospa(distance, None, None, None, None, None, pairs)
     near = apart < c
     num_missed, num_false = len(y) - int(near.sum()), len(x) - int(near.sum())
-    close, missed, false = (apart[near] ** p).sum(), c**p / 2.0 * num_missed, c**p / 2.0 * num_false
-    distance = float(total ** (1.0 / p))
+    with np.errstate(over="ignore"):
+        close, cut = (apart[near] ** p).sum(), np.float64(c) ** p / 2.0
+    missed, false = (cut * n if n else 0.0 for n in (num_missed, num_false))
     return Gospa(distance, float(close), float(missed), float(false), num_missed, num_false, pairs[near])
 
 
